@@ -1,0 +1,99 @@
+"""The edge of every executable: one line an error, exit codes, signals, progress. The only library that imports click.
+
+Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated. stdout belongs to the artifact, all speech
+goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, TypeVar
+
+import click
+
+from nemotron_dpo.errors import UserError
+
+T = TypeVar("T")
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that `with` blocks clean up on the way out."""
+
+
+def run(command: click.Command, program: str) -> NoReturn:
+    """Run `command` as `program` and exit with its status; a mistake of the user's becomes one line on stderr."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.exit(_status(command, program))
+
+
+def is_first_rank() -> bool:
+    """True in a single process and on rank 0 of a torchrun job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(program: str, text: str) -> None:
+    """Write one line of facts to stderr, on rank 0 only."""
+    if is_first_rank():
+        print(f"{program}: {text}", file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterator[T]:
+    """`items` with a progress bar on stderr, only on rank 0 and only where stderr is a terminal."""
+    if not (is_first_rank() and sys.stderr.isatty()):
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
+
+
+def _status(command: click.Command, program: str) -> int:
+    try:
+        result = command.main(prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.UsageError as error:
+        return _complain(program, f"{error.format_message().rstrip('.')}: see '{program} --help'", 2)
+    except click.ClickException as error:
+        return _complain(program, error.format_message(), 1)
+    except UserError as error:
+        return _complain(program, str(error), 2 if error.usage else 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain(program, "interrupted", 130)
+    except Terminated:
+        return _complain(program, "terminated", 143)
+    except BrokenPipeError:
+        _detach_stdout()
+        return _complain(program, "<stdout>: the reader closed the pipe early", 1)
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(program, f"{place}{os.strerror(error.errno).lower()}", 1)
+
+
+_ENVIRONMENT_ERRORS = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EEXIST,
+}  # fmt: skip
+
+
+def _complain(program: str, line: str, status: int) -> int:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+    return status
+
+
+def _detach_stdout() -> None:
+    """Point stdout at /dev/null so that the interpreter's final flush cannot fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _raise_terminated(signum: int, frame: object) -> NoReturn:
+    raise Terminated

@@ -1,0 +1,36 @@
+"""What a user can fix. Everything else that is raised is a bug of ours and shows a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """One line for a person: `source:line: message: remedy`, without the program's name (the CLI puts that in front).
+
+    `usage` marks a mistake in how the program was called (exit 2) rather than work that failed (exit 1).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source: object = None,
+        line: int | None = None,
+        field: str | None = None,
+        remedy: str | None = None,
+        usage: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.source = None if source is None else str(source)
+        self.line = line
+        self.field = field
+        self.remedy = remedy
+        self.usage = usage
+
+    def __str__(self) -> str:
+        place = self.source or ""
+        if self.line is not None:
+            place += f":{self.line}"
+        field = f'"{self.field}"' if self.field else None
+        what = f"{field} {self.message}" if field else self.message
+        return ": ".join(part for part in (place, what, self.remedy) if part)

@@ -1,0 +1,97 @@
+"""Where a policy or a tokenizer lies: a Hugging Face id, a Hugging Face folder, or a Megatron checkpoint (root or iter_*).
+
+Knows names and files only; nothing here imports torch, so tokenization can use it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nemotron_dpo.errors import UserError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_WEIGHTS = ("*.safetensors", "*.distcp", "common.pt", ".metadata", "config.json")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved policy: `path` is an HF folder or one Megatron iteration folder."""
+
+    kind: Literal["hf", "megatron"]
+    path: Path
+    name: str
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder that holds tokenizer.json; it need not exist."""
+        return self.path / "tokenizer" if self.kind == "megatron" else self.path
+
+    def weights_digest(self) -> str:
+        """sha256 over names and bytes of the files that decide the forward pass; reads all of them."""
+        digest = hashlib.sha256()
+        for path in sorted({p for pattern in _WEIGHTS for p in self.path.glob(pattern)}):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return f"sha256:{digest.hexdigest()}"
+
+
+def resolve(id_or_dir: str | Path) -> ModelSource:
+    """Find the policy `id_or_dir`, downloading it where it is a Hugging Face id.
+
+    Raises UserError where there is no such folder, it is no model, or the hub has no such model or cannot be reached.
+    """
+    name = str(id_or_dir)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _local(path, name)
+    if path.exists():
+        raise UserError("is a file where a model folder is due", source=name)
+    if _looks_like_id(name):
+        return ModelSource("hf", _download(name), name)
+    raise UserError("no such model folder", source=name, remedy="give a Hugging Face id, an HF folder or a Megatron checkpoint")
+
+
+def _local(path: Path, name: str) -> ModelSource:
+    if (path / TRACKER).is_file():
+        return ModelSource("megatron", _tracked_iteration(path), name)
+    if (path / ".metadata").is_file():
+        return ModelSource("megatron", path, name)
+    if (path / "config.json").is_file():
+        return ModelSource("hf", path, name)
+    iterations = sorted(path.glob("iter_*"))
+    if iterations:
+        return ModelSource("megatron", iterations[-1], name)
+    raise UserError("is neither an HF folder (config.json) nor a Megatron checkpoint (iter_*)", source=name)
+
+
+def _tracked_iteration(root: Path) -> Path:
+    text = (root / TRACKER).read_text().strip()
+    folder = root / (f"iter_{int(text):07d}" if text.isdigit() else text)
+    if not (folder / ".metadata").is_file():
+        raise UserError(f"{TRACKER} names {folder.name}, which is missing or incomplete", source=root)
+    return folder
+
+
+def _looks_like_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        remedy = "check the spelling; a gated model needs `hf auth login`"
+        raise UserError("no such folder here, nor such a model on the Hugging Face hub", source=name, remedy=remedy) from None
+    except HFValidationError:
+        raise UserError("no such model folder, and no Hugging Face id either", source=name) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        remedy = "give a local folder, or check the network, HF_HUB_OFFLINE and HF_TOKEN"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the Hugging Face hub cannot be reached ({reason})", source=name, remedy=remedy) from None

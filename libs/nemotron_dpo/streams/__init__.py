@@ -1,0 +1,18 @@
+"""Arrow streams between stages: schemas with versions, provenance, and a trailer without which a stream is incomplete."""
+
+from nemotron_dpo.streams.publish import published_file
+from nemotron_dpo.streams.reader import Reader, open_reader, spool
+from nemotron_dpo.streams.schema import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo
+from nemotron_dpo.streams.writer import Writer, open_writer
+
+__all__ = [
+    "SCORED_PAIRS",
+    "TOKENIZED_PAIRS",
+    "Reader",
+    "StreamInfo",
+    "Writer",
+    "open_reader",
+    "open_writer",
+    "published_file",
+    "spool",
+]

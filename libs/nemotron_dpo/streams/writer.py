@@ -1,0 +1,70 @@
+"""Write a stream of record batches; its trailer goes out only when the `with` block ends without an exception."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.streams.publish import published_file
+from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo
+
+
+class Writer:
+    """Counts what it writes, for the trailer and for the closing line of the program."""
+
+    def __init__(self, sink: BinaryIO, info: StreamInfo) -> None:
+        self.schema = info.attach(SCHEMAS[info.schema][1])
+        self.num_rows = 0
+        self._stream = pa.ipc.new_stream(sink, self.schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append the rows of `batch`, whose columns must be those of the schema; a batch of no rows is not written."""
+        if batch.num_rows:
+            self._stream.write_batch(batch.cast(self.schema) if batch.schema != self.schema else batch)
+            self.num_rows += batch.num_rows
+
+    def finish(self) -> None:
+        """Write the trailer: a batch of no rows that carries their number."""
+        empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self.schema], schema=self.schema)
+        self._stream.write_batch(empty, custom_metadata={TRAILER_KEY: str(self.num_rows).encode()})
+        self._stream.close()
+
+
+@contextlib.contextmanager
+def open_writer(target: str | Path, info: StreamInfo) -> Iterator[Writer]:
+    """A Writer on the file `target`, or on stdout for "-".
+
+    Raises UserError (usage) for "-" on a terminal or in a multi-process job, OSError where the file cannot be written.
+    """
+    with _sink(target) as sink:
+        writer = Writer(sink, info)
+        yield writer
+        writer.finish()
+
+
+@contextlib.contextmanager
+def _sink(target: str | Path) -> Iterator[BinaryIO]:
+    if str(target) != "-":
+        with published_file(target) as file:
+            yield file
+        return
+    refuse_pipe_in_job("-o -")
+    if sys.stdout.isatty():
+        raise UserError(
+            "refusing to write a binary stream to a terminal", source="<stdout>", remedy="pipe it or give -o FILE", usage=True
+        )
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
+
+
+def refuse_pipe_in_job(argument: str) -> None:
+    """Raise UserError (usage) when this is one of several processes: only rank 0 would see the pipe."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{argument} cannot be used with WORLD_SIZE > 1", remedy="use a file", usage=True)
