@@ -6,18 +6,18 @@ goes to stderr. Ranks of one node see the same files, so its first rank speaks f
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from typing import NoReturn, TypeVar
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
 
 import click
 
 from nemotron_dpo.errors import UserError
-
-T = TypeVar("T")
 
 
 class Terminated(BaseException):
@@ -27,6 +27,8 @@ class Terminated(BaseException):
 def run(command: click.Command, program: str) -> NoReturn:
     """Run `command` as `program` and exit with its status; a mistake of the user's becomes one line on stderr."""
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS brings them back
     sys.exit(_status(command, program))
 
 
@@ -41,14 +43,15 @@ def say(program: str, text: str) -> None:
         print(f"{program}: {text}", file=sys.stderr, flush=True)
 
 
-def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterator[T]:
-    """`items` with a progress bar on stderr, only on rank 0 and only where stderr is a terminal."""
+def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int], object]:
+    """A function that counts work done on a progress bar, which shows only on rank 0 and where stderr is a terminal."""
     if not (is_first_rank() and sys.stderr.isatty()):
-        yield from items
-        return
+        return lambda done: None
     from tqdm import tqdm
 
-    yield from tqdm(items, total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
+    bar = tqdm(total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
+    atexit.register(bar.close)
+    return bar.update
 
 
 def _status(command: click.Command, program: str) -> int:

@@ -29,6 +29,12 @@ class ModelSource:
         """The folder that holds tokenizer.json; it need not exist."""
         return self.path / "tokenizer" if self.kind == "megatron" else self.path
 
+    @property
+    def iteration(self) -> int:
+        """The training step a Megatron checkpoint was written at; 0 for an HF folder."""
+        number = self.path.name.removeprefix("iter_")
+        return int(number) if self.kind == "megatron" and number.isdigit() else 0
+
     def weights_digest(self) -> str:
         """sha256 over names and bytes of the files that decide the forward pass; reads all of them."""
         digest = hashlib.sha256()
@@ -52,6 +58,20 @@ def resolve(id_or_dir: str | Path) -> ModelSource:
     if _looks_like_id(name):
         return ModelSource("hf", _download(name), name)
     raise UserError("no such model folder", source=name, remedy="give a Hugging Face id, an HF folder or a Megatron checkpoint")
+
+
+def resolve_run(source: str | Path) -> ModelSource:
+    """As `resolve`, but a run folder of dpo-train stands for the policy of its last checkpoint."""
+    steps = [p for p in Path(source).glob("checkpoints/step_*") if p.name.removeprefix("step_").isdigit()]
+    if not steps:
+        return resolve(source)
+    return resolve(max(steps, key=lambda p: int(p.name.removeprefix("step_"))) / "policy")
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise UserError (usage) where the output `folder` exists and is not an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("exists already", source=folder, remedy="remove it or name another", usage=True)
 
 
 def _local(path: Path, name: str) -> ModelSource:

@@ -1,0 +1,1 @@
+"""The training loop: batches, schedule, guards, metrics, checkpoints. Knows nothing of config files or command lines."""

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Train a policy on scored preference pairs.
+
+\b
+    dpo-train scored.arrow --policy sft-checkpoint --run-dir run dpo.max_num_steps=100 policy.optimizer.lr=1e-6
+    dpo-train scored.arrow --policy P --run-dir run --validation held_out.arrow -c tiny.yaml
+    torchrun --nproc-per-node 8 --no-python dpo-train scored.arrow --policy P --run-dir run -c tiny.yaml
+    dpo-train pairs.arrow --policy P --run-dir sft dpo.preference_loss_weight=0 dpo.sft_loss_weight=1
+
+INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the run folder first). With
+dpo.preference_loss_weight=0 it may be tokenized_pairs: that is supervised fine-tuning on the chosen responses.
+--validation may be repeated with names. Keys are NeMo-RL's; KEY.PATH=VALUE wins over the config.
+
+The run folder receives metrics.jsonl (a record a step and a validation), config.yaml and checkpoints/step_N.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from nemotron_dpo import cli
+
+if TYPE_CHECKING:
+    from nemotron_dpo.config import RunConfig
+    from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.sources import ModelSource
+    from nemotron_dpo.training.loop import Settings
+
+PROGRAM = "dpo-train"
+
+
+@click.command(help=__doc__)
+@click.argument("source", metavar="INPUT")
+@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+@click.option("--policy", required=True, metavar="ID_OR_DIR", help="Initial policy: HF id, HF folder or Megatron checkpoint.")
+@click.option("--run-dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of this run.")
+@click.option("--validation", multiple=True, metavar="[NAME=]INPUT", help="Scored pairs to validate on [NAME: default].")
+@click.option("-c", "--config", metavar="CONFIG", help="YAML file of the run's configuration.")
+def command(
+    source: str, overrides: tuple[str, ...], policy: str, run_dir: Path, validation: tuple[str, ...], config: str | None
+) -> None:
+    from nemotron_dpo.config import load_run
+    from nemotron_dpo.sources import resolve
+    from nemotron_dpo.streams import spool
+
+    run, warnings = load_run(config, overrides)
+    for warning in warnings:
+        cli.say(PROGRAM, f"warning: {warning}")
+    found = resolve(policy)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    data, reference_is_policy = _open(run, spool(source, run_dir / "input.arrow"), found)
+    sets = {name: _open(run, Path(path), found)[0] for name, path in map(_named, validation)}
+    settings = _settings(run, data, sets, reference_is_policy)
+    _train(run, found, run_dir, data, sets, settings)
+
+
+def _named(argument: str) -> tuple[str, str]:
+    name, found, path = argument.partition("=")
+    return (name, path) if found else ("default", argument)
+
+
+def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]:
+    """The pairs of one file, and whether `policy` itself scored them."""
+    from nemotron_dpo.training.data import check_reference, open_pairs
+
+    scored = run.dpo.preference_loss_weight != 0
+    pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length)
+    if scored and not run.dpo.allow_reference_mismatch and cli.is_first_rank():
+        check_reference(info, policy.weights_digest(), path)
+    return pairs, scored and not run.dpo.allow_reference_mismatch
+
+
+def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -> Settings:
+    """Plain arguments for the loop; everything that can be refused without a model is refused here."""
+    from nemotron_dpo.objective.dpo import Objective
+    from nemotron_dpo.policy.parallel import Layout, job_size
+    from nemotron_dpo.training import loop, schedule
+    from nemotron_dpo.training.batches import Packing
+
+    megatron, dpo, policy = run.policy.megatron_cfg, run.dpo, run.policy
+    replicas = Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size).data(job_size())
+    steps = loop.num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
+    loop.check_validation(sets, replicas)
+    rates = policy.scheduler
+    if rates.name == "torch":
+        learning_rates = schedule.from_torch(policy.optimizer.lr, steps, rates.schedulers, rates.milestones)
+    else:
+        shape = {"warmup_steps": rates.warmup_steps, "min_lr": rates.min_lr}
+        learning_rates = schedule.named(rates.name, policy.optimizer.lr, steps, **shape)
+    max_tokens = policy.sequence_packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
+    return loop.Settings(
+        objective=Objective(
+            beta=dpo.reference_policy_kl_penalty,
+            preference_weight=dpo.preference_loss_weight,
+            sft_weight=dpo.sft_loss_weight,
+            preference_average=dpo.preference_average_log_probs,
+            sft_average=dpo.sft_average_log_probs,
+        ),
+        batch_size=policy.train_global_batch_size,
+        learning_rates=learning_rates,
+        weight_decay=policy.optimizer.weight_decay,
+        packing=Packing(max_tokens if policy.sequence_packing.enabled else None, policy.train_micro_batch_size),
+        seed=dpo.seed,
+        shuffle=run.data.shuffle,
+        val_period=dpo.val_period,
+        val_batches=dpo.val_batches,
+        val_batch_size=dpo.val_global_batch_size,
+        val_at_start=dpo.val_at_start,
+        val_at_end=dpo.val_at_end,
+        gate_precision=policy.precision if gate else None,
+    )
+
+
+def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets: dict[str, Pairs], settings: Settings) -> None:
+    from nemotron_dpo.config import dump_run
+    from nemotron_dpo.policy import parallel
+
+    megatron = run.policy.megatron_cfg
+    layout = parallel.Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size)
+    parallel.initialize(layout, run.dpo.seed)
+    try:
+        from nemotron_dpo.checkpoint.policy import open_policy, tokenizer_folder
+        from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
+        from nemotron_dpo.training import loop
+        from nemotron_dpo.training.record import MetricsFile, TrainingInfo
+        from nemotron_dpo.training.saving import save_step
+
+        model, shape = open_policy(
+            policy,
+            run.policy.precision,
+            max_length=run.policy.max_total_sequence_length,
+            recompute=megatron.activation_checkpointing,
+        )
+        optimizer = run.policy.optimizer
+        trainable = TrainablePolicy(
+            model,
+            Optimization(
+                lr=optimizer.lr,
+                weight_decay=optimizer.weight_decay,
+                betas=optimizer.betas,
+                eps=optimizer.eps,
+                max_grad_norm=run.policy.max_grad_norm,
+                use_distributed_optimizer=megatron.use_distributed_optimizer,
+                grad_reduce_in_fp32=megatron.grad_reduce_in_fp32,
+            ),
+        )
+        last = len(settings.learning_rates)
+        info = TrainingInfo(batches_per_epoch=max(1, len(data) // settings.batch_size), batch_size=settings.batch_size)
+        bar = cli.counter(unit="step", label="training", total=last)
+        with MetricsFile(run_dir / "metrics.jsonl", enabled=cli.is_first_rank()) as metrics:
+            for record in loop.train(trainable, data, sets, settings):
+                metrics.write(record)
+                info.add(record)
+                bar(int("train/loss" in record))
+        if run.checkpointing.enabled:
+            folder = Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
+            saved = save_step(
+                folder, last, model, shape, info=info.at(last), config=dump_run(run), tokenizer=tokenizer_folder(policy)
+            )
+            cli.say(PROGRAM, f"saved {saved}")
+        cli.say(PROGRAM, info.summary(last))
+    finally:
+        parallel.shut_down()
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    cli.run(command, PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Score tokenized pairs under the reference policy: one log-prob a response token.
+
+\b
+    ref-logprobs pairs.arrow -o scored.arrow --policy sft-checkpoint
+    preference-tokenize prefs.jsonl -o - --tokenizer P | ref-logprobs - -o scored.arrow --policy P
+    ref-logprobs more.arrow -o more-scored.arrow --policy P --reuse scored.arrow
+
+INPUT and -o take a path or "-". The reference is the policy that training starts from; score with the precision you
+train with. Scores do not depend on the objective, beta or the learning rate, so one pass serves any number of runs.
+--reuse takes pairs that the same policy scored at the same precision from earlier outputs and computes only the new
+ones. Under torchrun the pairs are divided over the processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from nemotron_dpo import __version__, cli
+
+if TYPE_CHECKING:
+    from nemotron_dpo.sources import ModelSource
+    from nemotron_dpo.streams import Reader, StreamInfo, Writer
+
+PROGRAM = "ref-logprobs"
+
+
+@click.command(help=__doc__)
+@click.argument("source", metavar="INPUT")
+@click.option("-o", "--output", required=True, help="Arrow stream to write.")
+@click.option("--policy", required=True, metavar="ID_OR_DIR", help="Reference: HF id, HF folder or Megatron checkpoint.")
+@click.option("--tokenizer", metavar="ID_OR_DIR", help="Tokenizer INPUT must have been made with [default: not checked].")
+@click.option("--precision", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
+@click.option("--micro-batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Tokens in a forward pass.")
+@click.option("--reuse", multiple=True, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated.")
+def command(
+    source: str,
+    output: str,
+    policy: str,
+    tokenizer: str | None,
+    precision: str,
+    micro_batch_tokens: int,
+    reuse: tuple[str, ...],
+) -> None:
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.sources import resolve
+    from nemotron_dpo.streams import open_reader
+
+    started = time.perf_counter()
+    with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
+        found = resolve(policy)
+        _check_tokenizer(reader, tokenizer)
+        info = _stream_info(reader, found, precision)
+        parallel.initialize()
+        try:
+            with _writer(output, info) as writer:
+                num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
+        finally:
+            parallel.shut_down()
+    seconds = time.perf_counter() - started
+    reused = f", {num_pairs - num_new} of them reused" if reuse else ""
+    cli.say(PROGRAM, f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
+
+
+def _score(
+    reader: Reader, policy: ModelSource, precision: str, max_tokens: int, known: dict, writer: Writer | None
+) -> tuple[int, int]:
+    """Score every window of the stream; (pairs, pairs computed here and now)."""
+    import pyarrow as pa
+
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy import reference
+
+    model, shape = open_policy(policy, precision)
+    model.eval()
+    num_pairs = num_new = 0
+    bar = cli.counter(unit="pair", label="scoring")
+    for window in reference.windows(reader, max_tokens):
+        reference.check_fits(window, shape.vocab_size, shape.max_position_embeddings, reader.source)
+        scores, computed = reference.score_window(model, window, max_tokens, known)
+        num_pairs, num_new = num_pairs + window.num_rows, num_new + computed
+        bar(window.num_rows)
+        if writer is not None:
+            writer.write(pa.RecordBatch.from_arrays(reference.with_scores(window, scores), schema=writer.schema))
+    return num_pairs, num_new
+
+
+def _stream_info(reader: Reader, policy: ModelSource, precision: str) -> StreamInfo:
+    from nemotron_dpo.streams import StreamInfo
+
+    digests = {**reader.info.digests, "reference": policy.weights_digest()}
+    settings = {**reader.info.settings, "reference_policy": policy.name, "reference_precision": precision}
+    return StreamInfo("scored_pairs", PROGRAM, __version__, digests, settings)
+
+
+def _check_tokenizer(reader: Reader, tokenizer: str | None) -> None:
+    from nemotron_dpo.errors import UserError
+    from nemotron_dpo.preferences.tokenizer_folder import open_folder
+
+    if tokenizer is not None and open_folder(tokenizer).digest != reader.info.digests.get("tokenizer"):
+        remedy = "tokenize again, or drop --tokenizer"
+        raise UserError(f"was not tokenized with {tokenizer}", source=reader.source, remedy=remedy)
+
+
+def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
+    """Scores in earlier outputs of the same reference; UserError where one is of another policy or precision."""
+    from nemotron_dpo.errors import UserError
+    from nemotron_dpo.policy import reference
+    from nemotron_dpo.streams import open_reader
+
+    known: dict = {}
+    for path in reuse:
+        with open_reader(path, "scored_pairs") as old:
+            same_weights = old.info.digests.get("reference") == info.digests["reference"]
+            if not same_weights or old.info.settings.get("reference_precision") != info.settings["reference_precision"]:
+                raise UserError("cannot be reused: it was scored by another policy or at another precision", source=path)
+            known.update(reference.known_scores(old.read_all()))
+    return known
+
+
+@contextlib.contextmanager
+def _writer(output: str, info: StreamInfo) -> Iterator[Writer | None]:
+    """The writer on the first process of a job, None on the others."""
+    from nemotron_dpo.streams import open_writer
+
+    if not cli.is_first_rank():
+        yield None
+        return
+    with open_writer(output, info) as writer:
+        yield writer
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    cli.run(command, PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

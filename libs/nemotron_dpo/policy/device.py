@@ -1,0 +1,64 @@
+"""Let megatron-core, which is written for CUDA, run on a CPU; does nothing where CUDA is present.
+
+megatron-core names the device "cuda" in its own source. Where there is none, `redirect()` maps those names to the CPU:
+device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimizers compare against, the current device,
+synchronisation, and the CUDA random state. It is one torch function mode and five functions, so that what runs on a CPU is
+otherwise the very code that runs on GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+_active: CudaNamesMeanCpu | None = None
+
+
+def device() -> torch.device:
+    """The device this process computes on: its own GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return _CPU
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def redirect() -> None:
+    """Prepare this process for megatron-core; call once, before importing it. Idempotent."""
+    global _active
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+        return
+    if _active is not None:
+        return
+    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.empty_cache = lambda: None
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
+    _active = CudaNamesMeanCpu()
+    _active.__enter__()
+
+
+class CudaNamesMeanCpu(TorchFunctionMode):
+    """Turns every mention of a CUDA device in a torch call into the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.")
+        if "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs = {**kwargs, "device": _CPU}
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], _CPU, *args[2:])
+        return func(*args, **kwargs)
+
+
+def _is_cuda(target: object) -> bool:
+    if isinstance(target, torch.device):
+        return target.type == "cuda"
+    return isinstance(target, str) and target.startswith("cuda")

@@ -1,0 +1,117 @@
+"""A policy that learns: megatron-core's DistributedDataParallel, optimizer and pipeline schedule around a PairPolicy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemotron_dpo.policy.model import PairPolicy
+from nemotron_dpo.policy.rows import PackedRow
+
+
+class MicroBatch(Protocol):
+    """One packed row and whatever its loss needs beside it."""
+
+    @property
+    def row(self) -> PackedRow: ...
+
+
+# (micro batch, log-probs float32 [R]) -> (loss summed over the row's pairs, detached sums to be added up)
+Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with decoupled weight decay; `max_grad_norm` None leaves gradients as they are."""
+
+    lr: float
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: float | None = 1.0
+    use_distributed_optimizer: bool = True
+    grad_reduce_in_fp32: bool = True
+
+
+class TrainablePolicy:
+    """Owns the gradients and the optimizer of `model`; the loss is a mean over the pairs of the global batch."""
+
+    def __init__(self, model: PairPolicy, settings: Optimization) -> None:
+        self.model = model
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=settings.use_distributed_optimizer,
+            grad_reduce_in_fp32=settings.grad_reduce_in_fp32,
+            overlap_grad_reduce=False,
+            average_in_collective=False,
+        )
+        self._ddp = DistributedDataParallel(model.config, ddp, model)
+        self._optimizer = get_megatron_optimizer(_optimizer_config(model, settings), [self._ddp], use_gloo_process_groups=False)
+        model.config.finalize_model_grads_func = finalize_model_grads
+        model.config.no_sync_func = self._ddp.no_sync
+
+    def accumulate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:
+        """Gradients of one global batch, of which `batches` is this rank's part (at least one); its sums, last stage only."""
+        self._ddp.train()
+        self._ddp.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        return self._schedule(batches, loss, forward_only=False)
+
+    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:
+        """The sums of `batches` (at least one), without gradients; last stage only."""
+        self._ddp.eval()
+        with torch.no_grad():
+            return self._schedule(batches, loss, forward_only=True)
+
+    def step(self, lr: float) -> float:
+        """Apply the accumulated gradients at learning rate `lr` and return their norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        _, norm, _ = self._optimizer.step()
+        return float(norm)
+
+    def _schedule(self, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Tensor]:
+        return get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, loss),
+            data_iterator=iter(batches),
+            model=[self._ddp],
+            num_microbatches=len(batches),
+            seq_length=len(batches[0].row.input_ids_S),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+
+def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
+    batch = next(batches)
+
+    def counted(logps_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # megatron-core divides the summed gradients by the global sum of this count: pairs, where it expects tokens
+        total, sums = loss(batch, logps_R)
+        return total, torch.tensor(batch.row.num_pairs, dtype=torch.int, device=total.device), sums
+
+    return model(batch.row), counted
+
+
+def _optimizer_config(model: PairPolicy, settings: Optimization) -> OptimizerConfig:
+    unclipped = settings.max_grad_norm in (None, 0)
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_eps=settings.eps,
+        clip_grad=float("inf") if unclipped else float(settings.max_grad_norm or 0),
+        bf16=model.config.bf16,
+        params_dtype=model.config.params_dtype,
+        use_distributed_optimizer=settings.use_distributed_optimizer,
+        use_precision_aware_optimizer=False,
+    )

@@ -1,0 +1,59 @@
+"""From rows of a pairs file to this rank's micro batches. Legend: R response tokens of a packed row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemotron_dpo.policy.device import device
+from nemotron_dpo.policy.rows import PackedRow, pack_row
+from nemotron_dpo.preferences.packing import pack
+from nemotron_dpo.preferences.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A packed row, its reference log-probs float32 [R] (zeros where the pairs are not scored), and its rows in the file."""
+
+    row: PackedRow
+    ref_logps_R: Tensor
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Pairs fill rows of at most `max_tokens`; with None, each row holds `pairs_per_row` pairs whatever their length."""
+
+    max_tokens: int | None
+    pairs_per_row: int = 1
+
+    def bins(self, pairs: Pairs, rows: Sequence[int]) -> list[list[int]]:
+        """`rows` divided into micro batches."""
+        if self.max_tokens is None:
+            return [list(rows[i : i + self.pairs_per_row]) for i in range(0, len(rows), self.pairs_per_row)]
+        lengths = pairs.num_tokens[np.asarray(rows)]
+        return [[rows[i] for i in members] for members in pack(lengths.tolist(), self.max_tokens)]
+
+
+def share(rows: Sequence[int], rank: int, size: int) -> Sequence[int]:
+    """The part of a global batch that data-parallel rank `rank` of `size` computes."""
+    return rows[rank::size]
+
+
+def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[PairBatch]:
+    """Pack the given rows of `pairs`."""
+    return [_batch(pairs, members) for members in packing.bins(pairs, rows)]
+
+
+def _batch(pairs: Pairs, members: list[int]) -> PairBatch:
+    row = pack_row(*pairs.columns(members))
+    if pairs.ref_chosen is None or pairs.ref_rejected is None:
+        ref = torch.zeros(len(row.targets_R), device=device())
+    else:
+        parts = [side for i in members for side in (pairs.ref_chosen[i], pairs.ref_rejected[i])]
+        ref = torch.from_numpy(np.concatenate(parts)).to(device())
+    return PairBatch(row, ref, tuple(members))

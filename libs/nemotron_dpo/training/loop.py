@@ -1,0 +1,134 @@
+"""The loop: take a batch, accumulate, step, check, report; validate now and then. Every number it yields is global.
+
+Yields records, dicts in NeMo-RL's metric names with "step" first; what is done with them is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective import metrics
+from nemotron_dpo.objective.dpo import Objective, pair_losses, responses
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.trainable import Loss, TrainablePolicy
+from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.preferences.sampler import batch_indices, batches_per_epoch
+from nemotron_dpo.training import guards
+from nemotron_dpo.training.batches import Packing, PairBatch, micro_batches, share
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The length and shape of a run; `learning_rates` has one entry a step. Batch sizes count pairs over all ranks."""
+
+    objective: Objective
+    batch_size: int
+    learning_rates: Sequence[float]
+    weight_decay: float
+    packing: Packing
+    seed: int = 42
+    shuffle: bool = True
+    val_period: int = 0
+    val_batches: int = 0
+    val_batch_size: int = 8
+    val_at_start: bool = True
+    val_at_end: bool = True
+    gate_precision: str | None = None  # check ln 2 at step 1 to this precision; None where the reference is another policy
+
+
+def num_steps(num_pairs: int, batch_size: int, max_steps: int, max_epochs: int, data_parallel: int) -> int:
+    """Steps until the first of the two limits. Raises UserError for a batch that ranks or data cannot make up."""
+    if batch_size % data_parallel:
+        raise UserError(
+            f"policy.train_global_batch_size {batch_size} does not divide over {data_parallel} data-parallel ranks",
+            remedy=f"make it a multiple of {data_parallel}",
+        )
+    if num_pairs < batch_size:
+        raise UserError(
+            f"policy.train_global_batch_size {batch_size} is more than the {num_pairs} pairs there are", remedy="lower it"
+        )
+    return min(max_steps, max_epochs * batches_per_epoch(num_pairs, batch_size))
+
+
+def check_validation(sets: Mapping[str, Pairs], data_parallel: int) -> None:
+    """Raise UserError for a validation set that cannot give every data-parallel rank a pair."""
+    for name, pairs in sets.items():
+        if len(pairs) < data_parallel:
+            raise UserError(f"validation set {name} has {len(pairs)} pairs for {data_parallel} data-parallel ranks")
+
+
+def train(policy: TrainablePolicy, data: Pairs, validation: Mapping[str, Pairs], settings: Settings) -> Iterator[Record]:
+    """Train for len(learning_rates) steps, yielding a record a step and a record a validation."""
+    last = len(settings.learning_rates)
+    if settings.val_at_start:
+        yield from _validate(policy, validation, settings, 0)
+    for step in range(1, last + 1):
+        yield _train_step(policy, data, settings, step)
+        due = settings.val_period > 0 and step % settings.val_period == 0
+        if (due and step < last) or (step == last and (due or settings.val_at_end)):
+            yield from _validate(policy, validation, settings, step)
+
+
+def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: int) -> Record:
+    started = time.perf_counter()
+    rows = batch_indices(step - 1, len(data), settings.batch_size, seed=settings.seed, shuffle=settings.shuffle).tolist()
+    mine = share(rows, parallel.data_rank(), parallel.data_size())
+    batches = micro_batches(data, mine, settings.packing)
+    total = _total(policy.accumulate(batches, _loss(settings.objective)))
+    values = metrics.means(total, settings.objective)
+    guards.check_finite(step, values, _not_finite(total), f"rows {rows} of the pairs file")
+    if step == 1 and settings.gate_precision and settings.objective.needs_reference:
+        guards.check_first_step(values["preference_loss"], settings.gate_precision, settings.objective.beta)
+    lr = settings.learning_rates[step - 1]
+    values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.weight_decay}
+    guards.check_finite(step, values, 0, f"rows {rows} of the pairs file")
+    seconds = time.perf_counter() - started
+    return {
+        "step": step,
+        **{f"train/{name}": value for name, value in values.items()},
+        "timing/train/total_step_time": seconds,
+        "timing/train/pairs_per_sec": len(rows) / seconds,
+        "timing/train/valid_tokens_per_sec_per_gpu": values["global_valid_toks"] / seconds / parallel.world_size(),
+    }
+
+
+def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Settings, step: int) -> Iterator[Record]:
+    for name, pairs in sets.items():
+        limit = settings.val_batches * settings.val_batch_size if settings.val_batches > 0 else len(pairs)
+        rows = list(range(min(limit, len(pairs))))
+        mine = share(rows, parallel.data_rank(), parallel.data_size())
+        started = time.perf_counter()
+        total = _total(policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective)))
+        values = metrics.means(total, settings.objective)
+        yield {
+            "step": step,
+            **{f"validation-{name}/{key}": value for key, value in values.items()},
+            f"timing/validation-{name}/total_validation_time": time.perf_counter() - started,
+        }
+
+
+def _loss(objective: Objective) -> Loss:
+    def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, Tensor]:
+        sides = responses(logps_R, batch.ref_logps_R, batch.row.response_R, batch.row.num_pairs)
+        losses = pair_losses(objective, sides)
+        return losses.loss.sum(), metrics.sums(losses, sides)
+
+    return loss
+
+
+def _total(sums: Sequence[Tensor]) -> Tensor:
+    """Sums of all micro batches of all ranks; ranks before the last pipeline stage have none of their own."""
+    mine = torch.stack(list(sums)).sum(0) if parallel.is_last_stage() else torch.zeros(len(metrics.SUMS), dtype=torch.float64)
+    return parallel.sum_over_job(mine)
+
+
+def _not_finite(total: Tensor) -> float:
+    return float(total[metrics.SUMS.index("num_not_finite")])
