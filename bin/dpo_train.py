@@ -25,6 +25,9 @@ from nemotron_dpo import cli
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
+    from nemotron_dpo.policy.architecture import Architecture
+    from nemotron_dpo.policy.model import PairPolicy
+    from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.loop import Settings
@@ -115,40 +118,17 @@ def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -
 
 
 def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets: dict[str, Pairs], settings: Settings) -> None:
-    from nemotron_dpo.config import dump_run
     from nemotron_dpo.policy import parallel
 
-    megatron = run.policy.megatron_cfg
+    megatron, last = run.policy.megatron_cfg, len(settings.learning_rates)
     layout = parallel.Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size)
     parallel.initialize(layout, run.dpo.seed)
     try:
-        from nemotron_dpo.checkpoint.policy import open_policy, tokenizer_folder
-        from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
         from nemotron_dpo.training import loop
         from nemotron_dpo.training.record import MetricsFile, TrainingInfo
-        from nemotron_dpo.training.saving import save_step
 
-        model, shape = open_policy(
-            policy,
-            run.policy.precision,
-            max_length=run.policy.max_total_sequence_length,
-            recompute=megatron.activation_checkpointing,
-        )
-        optimizer = run.policy.optimizer
-        trainable = TrainablePolicy(
-            model,
-            Optimization(
-                lr=optimizer.lr,
-                weight_decay=optimizer.weight_decay,
-                betas=optimizer.betas,
-                eps=optimizer.eps,
-                max_grad_norm=run.policy.max_grad_norm,
-                use_distributed_optimizer=megatron.use_distributed_optimizer,
-                grad_reduce_in_fp32=megatron.grad_reduce_in_fp32,
-            ),
-        )
-        last = len(settings.learning_rates)
-        info = TrainingInfo(batches_per_epoch=max(1, len(data) // settings.batch_size), batch_size=settings.batch_size)
+        trainable, shape = _open_trainable(run, policy)
+        info = TrainingInfo(len(data) // settings.batch_size, settings.batch_size)
         bar = cli.counter(unit="step", label="training", total=last)
         with MetricsFile(run_dir / "metrics.jsonl", enabled=cli.is_first_rank()) as metrics:
             for record in loop.train(trainable, data, sets, settings):
@@ -156,14 +136,42 @@ def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets
                 info.add(record)
                 bar(int("train/loss" in record))
         if run.checkpointing.enabled:
-            folder = Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
-            saved = save_step(
-                folder, last, model, shape, info=info.at(last), config=dump_run(run), tokenizer=tokenizer_folder(policy)
-            )
-            cli.say(PROGRAM, f"saved {saved}")
+            _save(run, policy, run_dir, trainable.model, shape, info.at(last))
         cli.say(PROGRAM, info.summary(last))
     finally:
         parallel.shut_down()
+
+
+def _open_trainable(run: RunConfig, policy: ModelSource) -> tuple[TrainablePolicy, Architecture]:
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
+
+    megatron, optimizer = run.policy.megatron_cfg, run.policy.optimizer
+    length, recompute = run.policy.max_total_sequence_length, megatron.activation_checkpointing
+    model, shape = open_policy(policy, run.policy.precision, max_length=length, recompute=recompute)
+    optimization = Optimization(
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        betas=optimizer.betas,
+        eps=optimizer.eps,
+        max_grad_norm=run.policy.max_grad_norm,
+        use_distributed_optimizer=megatron.use_distributed_optimizer,
+        grad_reduce_in_fp32=megatron.grad_reduce_in_fp32,
+    )
+    return TrainablePolicy(model, optimization), shape
+
+
+def _save(
+    run: RunConfig, policy: ModelSource, run_dir: Path, model: PairPolicy, shape: Architecture, info: dict[str, float]
+) -> None:
+    from nemotron_dpo.checkpoint.policy import tokenizer_folder
+    from nemotron_dpo.config import dump_run
+    from nemotron_dpo.training.saving import save_step
+
+    folder = Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
+    tokenizer = tokenizer_folder(policy)
+    saved = save_step(folder, int(info["total_steps"]), model, shape, info=info, config=dump_run(run), tokenizer=tokenizer)
+    cli.say(PROGRAM, f"saved {saved}")
 
 
 def main() -> NoReturn:

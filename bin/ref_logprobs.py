@@ -102,7 +102,7 @@ def _check_tokenizer(reader: Reader, tokenizer: str | None) -> None:
     from nemotron_dpo.errors import UserError
     from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
-    if tokenizer is not None and open_folder(tokenizer).digest != reader.info.digests.get("tokenizer"):
+    if tokenizer is not None and open_folder(tokenizer).digests["tokenizer"] != reader.info.digests.get("tokenizer"):
         remedy = "tokenize again, or drop --tokenizer"
         raise UserError(f"was not tokenized with {tokenizer}", source=reader.source, remedy=remedy)
 

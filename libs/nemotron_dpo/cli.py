@@ -56,7 +56,7 @@ def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int
 
 def _status(command: click.Command, program: str) -> int:
     try:
-        result = command.main(prog_name=program, standalone_mode=False)
+        result = _invoke(command, program)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -79,7 +79,17 @@ def _status(command: click.Command, program: str) -> int:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
         place = f"{error.filename}: " if error.filename else ""
+        _drain_stdout()
         return _complain(program, f"{place}{os.strerror(error.errno).lower()}", 1)
+
+
+def _invoke(command: click.Command, program: str) -> object:
+    """Run `command`. click's own main() would end a broken pipe in silence and take EOFError for an interrupt."""
+    try:
+        with command.make_context(program, sys.argv[1:]) as context:
+            return command.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
 
 
 _ENVIRONMENT_ERRORS = {
@@ -91,6 +101,14 @@ def _complain(program: str, line: str, status: int) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{program}: error: {line}", file=sys.stderr, flush=True)
     return status
+
+
+def _drain_stdout() -> None:
+    """Flush stdout, or give it up where that fails, as on a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _detach_stdout()
 
 
 def _detach_stdout() -> None:

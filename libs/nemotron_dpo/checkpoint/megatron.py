@@ -58,11 +58,11 @@ def load(model: nn.Module, folder: Path) -> None:
     wanted = model.sharded_state_dict(metadata=metadata)  # type: ignore[operator]
     wanted = {key: value for key, value in wanted.items() if not key.endswith("_extra_state")}
     try:
-        state = dist_checkpointing.load({"model": wanted}, str(folder))["model"]
+        state: Any = dist_checkpointing.load({"model": wanted}, str(folder))
     except (CheckpointException, CheckpointingException, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot be loaded ({reason})", source=folder, remedy="is the copy complete?") from None
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state["model"], strict=False)
     missing = [key for key in missing if not key.endswith("_extra_state")]
     if missing or unexpected:
         raise UserError(f"lacks {missing} and has {unexpected} besides", source=folder, remedy="is it of another model?")

@@ -11,7 +11,13 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
@@ -50,7 +56,9 @@ class PairPolicy(GPTModel):
         """This rank's share of the vocabulary projection [V, H]: the embedding's where they are tied."""
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight
+        weight = self.output_layer.weight
+        assert weight is not None  # it is only where the embeddings are tied
+        return weight
 
     def all_logits(self, row: PackedRow) -> Tensor:
         """Logits [S, V] at every packed position, for tests and inspection; TP = PP = 1 only."""
@@ -89,7 +97,21 @@ def build_policy(shape: Architecture, dtype: torch.dtype, *, max_length: int, re
         rope_scaling=shape.rope_scaling is not None,
         rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
     )
+    _mark_partitions(model)
     return model.to(device=device(), dtype=dtype)
+
+
+def _mark_partitions(model: nn.Module) -> None:
+    """Say along which axis each weight is split; megatron-core does so only where it also initialises the weight.
+
+    Loading reads it, and so does the gradient norm, which must count replicated weights once.
+    """
+    axes = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
+    for module in model.modules():
+        axis = axes.get(type(module))
+        weight = getattr(module, "weight", None)
+        if axis is not None and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=axis, stride=1)
 
 
 def _transformer_config(shape: Architecture, dtype: torch.dtype, recompute: bool) -> TransformerConfig:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.device import device, redirect
@@ -103,6 +104,6 @@ def sum_over_job(values: torch.Tensor) -> torch.Tensor:
 def _join(world_size: int) -> None:
     backend = "nccl" if device().type == "cuda" else "gloo"
     if world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(backend)

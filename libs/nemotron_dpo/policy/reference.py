@@ -66,16 +66,12 @@ def with_scores(window: pa.RecordBatch, scores: list[Scores]) -> list[pa.Array]:
     return columns
 
 
-def known_scores(tables: Iterable[pa.Table]) -> dict[bytes, Scores]:
-    """Scores by pair_id, from earlier outputs."""
-    known: dict[bytes, Scores] = {}
-    for table in tables:
-        pairs = Pairs.of(table)
-        assert pairs.ref_chosen is not None
-        assert pairs.ref_rejected is not None
-        for i, pair_id in enumerate(pairs.pair_ids):
-            known[pair_id] = (pairs.ref_chosen[i], pairs.ref_rejected[i])
-    return known
+def known_scores(table: pa.Table) -> dict[bytes, Scores]:
+    """Scores by pair_id, from an earlier output."""
+    pairs = Pairs.of(table)
+    assert pairs.ref_chosen is not None
+    assert pairs.ref_rejected is not None
+    return {key: (pairs.ref_chosen[i], pairs.ref_rejected[i]) for i, key in enumerate(pairs.pair_ids)}
 
 
 def check_fits(window: pa.RecordBatch, vocab_size: int, max_positions: int, source: str) -> None:

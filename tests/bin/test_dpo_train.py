@@ -1,0 +1,213 @@
+"""dpo-train as a program: one process against several, resilience to bad input, what it leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+
+import small
+from nemotron_dpo.streams import open_reader, open_writer
+from programs import check, error_line, losses, metrics, run, torchrun
+
+COMMON = (
+    "policy.precision=float32",
+    "policy.train_global_batch_size=8",
+    "policy.max_total_sequence_length=64",
+    "policy.scheduler.warmup_steps=0",
+    "policy.optimizer.lr=0.003",
+    "dpo.reference_policy_kl_penalty=0.3",
+    "dpo.max_num_steps=6",
+    "dpo.max_num_epochs=2",
+)
+
+
+@pytest.fixture(scope="module")
+def scored(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 random pairs scored in float32."""
+    folder = tmp_path_factory.mktemp("scored")
+    small.write_pairs(folder / "pairs.arrow", small.random_pairs(24, seed=11))
+    check("ref-logprobs", folder / "pairs.arrow", "-o", folder / "scored.arrow", "--policy", llama, "--precision", "float32")
+    return folder / "scored.arrow"
+
+
+@pytest.fixture(scope="module")
+def single(scored: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process."""
+    run_dir = tmp_path_factory.mktemp("runs") / "single"
+    check("dpo-train", scored, "--policy", llama, "--run-dir", run_dir, "--validation", scored, *COMMON)
+    return run_dir
+
+
+def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path) -> None:
+    curve = losses(single)
+    assert curve[0] == pytest.approx(np.log(2), abs=1e-5)
+    assert curve[-1] < 0.3
+    info = orjson.loads((single / "checkpoints" / "step_6" / "training_info.json").read_bytes())
+    assert info["total_steps"] == 6
+    assert info["consumed_samples"] == 48
+    assert (single / "checkpoints" / "step_6" / "config.yaml").is_file()
+    assert "val:validation-default_loss" in info
+    validations = [record for record in metrics(single) if "validation-default/loss" in record]
+    assert [record["step"] for record in validations] == [0, 6]
+    assert validations[1]["validation-default/accuracy"] == 1.0
+
+
+def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Path, llama: Path) -> None:
+    """Steps 1-6 by plain transformers forwards, autograd and torch.optim.AdamW, in the order of the sampler."""
+    import torch
+
+    from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.preferences.sampler import batch_indices
+
+    with open_reader(scored, "scored_pairs") as reader:
+        pairs = Pairs.of(reader.read_all())
+    assert pairs.ref_chosen is not None
+    assert pairs.ref_rejected is not None
+    model = small.load_llama.__wrapped__(llama)
+    decayed = [p for name, p in model.named_parameters() if "norm" not in name]
+    plain = [p for name, p in model.named_parameters() if "norm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    rates = [0.003 * 0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(1, 7)]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    curve = []
+    for step in range(6):
+        margins = []
+        for i in batch_indices(step, 24, 8, seed=42, shuffle=True):
+            sides = []
+            for ids, ref in ((pairs.chosen[i], pairs.ref_chosen[i]), (pairs.rejected[i], pairs.ref_rejected[i])):
+                logps = small.reference_logps(model, pairs.prompt[i], ids)
+                sides.append((logps - torch.from_numpy(np.array(ref))).sum())
+            margins.append(sides[0] - sides[1])
+        loss = -torch.nn.functional.logsigmoid(0.3 * torch.stack(margins)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rates[step]
+        optimizer.step()
+        curve.append(loss.item())
+    assert losses(single) == pytest.approx(curve, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "layout",
+    [
+        (),
+        ("policy.megatron_cfg.distributed_data_parallel_config.use_distributed_optimizer=false",),
+        ("policy.megatron_cfg.tensor_model_parallel_size=2",),
+        ("policy.megatron_cfg.pipeline_model_parallel_size=2",),
+    ],
+    ids=["dp2", "dp2-plain-optimizer", "tp2", "pp2"],
+)
+def test_two_processes_give_the_single_process_curve(
+    layout: tuple[str, ...], single: Path, scored: Path, llama: Path, tmp_path: Path
+) -> None:
+    arguments = (scored, "--policy", llama, "--run-dir", tmp_path, "--validation", scored, *COMMON, *layout)
+    torchrun(2, "dpo-train", *arguments)
+    for ours, theirs in zip(metrics(tmp_path), metrics(single), strict=True):
+        for name in theirs:
+            counts_ties = name.endswith("accuracy") and theirs["step"] <= 1  # margins are 0 but for rounding
+            if not (name.startswith("timing") or counts_ties):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+    for run_dir in (single, tmp_path):
+        check("ckpt-export", run_dir, "-o", tmp_path / f"{run_dir.name}-hf", "--to", "hf")
+    ids = np.arange(3, 40)
+    one, other = (small.load_llama(tmp_path / f"{r.name}-hf") for r in (single, tmp_path))
+    assert np.allclose(*(small.reference_logps(m, ids[:1], ids[1:]).detach().numpy() for m in (one, other)), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_metrics_do_not_depend_on_packing(single: Path, scored: Path, llama: Path, tmp_path: Path) -> None:
+    loose = ("policy.sequence_packing.enabled=false", "policy.train_micro_batch_size=1")
+    check("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path, "--validation", scored, *COMMON, *loose)
+    assert losses(tmp_path) == pytest.approx(losses(single), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_supervised_fine_tuning_needs_no_scores(llama: Path, tmp_path: Path) -> None:
+    small.write_pairs(tmp_path / "pairs.arrow", small.random_pairs(8, seed=1))
+    sft = ("dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1", "dpo.sft_average_log_probs=true", "dpo.max_num_epochs=5")
+    check("dpo-train", tmp_path / "pairs.arrow", "--policy", llama, "--run-dir", tmp_path / "run", *COMMON, *sft)
+    curve = losses(tmp_path / "run")
+    assert curve[-1] < curve[0] - 0.2
+    assert metrics(tmp_path / "run")[0]["train/preference_loss"] == 0.0
+
+
+@pytest.mark.slow
+def test_it_reads_a_pipe_and_keeps_the_input(scored: Path, llama: Path, tmp_path: Path) -> None:
+    content = scored.read_bytes()
+    check("dpo-train", "-", "--policy", llama, "--run-dir", tmp_path, *COMMON, "dpo.max_num_steps=1", input=content)
+    assert (tmp_path / "input.arrow").read_bytes() == content
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) - 400]
+
+
+def not_finite(path: Path, target: Path) -> None:
+    with open_reader(path, "scored_pairs") as reader:
+        table, info = reader.read_all(), reader.info
+    rows = table.to_pylist()
+    rows[3]["ref_rejected_logps"][0] = float("nan")
+    with open_writer(target, info) as writer:
+        writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("dpo.max_step=3",), 1, "dpo.max_num_steps"),
+        (("policy.optimizer.lr=fast",), 1, "policy.optimizer.lr"),
+        (("policy.train_global_batch_size=25",), 1, "policy.train_global_batch_size 25 is more than the 24 pairs"),
+        (("policy.max_total_sequence_length=20",), 1, "pairs exceed 20 tokens"),
+        (("policy.megatron_cfg.tensor_model_parallel_size=2",), 1, "1 processes do not divide into tensor x pipeline"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    arguments: tuple[str, ...], status: int, message: str, scored: Path, llama: Path, tmp_path: Path
+) -> None:
+    done = run("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path / "run", *COMMON, *arguments)
+    assert message in error_line(done, "dpo-train")
+    assert done.returncode == status
+
+
+def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, tmp_path: Path) -> None:
+    small.write_pairs(tmp_path / "unscored.arrow", small.random_pairs(4))
+    (tmp_path / "cut.arrow").write_bytes(cut(scored.read_bytes()))
+    (tmp_path / "empty.arrow").write_bytes(b"")
+    (tmp_path / "text.arrow").write_bytes(b'{"prompt": "x"}\n')
+    not_finite(scored, tmp_path / "nan.arrow")
+    for source, policy, message in (
+        (tmp_path / "none.arrow", llama, "no such file"),
+        (tmp_path / "empty.arrow", llama, "is empty"),
+        (tmp_path / "text.arrow", llama, "is not an Arrow stream"),
+        (tmp_path / "unscored.arrow", llama, "run ref-logprobs on it first"),
+        (tmp_path / "cut.arrow", llama, "the stream from ref-logprobs"),
+        (tmp_path / "nan.arrow", llama, "ref_rejected_logps of row 3 is not finite"),
+        (scored, untied_llama, "was scored by another policy than --policy"),
+        (scored, tmp_path / "no-model", "no such model folder"),
+        (scored, tmp_path, "is neither an HF folder"),
+    ):
+        done = run("dpo-train", source, "--policy", policy, "--run-dir", tmp_path / "run", *COMMON)
+        assert message in error_line(done, "dpo-train")
+        assert done.returncode == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_wrong_reference_stops_at_step_1(scored: Path, llama: Path, tmp_path: Path) -> None:
+    with open_reader(scored, "scored_pairs") as reader:
+        table, info = reader.read_all(), reader.info
+    rows = table.to_pylist()
+    for row in rows:
+        row["ref_chosen_logps"][0] -= 1.0
+    with open_writer(tmp_path / "wrong.arrow", info) as writer:
+        writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+    done = run("dpo-train", tmp_path / "wrong.arrow", "--policy", llama, "--run-dir", tmp_path / "run", *COMMON)
+    assert "preference loss at step 1 is" in error_line(done, "dpo-train")
+    assert not (tmp_path / "run" / "checkpoints").exists()

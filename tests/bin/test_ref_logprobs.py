@@ -1,0 +1,109 @@
+"""ref-logprobs as a program: its scores against transformers, pipes, reuse, several processes, bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import small
+from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.streams import open_reader
+from programs import check, error_line, run, torchrun
+
+
+def read(path: Path) -> pa.Table:
+    with open_reader(path, "scored_pairs") as reader:
+        return reader.read_all()
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.arrow", small.random_pairs(12, seed=21))
+
+
+@pytest.fixture(scope="module")
+def scored(pairs_file: Path, llama: Path) -> Path:
+    out = pairs_file.with_name("scored.arrow")
+    check("ref-logprobs", pairs_file, "-o", out, "--policy", llama, "--precision", "float32", "--micro-batch-tokens", 64)
+    return out
+
+
+def test_every_token_is_scored_as_transformers_does(scored: Path, llama: Path) -> None:
+    pairs, model = Pairs.of(read(scored)), small.load_llama(llama)
+    assert len(pairs) == 12
+    assert pairs.ref_chosen is not None
+    assert pairs.ref_rejected is not None
+    for i in range(12):
+        for ids, ours in ((pairs.chosen[i], pairs.ref_chosen[i]), (pairs.rejected[i], pairs.ref_rejected[i])):
+            assert np.allclose(ours, small.reference_logps(model, pairs.prompt[i], ids).detach().numpy(), atol=1e-5)
+
+
+def test_provenance_names_the_reference(scored: Path) -> None:
+    with open_reader(scored, "scored_pairs") as reader:
+        assert reader.info.producer == "ref-logprobs"
+        assert reader.info.digests["reference"].startswith("sha256:")
+        assert reader.info.settings["reference_precision"] == "float32"
+
+
+def test_a_pipe_gives_the_same_bytes(scored: Path, pairs_file: Path, llama: Path) -> None:
+    options = ("--policy", llama, "--precision", "float32", "--micro-batch-tokens", 64)
+    done = check("ref-logprobs", "-", "-o", "-", *options, input=pairs_file.read_bytes())
+    assert done.stdout == scored.read_bytes()
+
+
+def test_reuse_scores_only_what_is_new(scored: Path, llama: Path, tmp_path: Path) -> None:
+    known, new = small.random_pairs(12, seed=21), small.random_pairs(3, seed=22)
+    sides = zip((known.prompts, known.chosen, known.rejected), (new.prompts, new.chosen, new.rejected), strict=True)
+    more = small.write_pairs(tmp_path / "more.arrow", small.Tokens(*(old + extra for old, extra in sides)))
+    options = ("--policy", llama, "--precision", "float32")
+    done = check("ref-logprobs", more, "-o", tmp_path / "out.arrow", *options, "--reuse", scored)
+    assert b"15 pairs scored, 12 of them reused" in done.stderr
+    assert read(tmp_path / "out.arrow").slice(0, 12).to_pylist() == read(scored).to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_write_what_one_does(scored: Path, pairs_file: Path, llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two.arrow"
+    options = ("--precision", "float32", "--micro-batch-tokens", 64)
+    torchrun(2, "ref-logprobs", pairs_file, "-o", out, "--policy", llama, *options)
+    ours, theirs = Pairs.of(read(out)), Pairs.of(read(scored))
+    assert ours.pair_ids == theirs.pair_ids
+    assert ours.ref_chosen is not None
+    assert theirs.ref_chosen is not None
+    assert np.allclose(ours.ref_chosen.values, theirs.ref_chosen.values, atol=1e-5)
+
+
+def test_bad_input_is_one_line_and_leaves_no_output(pairs_file: Path, scored: Path, llama: Path, tmp_path: Path) -> None:
+    content = pairs_file.read_bytes()
+    (tmp_path / "cut.arrow").write_bytes(content[: len(content) - 300])
+    beyond = small.random_pairs(2)
+    beyond.chosen[1][0] = small.VOCAB
+    small.write_pairs(tmp_path / "beyond.arrow", beyond)
+    small.write_pairs(tmp_path / "long.arrow", small.random_pairs(3, longest=200, seed=2))
+    for arguments, message in (
+        ((tmp_path / "none.arrow",), "no such file"),
+        ((tmp_path / "cut.arrow",), "tests failed or was killed"),
+        ((tmp_path / "beyond.arrow",), f"has token id {small.VOCAB}; the policy knows {small.VOCAB} tokens"),
+        ((tmp_path / "long.arrow",), "the policy has 128 positions"),
+        ((pairs_file, "--reuse", scored, "--precision", "bfloat16"), "cannot be reused"),
+    ):
+        done = run("ref-logprobs", *arguments, "-o", tmp_path / "out.arrow", "--policy", llama)
+        assert message in error_line(done, "ref-logprobs")
+        assert done.returncode == 1
+        assert not (tmp_path / "out.arrow").exists()
+    done = run("ref-logprobs", pairs_file, "-o", tmp_path / "no" / "out.arrow", "--policy", llama)
+    assert "no such file or directory" in error_line(done, "ref-logprobs")
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_producer_that_died_is_named(pairs_file: Path, llama: Path, tmp_path: Path) -> None:
+    done = run("ref-logprobs", "-", "-o", tmp_path / "out.arrow", "--policy", llama, input=b"")
+    assert "did the stage before it fail?" in error_line(done, "ref-logprobs")
+    half = pairs_file.read_bytes()[:-300]
+    done = run("ref-logprobs", "-", "-o", tmp_path / "out.arrow", "--policy", llama, input=half)
+    assert "the stream from tests" in error_line(done, "ref-logprobs")
+    assert not (tmp_path / "out.arrow").exists()

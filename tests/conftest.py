@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import small
+
+
+@pytest.fixture(scope="session")
+def megatron() -> Iterator[None]:
+    """megatron-core's process groups for this one process."""
+    from nemotron_dpo.policy import parallel
+
+    parallel.initialize()
+    yield
+    parallel.shut_down()
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Llama with tied embeddings as an HF folder."""
+    return small.write_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def untied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an output layer of its own."""
+    return small.write_llama(tmp_path_factory.mktemp("models") / "untied", tied=False, seed=1)

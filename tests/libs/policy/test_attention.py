@@ -1,0 +1,66 @@
+"""The two attention paths against a dense mask written out by hand from the rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nemotron_dpo.policy.attention import flex_attention, segment_attention
+from nemotron_dpo.policy.rows import PackedRow, pack_row
+
+HEADS, GROUPS, SIZE = 4, 2, 16
+
+
+def packed(*lengths: tuple[int, int, int]) -> PackedRow:
+    sides = [[np.zeros(n[side], dtype=np.int32) for n in lengths] for side in range(3)]
+    return pack_row(*sides)
+
+
+def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, scale: float) -> torch.Tensor:
+    """Softmax over an explicit [S, S] mask: same pair, not later, and no rejected token sees a chosen one."""
+    total = len(row.input_ids_S)
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    for s in row.segments:
+        for i in range(s.prompt, s.end):
+            for j in range(s.prompt, i + 1):
+                mask[i, j] = not (i >= s.rejected and s.chosen <= j < s.rejected)
+    k, v = (x.repeat_interleave(HEADS // GROUPS, dim=2) for x in (k, v))
+    scores = torch.einsum("ibhd,jbhd->hij", q, k) * scale
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    return torch.einsum("hij,jbhd->ibhd", weights, v).flatten(2)
+
+
+LENGTHS = [((5, 3, 4),), ((1, 1, 1),), ((9, 1, 6), (2, 7, 1), (4, 4, 4))]
+
+
+def random_inputs(row: PackedRow) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(len(row.input_ids_S), 1, n, SIZE, requires_grad=True) for n in (HEADS, GROUPS, GROUPS)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_segment_attention_and_its_gradient_follow_the_rule(lengths: tuple[tuple[int, int, int], ...]) -> None:
+    row = packed(*lengths)
+    q, k, v = random_inputs(row)
+    weight = torch.randn(len(row.input_ids_S), 1, HEADS * SIZE)
+    expected = dense(q, k, v, row, 0.25)
+    wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    got = segment_attention(q, k, v, row, 0.25)
+    assert torch.allclose(got, expected, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad((got * weight).sum(), (q, k, v)), wanted, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_flex_attention_follows_the_same_rule(lengths: tuple[tuple[int, int, int], ...]) -> None:
+    row = packed(*lengths)
+    q, k, v = (x.detach() for x in random_inputs(row))  # FlexAttention has no backward on a CPU
+    assert torch.allclose(flex_attention(q, k, v, row, 0.25), dense(q, k, v, row, 0.25), atol=1e-5)
+
+
+def test_positions_of_the_rejected_response_restart_at_the_prompts_end() -> None:
+    row = packed((2, 3, 2), (1, 1, 2))
+    assert row.positions_S.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 1, 2]
+    assert row.predictors_R.tolist() == [1, 2, 3, 1, 5, 7, 7, 9]
+    assert row.response_R.tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
