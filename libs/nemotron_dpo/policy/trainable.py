@@ -74,9 +74,7 @@ class TrainablePolicy:
         """Apply the accumulated gradients at learning rate `lr` and return their norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        result = self._optimizer.step()
-        assert result is not None
-        _, norm, _ = result
+        _, norm, _ = self._optimizer.step()  # pyright: ignore[reportGeneralTypeIssues] - the base class returns nothing
         return float(norm)
 
     def _schedule(self, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Tensor]:

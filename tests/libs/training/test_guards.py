@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -30,5 +31,9 @@ def test_first_step_must_be_ln_2(loss: float, precision: str, beta: float, fine:
 
 @pytest.mark.parametrize(("loss", "norm", "bad"), [(math.inf, 1.0, 0), (1.0, math.nan, 0), (1.0, 1.0, 2)])
 def test_anything_not_finite_stops_with_the_strategy_on_record(loss: float, norm: float, bad: int) -> None:
-    with pytest.raises(UserError, match="raise dpo.reference_policy_kl_penalty to 0.1-0.3 or lower the learning rate"):
+    with pytest.raises(UserError, match=re.escape(guards.STRATEGY)):
         guards.check_finite(3, {"loss": loss, "grad_norm": norm}, bad, "rows")
+
+
+def test_the_strategy_is_the_manifests() -> None:
+    assert guards.STRATEGY == "raise dpo.reference_policy_kl_penalty to 0.1-0.3 or lower the learning rate"
