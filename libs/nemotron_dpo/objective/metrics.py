@@ -16,7 +16,6 @@ SUMS = (
     "rewards_rejected_mean",
     "num_pairs",
     "num_tokens",
-    "num_not_finite",
 )
 
 
@@ -31,7 +30,6 @@ def sums(losses: PairLosses, responses: Responses) -> Tensor:
         losses.rejected_reward,
         torch.ones_like(losses.loss),
         responses.chosen_tokens + responses.rejected_tokens,
-        ~torch.isfinite(losses.loss),
     )
     return torch.stack([column.detach().double().sum() for column in columns])
 

@@ -101,6 +101,13 @@ def sum_over_job(values: torch.Tensor) -> torch.Tensor:
     return total / parallel_state.get_tensor_model_parallel_world_size()
 
 
+def gather(mine: list[int]) -> list[list[int]]:
+    """`mine` of every process."""
+    parts: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
 def _join(world_size: int) -> None:
     backend = "nccl" if device().type == "cuda" else "gloo"
     if world_size == 1:

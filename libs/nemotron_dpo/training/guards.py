@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nemotron_dpo.errors import UserError
 
@@ -26,12 +26,10 @@ def check_first_step(preference_loss: float, precision: str, beta: float) -> Non
         )
 
 
-def check_finite(step: int, metrics: Mapping[str, float], num_not_finite: float, source: str) -> None:
-    """Raise UserError where the loss of a pair or the gradient norm is not finite."""
-    if num_not_finite or not all(math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "grad_norm")):
-        raise UserError(
-            f"step {step}: the loss of {num_not_finite:.0f} pairs is not finite (loss {metrics['loss']}, "
-            f"grad_norm {metrics.get('grad_norm')})",
-            source=source,
-            remedy=STRATEGY,
-        )
+def check_finite(step: int, metrics: Mapping[str, float], lines: Sequence[int]) -> None:
+    """Raise UserError where the loss or the gradient norm is not finite; `lines` are the input lines of the pairs to blame."""
+    if not lines and all(math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "grad_norm")):
+        return
+    shown = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
+    blamed = f"the pairs of input lines {shown}" if lines else f"gradient norm {metrics.get('grad_norm')}"
+    raise UserError(f"step {step}: loss {metrics['loss']} or its gradient is not finite: {blamed}", remedy=STRATEGY)

@@ -82,14 +82,15 @@ def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: 
     rows = batch_indices(step - 1, len(data), settings.batch_size, seed=settings.seed, shuffle=settings.shuffle).tolist()
     mine = share(rows, parallel.data_rank(), parallel.data_size())
     batches = micro_batches(data, mine, settings.packing)
-    total = _total(policy.accumulate(batches, _loss(settings.objective)))
+    suspects: list[int] = []
+    total = _total(policy.accumulate(batches, _loss(settings.objective, suspects)))
     values = metrics.means(total, settings.objective)
-    guards.check_finite(step, values, _not_finite(total), f"rows {rows} of the pairs file")
+    guards.check_finite(step, values, _lines(data, suspects))
     if step == 1 and settings.gate_precision and settings.objective.needs_reference:
         guards.check_first_step(values["preference_loss"], settings.gate_precision, settings.objective.beta)
     lr = settings.learning_rates[step - 1]
     values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.weight_decay}
-    guards.check_finite(step, values, 0, f"rows {rows} of the pairs file")
+    guards.check_finite(step, values, [])
     seconds = time.perf_counter() - started
     return {
         "step": step,
@@ -106,7 +107,7 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
         rows = list(range(min(limit, len(pairs))))
         mine = share(rows, parallel.data_rank(), parallel.data_size())
         started = time.perf_counter()
-        total = _total(policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective)))
+        total = _total(policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective, [])))
         values = metrics.means(total, settings.objective)
         yield {
             "step": step,
@@ -115,10 +116,14 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
         }
 
 
-def _loss(objective: Objective) -> Loss:
+def _loss(objective: Objective, suspects: list[int]) -> Loss:
+    """The loss of a packed row; rows of pairs whose loss is not finite are added to `suspects`."""
+
     def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, Tensor]:
         sides = responses(logps_R, batch.ref_logps_R, batch.row.response_R, batch.row.num_pairs)
         losses = pair_losses(objective, sides)
+        finite = torch.isfinite(losses.loss.detach()).tolist()
+        suspects.extend(pair for pair, fine in zip(batch.pairs, finite, strict=True) if not fine)
         return losses.loss.sum(), metrics.sums(losses, sides)
 
     return loss
@@ -130,5 +135,7 @@ def _total(sums: Sequence[Tensor]) -> Tensor:
     return parallel.sum_over_job(mine)
 
 
-def _not_finite(total: Tensor) -> float:
-    return float(total[metrics.SUMS.index("num_not_finite")])
+def _lines(data: Pairs, suspects: Sequence[int]) -> list[int]:
+    """Lines of the original input that the suspect rows of all ranks came from."""
+    everyone = {row for part in parallel.gather(list(suspects)) for row in part}
+    return sorted(int(data.source_lines[row]) for row in everyone)
