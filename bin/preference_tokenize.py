@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Tokenize preference pairs: JSONL, Parquet or Arrow rows to a stream of tokenized_pairs/1.
+
+\b
+  preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
+  preference-tokenize data/*.jsonl.gz -o - --tokenizer $POLICY | ref-logprobs - -o scored.arrow --policy $POLICY
+
+INPUT is a file, a glob, a folder or "-" for stdin; .jsonl, .jsonl.gz, .jsonl.zst, Parquet and Arrow are told apart by
+their content. Rows may be
+
+\b
+  {prompt, chosen, rejected}                  strings or lists of {role, content} messages
+  {chosen, rejected}                          whole conversations; the prompt is what they share
+  {chosen, rejected}                          "\\n\\nHuman: ... \\n\\nAssistant: ..." transcripts
+  {context, completions: [{rank, completion}, {rank, completion}]}
+  {context, response1, response2, overall_preference}
+
+and may have `tools` and `chat_template_kwargs` columns. The prompt is the chat template's text with the generation prompt,
+the response what the template adds after it, up to and including the end-of-turn token; they are tokenized apart. A prompt
+that ends with an assistant's message is continued by the response. Where no exact split exists the row is an error. With a
+tokenizer that has no chat template, strings are taken as plain text and the end-of-sequence token follows each response.
+
+Rows that carry no signal (equal responses, a tie, no room for a response) are dropped and counted. An error in a row ends
+the run (--on-error fail) or is counted and skipped. stderr closes with exact counts. Digests of input, tokenizer and
+template travel with the stream; input that can be read only once (stdin, a pipe) is recorded as "stream".
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from nemotron_dpo import cli
+from nemotron_dpo.errors import UserError
+
+PROGRAM = "preference-tokenize"
+
+
+@click.command(PROGRAM, help=__doc__, no_args_is_help=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="OUT", help='File to write, or "-" for stdout.')
+@click.option("--tokenizer", required=True, metavar="ID_OR_DIR", help="Hugging Face id or folder, or Megatron checkpoint.")
+@click.option("--chat-template", metavar="FILE", help="Jinja file to use instead of the tokenizer's own template.")
+@click.option("--chat-template-kwargs", metavar="JSON", help='Variables for the template, such as {"enable_thinking":false}.')
+@click.option("--template-date", metavar="YYYY-MM-DD", help="What templates take for the present day [default: today].")
+@click.option("--system-prompt-file", metavar="FILE", help="System message for rows that have none.")
+@click.option("--split", metavar="NAME", help="INPUT is a Hugging Face dataset (ID or ID:CONFIG); needs `datasets`.")
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["auto", "pair", "conversation", "transcript", "ranked", "helpsteer3"]),
+    default="auto",
+    show_default=True,
+    help="Shape of the rows, in the order above.",
+)
+@click.option("--prompt-key", metavar="K", default="prompt", show_default=True)
+@click.option("--chosen-key", metavar="K", default="chosen", show_default=True)
+@click.option("--rejected-key", metavar="K", default="rejected", show_default=True)
+@click.option("--max-length", metavar="N", type=click.IntRange(min=2), help="Most tokens of prompt + response.")
+@click.option(
+    "--truncation",
+    type=click.Choice(["response", "drop", "prompt-left"]),
+    default="response",
+    show_default=True,
+    help="What to do with a longer pair: cut its responses at the end, drop it, or cut its prompt on the left.",
+)
+@click.option("--swap", is_flag=True, help="Exchange chosen and rejected.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Read the first N rows only.")
+@click.option("--num-workers", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option("--rejects", metavar="FILE", help="JSONL of the rows not written: place, reason, digests.")
+@click.option("--stats", metavar="FILE", help="JSON report: counts, lengths, length bias, duplicates, digests.")
+@click.option(
+    "--show", "num_shown", metavar="N", type=click.IntRange(min=0), default=0, help="Print the first N pairs to stderr."
+)
+@click.option("--max-line-bytes", metavar="N", type=click.IntRange(min=1), default=16 << 20, show_default=True)
+def command(**options: Any) -> None:
+    from nemotron_dpo.preferences.encoding import TRUNCATIONS
+    from nemotron_dpo.preferences.shapes import Keys
+    from nemotron_dpo.preferences.tokenize_chunk import Settings
+    from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
+    from nemotron_dpo.preferences.tokenizer_folder import open_folder
+
+    settings = Settings(
+        folder=open_folder(options["tokenizer"], options["chat_template"]),
+        now=_moment(options["template_date"]),
+        keys=Keys(options["prompt_key"], options["chosen_key"], options["rejected_key"]),
+        system_prompt=_system_prompt(options["system_prompt_file"]),
+        template_kwargs=_json_object(options["chat_template_kwargs"]),
+        max_length=options["max_length"],
+        truncation=next(t for t in TRUNCATIONS if t == options["truncation"]),
+        swap=options["swap"],
+        max_line_bytes=options["max_line_bytes"],
+    )
+    job = Job(
+        inputs=options["inputs"],
+        output=options["output"],
+        split=options["split"],
+        shape=options["shape"],
+        limit=options["limit"],
+        num_workers=options["num_workers"],
+        skip_errors=options["on_error"] == "skip",
+        rejects=options["rejects"],
+        stats=options["stats"],
+        num_shown=options["num_shown"],
+    )
+    tally = tokenize_files(job, settings, _shower(settings) if job.num_shown else _no_show)
+    cli.say(PROGRAM, tally.closing_line())
+
+
+def _moment(date: str | None) -> datetime.datetime:
+    if date is None:
+        return datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        return datetime.datetime.strptime(date, "%Y-%m-%d")
+    except ValueError:
+        raise click.BadParameter(f"{date!r} is no date like 2026-01-31", param_hint="--template-date") from None
+
+
+def _system_prompt(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8").rstrip("\n")
+    except UnicodeDecodeError:
+        raise UserError("is not valid UTF-8", source=file) from None
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    import orjson
+
+    try:
+        value = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError as error:
+        raise click.BadParameter(f"broken JSON: {error.msg}", param_hint="--chat-template-kwargs") from None
+    if not isinstance(value, dict):
+        raise click.BadParameter("no JSON object", param_hint="--chat-template-kwargs")
+    return value
+
+
+def _no_show(texts: Any, ids: Any) -> None:
+    """Show nothing."""
+
+
+def _shower(settings: Any) -> Any:
+    from nemotron_dpo.preferences.showing import format_pair
+
+    tokenizer = settings.folder.load()
+    colour = "NO_COLOR" not in os.environ and (sys.stderr.isatty() or "FORCE_COLOR" in os.environ)
+    return lambda texts, ids: print(format_pair(ids, tokenizer, colour=colour), file=sys.stderr, end="\n\n")
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    cli.run(command, PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Where the prompt ends and the response begins and ends, decided on the text that the chat template renders.
+
+The prompt is the text an inference server would feed; a response is what the model would then have to generate, up to and
+including the end-of-turn token. Where the template keeps the prompt as a prefix of the whole conversation, the response is
+what it adds. Where it rewrites the prompt once an answer follows, a second rendering with a marker in the response's place
+shows where its text starts, and that place must carry the same header as the prompt: otherwise there is no exact split and
+the row is an error. What a template writes after the end of the turn (a newline) is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_dpo.preferences.chat_template import Render
+from nemotron_dpo.preferences.problems import RowProblem
+from nemotron_dpo.preferences.shapes import Message
+
+_MARKER = "@@RESPONSE-7f3a9c51@@"
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A rendered pair; prompt + chosen and prompt + rejected are what a server would have seen and the model written."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    rewritten: bool = False
+
+
+@dataclass
+class Splitter:
+    """Renders and splits conversations with one template; remembers how that template ends an assistant's turn."""
+
+    render: Render
+    added_tokens: re.Pattern[str]
+    closing: str | None = None
+
+    def split(self, prompt: list[Message], responses: Iterable[Message], tools: Any, kwargs: dict[str, Any]) -> Texts:
+        """The texts of `prompt` and of its two responses, each one assistant message. Raises RowProblem."""
+        prefilled = prompt[-1]["role"] == "assistant"
+        history = prompt[:-1] if prefilled else prompt
+        prefix = self._prefill(prompt, tools, kwargs) if prefilled else self.render(prompt, True, tools, **kwargs)
+        parts = []
+        for response in responses:
+            message = _joined(prompt[-1], response) if prefilled else response
+            parts.append(self._response(prefix, history, message, tools, kwargs))
+        (chosen, moved), (rejected, moved_too) = parts
+        return Texts(prefix, chosen, rejected, moved or moved_too)
+
+    def end_of_turn(self) -> str | None:
+        """The token with which this template ends an assistant's turn after one user's turn; None where it ends none."""
+        try:
+            self.closing = self._around_marker([{"role": "user", "content": "a"}], None, {})[1]
+        except RowProblem:
+            return None
+        end = self.added_tokens.search(self.closing)
+        return end.group() if end else None
+
+    def _response(
+        self, prefix: str, history: list[Message], message: Message, tools: Any, kwargs: dict[str, Any]
+    ) -> tuple[str, bool]:
+        """What the model has to write after `prefix`, and whether the template rewrote that prefix."""
+        whole = self.render([*history, message], False, tools, **kwargs)
+        if whole.startswith(prefix):
+            rest, rewritten = whole[len(prefix) :], False
+        else:
+            rest, rewritten = self._after_rewrite(prefix, whole, history, message, tools, kwargs), True
+        return self._end_of_turn(rest, history, message, tools, kwargs), rewritten
+
+    def _after_rewrite(
+        self, prefix: str, whole: str, history: list[Message], message: Message, tools: Any, kwargs: dict[str, Any]
+    ) -> str:
+        before, _ = self._around_marker(history, tools, kwargs)
+        plain = self.render(history, False, tools, **kwargs)
+        header = prefix[len(plain) :] if prefix.startswith(plain) else ""
+        content = message.get("content")
+        exact = header and before.endswith(header) and whole.startswith(before)
+        if not (exact and isinstance(content, str) and whole[len(before) :].lstrip().startswith(content.strip())):
+            raise RowProblem("no exact split", "the chat template does not keep the prompt in front of the response")
+        return whole[len(before) :]
+
+    def _end_of_turn(self, rest: str, history: list[Message], message: Message, tools: Any, kwargs: dict[str, Any]) -> str:
+        """`rest` up to and including the token that ends the assistant's turn."""
+        closing = self.closing
+        if closing is None or not _closes(rest, closing, message):
+            self.closing = closing = self._around_marker(history, tools, kwargs)[1]
+        if rest.endswith(closing) and (end := self.added_tokens.search(closing)):
+            return rest[: len(rest) - len(closing) + end.end()]
+        ends = [match.end() for match in self.added_tokens.finditer(rest)]
+        if message.get("tool_calls") and ends and not rest[ends[-1] :].strip():
+            return rest[: ends[-1]]
+        raise RowProblem("no exact split", "the chat template ends the assistant's turn without an end-of-turn token")
+
+    def _around_marker(self, history: list[Message], tools: Any, kwargs: dict[str, Any]) -> tuple[str, str]:
+        """What the template writes before and after the content of an assistant's last message."""
+        whole = self.render([*history, {"role": "assistant", "content": _MARKER}], False, tools, **kwargs)
+        before, marker, after = whole.partition(_MARKER)
+        if not marker or _MARKER in after:
+            raise RowProblem("no exact split", "the chat template does not write an assistant's message once, as it is")
+        return before, after
+
+    def _prefill(self, prompt: list[Message], tools: Any, kwargs: dict[str, Any]) -> str:
+        """The prompt that ends inside an assistant's message: no header after it, no end of turn."""
+        content = prompt[-1].get("content")
+        if not isinstance(content, str):
+            raise RowProblem("wrong type", "the assistant's message that the response continues has no text")
+        marked = self.render([*prompt[:-1], {**prompt[-1], "content": content + _MARKER + " "}], False, tools, **kwargs)
+        before, marker, after = marked.partition(_MARKER)
+        if not marker or _MARKER in after:
+            raise RowProblem("no exact split", "the chat template does not write the message to continue once, as it is")
+        return before if after.startswith(" ") else before.rstrip()
+
+
+def _closes(rest: str, closing: str, message: Message) -> bool:
+    """True where `closing` follows the message's own text at the end of `rest`, so that it is all the template added."""
+    content = message.get("content")
+    return rest.endswith(closing) and (
+        not isinstance(content, str) or rest[: len(rest) - len(closing)].rstrip().endswith(content.rstrip())
+    )
+
+
+def _joined(prefill: Message, response: Message) -> Message:
+    content = response.get("content")
+    if not isinstance(content, str):
+        raise RowProblem("wrong type", "the response that continues an assistant's message has no text")
+    return {**response, "content": prefill["content"] + content}

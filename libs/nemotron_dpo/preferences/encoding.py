@@ -1,0 +1,129 @@
+"""Texts to token ids: prompt and response apart, so that no merge crosses the boundary, and cut to a maximum length.
+
+A response is tokenized as the continuation it is: a tokenizer that puts a space in front of every text (SentencePiece's
+dummy prefix, byte-level add_prefix_space) does so for the prompt only, so the ids decode to the joined text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from nemotron_dpo.preferences.boundary import Texts
+from nemotron_dpo.preferences.problems import drop
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Truncation = Literal["drop", "response", "prompt-left"]
+TRUNCATIONS: tuple[Truncation, ...] = ("response", "drop", "prompt-left")
+
+
+@dataclass(frozen=True, slots=True)
+class PairIds:
+    """Token ids of one pair and what was cut off them."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    chosen_truncated: bool = False
+    rejected_truncated: bool = False
+    prompt_truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer for prompts and one for their continuations (the same one for most), and the BOS to put in front."""
+
+    prompts: Tokenizer
+    responses: Tokenizer
+    bos_id: int | None = None
+
+    def encode(self, texts: Sequence[Texts]) -> list[PairIds]:
+        """The ids of many pairs at once, in the tokenizer's own threads."""
+        if self.prompts is self.responses:
+            flat = [t for pair in texts for t in (pair.prompt, pair.chosen, pair.rejected)]
+            ids = [e.ids for e in self.prompts.encode_batch_fast(flat, add_special_tokens=False)]
+            triples = zip(ids[0::3], ids[1::3], ids[2::3], strict=True)
+        else:
+            prompts = self.prompts.encode_batch_fast([t.prompt for t in texts], add_special_tokens=False)
+            flat = [t for pair in texts for t in (pair.chosen, pair.rejected)]
+            ids = [e.ids for e in self.responses.encode_batch_fast(flat, add_special_tokens=False)]
+            triples = zip([p.ids for p in prompts], ids[0::2], ids[1::2], strict=True)
+        return [PairIds(self._with_bos(prompt), chosen, rejected) for prompt, chosen, rejected in triples]
+
+    def _with_bos(self, prompt: list[int]) -> list[int]:
+        return prompt if self.bos_id is None or prompt[:1] == [self.bos_id] else [self.bos_id, *prompt]
+
+
+def make_encoder(tokenizer: Tokenizer, *, plain: bool) -> Encoder:
+    """An Encoder on `tokenizer`; for `plain` text the prompt gets the BOS that the tokenizer's own post-processor gives."""
+    continuing = _without_prefix_space(json.loads(tokenizer.to_str())) if _adds_prefix(tokenizer) else None
+    if continuing is None:
+        return Encoder(tokenizer, tokenizer, _own_bos(tokenizer) if plain else None)
+    from tokenizers import Tokenizer
+
+    return Encoder(tokenizer, Tokenizer.from_str(json.dumps(continuing)), _own_bos(tokenizer) if plain else None)
+
+
+def truncate(ids: PairIds, max_length: int | None, how: Truncation, bos_id: int | None) -> PairIds:
+    """`ids` with prompt + response at most `max_length` tokens. Raises RowProblem (a drop) where that cannot be.
+
+    `bos_id` survives at the front of a prompt cut on its left. A response that is cut has no end of turn: none is invented.
+    """
+    longest = max(len(ids.chosen), len(ids.rejected))
+    if max_length is None or len(ids.prompt) + longest <= max_length:
+        return ids
+    if how == "drop":
+        raise drop("too long", f"has {len(ids.prompt) + longest} tokens where --max-length is {max_length}")
+    return _cut_responses(ids, max_length) if how == "response" else _cut_prompt(ids, max_length, longest, bos_id)
+
+
+def _cut_responses(ids: PairIds, max_length: int) -> PairIds:
+    room = max_length - len(ids.prompt)
+    if room < 1:
+        message = f"the prompt has {len(ids.prompt)} tokens and leaves no room for a response in --max-length {max_length}"
+        raise drop("no room", message)
+    return PairIds(ids.prompt, ids.chosen[:room], ids.rejected[:room], len(ids.chosen) > room, len(ids.rejected) > room)
+
+
+def _cut_prompt(ids: PairIds, max_length: int, longest: int, bos_id: int | None) -> PairIds:
+    head = [bos_id] if bos_id is not None and ids.prompt[:1] == [bos_id] else []
+    keep = max_length - longest - len(head)
+    if keep < 1:
+        message = f"a response has {longest} tokens and leaves no room for a prompt in --max-length {max_length}"
+        raise drop("no room", message)
+    return PairIds([*head, *ids.prompt[-keep:]], ids.chosen, ids.rejected, prompt_truncated=True)
+
+
+def _own_bos(tokenizer: Tokenizer) -> int | None:
+    """The token that the tokenizer's post-processor puts in front of a text, if any."""
+    with_special, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    return with_special[0] if with_special[: len(bare)] != bare else None
+
+
+def _adds_prefix(tokenizer: Tokenizer) -> bool:
+    """True where a text gets a space it does not have."""
+    pieces = tokenizer.encode("a", add_special_tokens=False).tokens
+    joined = "".join(pieces)
+    return joined.startswith(("▁", "Ġ"))
+
+
+def _without_prefix_space(config: Any) -> Any:
+    """The tokenizer's configuration with every step that puts a space in front of a text taken out."""
+    if isinstance(config, list):
+        return [
+            _without_prefix_space(item) for item in config if not (isinstance(item, dict) and item.get("type") == "Prepend")
+        ]
+    if not isinstance(config, dict):
+        return config
+    if config.get("type") == "Prepend":
+        return None
+    changed = {key: _without_prefix_space(value) for key, value in config.items() if key != "model"}
+    if "model" in config:
+        changed["model"] = config["model"]
+    if changed.get("type") in ("ByteLevel", "Metaspace"):
+        changed |= {key: off for key, off in (("add_prefix_space", False), ("prepend_scheme", "never")) if key in changed}
+    return changed

@@ -1,0 +1,58 @@
+"""What can be wrong with one row: an error (the row is broken) or a drop (the row is fine and carries no signal)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RowProblem(Exception):
+    """One row that yields no pair. `reason` is counted, `message` is for a person, `drop` says that it is no mistake."""
+
+    def __init__(self, reason: str, message: str, *, field: str | None = None, drop: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.drop = drop
+
+
+def drop(reason: str, message: str) -> RowProblem:
+    """A row that is left out on purpose and counted."""
+    return RowProblem(reason, message, drop=True)
+
+
+def missing(field: str) -> RowProblem:
+    """A row without `field`."""
+    return RowProblem("missing field", "is missing", field=field)
+
+
+def wrong_type(field: str, due: str, value: object) -> RowProblem:
+    """A row whose `field` holds something else than `due`."""
+    return RowProblem("wrong type", f"is {describe(value)} where {due} is due", field=field)
+
+
+def describe(value: object) -> str:
+    """The JSON name of a value's type, with its article."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One row that was not written, as it stands in the rejects file."""
+
+    source: str
+    line: int
+    reason: str
+    message: str
+    field: str | None
+    drop: bool
+    pair_id: str | None
+    row_sha256: str

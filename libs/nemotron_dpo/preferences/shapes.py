@@ -1,0 +1,193 @@
+"""Rows of every shape the field publishes preferences in, brought to one: a prompt and two responses.
+
+pair          {prompt, chosen, rejected}: strings or message lists; the responses may repeat the whole conversation
+conversation  {chosen, rejected}: message lists; the prompt is the longest common prefix of turns
+transcript    {chosen, rejected}: "\\n\\nHuman: ... \\n\\nAssistant: ..." texts
+ranked        {context, completions: [{rank, completion}, ...]}: NeMo-RL's PreferenceDataset, the lower rank is chosen
+helpsteer3    {context, response1, response2, overall_preference}: below 0 the first response is chosen, 0 is a tie
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_dpo.preferences.problems import RowProblem, drop, missing, wrong_type
+from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
+
+Message = dict[str, Any]
+Text = str | list[Message]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names of the columns that hold a pair."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One comparison: a prompt (text or turns) and what was preferred over what (text or the turns that follow)."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
+
+
+def recognise(row: Row, keys: Keys) -> str:
+    """The name of the shape of `row`; one of no known shape is taken for a `pair`, whose reader says what is missing."""
+    if keys.prompt in row:
+        return "pair"
+    if "completions" in row:
+        return "ranked"
+    if "overall_preference" in row or "response1" in row:
+        return "helpsteer3"
+    chosen = row.get(keys.chosen)
+    if isinstance(chosen, list):
+        return "conversation"
+    if isinstance(chosen, str) and is_transcript(chosen):
+        return "transcript"
+    return "pair"
+
+
+def read_row(row: Row, shape: str, keys: Keys) -> Preference:
+    """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
+    prompt, chosen, rejected = _READERS[shape](row, keys)
+    tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    if tools is not None and not isinstance(tools, list):
+        raise wrong_type("tools", "a list", tools)
+    if template_kwargs is not None and not isinstance(template_kwargs, dict):
+        raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
+    if chosen == rejected:
+        raise drop("equal responses", "the chosen and the rejected response are the same")
+    return Preference(prompt, chosen, rejected, tools or None, template_kwargs)
+
+
+def _read_pair(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
+    prompt, chosen, rejected = _text(row, keys.prompt), _text(row, keys.chosen), _text(row, keys.rejected)
+    if isinstance(chosen, list) and isinstance(rejected, list) and _repeats_prompt(chosen, rejected):
+        return _agreeing(prompt, *_common_prefix(chosen, rejected), keys)
+    if isinstance(prompt, str) and is_transcript(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
+        prompt = parse_prompt(prompt, keys.prompt)
+        chosen, rejected = (t.removeprefix(" ") if isinstance(t, str) else t for t in (chosen, rejected))
+    return prompt, chosen, rejected
+
+
+def _read_conversation(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
+    return _common_prefix(_messages(row, keys.chosen), _messages(row, keys.rejected))
+
+
+def _read_transcript(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
+    turns = [parse_transcript(_string(row, key), key) for key in (keys.chosen, keys.rejected)]
+    return _common_prefix(*turns)
+
+
+def _read_ranked(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
+    completions = _field(row, "completions")
+    if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
+        raise wrong_type("completions", "a list of objects", completions)
+    if len(completions) != 2:
+        raise RowProblem("wrong type", f"holds {len(completions)} responses where 2 are due", field="completions")
+    ranks = [_number(c, "rank") for c in completions]
+    if ranks[0] == ranks[1]:
+        raise drop("tie", "both completions have the same rank")
+    best, worst = completions if ranks[0] < ranks[1] else completions[::-1]
+    return _text(row, "context"), _text(best, "completion"), _text(worst, "completion")
+
+
+def _read_helpsteer3(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
+    preference = _number(row, "overall_preference")
+    context, first, second = _text(row, "context"), _text(row, "response1"), _text(row, "response2")
+    if preference == 0:
+        raise drop("tie", "overall_preference is 0")
+    return (context, first, second) if preference < 0 else (context, second, first)
+
+
+_READERS: dict[str, Callable[[Row, Keys], tuple[Text, Text, Text]]] = {
+    "pair": _read_pair,
+    "conversation": _read_conversation,
+    "transcript": _read_transcript,
+    "ranked": _read_ranked,
+    "helpsteer3": _read_helpsteer3,
+}
+SHAPES = tuple(_READERS)
+
+
+def _common_prefix(chosen: list[Message], rejected: list[Message]) -> tuple[Text, Text, Text]:
+    if chosen == rejected:
+        raise drop("equal responses", "the chosen and the rejected conversation are the same")
+    length = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def _repeats_prompt(chosen: list[Message], rejected: list[Message]) -> bool:
+    return all(len(turns) > 1 and turns[0].get("role") in ("system", "user") for turns in (chosen, rejected))
+
+
+def _agreeing(prompt: Text, shared: Text, chosen: Text, rejected: Text, keys: Keys) -> tuple[Text, Text, Text]:
+    """Whole conversations beside a prompt: the prompt must be their common start, or its last user turn."""
+    last_user = next((m.get("content") for m in reversed(shared) if isinstance(m, dict) and m.get("role") == "user"), None)
+    if prompt not in (shared, last_user):
+        message = "is not what the two conversations have in common"
+        raise RowProblem("prompt disagrees", message, field=keys.prompt)
+    return shared, chosen, rejected
+
+
+def _field(row: Row, key: str) -> Any:
+    if key not in row:
+        raise missing(key)
+    return row[key]
+
+
+def _string(row: Row, key: str) -> str:
+    value = _field(row, key)
+    if not isinstance(value, str):
+        raise wrong_type(key, "a string", value)
+    return value
+
+
+def _number(row: Row, key: str) -> float:
+    value = _field(row, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(key, "a number", value)
+    return value
+
+
+def _text(row: Row, key: str) -> Text:
+    value = _field(row, key)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = [value]
+    return _checked_messages(value, key, "a string or a list of messages")
+
+
+def _messages(row: Row, key: str) -> list[Message]:
+    return _checked_messages(_field(row, key), key, "a list of messages")
+
+
+def _checked_messages(value: object, key: str, due: str) -> list[Message]:
+    if not isinstance(value, list) or not all(isinstance(m, dict) for m in value):
+        raise wrong_type(key, due, value)
+    if not value:
+        raise RowProblem("missing field", "holds no message", field=key)
+    return [_checked_message(m, key) for m in value]
+
+
+def _checked_message(message: Message, key: str) -> Message:
+    kept = {name: value for name, value in message.items() if value is not None}
+    if not isinstance(kept.get("role"), str):
+        raise wrong_type(key, 'a "role" in each message', kept.get("role"))
+    content = kept.get("content")
+    if not isinstance(content, str | list) and not (content is None and "tool_calls" in kept):
+        raise wrong_type(key, 'a text "content" in each message', content)
+    return kept

@@ -1,0 +1,177 @@
+"""One chunk of rows to record batches and the facts about it: the unit of work that a worker does."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from nemotron_dpo.preferences.boundary import Texts
+from nemotron_dpo.preferences.columns import pair_id, to_batches
+from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
+from nemotron_dpo.preferences.lines import Chunk, TooLong
+from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
+from nemotron_dpo.preferences.rendering import Renderer, make_renderer
+from nemotron_dpo.preferences.shapes import Keys, Preference, read_row
+from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that shapes the rows; plain values, so that it can be sent to another process."""
+
+    folder: TokenizerFolder
+    now: datetime.datetime
+    keys: Keys = field(default_factory=Keys)
+    system_prompt: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    max_length: int | None = None
+    truncation: Truncation = "response"
+    swap: bool = False
+    max_line_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a chunk. `facts` has one row a pair that was written: see FACTS for its columns."""
+
+    source: str
+    num_rows: int
+    batches: list[pa.RecordBatch]
+    rejects: list[Reject]
+    facts: np.ndarray
+    shown: list[tuple[Texts, PairIds]]
+
+
+# Lengths in tokens, what was done to the pair, and 64-bit digests by which duplicates are found.
+FACTS = np.dtype(
+    [
+        ("prompt", "i4"), ("chosen", "i4"), ("rejected", "i4"), ("cut", "u1"), ("rewritten", "?"),
+        ("prompt_digest", "u8"), ("chosen_digest", "u8"), ("rejected_digest", "u8"),
+    ]
+)  # fmt: skip
+CUT_CHOSEN, CUT_REJECTED, CUT_PROMPT = 1, 2, 4
+SHOWN_PER_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Turns chunks into results; holds the loaded tokenizer and the compiled template."""
+
+    settings: Settings
+    renderer: Renderer
+    encoder: Encoder
+    bos_id: int | None
+    num_shown: int = 0
+
+    def __call__(self, chunk: Chunk) -> Result:
+        """Tokenize the rows of `chunk`; a row that yields no pair becomes a Reject."""
+        rejects: list[Reject] = []
+        rendered: list[tuple[int, Texts, Any]] = []
+        for line, row in enumerate(chunk.rows, chunk.first_line):
+            if row == b"\n" or (isinstance(row, bytes) and not row.strip()):
+                continue
+            try:
+                rendered.append((line, self.renderer.render(self.preference(row, chunk.shape)), row))
+            except RowProblem as problem:
+                rejects.append(_reject(chunk.source, line, problem, row))
+        kept = list(self._encoded(rendered, chunk.source, rejects))
+        ids, digests = [k[2] for k in kept], [k[3] for k in kept]
+        return Result(
+            source=chunk.source,
+            num_rows=len(chunk.rows),
+            batches=list(to_batches(ids, digests, [k[0] for k in kept])),
+            rejects=sorted(rejects, key=lambda r: r.line),
+            facts=_facts([(texts, pair) for _, texts, pair, _ in kept]),
+            shown=[(texts, pair) for _, texts, pair, _ in kept[: self.num_shown]],
+        )
+
+    def preference(self, row: Any, shape: str) -> Preference:
+        """The preference in one row. Raises RowProblem."""
+        preference = read_row(parse(row, self.settings.max_line_bytes), shape, self.settings.keys)
+        return replace(preference, chosen=preference.rejected, rejected=preference.chosen) if self.settings.swap else preference
+
+    def _encoded(
+        self, rendered: list[tuple[int, Texts, Any]], source: str, rejects: list[Reject]
+    ) -> Iterator[tuple[int, Texts, PairIds, bytes]]:
+        encoded = self.encoder.encode([texts for _, texts, _ in rendered])
+        for (line, texts, row), ids in zip(rendered, encoded, strict=True):
+            try:
+                cut = truncate(ids, self.settings.max_length, self.settings.truncation, self.bos_id)
+                if cut.chosen == cut.rejected:
+                    where = "after truncation" if cut is not ids else "as token ids"
+                    raise drop(f"equal {where}", f"the chosen and the rejected response are the same {where}")
+            except RowProblem as problem:
+                rejects.append(_reject(source, line, problem, row, pair_id(ids)))
+                continue
+            yield line, texts, cut, pair_id(cut)
+
+
+def make_worker(settings: Settings, num_shown: int = 0) -> Worker:
+    """Load the tokenizer and compile the template. Raises UserError where one of them is broken."""
+    tokenizer = settings.folder.load()
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    renderer = make_renderer(
+        settings.folder,
+        added,
+        system_prompt=settings.system_prompt,
+        template_kwargs=settings.template_kwargs,
+        now=settings.now,
+    )
+    bos = settings.folder.special_tokens.get("bos_token")
+    return Worker(
+        settings,
+        renderer,
+        make_encoder(tokenizer, plain=renderer.splitter is None),
+        tokenizer.token_to_id(bos) if bos else None,
+        num_shown,
+    )
+
+
+def parse(row: Any, max_line_bytes: int) -> dict[str, Any]:
+    """The object in one row. Raises RowProblem where it is too long, no UTF-8, no JSON or no object."""
+    if isinstance(row, TooLong):
+        raise RowProblem("line too long", f"has more than {max_line_bytes} bytes (--max-line-bytes)")
+    if isinstance(row, bytes):
+        try:
+            row = orjson.loads(row)
+        except orjson.JSONDecodeError as error:
+            raise _broken(row, error) from None
+    if not isinstance(row, dict):
+        raise RowProblem("wrong type", f"holds {describe(row)} where an object is due")
+    return row
+
+
+def _broken(line: bytes, error: orjson.JSONDecodeError) -> RowProblem:
+    try:
+        line.decode()
+    except UnicodeDecodeError as bad:
+        return RowProblem("invalid UTF-8", f"is not valid UTF-8 at byte {bad.start + 1}")
+    return RowProblem("broken JSON", f"is broken JSON at column {error.colno}: {error.msg}")
+
+
+def _reject(source: str, line: int, problem: RowProblem, row: Any, pair: bytes | None = None) -> Reject:
+    raw = row if isinstance(row, bytes) else orjson.dumps(row, default=str) if isinstance(row, dict) else b""
+    digest = hashlib.sha256(raw).hexdigest()
+    pair_hex = pair.hex() if pair else None
+    return Reject(source, line, problem.reason, problem.message, problem.field, problem.drop, pair_hex, digest)
+
+
+def _facts(kept: list[tuple[Texts, PairIds]]) -> np.ndarray:
+    facts = np.empty(len(kept), FACTS)
+    for row, (texts, ids) in enumerate(kept):
+        cut = CUT_CHOSEN * ids.chosen_truncated | CUT_REJECTED * ids.rejected_truncated | CUT_PROMPT * ids.prompt_truncated
+        digests = (_digest(texts.prompt), _digest(texts.chosen), _digest(texts.rejected))
+        facts[row] = (len(ids.prompt), len(ids.chosen), len(ids.rejected), cut, texts.rewritten, *digests)
+    return facts
+
+
+def _digest(text: str) -> int:
+    raw = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

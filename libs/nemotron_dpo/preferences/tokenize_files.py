@@ -1,0 +1,116 @@
+"""Input files to one stream of tokenized pairs, with its audit: rejects, counts, and pairs shown to a person."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from nemotron_dpo import __version__
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.inputs import dataset_chunks, digest, expand, limit_rows, read_chunks
+from nemotron_dpo.preferences.lines import Chunk
+from nemotron_dpo.preferences.problems import Reject
+from nemotron_dpo.preferences.recognition import with_shapes
+from nemotron_dpo.preferences.tally import Tally
+from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
+from nemotron_dpo.preferences.workers import ordered_map
+from nemotron_dpo.streams import StreamInfo, open_writer, published_file
+
+Show = Callable[[Any, Any], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read and where to put it."""
+
+    inputs: tuple[str, ...]
+    output: str
+    split: str | None = None
+    shape: str = "auto"
+    limit: int | None = None
+    num_workers: int = 1
+    skip_errors: bool = False
+    rejects: str | None = None
+    stats: str | None = None
+    num_shown: int = 0
+
+
+def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
+    """Write the pairs of `job` and return the counts; `show` is called with the texts and ids of the first pairs.
+
+    Raises UserError for what a user can fix; nothing is left under the output's name then.
+    """
+    files = list(job.inputs) if job.split else expand(job.inputs)
+    info = stream_info(job, settings, files)
+    tally = Tally()
+    raw = dataset_chunks(files, job.split) if job.split else read_chunks(files, settings.max_line_bytes)
+    chunks = with_shapes(limit_rows(raw, job.limit), job.shape, settings.keys, settings.max_line_bytes)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(open_writer(job.output, info))
+        rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
+        for result in _results(stack, chunks, job, settings):
+            _note(result, job, tally, rejects, show)
+            for batch in result.batches:
+                writer.write(batch)
+        if not tally.num_pairs:
+            raise UserError(f"no pair is left: {tally.closing_line()}", source=", ".join(job.inputs))
+        if job.stats:
+            _write_json(job.stats, tally.report(info.digests, info.settings))
+    return tally
+
+
+def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
+    """Provenance of the stream: what its rows depend on, and nothing that they do not."""
+    shaped: dict[str, Any] = {
+        "keys": [settings.keys.prompt, settings.keys.chosen, settings.keys.rejected],
+        "format": job.shape,
+        "limit": job.limit,
+        "max_length": settings.max_length,
+        "truncation": settings.truncation,
+        "swap": settings.swap,
+        "system_prompt": settings.system_prompt,
+        "chat_template_kwargs": settings.template_kwargs,
+    }
+    if "strftime_now" in (settings.folder.template or ""):
+        shaped["template_date"] = settings.now.isoformat()
+    digests = {"input": "stream" if job.split else digest(files), **settings.folder.digests}
+    return StreamInfo("tokenized_pairs", "preference-tokenize", __version__, digests, shaped)
+
+
+def _results(stack: contextlib.ExitStack, chunks: Iterator[Chunk], job: Job, settings: Settings) -> Iterator[Result]:
+    make = _ShowingWorker(job.num_shown)
+    return stack.enter_context(ordered_map(make, settings, job.num_workers))(chunks)
+
+
+@dataclass(frozen=True)
+class _ShowingWorker:
+    num_shown: int
+
+    def __call__(self, settings: Settings) -> Callable[[Chunk], Result]:
+        return make_worker(settings, self.num_shown)
+
+
+def _note(result: Result, job: Job, tally: Tally, rejects: BinaryIO | None, show: Show) -> None:
+    for pair in result.shown[: max(0, job.num_shown - tally.num_pairs)]:
+        show(*pair)
+    tally.add(result)
+    for reject in result.rejects:
+        if not (reject.drop or job.skip_errors):
+            raise UserError(reject.message, source=reject.source, line=reject.line, field=reject.field)
+        if rejects is not None:
+            rejects.write(_json_line(reject))
+
+
+def _json_line(reject: Reject) -> bytes:
+    import orjson
+
+    return orjson.dumps(reject, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _write_json(path: str, value: dict[str, Any]) -> None:
+    import orjson
+
+    with published_file(path) as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -1,0 +1,121 @@
+"""Apply one function to a sequence of chunks, in threads or in processes, and hand the results back in order.
+
+Threads suffice while the tokenizer's own threads do the work: one thread renders while another tokenizes. Processes are
+for machines where rendering in one interpreter is too slow. Each process belongs to one thread of this process; it dies
+with it, because its end of the pipe closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from nemotron_dpo.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+_OVERLAPPING_THREADS = 2
+
+
+@contextlib.contextmanager
+def ordered_map(make: Callable[[Any], Callable[[T], R]], argument: Any, num_workers: int) -> Iterator[Any]:
+    """A function items -> results in order, computed by `make(argument)`: here when `num_workers` is 1, else in processes.
+
+    `make` must be importable and `argument`, items and results picklable. A few items a worker are under way at any time.
+    """
+    with contextlib.ExitStack() as stack:
+        if num_workers == 1:
+            calls: list[Callable[[T], R]] = [make(argument)] * _OVERLAPPING_THREADS
+        else:
+            calls = [stack.enter_context(_process(make, argument)) for _ in range(num_workers)]
+        stack.enter_context(_rare_collection())
+        idle = deque(calls)
+        pool = ThreadPoolExecutor(len(calls))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+
+        def work(item: T) -> R:
+            call = idle.popleft()
+            try:
+                return call(item)
+            finally:
+                idle.append(call)
+
+        yield lambda items: _in_order(pool, work, items, ahead=2 * len(calls))
+
+
+@contextlib.contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Let the cyclic garbage collector look rarely, and not at what is loaded by now: rows make many objects, no cycles."""
+    threshold = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _process(make: Callable[[Any], Any], argument: Any) -> Iterator[Callable[[Any], Any]]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, make, argument), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield lambda item: _call(here, item)
+    finally:
+        process.terminate()
+        here.close()
+
+
+def _call(connection: Connection, item: Any) -> Any:
+    try:
+        connection.send(item)
+        result = connection.recv()
+    except (EOFError, OSError):
+        raise UserError("a worker process died", remedy="is there enough memory? try fewer --num-workers") from None
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _serve(connection: Connection, make: Callable[[Any], Any], argument: Any) -> None:
+    """The life of a worker process: it ends when its parent's end of the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        try:
+            call = make(argument)
+        except UserError as error:
+            connection.recv()
+            connection.send(error)
+            return
+        with _rare_collection():
+            while True:
+                item = connection.recv()
+                try:
+                    connection.send(call(item))
+                except Exception as error:
+                    connection.send(error)
+    except (EOFError, BrokenPipeError):
+        return

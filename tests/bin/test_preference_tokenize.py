@@ -1,0 +1,333 @@
+"""preference-tokenize as a shell runs it: inputs, audit, exit codes and the exact words on stderr."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chat_templates import CHATML
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.tokenize_chunk import Settings
+from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
+from nemotron_dpo.preferences.tokenizer_folder import open_folder
+from nemotron_dpo.streams import open_reader
+from preference_rows import NOON
+from programs import BIN, check, command, error_line, run
+from small_tokenizers import byte_level, save
+
+PROGRAM = "preference-tokenize"
+ROW = {"prompt": "How are you?", "chosen": "Fine.", "rejected": "no"}
+LINE = orjson.dumps(ROW) + b"\n"
+COUNTS = "preference-tokenize: {} rows read, {} pairs written (0 truncated), {}, {}, {} tokens\n"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("chat"), byte_level(), chat_template=CHATML, eos_token="<|im_end|>")
+
+
+def read(path: Path) -> tuple[Any, list[dict[str, Any]]]:
+    with open_reader(path, "tokenized_pairs") as reader:
+        return reader.info, reader.read_all().to_pylist()
+
+
+def tokenize(tmp_path: Path, tokenizer: Path, *arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return run(PROGRAM, *arguments, "-o", tmp_path / "out.arrow", "--tokenizer", tokenizer, **options)
+
+
+def rows(count: int) -> bytes:
+    return b"".join(orjson.dumps({**ROW, "prompt": f"question {i}"}) + b"\n" for i in range(count))
+
+
+def test_pairs_provenance_and_counts(tmp_path: Path, tokenizer: Path) -> None:
+    (data := tmp_path / "pairs.jsonl").write_bytes(LINE)
+    done = tokenize(tmp_path, tokenizer, data, "--max-length", 99)
+    info, (pair,) = read(tmp_path / "out.arrow")
+    decode = byte_level().decode
+    assert decode(pair["prompt_ids"], False) == "<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"
+    assert decode(pair["chosen_ids"], False) == "Fine.<|im_end|>"
+    assert decode(pair["rejected_ids"], False) == "no<|im_end|>"
+    num_tokens = sum(len(pair[f"{k}_ids"]) for k in ("prompt", "chosen", "rejected"))
+    assert done.stderr.decode() == COUNTS.format(1, 1, "0 dropped", "0 errors", num_tokens)
+    assert done.stdout == b""
+    digest = subprocess.run(["sha256sum", str(data)], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert info.digests["input"] == f"sha256:{digest}"
+    assert set(info.digests) == {"input", "tokenizer", "chat_template"}
+    assert (info.producer, info.settings["max_length"]) == (PROGRAM, 99)
+
+
+def test_every_container_gives_the_same_pairs(tmp_path: Path, tokenizer: Path) -> None:
+    table = pa.Table.from_pylist([ROW] * 3)
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    (stored / "a.jsonl").write_bytes(LINE * 3)
+    (stored / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + LINE.replace(b"\n", b"\r\n") * 3)
+    (stored / "c.jsonl.gz").write_bytes(gzip.compress(LINE * 2) + gzip.compress(LINE))
+    (stored / "d.jsonl.zst").write_bytes(pa.compress(LINE * 3, "zstd", asbytes=True))
+    pq.write_table(table, stored / "e.parquet")
+    with pa.ipc.new_file(stored / "f.arrow", table.schema) as file:
+        file.write_table(table)
+    with pa.ipc.new_stream(stored / "g.arrow", table.schema) as stream:
+        stream.write_table(table)
+    files = sorted(stored.iterdir())
+    for inputs in (files, [stored], [stored / "*"]):
+        assert tokenize(tmp_path, tokenizer, *inputs).returncode == 0
+        pairs = read(tmp_path / "out.arrow")[1]
+        assert len(pairs) == 3 * len(files)
+        assert len({pair["pair_id"] for pair in pairs}) == 1
+        assert [pair["source_line"] for pair in pairs] == [1, 2, 3] * len(files)
+
+
+def test_pipes(tokenizer: Path) -> None:
+    done = check(PROGRAM, "-", "-o", "-", "--tokenizer", tokenizer, input=gzip.compress(LINE))
+    with pa.ipc.open_stream(done.stdout) as stream:
+        assert sum(batch.num_rows for batch in stream) == 1
+        assert b'"input":"stream"' in stream.schema.metadata[b"nemotron_dpo"]
+
+
+def test_shapes_differ_from_file_to_file(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINE)
+    conversations = {k: [{"role": "user", "content": "q"}, {"role": "assistant", "content": k}] for k in ("chosen", "rejected")}
+    (tmp_path / "b.jsonl").write_bytes(orjson.dumps(conversations))
+    assert tokenize(tmp_path, tokenizer, tmp_path / "a.jsonl", tmp_path / "b.jsonl").returncode == 0
+    forced = tokenize(tmp_path, tokenizer, tmp_path / "b.jsonl", "--format", "transcript")
+    assert error_line(forced, PROGRAM) == f'{tmp_path}/b.jsonl:1: "chosen" is a list where a string is due'
+
+
+def test_a_dataset_split(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_bytes(LINE * 3)
+    done = tokenize(tmp_path, tokenizer, tmp_path / "data", "--split", "train")
+    if importlib.util.find_spec("datasets") is None:
+        assert error_line(done, PROGRAM) == "--split needs the package datasets: pip install datasets"
+        assert done.returncode == 2
+        return
+    assert len(read(tmp_path / "out.arrow")[1]) == 3
+
+
+BAD_INPUTS = {
+    "empty": (b"", "{f}: is empty"),
+    "broken JSON": (LINE + b"{bad\n", "{f}:2: is broken JSON at column 2: unexpected character, expected a string key"),
+    "missing field": (LINE + b'{"prompt":"a","chosen":"b"}\n', '{f}:2: "rejected" is missing'),
+    "after a blank line": (LINE + b"\n" + b'{"prompt":"a","chosen":"b"}\n', '{f}:3: "rejected" is missing'),
+    "wrong type": (
+        b'{"prompt":1,"chosen":"a","rejected":"b"}',
+        '{f}:1: "prompt" is a number where a string or a list of messages is due',
+    ),
+    "invalid UTF-8": (b'{"prompt":"\xff"}', "{f}:1: is not valid UTF-8 at byte 12"),
+    "lone surrogate": (b'{"prompt":"\\ud800"}', "{f}:1: is broken JSON at column 12: no low surrogate in string"),
+    "no object": (b"[1]\n", "{f}:1: holds a list where an object is due"),
+    "deep nesting": (b"[" * 100_000, "{f}:1: is broken JSON at column 1026: depth limit exceeded"),
+    "NUL bytes": (bytes(1000), "{f}:1: is broken JSON at column 1: unexpected character, expected a JSON value"),
+    "nothing left": (b'{"prompt":"a","chosen":"b","rejected":"b"}', "{f}: no pair is left: 1 rows read, 0 pairs written "
+        "(0 truncated), 1 dropped (1 equal responses), 0 errors, 0 tokens"),
+    "cut gzip": (gzip.compress(rows(500))[:-20], "{f}: is cut or damaged after line {n}: Compressed file ended before the "
+        "end-of-stream marker was reached"),
+    "no Parquet": (b"PAR1" + bytes(100), "{f}: is cut or damaged after row 0: Parquet magic bytes not found in footer. Either "
+        "the file is corrupted or this is not a parquet file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_bad_input_is_one_clear_line(tmp_path: Path, tokenizer: Path, content: bytes, expected: str) -> None:
+    (data := tmp_path / "bad").write_bytes(content)
+    done = tokenize(tmp_path, tokenizer, data)
+    line = error_line(done, PROGRAM)
+    if "{n}" in expected:
+        number = int(line.partition("after line ")[2].partition(":")[0])
+        assert 400 < number < 500
+        expected = expected.replace("{n}", str(number))
+    assert line == expected.replace("{f}", str(data))
+    assert done.returncode == 1
+    assert os.listdir(tmp_path) == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["{d}/none.jsonl"], 1, "{d}/none.jsonl: no such file"),
+        (["{d}/*.none"], 1, "{d}/*.none: matches no file"),
+        (["org/none"], 1, "org/none: no such file: a Hugging Face dataset is read with --split"),
+        (["{d}/a", "--max-length", "x"], 2, "Invalid value for '--max-length': 'x' is not a valid integer range: see "),
+        (["{d}/a", "--chat-template", "{d}/none"], 1, "{d}/none: no such file"),
+        (["{d}/a", "--chat-template", "{d}/a"], 1, "{d}/a:1: the chat template does not compile"),
+        (["{d}/a", "--chat-template", "{d}/a", "--num-workers", "2"], 1, "{d}/a:1: the chat template does not compile"),
+        (["{d}/a", "--chat-template-kwargs", "[]"], 2, "Invalid value for --chat-template-kwargs: no JSON object: see "),
+        (["{d}/a", "--template-date", "May"], 2, "Invalid value for --template-date: 'May' is no date like 2026-01-31"),
+        (["{d}/a", "--system-prompt-file", "{d}/none"], 1, "{d}/none: no such file or directory"),
+        (["{d}/a", "--rejects", "{d}/none/r"], 1, "{d}/none/r: no such file or directory"),
+        (["{d}/b", "-o", "{d}/none/o"], 1, "{d}/none/o: no such file or directory"),
+        (["{d}/b", "-o", "{d}"], 1, "{d}: is a directory"),
+        (["{d}/b", "-o", "/dev/full"], 1, "no space left on device"),
+        (["{d}/b", "--tokenizer", "{d}/none"], 1, "{d}/none: no such model folder"),
+        (["{d}/b", "--tokenizer", "{d}"], 1, "{d}: is neither an HF folder"),
+        (["{d}/b", "--max-line-bytes", "10"], 1, "{d}/b:1: has more than 10 bytes (--max-line-bytes)"),
+    ],
+)
+def test_mistakes_of_the_caller(tmp_path: Path, tokenizer: Path, arguments: list[str], status: int, expected: str) -> None:
+    (tmp_path / "a").write_text("{% for %}")
+    (tmp_path / "b").write_bytes(LINE)
+    given_arguments = [argument.replace("{d}", str(tmp_path)) for argument in arguments]
+    done = run(PROGRAM, "-o", tmp_path / "out.arrow", "--tokenizer", tokenizer, *given_arguments)
+    assert error_line(done, PROGRAM).startswith(expected.replace("{d}", str(tmp_path)))
+    assert done.returncode == status
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokenizer: Path) -> None:
+    equal = orjson.dumps({**ROW, "rejected": "Fine."}) + b"\n"
+    (data := tmp_path / "a").write_bytes(LINE + b"{bad\n" + equal + b'{"prompt":"' + b"x" * 300 + b'"}\n' + LINE)
+    audit = ("--on-error", "skip", "--rejects", tmp_path / "rejects", "--stats", tmp_path / "stats", "--max-line-bytes", 200)
+    done = tokenize(tmp_path, tokenizer, data, *audit)
+    assert done.returncode == 0
+    rejects = [orjson.loads(line) for line in (tmp_path / "rejects").read_bytes().splitlines()]
+    assert [(r["line"], r["reason"], r["drop"]) for r in rejects] == [
+        (2, "broken JSON", False),
+        (3, "equal responses", True),
+        (4, "line too long", False),
+    ]
+    stats = orjson.loads((tmp_path / "stats").read_bytes())
+    assert (stats["rows"], stats["pairs"], stats["duplicates"]["pairs"]) == (5, 2, 1)
+    num_tokens = sum(part["total"] for part in stats["tokens"].values())
+    drops, errors = "1 dropped (1 equal responses)", "2 errors (1 broken JSON, 1 line too long)"
+    assert done.stderr.decode() == COUNTS.format(5, 2, drops, errors, num_tokens)
+
+
+def test_limit_reads_the_first_rows_only(tmp_path: Path, tokenizer: Path) -> None:
+    (data := tmp_path / "a").write_bytes(rows(3) + b"{bad")
+    assert tokenize(tmp_path, tokenizer, data, "--limit", 3).returncode == 0
+    assert len(read(tmp_path / "out.arrow")[1]) == 3
+
+
+@pytest.mark.multiprocess
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
+    broken = rows(5000) + b"{bad\n" + rows(7000) + LINE * 3
+    (tmp_path / "a").write_bytes(broken)
+    outputs = []
+    for num_workers in (1, 2, 3):
+        audit = ("--on-error", "skip", "--rejects", tmp_path / "rejects", "--stats", tmp_path / "stats")
+        done = tokenize(tmp_path, tokenizer, tmp_path / "a", "--num-workers", num_workers, *audit)
+        assert done.returncode == 0, done.stderr
+        outputs.append([(tmp_path / name).read_bytes() for name in ("out.arrow", "rejects", "stats")])
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert read(tmp_path / "out.arrow")[1][-1]["source_line"] == 12004
+    failed = tokenize(tmp_path, tokenizer, tmp_path / "a", "--num-workers", 2)
+    assert error_line(failed, PROGRAM).startswith(f"{tmp_path}/a:5001: is broken JSON")
+
+
+def test_shown_pairs(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a").write_bytes(LINE + orjson.dumps({**ROW, "chosen": "\x1b[2J"}) + b"\n" + LINE)
+    plain = tokenize(tmp_path, tokenizer, tmp_path / "a", "--show", 2).stderr.decode()
+    assert plain.count("prompt: ") == plain.count("rejected: ") == 2
+    assert "<|im_start|>|" in plain
+    assert "\x1b" not in plain
+    coloured = tokenize(tmp_path, tokenizer, tmp_path / "a", "--show", 1, env={**os.environ, "FORCE_COLOR": "1"})
+    assert "\x1b[35m<|im_end|>\x1b[0m" in coloured.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.multiprocess
+def test_interrupts_leave_nothing_behind(
+    tmp_path: Path, tokenizer: Path, number: signal.Signals, status: int, word: str, num_workers: int
+) -> None:
+    argv = command(PROGRAM, "-", "-o", tmp_path / "out.arrow", "--tokenizer", tokenizer, "--num-workers", num_workers)
+    running = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdin is not None
+    running.stdin.write(rows(20_000))
+    running.stdin.flush()
+    while not os.listdir(tmp_path):
+        time.sleep(0.01)
+        assert running.poll() is None
+    running.send_signal(number)
+    _, said = running.communicate()
+    assert (running.returncode, said.decode()) == (status, f"{PROGRAM}: error: {word}\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_closed_pipe_is_told(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a").write_bytes(LINE)
+    argv = command(PROGRAM, tmp_path / "a", "-o", "-", "--tokenizer", tokenizer)
+    running = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    running.stdout.close()
+    assert running.stderr is not None
+    assert running.stderr.read().decode() == f"{PROGRAM}: error: <stdout>: the reader closed the pipe early\n"
+    assert running.wait() == 1
+
+
+PROBE = """
+import sys, preference_tokenize
+try:
+    preference_tokenize.main()
+except SystemExit:
+    pass
+print({modules} & set(sys.modules), file=sys.stderr)
+"""
+
+
+def loaded_modules(modules: set[str], *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """Run main() with `arguments`; the last line on stderr says which of `modules` it imported."""
+    argv = [sys.executable, "-c", PROBE.format(modules=modules), *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, check=True, env={**os.environ, "PYTHONPATH": str(BIN)})
+
+
+def test_help_is_the_docstring_and_imports_nothing_heavy() -> None:
+    import preference_tokenize
+
+    done = loaded_modules({"torch", "transformers", "pyarrow", "numpy", "jinja2", "tokenizers"}, "--help")
+    assert (preference_tokenize.__doc__ or "").splitlines()[0] in " ".join(done.stdout.decode().split())
+    assert done.stderr == b"set()\n"
+
+
+def test_torch_and_transformers_are_never_imported(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a").write_bytes(LINE)
+    done = loaded_modules({"torch", "transformers"}, tmp_path / "a", "-o", tmp_path / "o", "--tokenizer", tokenizer)
+    assert done.stderr.decode().endswith("\nset()\n")
+    assert (tmp_path / "o").exists()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+COLUMNS = ["prompt", "chosen", "rejected", "context", "completions", "response1", "overall_preference", "tools"]
+OBJECTS = st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=6).map(lambda row: json.dumps(row).encode())
+FUZZED = st.one_of(st.binary(max_size=60), OBJECTS)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(FUZZED, min_size=1, max_size=4))
+def test_no_row_brings_a_traceback(tmp_path: Path, tokenizer: Path, lines: list[bytes]) -> None:
+    """In this process, for speed: anything but a UserError would be a traceback for a user."""
+    (tmp_path / "fuzzed").write_bytes(b"\n".join(lines))
+    job = Job((str(tmp_path / "fuzzed"),), str(tmp_path / "out"), skip_errors=True)
+    try:
+        tally = tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON), lambda texts, ids: None)
+    except UserError as error:
+        outcome = str(error)
+    else:
+        outcome = tally.closing_line()
+        assert tally.num_pairs > 0
+    assert "\n" not in outcome

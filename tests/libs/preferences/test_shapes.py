@@ -1,0 +1,108 @@
+"""Every row shape to a prompt and two responses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nemotron_dpo.preferences.problems import RowProblem
+from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
+
+USER, MORE = {"role": "user", "content": "q"}, {"role": "user", "content": "more"}
+GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+def ranked(*ranks: float) -> dict[str, Any]:
+    texts = [[BAD], [GOOD], [USER]]
+    return {"context": [USER], "completions": [{"rank": r, "completion": t} for r, t in zip(ranks, texts, strict=False)]}
+
+
+def helpsteer3(preference: object) -> dict[str, Any]:
+    return {"context": [USER], "response1": "one", "response2": "two", "overall_preference": preference}
+
+
+CONVERSATION = {"chosen": [USER, BAD, MORE, GOOD], "rejected": [USER, BAD, MORE, BAD]}
+TRANSCRIPT = {
+    "chosen": "\n\nHuman: q\n\nAssistant: bad\n\nHuman: more\n\nAssistant: good",
+    "rejected": "\n\nHuman: q\n\nAssistant: bad\n\nHuman: more\n\nAssistant: bad",
+}
+READ = {
+    "strings": ({"prompt": "q", "chosen": "good", "rejected": "bad"}, "pair", "q", "good", "bad"),
+    "messages": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "pair", [USER], [GOOD], [BAD]),
+    "one message": ({"prompt": USER, "chosen": GOOD, "rejected": "bad"}, "pair", [USER], [GOOD], "bad"),
+    "prompt text beside conversations": (
+        {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "pair", [USER], [GOOD], [BAD],
+    ),
+    "prompt turns beside conversations": (
+        {"prompt": [SYSTEM, USER], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+        "pair", [SYSTEM, USER], [GOOD], [BAD],
+    ),
+    "prompt transcript": (
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"}, "pair", [USER], "good", "bad",
+    ),
+    "conversation": (CONVERSATION, "conversation", [USER, BAD, MORE], [GOOD], [BAD]),
+    "transcript": (TRANSCRIPT, "transcript", [USER, BAD, MORE], [GOOD], [BAD]),
+    "empty answer": (
+        {"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
+        "transcript", [USER], [{"role": "assistant", "content": ""}], [BAD],
+    ),
+    "second rank is better": (ranked(1, 0), "ranked", [USER], [GOOD], [BAD]),
+    "first rank is better": (ranked(-2, 5.5), "ranked", [USER], [BAD], [GOOD]),
+    "first response preferred": (helpsteer3(-1), "helpsteer3", [USER], "one", "two"),
+    "second response preferred": (helpsteer3(3), "helpsteer3", [USER], "two", "one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "shape", "prompt", "chosen", "rejected"), READ.values(), ids=READ)
+def test_shapes(row: dict[str, Any], shape: str, prompt: Any, chosen: Any, rejected: Any) -> None:
+    assert recognise(row, Keys()) == shape
+    preference = read_row(row, shape, Keys())
+    assert (preference.prompt, preference.chosen, preference.rejected) == (prompt, chosen, rejected)
+
+
+def test_custom_keys_and_extra_columns() -> None:
+    keys = Keys("question", "good", "bad")
+    row = {"question": "q", "good": "a", "bad": "b", "tools": [{"name": "t"}], "chat_template_kwargs": {"k": 1}}
+    assert recognise(row, keys) == "pair"
+    preference = read_row(row, "pair", keys)
+    assert (preference.prompt, preference.tools, preference.template_kwargs) == ("q", [{"name": "t"}], {"k": 1})
+
+
+def test_null_fields_of_a_message_are_left_out() -> None:
+    row = {"prompt": [{**USER, "tool_calls": None}], "chosen": "a", "rejected": "b"}
+    assert read_row(row, "pair", Keys()).prompt == [USER]
+
+
+PROBLEMS = {
+    "no rejected": ({"prompt": "q", "chosen": "a"}, "missing field", "rejected", False),
+    "unknown shape": ({"text": "q"}, "missing field", "prompt", False),
+    "number": ({"prompt": 1, "chosen": "a", "rejected": "b"}, "wrong type", "prompt", False),
+    "null": ({"prompt": "q", "chosen": None, "rejected": "b"}, "wrong type", "chosen", False),
+    "list of strings": ({"prompt": ["q"], "chosen": "a", "rejected": "b"}, "wrong type", "prompt", False),
+    "empty list": ({"prompt": [], "chosen": "a", "rejected": "b"}, "missing field", "prompt", False),
+    "no role": ({"prompt": [{"content": "q"}], "chosen": "a", "rejected": "b"}, "wrong type", "prompt", False),
+    "number in a message": (
+        {"prompt": [{**USER, "content": 1}], "chosen": "a", "rejected": "b"}, "wrong type", "prompt", False,
+    ),
+    "tools": ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": "t"}, "wrong type", "tools", False),
+    "prompt disagrees": (
+        {"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt disagrees", "prompt", False,
+    ),
+    "three completions": (ranked(0, 1, 2), "wrong type", "completions", False),
+    "rank text": (ranked("0", "1"), "wrong type", "rank", False),  # type: ignore[arg-type]
+    "preference text": (helpsteer3("1"), "wrong type", "overall_preference", False),
+    "preference true": (helpsteer3(True), "wrong type", "overall_preference", False),
+    "equal": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "equal responses", None, True),
+    "equal conversations": ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "equal responses", None, True),
+    "equal ranks": (ranked(1, 1), "tie", None, True),
+    "preference 0": (helpsteer3(0), "tie", None, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "reason", "field", "drop"), PROBLEMS.values(), ids=PROBLEMS)
+def test_problems(row: dict[str, Any], reason: str, field: str | None, drop: bool) -> None:
+    with pytest.raises(RowProblem) as caught:
+        read_row(row, recognise(row, Keys()), Keys())
+    assert (caught.value.reason, caught.value.field, caught.value.drop) == (reason, field, drop)

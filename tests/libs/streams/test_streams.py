@@ -1,0 +1,197 @@
+"""Streams are whole or an error: trailers, provenance, atomic files, pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo, open_reader, open_writer, published_file, spool
+
+INFO = StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", {"input": "sha256:00"}, {"max_length": 8})
+
+
+def batch(count: int, start: int = 0) -> pa.RecordBatch:
+    numbers = range(start, start + count)
+    lists = pa.array([[n, n + 1] for n in numbers], pa.list_(pa.int32()))
+    flags = pa.array([False] * count)
+    ids = pa.array([n.to_bytes(16, "big") for n in numbers], pa.binary(16))
+    columns = [ids, pa.array(numbers, pa.int64()), lists, lists, lists, flags, flags]
+    return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)
+
+
+def write(path: Path, *batches: pa.RecordBatch, info: StreamInfo = INFO) -> Path:
+    with open_writer(path, info) as writer:
+        for rows in batches:
+            writer.write(rows)
+    return path
+
+
+def lines_read(path: Path, *accept: str) -> list[int]:
+    with open_reader(path, *(accept or ("tokenized_pairs",))) as reader:
+        return reader.read_all()["source_line"].to_pylist()
+
+
+@pytest.mark.parametrize("batches", [[], [batch(0)], [batch(2), batch(0), batch(3, 2)]])
+def test_rows_and_provenance_come_back(tmp_path: Path, batches: list[pa.RecordBatch]) -> None:
+    path = write(tmp_path / "a.arrow", *batches)
+    with open_reader(path, "tokenized_pairs") as reader:
+        assert reader.info == INFO
+        assert reader.read_all()["source_line"].to_pylist() == list(range(sum(b.num_rows for b in batches)))
+    assert os.listdir(tmp_path) == ["a.arrow"]
+
+
+def test_every_cut_is_noticed(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", batch(2), batch(3, 2)).read_bytes()
+    cut = tmp_path / "cut"
+    assert lines_read(tmp_path / "whole") == [0, 1, 2, 3, 4]
+    end_of_stream = 8
+    messages = []
+    for length in range(1, len(whole) - end_of_stream, 8):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(UserError) as caught:
+            lines_read(cut)
+        messages.append(str(caught.value))
+    assert all(message.startswith(f"{cut}: ") for message in messages)
+    assert "the stream from preference-tokenize" in messages[-1]
+    assert "after 5 rows" in messages[-1]
+
+
+def without_trailer(path: Path, rows: int | None) -> None:
+    with path.open("wb") as file, pa.ipc.new_stream(file, INFO.attach(TOKENIZED_PAIRS)) as stream:
+        stream.write_batch(batch(2))
+        if rows is not None:
+            stream.write_batch(batch(0), custom_metadata={b"rows": str(rows).encode()})
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [(None, "ends without its trailer after 2 rows"), (3, "has 2 rows where its trailer says 3 after 2 rows"), (2, None)],
+)
+def test_the_trailer_must_agree(tmp_path: Path, rows: int | None, words: str | None) -> None:
+    without_trailer(tmp_path / "a", rows)
+    if words is None:
+        assert lines_read(tmp_path / "a") == [0, 1]
+        return
+    with pytest.raises(UserError, match=words):
+        lines_read(tmp_path / "a")
+
+
+def foreign(path: Path) -> None:
+    with path.open("wb") as file, pa.ipc.new_stream(file, TOKENIZED_PAIRS) as stream:
+        stream.write_batch(batch(1))
+
+
+def newer(path: Path) -> None:
+    write(path, batch(1), info=StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", version=2))
+
+
+def other_columns(path: Path) -> None:
+    with path.open("wb") as file, pa.ipc.new_stream(file, INFO.attach(SCORED_PAIRS)) as stream:
+        stream.close()
+
+
+REFUSED: dict[str, tuple[Any, tuple[str, ...], str]] = {
+    "missing": (lambda path: None, (), "no such file"),
+    "folder": (lambda path: path.mkdir(), (), "is a folder where an Arrow stream is due"),
+    "empty": (lambda path: path.write_bytes(b""), (), "is empty: did the stage before it fail?"),
+    "text": (lambda path: path.write_text("{}\n" * 99), (), "is not an Arrow stream or is empty: did the stage"),
+    "foreign": (foreign, (), "is an Arrow stream but not one of tokenized_pairs"),
+    "newer": (newer, (), "holds tokenized_pairs/2; this program reads tokenized_pairs/1: write it again with this version"),
+    "other columns": (other_columns, (), "holds tokenized_pairs/1; this program reads tokenized_pairs/1"),
+    "not scored": (
+        lambda path: write(path), ("scored_pairs",), "holds tokenized_pairs where scored_pairs is due: run ref-logprobs on it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "accept", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_such_stream_is_refused(tmp_path: Path, make: Any, accept: tuple[str, ...], words: str) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(UserError) as caught:
+        lines_read(tmp_path / "a", *accept)
+    assert str(caught.value).startswith(f"{tmp_path}/a: {words}")
+
+
+def fail_after_writing(path: Path) -> None:
+    with contextlib.suppress(RuntimeError), open_writer(path, INFO) as writer:
+        writer.write(batch(3))
+        raise RuntimeError
+
+
+def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", batch(1))
+    before = path.read_bytes()
+    fail_after_writing(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_pipe_is_written_in_place_and_must_end_with_its_trailer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read = io.BytesIO()
+    reader = threading.Thread(target=lambda: read.write((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    fail_after_writing(tmp_path / "pipe")
+    reader.join()
+    (tmp_path / "copy").write_bytes(read.getvalue())
+    with pytest.raises(UserError, match="the stream from preference-tokenize"):
+        lines_read(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["none/a", "."])
+def test_an_unwritable_target_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError, match=str(tmp_path)) as caught, published_file(tmp_path / name):
+        pytest.fail("must not be entered")
+    assert not os.path.basename(str(caught.value.filename)).startswith(".")
+
+
+WRITE = """
+import os, sys
+sys.path[:0] = {path!r}
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.streams import *
+try:
+    with open_writer("-", StreamInfo("tokenized_pairs", "p", "1")) as writer: pass
+except UserError as error:
+    print(error, error.usage, file=sys.stderr)
+"""
+
+
+def test_stdout_is_refused_in_a_job_of_several_processes() -> None:
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    argv = [sys.executable, "-c", WRITE.format(path=sys.path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == "-o - cannot be used with WORLD_SIZE > 1: use a file True\n"
+    assert done.stdout == ""
+
+
+def test_stdout_is_refused_on_a_terminal() -> None:
+    controller, terminal = os.openpty()
+    argv = [sys.executable, "-c", WRITE.format(path=sys.path)]
+    done = subprocess.run(argv, stdout=terminal, stderr=subprocess.PIPE, text=True, check=True)
+    os.close(controller)
+    os.close(terminal)
+    assert done.stderr == "<stdout>: refusing to write a binary stream to a terminal: pipe it or give -o FILE True\n"
+
+
+def test_spool_takes_a_file_where_it_lies(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", batch(1))
+    assert spool(str(path), tmp_path / "spooled") == path
+    with pytest.raises(UserError, match="no such file"):
+        spool(str(tmp_path / "none"), tmp_path / "spooled")
+
+
+def test_spool_keeps_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = write(tmp_path / "a", batch(4)).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(whole)))
+    assert lines_read(spool("-", tmp_path / "spooled")) == [0, 1, 2, 3]

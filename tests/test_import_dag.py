@@ -1,0 +1,113 @@
+"""Who may import whom, from the imports as they are written; and that torch stays out where help must be instant."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBS, BIN = ROOT / "libs" / "nemotron_dpo", ROOT / "bin"
+
+# part -> the parts of nemotron_dpo that it may import, besides itself
+ALLOWED = {
+    "errors": set(),
+    "cli": {"errors"},
+    "streams": {"errors"},
+    "sources": {"errors"},
+    "config": {"errors"},
+    "preferences": {"streams", "sources", "errors"},
+    "objective": set(),
+    "policy": {"streams", "sources", "errors", "objective", "preferences"},
+    "checkpoint": {"streams", "sources", "errors", "policy", "preferences"},
+    "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
+    "steps": {"errors", "config"},
+}
+# outside package -> the parts that alone may import it
+ONLY_IN = {
+    "megatron": {"policy", "checkpoint"},
+    "click": {"cli", "bin"},
+    "omegaconf": {"config"},
+    "torch": {"objective", "policy", "checkpoint", "training"},
+    "transformers": set(),
+}
+
+
+def _part(path: Path) -> str:
+    if path.is_relative_to(BIN):
+        return "bin"
+    return path.relative_to(LIBS).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names of every module `path` imports, also inside functions; `from a import b` gives a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+MODULES = sorted([*LIBS.rglob("*.py"), *BIN.glob("*.py")])
+PROGRAMS = {path.stem for path in BIN.glob("*.py")}
+
+
+def test_every_part_is_listed():
+    assert {_part(path) for path in MODULES} - {"bin", "__init__"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_dag(path: Path):
+    part, imported = _part(path), _imports(path)
+    ours = {name.split(".")[1] for name in imported if name.startswith("nemotron_dpo.")} - {"__version__", part}
+    assert part == "bin" or ours <= ALLOWED.get(part, set())
+    outside = {name.split(".")[0] for name in imported}
+    assert not [name for name in outside & set(ONLY_IN) if part not in ONLY_IN[name]]
+    assert not outside & PROGRAMS
+
+
+HEAVY = {"torch", "megatron", "transformers", "numpy", "tokenizers", "omegaconf", "nemo_run"}
+HELPS = [
+    ("preference_tokenize", ["--help"], HEAVY),
+    ("ref_logprobs", ["--help"], HEAVY),
+    ("dpo_train", ["--help"], HEAVY),
+    ("ckpt_export", ["--help"], HEAVY),
+    ("nemotron_steps", ["--help"], HEAVY),
+    ("nemotron_steps", ["list"], HEAVY),
+    ("nemotron_steps", ["show", "dpo"], HEAVY),
+    ("nemotron_steps", ["run", "dpo", "-c", "tiny", "--dry-run"], HEAVY - {"omegaconf"}),
+]
+PROBE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print("\\n@", *sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(("program", "arguments", "heavy"), HELPS, ids=[" ".join([case[0], *case[1]]) for case in HELPS])
+def test_help_loads_nothing_heavy(program: str, arguments: list[str], heavy: set[str]):
+    argv = [sys.executable, "-c", PROBE, str(BIN / f"{program}.py"), *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.rpartition("\n@ ")[2].split())
+    assert "click" in loaded
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_programs_are_executable_and_documented(program: str):
+    path = BIN / f"{program}.py"
+    assert path.stat().st_mode & 0o111
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith('#!/usr/bin/env python3\n"""')
+    assert text.endswith('if __name__ == "__main__":\n    main()\n')
