@@ -1,0 +1,48 @@
+# From a fresh clone with Python 3.11: pip install rust-just && just dpo-tiny
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+python := ".venv/bin/python"
+cache := env("XDG_CACHE_HOME", env("HOME") / ".cache") / "nemotron-dpo"
+smollm2 := cache / "smollm2-135m-instruct"
+
+# List the recipes
+[private]
+default:
+    @just --list --unsorted
+
+# Make .venv from configs/pins.txt, or refresh it when the pins changed
+setup:
+    @pipelines/setup.sh .venv
+
+# Train the tiny policy on the sample pairs: tokenize, score, 10 steps of DPO, validate, export
+dpo-tiny *OVERRIDES: setup
+    @.venv/bin/nemotron-steps run rl/nemo_rl/dpo -c tiny {{ OVERRIDES }}
+
+# Train SmolLM2-135M-Instruct on 64 pairs of your own: just dpo-smollm2 DATA=<file>
+dpo-smollm2 DATA: setup
+    @{{ python }} pipelines/smollm2_policy.py {{ quote(smollm2) }}
+    @RL_POLICY_MODEL={{ quote(smollm2) }} .venv/bin/nemotron-steps run rl/nemo_rl/dpo -c smollm2 \
+        {{ quote("data.train.prompt_file=" + trim_start_match(DATA, "DATA=")) }}
+
+# Run every test (about 20 minutes on two cores)
+test *ARGS: setup
+    @{{ python }} -m pytest -n 2 {{ ARGS }}
+
+# Run the tests that take seconds
+test-quick *ARGS: setup
+    @{{ python }} -m pytest -n 2 -m "not slow and not real and not multiprocess" {{ ARGS }}
+
+# Check style, format and types
+lint: setup
+    @.venv/bin/ruff check
+    @.venv/bin/ruff format --check
+    @.venv/bin/pyright --pythonpath {{ python }}
+
+# Remove .venv, job folders and tool caches (not ~/.cache/nemotron-dpo)
+clean:
+    rm -rf .venv .nemotron .pytest_cache .ruff_cache .hypothesis dist build
+    find bin libs tests pipelines -name __pycache__ -prune -exec rm -rf {} +
+
+# The chain by hand, stage by stage
+mod chain 'pipelines/dpo.just'

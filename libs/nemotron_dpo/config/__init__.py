@@ -1,0 +1,44 @@
+"""Configuration of a run: YAML with `defaults`, dataclass defaults and a dotlist become frozen dataclasses.
+
+The only OmegaConf user. Config becomes plain arguments in the executables; libraries never see a config tree.
+"""
+
+from nemotron_dpo.config.load import dump_run, load_run, run_tree, to_yaml
+from nemotron_dpo.config.redact import redact, redact_override
+from nemotron_dpo.config.schema import (
+    CheckpointingConfig,
+    ClusterConfig,
+    DataConfig,
+    DatasetConfig,
+    DpoConfig,
+    LoggerConfig,
+    MegatronConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RunConfig,
+    ScheduleConfig,
+    SequencePackingConfig,
+    TokenizerConfig,
+)
+
+__all__ = [
+    "CheckpointingConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "DatasetConfig",
+    "DpoConfig",
+    "LoggerConfig",
+    "MegatronConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "SequencePackingConfig",
+    "TokenizerConfig",
+    "dump_run",
+    "load_run",
+    "redact",
+    "redact_override",
+    "run_tree",
+    "to_yaml",
+]

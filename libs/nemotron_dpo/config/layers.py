@@ -1,0 +1,173 @@
+"""The layers of a config (a profile, base files, the file, overrides): read, merged, and searched for where a value is set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.config.redact import redact_override
+from nemotron_dpo.config.shapes import Tree
+from nemotron_dpo.errors import UserError
+
+# In a YAML file this stands for the folder the file lies in, so that a config can name data beside it.
+HERE = "${config_dir}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings: a YAML file, or one override as it was typed."""
+
+    source: str
+    text: str
+    tree: Any
+    is_file: bool
+
+
+def read_layers(config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> list[Layer]:
+    """The layers in the order they are merged."""
+    files = [] if config is None else _read_files(Path(config), ())
+    under = [Layer("profile", "", dict(base), is_file=False)] if base else []
+    return [*under, *files, *(_read_override(text) for text in overrides)]
+
+
+def resolve_layers(layers: Sequence[Layer]) -> Tree:
+    """The layers merged, every interpolation resolved, as plain dicts and lists."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged: Any = OmegaConf.create({})
+    for layer in layers:
+        merged = _merged(merged, layer)
+    try:
+        tree = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or None
+        source, line = origin(key, layers) if key else (layers[-1].source, None)
+        raise UserError(_reason(error), source=source, line=line, field=key) from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def origin(key: str, layers: Sequence[Layer]) -> tuple[str | None, int | None]:
+    """(source, line) of the last layer that sets the dotted `key` or the nearest section above it."""
+    parts = key.split(".")
+    for depth in range(len(parts), 0, -1):
+        for layer in reversed(layers):
+            if _sets(layer.tree, parts[:depth]):
+                return layer.source, _line(layer.text, parts[:depth]) if layer.is_file else None
+    return None, None
+
+
+def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    from omegaconf import DictConfig, OmegaConf
+
+    if path.resolve() in above:
+        raise UserError("its chain of defaults comes back to itself", source=path)
+    text = _text(path)
+    tree = _parse(text.replace(HERE, str(path.resolve().parent)), path)
+    if not isinstance(tree, DictConfig):
+        raise UserError("is no mapping of sections", source=path)
+    bases = OmegaConf.to_container(tree).pop("defaults", None) or []  # type: ignore[union-attr]
+    tree.pop("defaults", None)
+    names = [bases] if isinstance(bases, str) else bases
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError("names a file or a list of files", source=path, field="defaults")
+    layers = [layer for name in names for layer in _read_files(path.parent / name, (*above, path.resolve()))]
+    return [*layers, Layer(str(path), text, tree, is_file=True)]
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise UserError("is a folder where a YAML file is due" if path.is_dir() else "no such config file", source=path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 (byte {error.start})", source=path) from None
+
+
+def _parse(text: str, path: Path) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError, YAMLError
+
+    try:
+        return OmegaConf.create(text or "{}")
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise UserError(f"is not YAML ({error.problem or error.context})", source=path, line=line) from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"is not YAML ({str(error).splitlines()[0]})", source=path) from None
+
+
+def _read_override(text: str) -> Layer:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError("is no KEY.PATH=VALUE", source=redact_override(text), usage=True)
+    try:
+        return Layer(redact_override(text), text, OmegaConf.from_dotlist([text]), is_file=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot be read ({str(error).splitlines()[0]})", source=redact_override(text), usage=True) from None
+
+
+def _merged(below: Any, layer: Layer) -> Any:
+    """`layer` over `below`; a schedule of another shape replaces the one below instead of mixing with it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = _hoisted(layer.tree)
+    old, new = (OmegaConf.select(config, "policy.scheduler") for config in (below, tree))
+    if None not in (old, new) and OmegaConf.is_list(old) != OmegaConf.is_list(new):
+        if OmegaConf.is_dict(new) and "name" not in new:
+            remedy = "give policy.scheduler as a whole"
+            raise UserError("is a list of torch schedulers", source=layer.source, field="policy.scheduler", remedy=remedy)
+        below.policy.scheduler = None
+    try:
+        return OmegaConf.merge(below, tree)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"cannot be merged ({_reason(error)})", source=layer.source) from None
+
+
+def _hoisted(tree: Any) -> Any:
+    """`tree` with `policy.optimizer.kwargs` also one level up, so that the later of the two spellings wins in the merge."""
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.create(tree)
+    try:
+        kwargs = OmegaConf.to_container(tree)["policy"]["optimizer"]["kwargs"]  # type: ignore[index,call-overload]
+    except (KeyError, TypeError):
+        return tree
+    return OmegaConf.merge({"policy": {"optimizer": kwargs or {}}}, tree) if isinstance(kwargs, dict) else tree
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "msg", None) or error).splitlines()[0]
+
+
+def _sets(tree: Any, parts: Sequence[str]) -> bool:
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.to_container(tree) if not isinstance(tree, dict) else tree
+    for part in parts:
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _line(text: str, parts: Sequence[str]) -> int | None:
+    from yaml import MappingNode, SafeLoader, compose
+
+    node, line = compose(text, Loader=SafeLoader), None
+    for part in parts:
+        pairs = node.value if isinstance(node, MappingNode) else []
+        found = next(((key, value) for key, value in pairs if key.value == part), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

@@ -1,0 +1,71 @@
+"""From layers to a checked RunConfig and back to YAML; what is wrong is named with the file and line, or the override."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.config.build import build_run
+from nemotron_dpo.config.layers import Layer, origin, read_layers, resolve_layers
+from nemotron_dpo.config.schema import RunConfig
+from nemotron_dpo.config.shapes import canonical
+from nemotron_dpo.errors import UserError
+
+
+def load_run(
+    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, list[str]]:
+    """Merge `config` (after the files it names under `defaults`) and dotlist `overrides` into a checked RunConfig.
+
+    `base` lies under the file (a profile's settings). Returns the run with the warnings: one line a source, naming known keys
+    that have no effect here. Raises UserError naming the file and line, or the override, for anything unreadable, unknown,
+    or of a wrong type.
+    """
+    layers = read_layers(config, overrides, base)
+    try:
+        tree, replaced = canonical(resolve_layers(layers))
+        run, idle = build_run(tree)
+    except UserError as error:
+        raise error if error.source else _located(error, layers) from None
+    return run, _warnings([*idle, *replaced], layers)
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Plain data as YAML, in its own order."""
+    from yaml import safe_dump
+
+    return safe_dump(dict(tree), sort_keys=False, width=120)
+
+
+def dump_run(run: RunConfig) -> str:
+    """`run` as YAML that `load_run` reads back to an equal RunConfig."""
+    return to_yaml(run_tree(run))
+
+
+def run_tree(run: RunConfig) -> dict[str, Any]:
+    """`run` as plain data in the spelling of a config file."""
+    tree = asdict(run)
+    tree["data"]["validation"] = dict(tree["data"]["validation"])
+    scheduler = tree["policy"]["scheduler"]
+    if scheduler["name"] == "torch":
+        chain = [{"name": f"torch.optim.lr_scheduler.{name}", "kwargs": kwargs} for name, kwargs in scheduler["schedulers"]]
+        tree["policy"]["scheduler"] = [*chain, {"milestones": list(scheduler["milestones"])}]
+    else:
+        del scheduler["schedulers"], scheduler["milestones"]
+    optimizer = tree["policy"]["optimizer"]
+    optimizer["betas"] = list(optimizer["betas"])
+    return tree
+
+
+def _located(error: UserError, layers: Sequence[Layer]) -> UserError:
+    source, line = origin(error.field, layers) if error.field else (None, None)
+    return UserError(error.message, source=source, line=line, field=error.field, remedy=error.remedy)
+
+
+def _warnings(idle: Sequence[str], layers: Sequence[Layer]) -> list[str]:
+    by_source: dict[str, list[str]] = {}
+    for key in idle:
+        by_source.setdefault(origin(key, layers)[0] or "config", []).append(key)
+    return [f"{source}: known but without effect here: {', '.join(keys)}" for source, keys in by_source.items()]

@@ -1,0 +1,34 @@
+"""Keep secrets off the screen and out of files: by the end of a key's name, and by the look of a value."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+HIDDEN = "***"
+_SECRET_KEY = re.compile(
+    r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|api_?key|access_?key|secret_?key|private_?key|auth)$",
+    re.I,
+)
+_SECRET_VALUE = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|nvapi-[\w\-]{30,}|sk-[\w\-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w\-]{20,}"
+    r"|xox[abp]-[\w\-]{10,}|AKIA[A-Z0-9]{16}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
+    r"|^[0-9a-f]{40}$|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """`value` with secrets replaced by `***`, through mappings and lists; `key` is the name it goes by."""
+    if isinstance(value, dict):
+        return {name: redact(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item, key) for item in value]
+    if value is not None and not isinstance(value, bool) and _SECRET_KEY.search(key):
+        return HIDDEN
+    return _SECRET_VALUE.sub(HIDDEN, value) if isinstance(value, str) else value
+
+
+def redact_override(text: str) -> str:
+    """`key=value` (or any other argument) with a secret value hidden."""
+    key, equals, value = text.partition("=")
+    return f"{key}={redact(value, key)}" if equals else redact(text)

@@ -1,0 +1,170 @@
+"""The several spellings a config may use (NeMo-RL's, the documented default's, aliases), rewritten into the one of schema.py.
+
+Works on the plain tree, in place, before the dataclasses are built. What it cannot place it leaves for the unknown-key check.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemotron_dpo.errors import UserError
+
+Tree = dict[str, Any]
+
+_DTENSOR_NAMES = {
+    "tensor_parallel_size": "tensor_model_parallel_size",
+    "context_parallel_size": "context_parallel_size",
+    "sequence_parallel": "sequence_parallel",
+    "activation_checkpointing": "activation_checkpointing",
+}
+_MEGATRON_ADAM = {"optimizer": "name", "lr": "lr", "weight_decay": "weight_decay", "adam_eps": "eps"}
+_ADAMW = ("adamw", "adam", "torch.optim.adamw")
+_TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
+_DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit")
+_PATH_ALIASES = ("data_path", "prompt_file")
+
+
+def canonical(tree: Tree) -> tuple[Tree, list[str]]:
+    """`tree` with every accepted spelling rewritten, and the keys in it that another backend's setting makes idle.
+
+    Sections that are no mappings are left for the type check.
+    """
+    policy, data = tree.get("policy"), tree.get("data")
+    idle: list[str] = []
+    if isinstance(policy, dict):
+        idle = [*_megatron_backend(policy), *_megatron_optimizer(policy)]
+        _optimizer(policy)
+        _scheduler(policy)
+    if isinstance(data, dict):
+        _datasets(data)
+    return tree, idle
+
+
+def _megatron_backend(policy: Tree) -> list[str]:
+    """Parallelism under one name; a megatron_cfg with `enabled: false` does not count, as in NeMo-RL."""
+    idle: list[str] = []
+    if _mapping(policy, "megatron_cfg", "policy").get("enabled") is False:
+        policy["megatron_cfg"] = {}
+        idle.append("policy.megatron_cfg")
+    megatron = policy["megatron_cfg"]
+    dtensor = _mapping(policy, "dtensor_cfg", "policy")
+    ddp = megatron.get("distributed_data_parallel_config") or {}
+    for name in ("use_distributed_optimizer", "grad_reduce_in_fp32"):
+        if name in ddp:
+            _set(megatron, name, ddp.pop(name), "policy.megatron_cfg")
+    for theirs, ours in _DTENSOR_NAMES.items():
+        if dtensor.get(theirs) is not None and dtensor.get("enabled") is not False:
+            _set(megatron, ours, dtensor.pop(theirs), "policy.megatron_cfg")
+    _drop_empty(megatron, "distributed_data_parallel_config")
+    _drop_empty(policy, "dtensor_cfg")
+    return idle
+
+
+def _megatron_optimizer(policy: Tree) -> list[str]:
+    """NeMo-RL's Megatron backend takes optimizer and schedule from megatron_cfg: so here, where it is enabled by name."""
+    megatron = policy["megatron_cfg"]
+    optimizer, schedule = megatron.get("optimizer"), megatron.get("scheduler")
+    idle: list[str] = []
+    if isinstance(optimizer, dict) and _takes(policy, "optimizer"):
+        idle += ["policy.optimizer"] if policy.get("optimizer") else []
+        taken = {new: optimizer.pop(old) for old, new in _MEGATRON_ADAM.items() if old in optimizer}
+        taken["betas"] = [optimizer.pop("adam_beta1", 0.9), optimizer.pop("adam_beta2", 0.999)]
+        policy["optimizer"] = taken
+    if isinstance(schedule, dict) and _takes(policy, "scheduler"):
+        idle += ["policy.scheduler"] if policy.get("scheduler") else []
+        taken = {"name": schedule.pop("lr_decay_style", "constant"), "warmup_steps": schedule.pop("lr_warmup_iters", 0)}
+        floor = optimizer.pop("min_lr", 0.0) if isinstance(optimizer, dict) else 0.0
+        policy["scheduler"] = taken if taken["name"] == "constant" else {**taken, "min_lr": floor}
+    _drop_empty(megatron, "optimizer")
+    _drop_empty(megatron, "scheduler")
+    return idle
+
+
+def _takes(policy: Tree, name: str) -> bool:
+    return policy["megatron_cfg"].get("enabled") is True or policy.get(name) is None
+
+
+def _optimizer(policy: Tree) -> None:
+    optimizer = _mapping(policy, "optimizer", "policy")
+    _drop_empty(policy, "optimizer")
+    _mapping(optimizer, "kwargs", "policy.optimizer")
+    del optimizer["kwargs"]  # its entries are one level up already, merged layer by layer
+    name = optimizer.get("name")
+    if name is not None and str(name).lower() not in _ADAMW:
+        raise UserError(f'is "{name}"', field="policy.optimizer.name", remedy="only AdamW is built")
+    if name is not None:
+        optimizer["name"] = "adamw"
+
+
+def _scheduler(policy: Tree) -> None:
+    scheduler = policy.get("scheduler")
+    if isinstance(scheduler, dict) and str(scheduler.get("name")).startswith(_TORCH_SCHEDULERS):
+        scheduler = [scheduler]
+    if isinstance(scheduler, list):
+        policy["scheduler"] = _torch_chain(scheduler)
+
+
+def _torch_chain(entries: list[Any]) -> Tree:
+    schedulers: list[list[Any]] = []
+    milestones: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, dict) and set(entry) == {"milestones"}:
+            milestones = entry["milestones"]
+        elif isinstance(entry, dict) and set(entry) <= {"name", "kwargs"} and "name" in entry:
+            schedulers.append([str(entry["name"]).removeprefix(_TORCH_SCHEDULERS), entry.get("kwargs") or {}])
+        else:
+            raise UserError("holds an entry that is neither {name, kwargs} nor {milestones}", field="policy.scheduler")
+    if not schedulers or len(milestones) != len(schedulers) - 1:
+        counts = f"has {len(schedulers)} schedulers and {len(milestones)} milestones"
+        raise UserError(counts, field="policy.scheduler", remedy="a milestone belongs between each two schedulers")
+    return {"name": "torch", "warmup_steps": 0, "schedulers": schedulers, "milestones": milestones}
+
+
+def _datasets(data: Tree) -> None:
+    shared = _mapping(data, "default", "data")
+    given = {key: shared.pop(key) for key in _DATASET_KEYS if key in shared}
+    _drop_empty(data, "default")
+    train = _mapping(data, "train", "data")
+    _dataset(train, given, "data.train")
+    validation = _mapping(data, "validation", "data")
+    if any(key in validation for key in (*_DATASET_KEYS, *_PATH_ALIASES, "dataset_name", "split")):
+        validation = {"default": validation}
+    for name, path in _mapping(data, "val_data_paths", "data").items():
+        validation[name] = {"path": path}
+    data.pop("val_data_paths", None)
+    for name, dataset in validation.items():
+        if not isinstance(dataset, dict):
+            raise UserError(f"is {dataset!r} where a mapping with a path is due", field=f"data.validation.{name}")
+        _dataset(dataset, given, f"data.validation.{name}")
+    data["validation"] = validation
+
+
+def _dataset(dataset: Tree, given: Tree, place: str) -> None:
+    for alias in _PATH_ALIASES:
+        if dataset.get(alias) is not None:
+            _set(dataset, "path", dataset[alias], place)
+        dataset.pop(alias, None)
+    for key, value in given.items():
+        if dataset.get(key) is None:
+            dataset[key] = value
+
+
+def _set(section: Tree, key: str, value: Any, place: str) -> None:
+    """Give `key` a value under its canonical name; another spelling that disagrees is an error, never a silent winner."""
+    if section.get(key) is not None and section[key] != value:
+        raise UserError(f"is {section[key]} and, under another name, {value}", field=f"{place}.{key}", remedy="set one of them")
+    section[key] = value
+
+
+def _mapping(section: Tree, key: str, place: str) -> Tree:
+    value = section.get(key)
+    if value is None:
+        value = section[key] = {}
+    if not isinstance(value, dict):
+        raise UserError(f"is {value!r} where a mapping is due", field=f"{place}.{key}")
+    return value
+
+
+def _drop_empty(section: Tree, key: str) -> None:
+    if section.get(key) == {}:
+        del section[key]

@@ -1,0 +1,79 @@
+"""The record of a run: a folder of its own with job.yaml (everything, with provenance) and train.yaml (what stages read)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from nemotron_dpo import __version__
+from nemotron_dpo.config import RunConfig, redact, redact_override, to_yaml
+from nemotron_dpo.steps.plan import Plan
+from nemotron_dpo.steps.profile import Profile
+from nemotron_dpo.steps.text import command_line
+
+JOBS = Path(".nemotron") / "jobs"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the run came from."""
+
+    step: str
+    argv: Sequence[str]
+    config: Path
+    overrides: Sequence[str]
+    profile: Profile
+
+
+def job_folder(step_id: str, now: datetime) -> Path:
+    """`.nemotron/jobs/<timestamp>-<step>` below the working folder; with a number where that is taken."""
+    name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}"
+    taken = (JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    return next(folder for folder in taken if not folder.exists())
+
+
+def write_job(plan: Plan, provenance: Provenance, run: RunConfig, now: datetime) -> None:
+    """Make the job folder and write job.yaml and the files of the plan, secrets hidden."""
+    plan.job.mkdir(parents=True)
+    for name, text in plan.files.items():
+        (plan.job / name).write_text(text, encoding="utf-8")
+    (plan.job / "job.yaml").write_text(to_yaml(_record(plan, provenance, run, now)), encoding="utf-8")
+
+
+def file_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(what, command) that writes the files of the plan by hand, so that a printed plan can be pasted as it is."""
+    folder = shlex.quote(str(plan.job))
+    texts = [f"cat > {folder}/{name} <<'END_OF_FILE'\n{text.rstrip()}\nEND_OF_FILE" for name, text in plan.files.items()]
+    return [("job folder", "\n".join([f"mkdir -p {folder}", *texts]))]
+
+
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(stage, command) for everything that will run, what the cache lacks first."""
+    prelude = [] if plan.prelude is None or plan.prelude.is_cached else list(plan.prelude.commands)
+    first = [(f"tiny-sft: {name}", command_line(argv, {})) for name, argv in prelude]
+    return first + [(stage.name, command_line(stage.argv, stage.env)) for stage in plan.stages]
+
+
+def _record(plan: Plan, provenance: Provenance, run: RunConfig, now: datetime) -> dict[str, object]:
+    profile = provenance.profile
+    source = str(profile.source) if profile.source else None
+    return {
+        "step": provenance.step,
+        "created": now.astimezone().isoformat(timespec="seconds"),
+        "version": __version__,
+        "folder": str(Path.cwd()),
+        "argv": [redact_override(word) for word in provenance.argv],
+        "config": {"path": str(provenance.config), "overrides": [redact_override(word) for word in provenance.overrides]},
+        "profile": {
+            "name": profile.name,
+            "source": source,
+            **redact(profile.settings),
+        },
+        "processes": run.cluster.gpus_per_node * run.cluster.num_nodes,
+        "stages": [{"name": name, "command": command} for name, command in plan_lines(plan)],
+        "outputs": {"run": str(plan.run_dir), "checkpoint_megatron": str(plan.export_dir) if plan.export_dir else None},
+    }

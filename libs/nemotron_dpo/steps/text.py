@@ -1,0 +1,95 @@
+"""How steps, configs and plans look on a terminal: plain aligned text, without a library."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nemotron_dpo.steps.manifest import Step
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """`rows` in columns, two spaces apart, under an optional head."""
+    lines = [list(map(str, row)) for row in ([head] if head else []) + list(rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))] if lines else []
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(dotted key, value as YAML spells it) for every leaf."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", spelled(value)))
+    return rows
+
+
+def spelled(value: Any) -> str:
+    """A scalar or a list as one would type it in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(spelled, value)) + "]"
+    return str(value)
+
+
+def command_line(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """One command, ready to paste, broken before its options where it is long."""
+    words = [f"{key}={shlex.quote(value)}" for key, value in env.items()] + [shlex.quote(word) for word in argv]
+    if len(" ".join(words)) <= 120:
+        return " ".join(words)
+    return " ".join(f"\\\n    {word}" if _breaks(word) else word for word in words)
+
+
+def _breaks(word: str) -> bool:
+    return word.startswith("--") or word == "-o"
+
+
+def tree_view(steps: Sequence[Step]) -> str:
+    """The steps as a tree of their ids."""
+    lines: list[str] = []
+    shown: set[tuple[str, ...]] = set()
+    for step in steps:
+        parts = step.id.split("/")
+        for depth in range(1, len(parts) + 1):
+            if (path := tuple(parts[:depth])) not in shown:
+                shown.add(path)
+                lines.append("  " * (depth - 1) + parts[depth - 1] + (f"  {step.name}" if depth == len(parts) else ""))
+    return "\n".join(lines)
+
+
+def describe(step: Step) -> str:
+    """Everything the manifest says, as `show` prints it."""
+    parts = [f"{step.id}: {step.name}", textwrap.fill(step.description, 100)]
+    parts.append(table([("category", step.category), ("tags", ", ".join(step.tags)), ("configs", ", ".join(step.configs))]))
+    parts.append(_section("Consumes", [(item["type"], _need(item)) for item in step.consumes]))
+    parts.append(_section("Produces", [(item["type"], item.get("description", "")) for item in step.produces]))
+    rows = [(p["name"], spelled(p.get("default")), p.get("description", "") + _choices(p)) for p in step.parameters]
+    parts.append(_section("Parameters", rows))
+    parts.append(_section("When", [(f"{s['when']}:", s["then"]) for s in step.strategies]))
+    parts.append(_section("Errors", [(f"{e['name']}:", e["recovery"]) for e in step.errors]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def manifest(step: Step) -> dict[str, Any]:
+    """The manifest as plain data, for --json."""
+    names = ("id", "name", "category", "description", "tags", "consumes", "produces", "parameters", "strategies", "errors")
+    return {name: getattr(step, name) for name in names} | {"configs": step.configs}
+
+
+def _section(title: str, rows: Sequence[Sequence[str]]) -> str:
+    return f"{title}\n{textwrap.indent(table(rows), '  ')}" if rows else ""
+
+
+def _need(item: Mapping[str, Any]) -> str:
+    return item.get("description", "") + ("" if item.get("required", True) else " (optional)")
+
+
+def _choices(parameter: Mapping[str, Any]) -> str:
+    return f" [{', '.join(map(str, parameter['choices']))}]" if parameter.get("choices") else ""
