@@ -294,6 +294,7 @@ SECRETS = [
     ("api_key", "abc", "***"),
     ("WANDB_API_KEY", "abc", "***"),
     ("HF_TOKEN", "abc", "***"),
+    ("--api-key", "abc", "***"),
     ("client_secret", "abc", "***"),
     ("prompt_key", "context", "context"),
     ("policy.tokenizer", "gpt2", "gpt2"),

@@ -7,7 +7,7 @@ from typing import Any
 
 HIDDEN = "***"
 _SECRET_KEY = re.compile(
-    r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|api_?key|access_?key|secret_?key|private_?key|auth)$",
+    r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|(api|access|secret|private)[_\-]?key|auth)$",
     re.I,
 )
 _SECRET_VALUE = re.compile(
