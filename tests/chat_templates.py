@@ -34,7 +34,8 @@ PHI3 = (
 MISTRAL_TOOLS = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{% if tools and loop.last %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}"
-    "{{ '[INST] ' + message['content'] + '[/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{{ '[INST] ' + message['content'] + '[/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 # The date in front goes away once there is an answer; the assistant's header stays.
 REWRITING = (

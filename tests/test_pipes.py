@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT, check, command, losses
+
+from programs import ROOT, check, command, error_line, losses, run
 
 DATA = ROOT / "configs" / "rl" / "nemo_rl" / "dpo" / "data"
 
@@ -78,3 +79,11 @@ def test_a_reader_that_leaves_early_is_one_line(policy: Path) -> None:
     done = shell(tokenize, ["head", "-c", "100"], tail=" > /dev/null")
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == ["preference-tokenize: error: <stdout>: the reader closed the pipe early"]
+
+
+def test_half_a_stream_leaves_no_input_in_the_run_folder(policy: Path, tmp_path: Path) -> None:
+    check("preference-tokenize", DATA / "train.jsonl", "-o", tmp_path / "pairs.arrow", "--tokenizer", policy)
+    half = (tmp_path / "pairs.arrow").read_bytes()[:-300]
+    done = run("dpo-train", "-", "--policy", policy, "--run-dir", tmp_path / "run", input=half)
+    assert error_line(done, "dpo-train").startswith("<stdin>: the stream from preference-tokenize")
+    assert list((tmp_path / "run").iterdir()) == []

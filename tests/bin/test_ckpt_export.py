@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import check, error_line, run
 from safetensors.torch import load_file
 
 from nemotron_dpo.sources import resolve
+from programs import check, error_line, run
 
 
 def test_import_and_export_keep_every_bit(llama: Path, tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import small
 import torch
-from programs import error_line, run
 from safetensors.torch import load_file, save_file
+
+import small
+from programs import error_line, run
 
 
 def test_infinite_logits_stop_the_run_and_name_the_pairs(llama: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 megatron-core names the device "cuda" in its own source. Where there is none, `redirect()` maps those names to the CPU:
 device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimizers compare against, the current device,
 synchronisation, and the CUDA random state. It is one torch function mode and five functions, so that what runs on a CPU is
-otherwise the very code that runs on GPUs.
+otherwise the very code that runs on GPUs. torch.compile, which megatron-core applies to small fusions on import, does nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def redirect() -> None:
     torch.cuda.empty_cache = lambda: None
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
+    torch.compile = _eager  # its kernels differ between training and inference, and it doubles the time to start
     _active = CudaNamesMeanCpu()
     _active.__enter__()
 
@@ -56,6 +57,11 @@ class CudaNamesMeanCpu(TorchFunctionMode):
         if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
             args = (args[0], _CPU, *args[2:])
         return func(*args, **kwargs)
+
+
+def _eager(model: Any = None, **options: Any) -> Any:
+    """torch.compile, compiling nothing; as a decorator with or without options."""
+    return model if model is not None else _eager
 
 
 def _is_cuda(target: object) -> bool:

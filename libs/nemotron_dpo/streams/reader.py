@@ -78,12 +78,19 @@ def open_reader(source: str | Path, *accept: str) -> Iterator[Reader]:
 
 
 def spool(source: str, target: Path) -> Path:
-    """Copy stdin to the file `target` when `source` is "-" and return the path to read; the reader checks completeness."""
+    """Copy stdin to the file `target` when `source` is "-" and return the path to read.
+
+    Raises UserError, and leaves no file, where what came through stdin is not a complete stream.
+    """
     if source != "-":
         return _existing(source)
     refuse_pipe_in_job("input -")
     with published_file(target) as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        file.flush()
+        with open(file.name, "rb") as copy:
+            for _ in Reader(copy, "<stdin>", tuple(SCHEMAS)):
+                pass
     return target
 
 
