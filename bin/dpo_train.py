@@ -113,8 +113,19 @@ def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -
         val_batch_size=dpo.val_global_batch_size,
         val_at_start=dpo.val_at_start,
         val_at_end=dpo.val_at_end,
+        save_period=run.checkpointing.save_period,
+        save_by=_save_by(run.checkpointing.checkpoint_must_save_by),
         gate_precision=policy.precision if gate else None,
     )
+
+
+def _save_by(limit: str | None) -> float | None:
+    """The time by which a checkpoint must have been begun, counted from the start of this process."""
+    import psutil
+
+    from nemotron_dpo.training.retention import seconds_until
+
+    return None if limit is None else psutil.Process().create_time() + seconds_until(limit)
 
 
 def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets: dict[str, Pairs], settings: Settings) -> None:
@@ -129,15 +140,18 @@ def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets
 
         trainable, shape = _open_trainable(run, policy)
         info = TrainingInfo(len(data) // settings.batch_size, settings.batch_size)
+
+        def save(step: int) -> None:
+            if run.checkpointing.enabled:
+                _save(run, policy, run_dir, trainable.model, shape, info.at(step))
+
         bar = cli.counter(unit="step", label="training", total=last)
         with MetricsFile(run_dir / "metrics.jsonl", enabled=cli.is_first_rank()) as metrics:
-            for record in loop.train(trainable, data, sets, settings):
+            for record in loop.train(trainable, data, sets, settings, save):
                 metrics.write(record)
                 info.add(record)
                 bar(int("train/loss" in record))
-        if run.checkpointing.enabled:
-            _save(run, policy, run_dir, trainable.model, shape, info.at(last))
-        cli.say(PROGRAM, info.summary(last))
+        cli.say(PROGRAM, info.summary())
     finally:
         parallel.shut_down()
 
@@ -166,12 +180,17 @@ def _save(
 ) -> None:
     from nemotron_dpo.checkpoint.policy import tokenizer_folder
     from nemotron_dpo.config import dump_run
+    from nemotron_dpo.training.retention import prune
     from nemotron_dpo.training.saving import save_step
 
-    folder = Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
+    keep = run.checkpointing
+    folder = Path(keep.checkpoint_dir or run_dir / "checkpoints")
     tokenizer = tokenizer_folder(policy)
     saved = save_step(folder, int(info["total_steps"]), model, shape, info=info, config=dump_run(run), tokenizer=tokenizer)
     cli.say(PROGRAM, f"saved {saved}")
+    if cli.is_first_rank():
+        for old in prune(folder, keep.keep_top_k, keep.metric_name, higher_is_better=keep.higher_is_better):
+            cli.say(PROGRAM, f"removed {old}: not among the best {keep.keep_top_k} by {keep.metric_name}")
 
 
 def main() -> NoReturn:

@@ -140,6 +140,24 @@ def test_supervised_fine_tuning_needs_no_scores(llama: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_checkpoints_are_saved_every_period_and_the_best_are_kept(scored: Path, llama: Path, tmp_path: Path) -> None:
+    period = ("checkpointing.save_period=2", "dpo.val_period=2", "checkpointing.keep_top_k=1")
+    worst = ("checkpointing.metric_name=val:validation-default_accuracy", "checkpointing.higher_is_better=false")
+    arguments = (scored, "--policy", llama, "--run-dir", tmp_path, "--validation", scored)
+    check("dpo-train", *arguments, *COMMON, *period, *worst)
+    steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == ["step_2", "step_6"]  # the lowest accuracy is the earliest; the newest always stays
+
+
+@pytest.mark.slow
+def test_out_of_time_saves_and_ends(scored: Path, llama: Path, tmp_path: Path) -> None:
+    limit = "checkpointing.checkpoint_must_save_by=00:00:00:01"  # past before the first step
+    check("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path, *COMMON, limit)
+    assert len(losses(tmp_path)) == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
+
+
+@pytest.mark.slow
 def test_it_reads_a_pipe_and_keeps_the_input(scored: Path, llama: Path, tmp_path: Path) -> None:
     content = scored.read_bytes()
     check("dpo-train", "-", "--policy", llama, "--run-dir", tmp_path, *COMMON, "dpo.max_num_steps=1", input=content)

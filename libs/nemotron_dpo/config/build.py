@@ -38,8 +38,6 @@ def _not_built_yet(run: RunConfig) -> list[str]:
         "logger.log_dir": logger.log_dir is not None,
         "logger.tensorboard_enabled": logger.tensorboard_enabled,
         "logger.wandb_enabled": logger.wandb_enabled,
-        "checkpointing.save_period": checkpointing.enabled and checkpointing.save_period < run.dpo.max_num_steps,
-        "checkpointing.checkpoint_must_save_by": checkpointing.checkpoint_must_save_by is not None,
         "checkpointing.save_optimizer": checkpointing.save_optimizer,
         "policy.megatron_cfg.context_parallel_size": megatron.context_parallel_size > 1,
         "policy.megatron_cfg.expert_model_parallel_size": megatron.expert_model_parallel_size > 1,

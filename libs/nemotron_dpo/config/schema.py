@@ -108,13 +108,14 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A file of preference rows, how many of its rows to read (None: all) and the names of its columns where unusual."""
+    """A file of preference rows, the names of its columns where unusual, how many rows to read, what to do with bad ones."""
 
     path: str | None = None
     prompt_key: str | None = None
     chosen_key: str | None = None
     rejected_key: str | None = None
     limit: int | None = field(default=None, metadata={"minimum": 1})
+    on_error: Literal["fail", "skip"] | None = None
 
 
 @dataclass(frozen=True)

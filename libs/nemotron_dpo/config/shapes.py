@@ -20,7 +20,7 @@ _DTENSOR_NAMES = {
 _MEGATRON_ADAM = {"optimizer": "name", "lr": "lr", "weight_decay": "weight_decay", "adam_eps": "eps"}
 _ADAMW = ("adamw", "adam", "torch.optim.adamw")
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
-_DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit")
+_DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error")
 _PATH_ALIASES = ("data_path", "prompt_file")
 
 

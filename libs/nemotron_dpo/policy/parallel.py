@@ -101,6 +101,13 @@ def sum_over_job(values: torch.Tensor) -> torch.Tensor:
     return total / parallel_state.get_tensor_model_parallel_world_size()
 
 
+def any_rank(flag: bool) -> bool:
+    """True on every process where `flag` is on one of them."""
+    votes = torch.tensor([int(flag)], device=device())
+    dist.all_reduce(votes)
+    return bool(votes.item())
+
+
 def gather(mine: list[int]) -> list[list[int]]:
     """`mine` of every process."""
     parts: list[list[int]] = [[] for _ in range(dist.get_world_size())]

@@ -76,7 +76,7 @@ def _prepare(run: RunConfig, name: str, dataset: DatasetConfig, job: Path) -> li
     argv += ["--max-length", str(run.policy.max_total_sequence_length)]
     if run.policy.tokenizer.chat_template:
         argv += ["--chat-template", _template_file(run.policy.tokenizer.chat_template, job)]
-    for option in ("prompt_key", "chosen_key", "rejected_key", "limit"):
+    for option in ("prompt_key", "chosen_key", "rejected_key", "limit", "on_error"):
         if (value := getattr(dataset, option)) is not None:
             argv += [f"--{option.replace('_', '-')}", str(value)]
     stages = [Stage(f"preference-tokenize {name}", tuple(argv))]

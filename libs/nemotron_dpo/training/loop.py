@@ -6,7 +6,7 @@ Yields records, dicts in NeMo-RL's metric names with "step" first; what is done 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,8 @@ class Settings:
     val_batch_size: int = 8
     val_at_start: bool = True
     val_at_end: bool = True
+    save_period: int = 0  # steps between checkpoints; the last step has one in any case
+    save_by: float | None = None  # time.time() by which a checkpoint must have been begun; the run ends with it
     gate_precision: str | None = None  # check ln 2 at step 1 to this precision; None where the reference is another policy
 
 
@@ -65,16 +67,27 @@ def check_validation(sets: Mapping[str, Pairs], data_parallel: int) -> None:
             raise UserError(f"validation set {name} has {len(pairs)} pairs for {data_parallel} data-parallel ranks")
 
 
-def train(policy: TrainablePolicy, data: Pairs, validation: Mapping[str, Pairs], settings: Settings) -> Iterator[Record]:
-    """Train for len(learning_rates) steps, yielding a record a step and a record a validation."""
+def train(
+    policy: TrainablePolicy, data: Pairs, validation: Mapping[str, Pairs], settings: Settings, save: Callable[[int], None]
+) -> Iterator[Record]:
+    """Train for len(learning_rates) steps, or until `save_by`, yielding a record a step and a record a validation.
+
+    `save` is called with the step where a checkpoint is due, after all records of that step were taken.
+    """
     last = len(settings.learning_rates)
     if settings.val_at_start:
         yield from _validate(policy, validation, settings, 0)
     for step in range(1, last + 1):
+        started = time.time()
         yield _train_step(policy, data, settings, step)
+        out_of_time = settings.save_by is not None and parallel.any_rank(2 * time.time() - started >= settings.save_by)
         due = settings.val_period > 0 and step % settings.val_period == 0
-        if (due and step < last) or (step == last and (due or settings.val_at_end)):
+        if due or (step == last and settings.val_at_end):
             yield from _validate(policy, validation, settings, step)
+        if out_of_time or step == last or (settings.save_period > 0 and step % settings.save_period == 0):
+            save(step)
+        if out_of_time:
+            return
 
 
 def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: int) -> Record:

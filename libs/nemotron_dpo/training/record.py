@@ -63,8 +63,9 @@ class TrainingInfo:
             **self.latest,
         }
 
-    def summary(self, step: int) -> str:
+    def summary(self) -> str:
         """One line of facts for the end of a run."""
+        step = len(self.losses)
         rate = step * self.batch_size / self.seconds if self.seconds else 0.0
         return (
             f"{step} steps, loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}, "

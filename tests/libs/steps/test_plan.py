@@ -14,7 +14,6 @@ from nemotron_dpo.steps.plan import Plan, compile_plan, missing_inputs
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
 JOB = Path("job")
 BASE = ["policy.model_name=org/model", "data.train.path=t.jsonl", "policy.max_total_sequence_length=128"]
-WHOLE = "checkpointing.save_period=500"
 
 
 def _compile(*overrides: str) -> Plan:
@@ -66,6 +65,7 @@ OPTIONS = [
     ("data.train.chosen_key=good", "--chosen-key good"),
     ("data.train.rejected_key=bad", "--rejected-key bad"),
     ("data.train.limit=64", "--limit 64"),
+    ("data.train.on_error=skip", "--on-error skip"),
     ("policy.tokenizer.name=org/other", "--tokenizer org/other"),
     ("policy.tokenizer.chat_template='{% for m in messages %}{% endfor %}'", "--chat-template job/chat_template.jinja"),
 ]
@@ -85,7 +85,7 @@ def test_inline_template_becomes_a_file():
 
 def test_train_yaml_reads_back_with_the_policy_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    plan = _compile("policy.model_name=nemotron-dpo/tiny-sft", WHOLE)
+    plan = _compile("policy.model_name=nemotron-dpo/tiny-sft")
     assert plan.prelude is not None
     (tmp_path / "train.yaml").write_text(plan.files["train.yaml"])
     run, warnings = load_run(tmp_path / "train.yaml", [])

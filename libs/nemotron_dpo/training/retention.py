@@ -1,0 +1,52 @@
+"""Which checkpoints stay, by NeMo-RL's rules, and when one must have been saved."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from pathlib import Path
+
+import orjson
+
+from nemotron_dpo.errors import UserError
+
+
+def prune(checkpoint_dir: Path, keep_top_k: int | None, metric_name: str | None, *, higher_is_better: bool) -> list[Path]:
+    """Delete all step folders but the best `keep_top_k` by `metric_name` and return what was deleted.
+
+    Ties go to the newest, a missing metric counts as worst, the newest is always kept, and None keeps all. Without a metric
+    the newest are the best.
+    """
+    if keep_top_k is None:
+        return []
+    steps = sorted(_steps(checkpoint_dir), reverse=True)
+    best = sorted(steps, key=lambda step: (_badness(checkpoint_dir, step, metric_name, higher_is_better), -step))
+    doomed = [checkpoint_dir / f"step_{step}" for step in sorted(best[keep_top_k:]) if step != steps[0]]
+    for folder in doomed:
+        shutil.rmtree(folder)
+    return doomed
+
+
+def seconds_until(text: str) -> float:
+    """Seconds in "DD:HH:MM:SS". Raises UserError where it is not that."""
+    match = re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", text)
+    if match is None:
+        raise UserError(f"{text!r} is not DD:HH:MM:SS", field="checkpointing.checkpoint_must_save_by", usage=False)
+    days, hours, minutes, seconds = map(int, match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
+def _steps(checkpoint_dir: Path) -> list[int]:
+    names = [path.name.removeprefix("step_") for path in checkpoint_dir.glob("step_*")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _badness(checkpoint_dir: Path, step: int, metric_name: str | None, higher_is_better: bool) -> float:
+    if metric_name is None:
+        return 0.0
+    info = orjson.loads((checkpoint_dir / f"step_{step}" / "training_info.json").read_bytes())
+    value = info.get(metric_name)
+    if value is None or math.isnan(value):
+        return math.inf
+    return -value if higher_is_better else value

@@ -1,0 +1,53 @@
+"""Which checkpoints stay: each case by the rules in the docstring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.training.retention import prune, seconds_until
+
+LOSS = "val:validation-default_loss"
+
+
+@pytest.mark.parametrize(
+    ("losses", "keep", "higher", "kept"),
+    [
+        ({10: 0.5, 20: 0.3, 30: 0.4}, 1, False, [20, 30]),  # the best, and always the newest
+        ({10: 0.5, 20: 0.3, 30: 0.4}, 2, False, [20, 30]),
+        ({10: 0.5, 20: 0.3, 30: 0.4}, 1, True, [10, 30]),
+        ({10: 0.4, 20: 0.4, 30: 0.9}, 1, False, [20, 30]),  # a tie goes to the newer
+        ({10: 0.4, 20: None, 30: 0.9}, 2, False, [10, 30]),  # no metric is worst
+        ({9: 0.1, 10: 0.2, 100: 0.3}, 2, False, [9, 10, 100]),  # steps are numbers, not text
+        ({10: 0.5, 20: 0.3}, None, False, [10, 20]),
+    ],
+)
+def test_the_best_and_the_newest_stay(
+    losses: dict[int, float | None], keep: int | None, higher: bool, kept: list[int], tmp_path: Path
+) -> None:
+    for step, loss in losses.items():
+        (tmp_path / f"step_{step}").mkdir()
+        (tmp_path / f"step_{step}" / "training_info.json").write_bytes(orjson.dumps({} if loss is None else {LOSS: loss}))
+    (tmp_path / ".step_40.tmp").mkdir()
+    prune(tmp_path, keep, LOSS, higher_is_better=higher)
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("step_*")) == kept
+
+
+def test_without_a_metric_the_newest_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step_{step}").mkdir()
+    assert [path.name for path in prune(tmp_path, 2, None, higher_is_better=False)] == ["step_1"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("00:00:01:30", 90.0), ("1:02:03:04", 93784.0)])
+def test_time_limits(text: str, seconds: float) -> None:
+    assert seconds_until(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["90", "00:01:30", "a:b:c:d", "-1:00:00:00"])
+def test_other_time_limits_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is not DD:HH:MM:SS"):
+        seconds_until(text)
