@@ -125,6 +125,8 @@ FAILURES = [
     (["run", "dop"], 1, "dop: no such step: did you mean rl/nemo_rl/dpo? `nemotron-steps list` shows all"),
     (["run", "dpo", "-c", "tinny"], 1, "tinny: no such config: did you mean tiny? rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),  # noqa: E501
     (["run", "dpo", "dpo.sed=1"], 1, 'dpo.sed=1: "dpo.sed" is no known key: did you mean dpo.seed?'),
+    (["run", "dpo", "cluster.gpus_per_node=3"], 1, '"policy.train_global_batch_size" 32 does not divide over 3 data-parallel ranks: make it a multiple of 3'),  # noqa: E501
+    (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),  # noqa: E501
     (["run", "dpo"], 1, "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"),
     (["run", "dpo", "data.train.path=none.jsonl"], 1, "none.jsonl: no such file: it is the data of train"),
     (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps --help'"),

@@ -41,6 +41,7 @@ class Plan:
 
 def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
     """The plan of `run` in the job folder `job`; what the tiny SFT policy is made from lies in `step_folder`."""
+    check_processes(run)
     prelude = tiny_sft_prelude(step_folder) if run.policy.model_name == TINY_SFT else None
     if prelude:
         run = replace(run, policy=replace(run.policy, model_name=str(prelude.checkpoint)))
@@ -55,6 +56,19 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
         argv = (executable("ckpt-export"), str(job / "run"), "-o", str(export_dir), "--to", "megatron")
         stages.append(Stage("ckpt-export", argv))
     return Plan(job, job / "run", export_dir, files, prelude, tuple(stages))
+
+
+def check_processes(run: RunConfig) -> None:
+    """Raise UserError where processes or batch do not divide, before torchrun would say so once a process."""
+    megatron, num_processes = run.policy.megatron_cfg, run.cluster.gpus_per_node * run.cluster.num_nodes
+    copies = megatron.tensor_model_parallel_size * megatron.pipeline_model_parallel_size
+    if num_processes % copies:
+        message = f"{num_processes} processes (cluster.*) do not divide into tensor x pipeline parallel groups of {copies}"
+        raise UserError(message, remedy=f"make cluster.gpus_per_node x num_nodes a multiple of {copies}")
+    replicas, batch = num_processes // copies, run.policy.train_global_batch_size
+    if batch % replicas:
+        message = f"{batch} does not divide over {replicas} data-parallel ranks"
+        raise UserError(message, field="policy.train_global_batch_size", remedy=f"make it a multiple of {replicas}")
 
 
 def missing_inputs(run: RunConfig) -> list[str]:
