@@ -67,10 +67,8 @@ class TrainingInfo:
         """One line of facts for the end of a run."""
         step = len(self.losses)
         rate = step * self.batch_size / self.seconds if self.seconds else 0.0
-        return (
-            f"{step} steps, loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}, "
-            f"accuracy {self.latest['train:accuracy']:.3f}, {rate:.2f} pairs/s"
-        )
+        preferred = f"accuracy {self.latest['train:accuracy']:.3f}, " if self.latest["train:preference_loss"] else ""
+        return f"{step} steps, loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}, {preferred}{rate:.2f} pairs/s"
 
 
 def _selector(name: str) -> str:
