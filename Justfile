@@ -9,7 +9,7 @@ smollm2 := cache / "smollm2-135m-instruct"
 # List the recipes
 [private]
 default:
-    @just --list --unsorted
+    @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
 # Make .venv from configs/pins.txt, or refresh it when the pins changed
 setup:
