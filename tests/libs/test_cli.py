@@ -1,0 +1,83 @@
+"""The edge of the executables: exit codes and lines by kind of failure, and a progress bar on a terminal only."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+PROGRAM = """
+import click, sys
+from nemotron_dpo import cli
+from nemotron_dpo.errors import UserError
+
+@click.command()
+@click.option("--number", type=int)
+def command(number):
+    {body}
+
+cli.run(command, "program")
+"""
+BAR = """
+import sys
+from nemotron_dpo import cli
+count = cli.counter(unit="step", label="training", total=2)
+count(1)
+count(1)
+"""
+
+
+def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", PROGRAM.format(body=body), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments", "status", "line"),
+    [
+        ("raise UserError('is odd', source='a.jsonl', line=3, remedy='mend it')", [], 1, "a.jsonl:3: is odd: mend it"),
+        ("raise UserError('is missing', source='a', line=1, field='chosen')", [], 1, 'a:1: "chosen" is missing'),
+        ("raise UserError('not both', usage=True)", [], 2, "not both"),
+        ("open('/no/such/file')", [], 1, "/no/such/file: no such file or directory"),
+        ("raise KeyboardInterrupt", [], 130, "interrupted"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); sys.stdin.read()", [], 143, "terminated"),
+        ("raise BrokenPipeError", [], 1, "<stdout>: the reader closed the pipe early"),
+        ("pass", ["--number", "x"], 2, "Invalid value for '--number': 'x' is not a valid integer: see 'program --help'"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_status(body: str, arguments: list[str], status: int, line: str) -> None:
+    done = run(body, *arguments)
+    assert done.stderr == f"program: error: {line}\n"
+    assert done.returncode == status
+
+
+def test_a_bug_of_ours_shows_its_traceback() -> None:
+    done = run("1 / 0")
+    assert "ZeroDivisionError" in done.stderr
+    assert done.returncode == 1
+
+
+def test_the_first_rank_of_a_node_speaks_for_it() -> None:
+    assert run("raise UserError('odd')", RANK="1", LOCAL_RANK="1").stderr == ""
+    assert run("raise UserError('odd')", RANK="8", LOCAL_RANK="0").stderr == "program: error: odd\n"
+    assert run("cli.say('program', 'facts')", RANK="8", LOCAL_RANK="0").stderr == ""
+
+
+def test_progress_shows_on_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    subprocess.run([sys.executable, "-c", BAR], stderr=theirs, timeout=60, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "training: 100%" in shown
+
+
+def test_progress_is_silent_elsewhere() -> None:
+    assert subprocess.run([sys.executable, "-c", BAR], capture_output=True, timeout=60, check=True).stderr == b""
