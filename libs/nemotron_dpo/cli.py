@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def run(command: click.Command, program: str) -> NoReturn:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS brings them back
+    logging.getLogger("megatron").addHandler(logging.NullHandler())  # what matters of it is raised too
     sys.exit(_status(command, program))
 
 

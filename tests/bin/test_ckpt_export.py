@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], status: int, message:
     assert message in error_line(done, "ckpt-export")
     assert done.returncode == status
     assert not (tmp_path / "out").exists()
+
+
+def small_files_only() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@pytest.mark.parametrize("form", ["megatron", "hf"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(form: str, llama: Path, tmp_path: Path) -> None:
+    done = run("ckpt-export", llama, "-o", tmp_path / "out", "--to", form, preexec_fn=small_files_only)
+    assert error_line(done, "ckpt-export").startswith(f"{tmp_path / 'out'}: cannot be written (")
+    assert done.returncode == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_tracker_is_named(llama: Path, tmp_path: Path) -> None:

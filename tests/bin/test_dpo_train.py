@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,18 @@ def test_checkpoints_are_saved_every_period_and_the_best_are_kept(scored: Path, 
     check("dpo-train", *arguments, *COMMON, *period, *worst)
     steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert steps == ["step_2", "step_6"]  # the lowest accuracy is the earliest; the newest always stays
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(scored: Path, llama: Path, tmp_path: Path) -> None:
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    arguments = (scored, "--policy", llama, "--run-dir", tmp_path, *COMMON, "dpo.max_num_steps=1")
+    done = run("dpo-train", *arguments, preexec_fn=small_files_only)
+    assert error_line(done, "dpo-train").startswith(f"{tmp_path / 'checkpoints' / 'step_1'}: cannot be written (")
+    assert done.returncode == 1
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.slow

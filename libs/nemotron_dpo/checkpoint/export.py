@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemotron_dpo.checkpoint import hf, megatron
 from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, tokenizer_folder
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import ModelSource
 
 
@@ -32,6 +33,8 @@ def published_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, UserError) and error.source is None:
+            error.source = str(target)
         raise

@@ -47,14 +47,20 @@ def load(model: nn.Module, shape: Architecture, folder: Path) -> None:
 
 
 def save(model: nn.Module, shape: Architecture, folder: Path, dtype: torch.dtype, tokenizer: Path | None) -> None:
-    """Write `model` (whole, TP = PP = 1) into the existing folder as config.json, safetensors and tokenizer files."""
+    """Write `model` (whole, TP = PP = 1) into the existing folder as config.json, safetensors and tokenizer files.
+
+    Raises UserError where the weights cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
     for _, parameter, rule, layer in _named_rules(model, shape):
         for key, part in zip(rule.hf, rule.split(shape, parameter.detach()), strict=True):
             tensors[key.format(layer)] = part.to(dtype).contiguous()
     config = {**shape.to_hf(), "dtype": _name(dtype), "torch_dtype": _name(dtype)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"cannot be written ({error})", remedy="is the disk full?") from None
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes 0600, whatever the umask
     copy_tokenizer(tokenizer, folder)
 

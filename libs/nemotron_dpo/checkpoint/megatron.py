@@ -28,7 +28,7 @@ _CONTENT = {"singleton_local_shards": False}
 def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, tokenizer: Path | None) -> None:
     """Write `model` as the only iteration of a checkpoint root; every rank calls it, rank 0 writes the small files.
 
-    `root` must be empty or absent and on storage all ranks share.
+    `root` must be empty or absent and on storage all ranks share. Raises UserError where it cannot be written.
     """
     folder = root / f"iter_{iteration:07d}"
     if dist.get_rank() == 0:
@@ -39,7 +39,11 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
         "checkpoint_version": 3.0,
         "iteration": iteration,
     }
-    dist_checkpointing.save(state, str(folder), content_metadata=_CONTENT)
+    try:
+        dist_checkpointing.save(state, str(folder), content_metadata=_CONTENT)
+    except (CheckpointException, CheckpointingException, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("RuntimeError: ")
+        raise UserError(f"cannot be written ({reason})", remedy="is the disk full?") from None
     if dist.get_rank() == 0:
         run_config.write(shape, folder)
         hf.copy_tokenizer(tokenizer, folder / "tokenizer")

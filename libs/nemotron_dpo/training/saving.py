@@ -11,6 +11,7 @@ import orjson
 import torch.distributed as dist
 
 from nemotron_dpo.checkpoint import megatron
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.model import PairPolicy
 
@@ -25,13 +26,22 @@ def save_step(
     config: str,
     tokenizer: Path | None,
 ) -> Path:
-    """Write step_N/{policy/, training_info.json, config.yaml}; every rank calls it. An older step_N is replaced."""
+    """Write step_N/{policy/, training_info.json, config.yaml}; every rank calls it. An older step_N is replaced.
+
+    Raises UserError where it cannot be written; nothing of the step is left then.
+    """
     target, temporary = checkpoint_dir / f"step_{step}", checkpoint_dir / f".step_{step}.tmp"
     if dist.get_rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    megatron.save(model, shape, temporary / "policy", step, tokenizer)
+    try:
+        megatron.save(model, shape, temporary / "policy", step, tokenizer)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, UserError):
+            error.source = str(target)
+        raise
     if dist.get_rank() == 0:
         (temporary / "training_info.json").write_bytes(orjson.dumps(dict(info), option=orjson.OPT_INDENT_2))
         (temporary / "config.yaml").write_text(config)
