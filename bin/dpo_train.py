@@ -11,7 +11,8 @@ INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the r
 dpo.preference_loss_weight=0 it may be tokenized_pairs: that is supervised fine-tuning on the chosen responses.
 --validation may be repeated with names. Keys are NeMo-RL's; KEY.PATH=VALUE wins over the config.
 
-The run folder receives metrics.jsonl (a record a step and a validation), config.yaml and checkpoints/step_N.
+The run folder receives metrics.jsonl (a record a step and a validation) and checkpoints/step_N; it must not hold the
+checkpoints of an earlier run.
 """
 
 from __future__ import annotations
@@ -53,11 +54,24 @@ def command(
     for warning in warnings:
         cli.say(PROGRAM, f"warning: {warning}")
     found = resolve(policy)
+    _refuse_used(_checkpoint_dir(run, run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
     data, reference_is_policy = _open(run, spool(source, run_dir / "input.arrow"), found)
     sets = {name: _open(run, Path(path), found)[0] for name, path in map(_named, validation)}
     settings = _settings(run, data, sets, reference_is_policy)
     _train(run, found, run_dir, data, sets, settings)
+
+
+def _checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
+    return Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
+
+
+def _refuse_used(checkpoint_dir: Path) -> None:
+    """An older run's checkpoints could pass for this one's, or push them out of keep_top_k."""
+    from nemotron_dpo.errors import UserError
+
+    if any(checkpoint_dir.glob("step_*")):
+        raise UserError("holds the checkpoints of an earlier run", source=checkpoint_dir, remedy="remove it or name another")
 
 
 def _named(argument: str) -> tuple[str, str]:
@@ -183,8 +197,7 @@ def _save(
     from nemotron_dpo.training.retention import prune
     from nemotron_dpo.training.saving import save_step
 
-    keep = run.checkpointing
-    folder = Path(keep.checkpoint_dir or run_dir / "checkpoints")
+    keep, folder = run.checkpointing, _checkpoint_dir(run, run_dir)
     tokenizer = tokenizer_folder(policy)
     saved = save_step(folder, int(info["total_steps"]), model, shape, info=info, config=dump_run(run), tokenizer=tokenizer)
     cli.say(PROGRAM, f"saved {saved}")

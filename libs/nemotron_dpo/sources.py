@@ -61,11 +61,20 @@ def resolve(id_or_dir: str | Path) -> ModelSource:
 
 
 def resolve_run(source: str | Path) -> ModelSource:
-    """As `resolve`, but a run folder of dpo-train stands for the policy of its last checkpoint."""
-    steps = [p for p in Path(source).glob("checkpoints/step_*") if p.name.removeprefix("step_").isdigit()]
-    if not steps:
-        return resolve(source)
-    return resolve(max(steps, key=lambda p: int(p.name.removeprefix("step_"))) / "policy")
+    """As `resolve`; a run folder of dpo-train or its checkpoint folder stands for the policy of its last step.
+
+    A single step_N folder stands for its policy.
+    """
+    folder = Path(source)
+    if (folder / "policy" / TRACKER).is_file():
+        return resolve(folder / "policy")
+    steps = [p for p in (*folder.glob("checkpoints/step_*"), *folder.glob("step_*")) if _step(p) is not None]
+    return resolve(max(steps, key=lambda p: _step(p) or 0) / "policy" if steps else source)
+
+
+def _step(folder: Path) -> int | None:
+    number = folder.name.removeprefix("step_")
+    return int(number) if number.isdigit() else None
 
 
 def refuse_existing(folder: Path) -> None:

@@ -208,6 +208,12 @@ def test_bad_settings_are_one_line(
     assert done.returncode == status
 
 
+def test_a_used_run_folder_is_refused(single: Path, scored: Path, llama: Path) -> None:
+    done = run("dpo-train", scored, "--policy", llama, "--run-dir", single, *COMMON)
+    assert error_line(done, "dpo-train").startswith(f"{single / 'checkpoints'}: holds the checkpoints of an earlier run")
+    assert len(losses(single)) == 6
+
+
 def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, tmp_path: Path) -> None:
     small.write_pairs(tmp_path / "unscored.arrow", small.random_pairs(4))
     (tmp_path / "cut.arrow").write_bytes(cut(scored.read_bytes()))

@@ -53,7 +53,8 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
     stages.append(_train_stage(run, job, list(validation)))
     export_dir = job / "checkpoint_megatron" if run.checkpointing.enabled else None
     if export_dir:
-        argv = (executable("ckpt-export"), str(job / "run"), "-o", str(export_dir), "--to", "megatron")
+        trained = run.checkpointing.checkpoint_dir or str(job / "run")
+        argv = (executable("ckpt-export"), trained, "-o", str(export_dir), "--to", "megatron")
         stages.append(Stage("ckpt-export", argv))
     return Plan(job, job / "run", export_dir, files, prelude, tuple(stages))
 

@@ -76,6 +76,11 @@ def test_settings_reach_the_tokenizer(override: str, option: str):
     assert option in " ".join(_commands(_compile(override))[0])
 
 
+def test_the_export_reads_where_training_saves():
+    assert _commands(_compile())[-1][1] == "job/run"
+    assert _commands(_compile("checkpointing.checkpoint_dir=results/dpo"))[-1][1] == "results/dpo"
+
+
 def test_inline_template_becomes_a_file():
     plan = _compile("policy.tokenizer.chat_template='{{ messages }}'")
     assert plan.files["chat_template.jinja"] == "{{ messages }}"
