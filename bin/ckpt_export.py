@@ -7,8 +7,8 @@
     ckpt-export run -o aligned-hf --to hf                        a folder transformers loads
 
 SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), or a run folder of dpo-train: its last
-step, unless you name one (run/checkpoints/step_N). The output folder appears whole or not at all; it must not exist yet. Weights keep their precision unless
---precision says otherwise.
+step, unless you name one (run/checkpoints/step_N). The output folder appears whole or not at all; it must not exist yet.
+Weights keep their precision unless --precision says otherwise.
 """
 
 from __future__ import annotations
