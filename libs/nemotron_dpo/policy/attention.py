@@ -76,7 +76,7 @@ def _block_mask(row: PackedRow) -> Any:
 
     num_tokens, where = len(row.input_ids_S), row.input_ids_S.device
     spans = torch.tensor([[s.prompt, s.chosen, s.rejected, s.end] for s in row.segments], device=where)
-    pair_S = torch.bucketize(torch.arange(num_tokens, device=where), spans[:, 3], right=True)
+    pair_S = torch.bucketize(torch.arange(num_tokens, device=where), spans[:, 3].contiguous(), right=True)
     chosen_S, rejected_S = spans[pair_S, 1], spans[pair_S, 2]
 
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
