@@ -94,19 +94,13 @@ def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -
     """Plain arguments for the loop; everything that can be refused without a model is refused here."""
     from nemotron_dpo.objective.dpo import Objective
     from nemotron_dpo.policy.parallel import Layout, job_size
-    from nemotron_dpo.training import loop, schedule
+    from nemotron_dpo.training import loop
     from nemotron_dpo.training.batches import Packing
 
     megatron, dpo, policy = run.policy.megatron_cfg, run.dpo, run.policy
     replicas = Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size).data(job_size())
     steps = loop.num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
     loop.check_validation(sets, replicas)
-    rates = policy.scheduler
-    if rates.name == "torch":
-        learning_rates = schedule.from_torch(policy.optimizer.lr, steps, rates.schedulers, rates.milestones)
-    else:
-        shape = {"warmup_steps": rates.warmup_steps, "min_lr": rates.min_lr}
-        learning_rates = schedule.named(rates.name, policy.optimizer.lr, steps, **shape)
     max_tokens = policy.sequence_packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
     return loop.Settings(
         objective=Objective(
@@ -117,7 +111,7 @@ def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -
             sft_average=dpo.sft_average_log_probs,
         ),
         batch_size=policy.train_global_batch_size,
-        learning_rates=learning_rates,
+        learning_rates=_learning_rates(run, steps),
         weight_decay=policy.optimizer.weight_decay,
         packing=Packing(max_tokens if policy.sequence_packing.enabled else None, policy.train_micro_batch_size),
         seed=dpo.seed,
@@ -131,6 +125,15 @@ def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -
         save_by=_save_by(run.checkpointing.checkpoint_must_save_by),
         gate_precision=policy.precision if gate else None,
     )
+
+
+def _learning_rates(run: RunConfig, steps: int) -> list[float]:
+    from nemotron_dpo.training import schedule
+
+    lr, rates = run.policy.optimizer.lr, run.policy.scheduler
+    if rates.name == "torch":
+        return schedule.from_torch(lr, steps, rates.schedulers, rates.milestones)
+    return schedule.named(rates.name, lr, steps, warmup_steps=rates.warmup_steps, min_lr=rates.min_lr)
 
 
 def _save_by(limit: str | None) -> float | None:
