@@ -55,7 +55,8 @@ def command(
         cli.say(PROGRAM, f"warning: {warning}")
     found = resolve(policy)
     _refuse_used(_checkpoint_dir(run, run_dir))
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if source == "-":
+        run_dir.mkdir(parents=True, exist_ok=True)
     data, reference_is_policy = _open(run, spool(source, run_dir / "input.arrow"), found)
     sets = {name: _open(run, Path(path), found)[0] for name, path in map(_named, validation)}
     settings = _settings(run, data, sets, reference_is_policy)
@@ -150,6 +151,7 @@ def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets
 
     megatron, last = run.policy.megatron_cfg, len(settings.learning_rates)
     layout = parallel.Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size)
+    run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(layout, run.dpo.seed)
     try:
         from nemotron_dpo.training import loop

@@ -234,7 +234,7 @@ def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, 
         done = run("dpo-train", source, "--policy", policy, "--run-dir", tmp_path / "run", *COMMON)
         assert message in error_line(done, "dpo-train")
         assert done.returncode == 1
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_reference_stops_at_step_1(scored: Path, llama: Path, tmp_path: Path) -> None:

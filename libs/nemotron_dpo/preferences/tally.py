@@ -21,6 +21,7 @@ class Tally:
     """Adds up results; memory grows by a few dozen bytes a pair."""
 
     num_rows: int = 0
+    num_pairs: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     first_places: dict[str, list[str]] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Tally:
     def add(self, result: Result) -> None:
         """Count the rows of `result`."""
         self.num_rows += result.num_rows
+        self.num_pairs += len(result.facts)
         self._facts.append(result.facts)
         for reject in result.rejects:
             self._count(reject)
@@ -38,11 +40,6 @@ class Tally:
         places = self.first_places.setdefault(reject.reason, [])
         if len(places) < _FIRST_LINES:
             places.append(f"{reject.source}:{reject.line}")
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs written."""
-        return sum(len(f) for f in self._facts)
 
     def closing_line(self) -> str:
         """One line of exact counts."""
