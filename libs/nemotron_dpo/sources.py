@@ -6,7 +6,7 @@ Knows names and files only; nothing here imports torch, so tokenization can use 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,16 +18,23 @@ _WEIGHTS = ("*.safetensors", "*.distcp", "common.pt", ".metadata", "config.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A resolved policy: `path` is an HF folder or one Megatron iteration folder."""
+    """A resolved policy: `path` is an HF folder or one Megatron iteration folder.
+
+    `hf_model` is the HF folder of the model whose weights a checkpoint of Megatron-LM holds, where one was named.
+    """
 
     kind: Literal["hf", "megatron"]
     path: Path
     name: str
+    hf_model: Path | None = None
 
     @property
     def tokenizer_folder(self) -> Path:
         """The folder that holds tokenizer.json; it need not exist."""
-        return self.path / "tokenizer" if self.kind == "megatron" else self.path
+        if self.kind == "hf":
+            return self.path
+        own = self.path / "tokenizer"
+        return own if self.hf_model is None or own.is_dir() else self.hf_model
 
     @property
     def iteration(self) -> int:
@@ -58,6 +65,26 @@ def resolve(id_or_dir: str | Path) -> ModelSource:
     if _looks_like_id(name):
         return ModelSource("hf", _download(name), name)
     raise UserError("no such model folder", source=name, remedy="give a Hugging Face id, an HF folder or a Megatron checkpoint")
+
+
+def resolve_pretrained(path: str | Path, form: Literal["megatron_bridge", "megatron_lm"], hf_model: str | Path) -> ModelSource:
+    """The weights that `checkpointing.pretrained_checkpoint` names, an iteration folder or the root of a Megatron checkpoint.
+
+    `megatron_bridge` checkpoints describe themselves in run_config.yaml; those of Megatron-LM (`megatron_lm`) hold the model
+    `hf_model`, a Hugging Face id or folder. Raises UserError where either is not what it should be.
+    """
+    found = resolve(path)
+    if found.kind != "megatron":
+        raise UserError("is no Megatron checkpoint", source=path, field="checkpointing.pretrained_checkpoint.path")
+    return with_hf_model(found, hf_model) if form == "megatron_lm" else found
+
+
+def with_hf_model(source: ModelSource, hf_model: str | Path) -> ModelSource:
+    """`source`, a checkpoint of Megatron-LM, as weights of the Hugging Face model `hf_model`."""
+    model = resolve(hf_model)
+    if model.kind != "hf":
+        raise UserError("is no Hugging Face model", source=hf_model, remedy="name the model whose weights the checkpoint holds")
+    return replace(source, hf_model=model.path)
 
 
 def resolve_run(source: str | Path) -> ModelSource:
@@ -109,18 +136,25 @@ def _looks_like_id(name: str) -> bool:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+    besides = ["*/*", "consolidated*"]  # other forms of the same weights
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=besides))
+    except GatedRepoError:
+        raise UserError("is gated", source=name, remedy="ask for access on its page, then `hf auth login`") from None
     except RepositoryNotFoundError:
-        remedy = "check the spelling; a gated model needs `hf auth login`"
+        remedy = "check the spelling; a private or gated one needs `hf auth login`"
         raise UserError("no such folder here, nor such a model on the Hugging Face hub", source=name, remedy=remedy) from None
     except HFValidationError:
         raise UserError("no such model folder, and no Hugging Face id either", source=name) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        remedy = "give a local folder, or check the network, HF_HUB_OFFLINE and HF_TOKEN"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the Hugging Face hub cannot be reached ({reason})", source=name, remedy=remedy) from None
+    except (LocalEntryNotFoundError, OSError) as error:  # its HTTP errors are OSErrors too
+        if constants.HF_HUB_OFFLINE:
+            what, remedy = "is not in the local cache, and HF_HUB_OFFLINE is set", "unset it, or give a local folder"
+        else:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            what = f"the Hugging Face hub cannot be reached ({reason})"
+            remedy = "give a local folder, or check the network and HF_ENDPOINT"
+        raise UserError(what, source=name, remedy=remedy) from None

@@ -13,6 +13,7 @@ from nemotron_dpo.sources import resolve
 from programs import check, error_line, run
 
 
+@pytest.mark.slow
 def test_import_and_export_keep_every_bit(llama: Path, tmp_path: Path) -> None:
     check("ckpt-export", llama, "-o", tmp_path / "megatron", "--to", "megatron")
     check("ckpt-export", tmp_path / "megatron" / "iter_0000000", "-o", tmp_path / "hf", "--to", "hf")
@@ -63,3 +64,9 @@ def test_a_damaged_tracker_is_named(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "megatron" / "latest_checkpointed_iteration.txt").write_text("7")
     done = run("ckpt-export", tmp_path / "megatron", "-o", tmp_path / "out", "--to", "hf")
     assert "names iter_0000007, which is missing or incomplete" in error_line(done, "ckpt-export")
+
+
+@pytest.mark.parametrize("form", ["megatron", "hf"])
+def test_verify_scores_what_was_written(form: str, llama: Path, tmp_path: Path) -> None:
+    done = check("ckpt-export", llama, "-o", tmp_path / "out", "--to", form, "--precision", "bfloat16", "--verify", "3")
+    assert f"({form}), 3 probe rows score alike (largest difference 0)" in done.stderr.decode()

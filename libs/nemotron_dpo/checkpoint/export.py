@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemotron_dpo.checkpoint import hf, megatron
+from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
 from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, tokenizer_folder
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.sources import ModelSource
+from nemotron_dpo.sources import ModelSource, resolve
+
+_M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 
 
-def export(source: ModelSource, output: Path, form: str, precision: str | None) -> None:
-    """Write `source` as `form` ("megatron" or "hf") into the new folder `output`; process groups must exist."""
+def export(source: ModelSource, output: Path, form: str, precision: str | None, verify: int = 0) -> float | None:
+    """Write `source` as `form` ("megatron", "hf" or, adapters alone, "peft") into the new folder `output`.
+
+    Process groups must exist. With `verify` that many made-up pairs are scored by the source and by what was written;
+    returned is the largest difference of a token's log-prob. Raises UserError where it is too large; then, as after any
+    error, nothing is left.
+    """
+    _return_freed_memory()
+    if form == "peft":
+        return _export_adapters(source, output, precision)
     model, shape = open_policy(source, precision)
+    rows = probe.rows(verify, shape)
+    before_R = probe.score(model, rows) if verify else None
     with published_folder(output) as folder:
         if form == "megatron":
             megatron.save(model, shape, folder, source.iteration, tokenizer_folder(source))
         else:
             hf.save(model, shape, folder, DTYPES[shape.dtype], tokenizer_folder(source))
+        if before_R is None:
+            return None
+        del model  # two policies need not fit
+        written, _ = open_policy(resolve(folder), None)
+        return probe.compare(before_R, probe.score(written, rows))
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give tensors of a megabyte and more back to the system when they are freed: it keeps what grew by pieces."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _export_adapters(source: ModelSource, output: Path, precision: str | None) -> None:
+    if adapters.read(source) is None:
+        raise UserError("holds no adapters", source=source.path, remedy="--to hf writes a whole policy")
+    model, shape = open_policy(source, precision, merged=False)
+    with published_folder(output) as folder:
+        peft_folder.save(model, shape, folder, DTYPES[shape.dtype])
+        hf.copy_tokenizer(tokenizer_folder(source), folder)
 
 
 @contextlib.contextmanager

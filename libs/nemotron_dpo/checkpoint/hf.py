@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import orjson
 import torch
 from megatron.core import parallel_state
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nemotron_dpo.checkpoint.hf_weights import Rule, rules
+from nemotron_dpo.checkpoint import hf_files
+from nemotron_dpo.checkpoint.families import config, rules
+from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
+from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 
@@ -27,41 +30,52 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "generation_config.json",  # no tokenizer's, but what a tokenizer's ids mean to whoever generates with the model
 )
+# tensors that old checkpoints hold and every transformers ignores
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
+
+# where a parameter stands: its layer's and its expert's number in the whole model, what it has of them
+Place = tuple[int, ...]
 
 
 def load(model: nn.Module, shape: Architecture, folder: Path) -> None:
     """Fill `model` (one rank's shard of a GPTModel) from the safetensors in `folder`, one parameter at a time.
 
-    Raises UserError where a file is missing or damaged, or a tensor is missing or of another shape.
+    Raises UserError where a file is missing or damaged, a tensor is missing or of another shape, or one is left over.
     """
-    weights = _Weights(folder)
-    for name, parameter, rule, layer in _named_rules(model, shape):
-        parts = [weights.read(key.format(layer)) for key in rule.hf]
-        shard = _shard(rule.merge(shape, parts), parameter, paired=len(rule.hf) == 2)
-        if shard.shape != parameter.shape:
-            what = f"{' + '.join(rule.hf).format(layer)} gives {tuple(shard.shape)}; {name} is {tuple(parameter.shape)}"
+    weights = Weights(folder)
+    for name, parameter, rule, place in _placed(model, shape):
+        parts = [weights.read(key.format(*place)) for key in rule.hf]
+        try:
+            shard = _shard(rule.merge(shape, parts), parameter, rule, name)
+        except RuntimeError:
+            shard = None
+        if shard is None or shard.shape != parameter.shape:
+            shapes = " and ".join(f"{key.format(*place)} {tuple(p.shape)}" for key, p in zip(rule.hf, parts, strict=True))
+            what = f"{shapes} cannot make {name} {tuple(parameter.shape)}"
             raise UserError(what, source=folder, remedy="does config.json belong to these weights?")
         with torch.no_grad():
             parameter.copy_(shard)
+    _refuse_leftovers(weights, shape)
 
 
-def save(model: nn.Module, shape: Architecture, folder: Path, dtype: torch.dtype, tokenizer: Path | None) -> None:
-    """Write `model` (whole, TP = PP = 1) into the existing folder as config.json, safetensors and tokenizer files.
+def save(
+    model: nn.Module,
+    shape: Architecture,
+    folder: Path,
+    dtype: torch.dtype,
+    tokenizer: Path | None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `model` (whole, TP = PP = EP = 1) into the existing folder as config.json, safetensors and tokenizer files.
 
-    Raises UserError where the weights cannot be written.
+    Weights are streamed, `shard_bytes` a file. Raises UserError where they cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for _, parameter, rule, layer in _named_rules(model, shape):
-        for key, part in zip(rule.hf, rule.split(shape, parameter.detach()), strict=True):
-            tensors[key.format(layer)] = part.to(dtype).contiguous()
-    config = {**shape.to_hf(), "dtype": _name(dtype), "torch_dtype": _name(dtype)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    try:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"cannot be written ({error})", remedy="is the disk full?") from None
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes 0600, whatever the umask
+    name = str(dtype).removeprefix("torch.")
+    written = {**config.write(shape), "dtype": name, "torch_dtype": name}
+    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+    hf_files.write(folder, _plan(model, shape), _tensors(model, shape), dtype, shard_bytes)
     copy_tokenizer(tokenizer, folder)
 
 
@@ -75,53 +89,67 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-class _Weights:
-    """The tensors of one HF folder, single-file or sharded with an index."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[str, safe_open] = {}
-        index = folder / "model.safetensors.index.json"
-        self._file_of = orjson.loads(index.read_bytes())["weight_map"] if index.is_file() else {}
-
-    def read(self, key: str) -> Tensor:
-        name = self._file_of.get(key, "model.safetensors")
-        path = self.folder / name
-        try:
-            if name not in self._open:
-                self._open[name] = safe_open(path, framework="pt")
-            return self._open[name].get_tensor(key)
-        except FileNotFoundError:
-            raise UserError("is missing", source=path, remedy="only safetensors weights are read") from None
-        except SafetensorError as error:
-            raise UserError(f"cannot give {key} ({error})", source=path, remedy="is the download complete?") from None
+def _plan(model: nn.Module, shape: Architecture) -> list[Planned]:
+    """Names and shapes of all HF tensors, in the order in which `_tensors` gives them."""
+    plan: list[Planned] = []
+    for _, parameter, rule, place in _placed(model, shape):
+        parts = rule.split(shape, torch.empty_like(parameter, device="meta"))
+        plan += [(key.format(*place), part.shape) for key, part in zip(rule.hf, parts, strict=True)]
+    return plan
 
 
-def _named_rules(model: nn.Module, shape: Architecture) -> Iterator[tuple[str, nn.Parameter, Rule, int]]:
-    """(name, parameter, its rule, its global layer number) for every parameter this rank holds."""
-    first = parallel_state.get_pipeline_model_parallel_rank() * (
-        shape.num_layers // parallel_state.get_pipeline_model_parallel_world_size()
-    )
+def _tensors(model: nn.Module, shape: Architecture) -> Iterator[Tensor]:
+    for _, parameter, rule, _ in _placed(model, shape):
+        yield from rule.split(shape, parameter.detach())
+
+
+def _placed(model: nn.Module, shape: Architecture) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
+    """(name, parameter, its rule, its place) for every parameter this rank holds."""
     by_name = {rule.megatron: rule for rule in rules(shape)}
+    first_expert = _first_expert(shape)
     for name, parameter in model.named_parameters():
-        words = name.split(".")
-        layer = int(words[2]) if name.startswith("decoder.layers.") else 0
-        pattern = ".".join("{}" if i == 2 else word for i, word in enumerate(words)) if layer or "layers" in words else name
-        if name == "output_layer.weight" and shape.tied_embeddings:  # the last pipeline stage's own copy
+        layer = re.match(r"decoder\.layers\.\d+", name)
+        expert = re.search(r"\.local_experts\.(\d+)\.", name)
+        place: list[int] = []
+        if layer:
+            place.append(model.get_submodule(layer[0]).layer_number - 1)  # type: ignore[arg-type, operator]
+        if expert:
+            place.append(first_expert + int(expert[1]))
+        pattern = re.sub(r"(layers|local_experts)\.\d+\.", r"\1.{}.", name)
+        if pattern == "output_layer.weight" and shape.tied_embeddings:  # the last pipeline stage's own copy
             pattern = "embedding.word_embeddings.weight"
-        yield name, parameter, by_name[pattern], first + layer
+        yield name, parameter, by_name[pattern], tuple(place)
 
 
-def _shard(full: Tensor, parameter: nn.Parameter, *, paired: bool) -> Tensor:
-    """This rank's share of `full`; a paired tensor (gate over up) is cut in each half."""
+def _first_expert(shape: Architecture) -> int:
+    if shape.experts is None:
+        return 0
+    ranks = parallel_state.get_expert_model_parallel_world_size()
+    return parallel_state.get_expert_model_parallel_rank() * (shape.experts.num // ranks)
+
+
+def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tensor:
+    """This rank's share of `full`; of a parameter of two halves (gate over up), its share of each."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
-    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+    if ".local_experts." in name:
+        group: Any = parallel_state.get_expert_tensor_parallel_group()
+    else:
+        group = parallel_state.get_tensor_model_parallel_group()
+    size, rank = group.size(), group.rank()
     axis = parameter.partition_dim  # type: ignore[attr-defined]
-    if paired:
+    if rule.halves:
         return torch.cat([half.chunk(size, axis)[rank] for half in full.chunk(2, axis)], axis)
     return full.chunk(size, axis)[rank]
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _refuse_leftovers(weights: Weights, shape: Architecture) -> None:
+    """Raise UserError where the folder holds weights that no rule reads: the model would compute something else."""
+    numbers = product(range(shape.num_layers), range(shape.experts.num if shape.experts else 1))
+    places = list(numbers)
+    known = {key.format(*place) for rule in rules(shape) for key in rule.hf for place in places}
+    left = sorted(key for key in weights.keys() - known - {"lm_head.weight"} if not _IGNORED.search(key))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        what = f"holds {left[0]}{more}, which a {shape.family} of its config.json does not have"
+        raise UserError(what, source=weights.folder, remedy="does config.json belong to these weights?")

@@ -1,6 +1,7 @@
-"""Hugging Face weights <-> GPTModel parameters: one table, each parameter named once and used in both directions.
+"""Hugging Face tensors <-> GPTModel parameters: the rules that the architectures' tables are made of.
 
-A rule says which HF tensors make one full (unsharded) megatron tensor and how. `{}` stands for the layer number.
+A rule names one parameter once and says, in both directions, which HF tensors make the full (unsharded) megatron tensor.
+In its names the first `{}` stands for the layer number and the second for the expert's.
 """
 
 from __future__ import annotations
@@ -16,56 +17,57 @@ from nemotron_dpo.policy.architecture import Architecture
 
 @dataclass(frozen=True)
 class Rule:
-    """`megatron` = merge(shape, [hf tensors]) and [hf tensors] = split(shape, megatron)."""
+    """`megatron` = merge(shape, [hf tensors]) and [hf tensors] = split(shape, megatron).
+
+    `halves` marks a parameter of two stacked halves (gate over up), of which tensor parallelism cuts each.
+    """
 
     megatron: str
     hf: tuple[str, ...]
     merge: Callable[[Architecture, Sequence[Tensor]], Tensor]
     split: Callable[[Architecture, Tensor], Sequence[Tensor]]
+    halves: bool = False
 
 
-def rules(shape: Architecture) -> list[Rule]:
-    """Every parameter of the model, layers still as `{}`; the output layer only where it is not tied."""
-    table = [
-        _copy("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
-        _copy("decoder.layers.{}.input_layernorm.weight", "model.layers.{}.input_layernorm.weight"),
-        Rule(
-            "decoder.layers.{}.self_attention.linear_qkv.weight",
-            tuple(f"model.layers.{{}}.self_attn.{x}_proj.weight" for x in "qkv"),
-            merge_qkv,
-            split_qkv,
-        ),
-        _copy("decoder.layers.{}.self_attention.linear_proj.weight", "model.layers.{}.self_attn.o_proj.weight"),
-        _copy("decoder.layers.{}.pre_mlp_layernorm.weight", "model.layers.{}.post_attention_layernorm.weight"),
-        Rule(
-            "decoder.layers.{}.mlp.linear_fc1.weight",
-            ("model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"),
-            lambda shape, parts: torch.cat(list(parts)),
-            lambda shape, full: full.chunk(2),
-        ),
-        _copy("decoder.layers.{}.mlp.linear_fc2.weight", "model.layers.{}.mlp.down_proj.weight"),
-        _copy("decoder.final_layernorm.weight", "model.norm.weight"),
-    ]
-    if not shape.tied_embeddings:
-        table.append(_copy("output_layer.weight", "lm_head.weight"))
-    return table
+def copy(megatron: str, hf: str, *, halves: bool = False) -> Rule:
+    """The same tensor under another name."""
+    return Rule(megatron, (hf,), lambda shape, parts: parts[0], lambda shape, full: [full], halves)
+
+
+def stack(megatron: str, gate: str, up: str) -> Rule:
+    """Two projections of equal shape, the first over the second."""
+    return Rule(megatron, (gate, up), lambda shape, parts: torch.cat(list(parts)), lambda shape, full: full.chunk(2), True)
+
+
+def qkv(megatron: str, hf: str) -> Rule:
+    """Query, key and value projections (weights or biases); `hf` holds `q|k|v` where their letter goes."""
+    return Rule(megatron, tuple(hf.replace("q|k|v", letter) for letter in "qkv"), merge_qkv, split_qkv)
+
+
+def fused_qkv(megatron: str, hf: str) -> Rule:
+    """The three projections in one HF tensor: all queries, then all keys, then all values."""
+    return Rule(
+        megatron,
+        (hf,),
+        lambda shape, parts: merge_qkv(shape, parts[0].split(_qkv_rows(shape))),
+        lambda shape, full: [torch.cat(list(split_qkv(shape, full)))],
+    )
 
 
 def merge_qkv(shape: Architecture, parts: Sequence[Tensor]) -> Tensor:
-    """q [N*D, H], k [G*D, H], v [G*D, H] -> [G * (N/G + 2) * D, H]: per group its queries, then its key, then its value."""
-    q, k, v = parts
-    groups, size, width = shape.num_query_groups, shape.kv_channels, q.shape[1]
-    grouped = [x.reshape(groups, -1, size, width) for x in (q, k, v)]
-    return torch.cat(grouped, dim=1).reshape(-1, width)
+    """q [N*D, ...], k [G*D, ...], v [G*D, ...] -> [G * (N/G + 2) * D, ...]: per group its queries, its key, its value."""
+    groups, size, rest = shape.num_query_groups, shape.kv_channels, parts[0].shape[1:]
+    return torch.cat([x.reshape(groups, -1, size, *rest) for x in parts], dim=1).reshape(-1, *rest)
 
 
 def split_qkv(shape: Architecture, full: Tensor) -> Sequence[Tensor]:
     """The inverse of merge_qkv."""
-    groups, size, width = shape.num_query_groups, shape.kv_channels, full.shape[1]
+    groups, size, rest = shape.num_query_groups, shape.kv_channels, full.shape[1:]
     per_group = shape.num_attention_heads // groups
-    parts = full.reshape(groups, per_group + 2, size, width).split([per_group, 1, 1], dim=1)
-    return [part.reshape(-1, width) for part in parts]
+    parts = full.reshape(groups, per_group + 2, size, *rest).split([per_group, 1, 1], dim=1)
+    return [part.reshape(-1, *rest) for part in parts]
 
 
-def _copy(megatron: str, hf: str) -> Rule:
-    return Rule(megatron, (hf,), lambda shape, parts: parts[0], lambda shape, full: [full])
+def _qkv_rows(shape: Architecture) -> list[int]:
+    group_rows = shape.num_query_groups * shape.kv_channels
+    return [shape.num_attention_heads * shape.kv_channels, group_rows, group_rows]

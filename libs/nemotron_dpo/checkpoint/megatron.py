@@ -1,4 +1,4 @@
-"""`checkpoint_megatron`: NVIDIA's torch_dist format, written and read through megatron-core's dist_checkpointing.
+"""`checkpoint_megatron`: a policy in NVIDIA's torch_dist format, with the small files that NVIDIA's tools want beside it.
 
 The caller publishes: `save` fills a folder that must not be visible under its final name before it returns.
 """
@@ -6,20 +6,20 @@ The caller publishes: `save` fills a folder that must not be visible under its f
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from nemotron_dpo.checkpoint import hf, run_config
+from nemotron_dpo.checkpoint import adapters, hf, integrity, run_config, torch_dist, untrusted
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.lora import adapted_of, only_adapters
 from nemotron_dpo.sources import TRACKER
 
 _CONTENT = {"singleton_local_shards": False}
@@ -28,27 +28,26 @@ _CONTENT = {"singleton_local_shards": False}
 def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, tokenizer: Path | None) -> None:
     """Write `model` as the only iteration of a checkpoint root; every rank calls it, rank 0 writes the small files.
 
-    `root` must be empty or absent and on storage all ranks share. Raises UserError where it cannot be written.
+    Of a model with adapters only those are written. `root` must be empty or absent and on storage all ranks share. Raises
+    UserError where it cannot be written.
     """
     folder = root / f"iter_{iteration:07d}"
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     dist.barrier()
-    state = {
-        "model": _with_extra_states(model.sharded_state_dict(metadata=dict(_CONTENT))),  # type: ignore[operator]
-        "checkpoint_version": 3.0,
-        "iteration": iteration,
-    }
-    try:
-        dist_checkpointing.save(state, str(folder), content_metadata=_CONTENT)
-    except (CheckpointException, CheckpointingException, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("RuntimeError: ")
-        raise UserError(f"cannot be written ({reason})", remedy="is the disk full?") from None
+    weights, adapted = _with_extra_states(model.sharded_state_dict(metadata=dict(_CONTENT))), adapted_of(model)  # type: ignore[operator]
+    state: dict[str, Any] = {"model": weights, "checkpoint_version": 3.0, "iteration": iteration}
+    if adapted is not None:  # said here too, so that a digest of the weights' files covers it
+        state |= {"model": only_adapters(weights), "adapted": asdict(adapted)}
+    torch_dist.save(state, folder, _CONTENT)
     if dist.get_rank() == 0:
         run_config.write(shape, folder)
+        if adapted is not None:
+            adapters.describe(adapted, folder)
         hf.copy_tokenizer(tokenizer, folder / "tokenizer")
         torch.save(_train_state(iteration), folder / "train_state.pt")
         shutil.copyfile(folder / "train_state.pt", root / "latest_train_state.pt")
+        integrity.write(folder)
         (root / TRACKER).write_text(str(iteration))
     dist.barrier()
 
@@ -56,48 +55,85 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
 def load(model: nn.Module, folder: Path) -> None:
     """Fill `model` (this rank's shard) from an iteration folder, whatever parallel sizes it was written with.
 
-    Raises UserError where the checkpoint is damaged or is of another model.
+    Of a model with adapters only those are read. Raises UserError where the checkpoint is damaged or is of another model.
     """
-    metadata = _content_metadata(folder)
-    wanted = model.sharded_state_dict(metadata=metadata)  # type: ignore[operator]
+    metadata, common = untrusted.check(folder)
+    is_adapted, content = adapted_of(model) is not None, dict(common.get("content_metadata") or {})
+    wanted = model.sharded_state_dict(metadata=content)  # type: ignore[operator]
     wanted = {key: value for key, value in wanted.items() if not key.endswith("_extra_state")}
-    try:
-        state: Any = dist_checkpointing.load({"model": wanted}, str(folder))
-    except (CheckpointException, CheckpointingException, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot be loaded ({reason})", source=folder, remedy="is the copy complete?") from None
+    wanted = _renamed(only_adapters(wanted) if is_adapted else wanted, set(metadata.state_dict_metadata))
+    _check_vocabulary(wanted, metadata, folder)
+    for value in wanted.values():
+        if isinstance(value, ShardedTensorFactory):
+            _merge_in_place(value)
+    state = torch_dist.load({"model": wanted}, folder)
     missing, unexpected = model.load_state_dict(state["model"], strict=False)
-    missing = [key for key in missing if not key.endswith("_extra_state")]
+    missing = [key for key in missing if not key.endswith("_extra_state") and (".adapter." in key or not is_adapted)]
     if missing or unexpected:
         raise UserError(f"lacks {missing} and has {unexpected} besides", source=folder, remedy="is it of another model?")
 
 
-def _content_metadata(folder: Path) -> dict[str, Any]:
-    path = folder / "common.pt"
-    if not path.is_file():
-        raise UserError("is missing", source=path, remedy="is the copy complete?")
-    try:
-        common = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot be read safely ({reason})", source=path) from None
-    return dict(common.get("content_metadata") or {})
+def _merge_in_place(factory: ShardedTensorFactory) -> None:
+    """Take the parameter itself where its parts (gate and up) were loaded into it; megatron-core would join copies of them."""
+    parameter, join = factory.data, factory.merge_fn
+
+    def merge(parts: Any) -> Any:
+        storage = parameter.untyped_storage().data_ptr()
+        if isinstance(parts, list) and all(part.untyped_storage().data_ptr() == storage for part in parts):
+            return parameter
+        return join(parts)  # type: ignore[arg-type] - a factory's parts may be a list
+
+    factory.merge_fn = merge
+
+
+def _check_vocabulary(wanted: dict[str, Any], metadata: Metadata, folder: Path) -> None:
+    """Megatron-LM pads the vocabulary, so more entries than asked for may be stored; megatron-core would take fewer, too."""
+    for value in wanted.values():
+        stored = metadata.state_dict_metadata.get(value.key)
+        if isinstance(value, ShardedTensor) and value.allow_shape_mismatch and isinstance(stored, TensorStorageMetadata):
+            rows, due = stored.size[0], value.global_shape[0]
+            if rows < due:
+                what = f"{value.key} has {rows:,} entries where the model has {due:,}"
+                raise UserError(what, source=folder, remedy="is it of another model?")
+
+
+def _renamed(wanted: dict[str, Any], stored: set[str]) -> dict[str, Any]:
+    """Ask for a layer's norms by the names that the checkpoint has for them.
+
+    Transformer Engine keeps a norm with the linear layer after it, and megatron-core's own layers mostly say so too.
+    """
+    for value in wanted.values():
+        if isinstance(value, ShardedTensor) and value.key not in stored:
+            fitting = (value.key.replace(ours, theirs) for pair in _NORMS for ours, theirs in (pair, pair[::-1]))
+            value.key = next((key for key in fitting if key in stored), value.key)
+    return wanted
+
+
+_NORMS = (
+    (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
+    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
+)
 
 
 def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
-    """Add the empty `_extra_state` objects that a Transformer Engine model asks for, so that it loads our checkpoints."""
+    """Add the empty `_extra_state` objects that a Transformer Engine model asks for, so that it loads our checkpoints.
+
+    Its linear layers have one each, and so has every norm that is not part of a linear layer.
+    """
     for value in sharded.values():
         if isinstance(value, ShardedObject) and value.key.endswith("_extra_state") and value.data is None:
             value.data = torch.empty(0, dtype=torch.uint8)
-    if parallel_state.is_pipeline_last_stage():
-        key = "decoder.final_layernorm._extra_state"
-        replica = (
-            0,
-            parallel_state.get_tensor_model_parallel_rank(),
-            parallel_state.get_data_parallel_rank(with_context_parallel=True),
-        )
-        sharded.setdefault(key, ShardedObject(key, torch.empty(0, dtype=torch.uint8), (1,), (0,), replica))
+    norms = {name: value for name, value in sharded.items() if value.key.endswith(_OWN_NORMS)}
+    for name, norm in norms.items():
+        layers = norm.prepend_axis_num  # 1 where the layers are one tensor with an axis of them in front
+        place = (norm.global_shape[:layers] or (1,), norm.global_offset[:layers] or (0,), norm.replica_id)
+        key = norm.key.removesuffix("weight") + "_extra_state"
+        extra = ShardedObject(key, torch.empty(0, dtype=torch.uint8), *place)
+        sharded.setdefault(name.removesuffix("weight") + "_extra_state", extra)
     return sharded
+
+
+_OWN_NORMS = tuple(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp"))
 
 
 def _train_state(iteration: int) -> dict[str, torch.Tensor]:

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from nemotron_dpo.checkpoint import hf, megatron, run_config
-from nemotron_dpo.policy import architecture
+from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, run_config
+from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.lora import adapt, merge
 from nemotron_dpo.policy.model import PairPolicy, build_policy
+from nemotron_dpo.policy.transformer_config import Recompute
 from nemotron_dpo.sources import ModelSource
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -18,26 +21,47 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def read_architecture(source: ModelSource) -> Architecture:
     """What the source says it is, without reading weights."""
-    return architecture.from_hf(source.path) if source.kind == "hf" else run_config.read(source.path)
+    if source.kind == "hf":
+        return config.read(source.path)
+    if source.hf_model is None and (run_config.describes(source.path) or not megatron_lm.describes(source.path)):
+        return run_config.read(source.path)
+    return megatron_lm.read(source.path, None if source.hf_model is None else config.read(source.hf_model))
 
 
 def open_policy(
-    source: ModelSource, precision: str | None, *, max_length: int | None = None, recompute: bool = False
+    source: ModelSource,
+    precision: str | None,
+    *,
+    max_length: int | None = None,
+    recompute: Recompute | None = None,
+    merged: bool = True,
 ) -> tuple[PairPolicy, Architecture]:
     """Build the model on this rank's device and load its weights; process groups must exist.
 
-    `precision` None keeps the stored one; `max_length` None allows all positions. The architecture's dtype is the model's.
+    `precision` None keeps the stored one; `max_length` None allows as many tokens as the policy takes. The architecture's
+    dtype is the model's. Adapters are merged into the weights of their base, unless `merged` is False.
     """
     stored = read_architecture(source)
     shape = replace(stored, dtype=precision or stored.dtype)
     dtype = DTYPES.get(shape.dtype, torch.float32)
     shape = replace(shape, dtype=str(dtype).removeprefix("torch."))
-    model = build_policy(shape, dtype, max_length=max_length or shape.max_position_embeddings, recompute=recompute)
-    if source.kind == "hf":
+    model = build_policy(shape, dtype, max_length=max_length or shape.max_length, recompute=recompute)
+    _fill(model, shape, source, merged=merged)
+    return model, shape
+
+
+def _fill(model: nn.Module, shape: Architecture, source: ModelSource, *, merged: bool = True) -> None:
+    adapted = adapters.read(source)
+    if adapted is not None:
+        _fill(model, shape, adapters.open_base(adapted, source.path))
+        adapt(model, adapted)
+        megatron.load(model, source.path)
+        if merged:
+            merge(model)
+    elif source.kind == "hf":
         hf.load(model, shape, source.path)
     else:
         megatron.load(model, source.path)
-    return model, shape
 
 
 def tokenizer_folder(source: ModelSource) -> Path | None:

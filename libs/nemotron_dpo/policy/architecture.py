@@ -1,19 +1,12 @@
 """What shape of model a policy is: one frozen description between HF config.json, run_config.yaml and megatron-core.
 
-Only Llama-shaped models (Llama, SmolLM2 and their likes) are known here; any other `model_type` is refused by name.
+Which architectures are known, and how their files say it, is `checkpoint.families`' and `checkpoint.run_config`'s to know.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import orjson
-
-from nemotron_dpo.errors import UserError
-
-_DTYPES = ("bfloat16", "float32", "float16")
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -24,8 +17,24 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of `num` feed-forward experts, of which a router picks `top_k` a token.
+
+    With `renormalize` the picked probabilities are made to sum to one (softmax over the picked logits).
+    """
+
+    num: int
+    top_k: int
+    renormalize: bool = True
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A decoder-only transformer: sizes in elements, `dtype` the precision its weights are stored in."""
+    """A decoder-only transformer: sizes in elements, `dtype` the precision its weights are stored in.
+
+    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one. `window` is how many tokens
+    back attention sees, None all. With `experts` the feed-forward part is a mixture and `ffn_hidden_size` an expert's.
+    """
 
     num_layers: int
     hidden_size: int
@@ -39,100 +48,23 @@ class Architecture:
     rotary_base: float
     tied_embeddings: bool
     dtype: str
+    family: str = "llama"
+    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    zero_centered_norm: bool = False
+    activation: Literal["silu", "relu2", "gelu_tanh"] = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rotary_percent: float = 1.0
     rope_scaling: Llama3Scaling | None = None
+    window: int | None = None
+    embedding_scale: float = 1.0
+    experts: Experts | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
 
-    def to_hf(self) -> dict[str, Any]:
-        """config.json; rope is written in the forms of transformers 4 and 5, since each misreads the other's."""
-        scaling = None
-        if self.rope_scaling is not None:
-            scaling = {"rope_type": "llama3", "factor": self.rope_scaling.factor, **_LLAMA3_FIXED}
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "dtype": self.dtype,
-            "eos_token_id": self.eos_token_id,
-            "head_dim": self.kv_channels,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.ffn_hidden_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "mlp_bias": False,
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_layers,
-            "num_key_value_heads": self.num_query_groups,
-            "rms_norm_eps": self.norm_epsilon,
-            "rope_parameters": {"rope_theta": self.rotary_base, **(scaling or {"rope_type": "default"})},
-            "rope_scaling": scaling,
-            "rope_theta": self.rotary_base,
-            "tie_word_embeddings": self.tied_embeddings,
-            "torch_dtype": self.dtype,
-            "vocab_size": self.vocab_size,
-        }
-
-
-_LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-
-
-def from_hf(folder: Path) -> Architecture:
-    """Read the architecture of an HF folder. Raises UserError where config.json is damaged or of an unknown kind."""
-    path = folder / "config.json"
-    try:
-        config = orjson.loads(path.read_bytes())
-        _refuse_unknown(config, path)
-        heads = config["num_attention_heads"]
-        return Architecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_hidden_size=config["intermediate_size"],
-            num_attention_heads=heads,
-            num_query_groups=config.get("num_key_value_heads") or heads,
-            kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
-            vocab_size=config["vocab_size"],
-            max_position_embeddings=config["max_position_embeddings"],
-            norm_epsilon=config["rms_norm_eps"],
-            rotary_base=_rope(config)[0],
-            tied_embeddings=config.get("tie_word_embeddings", False),
-            dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
-            rope_scaling=_scaling(_rope(config)[1], path),
-            bos_token_id=config.get("bos_token_id"),
-            eos_token_id=config.get("eos_token_id"),
-        )
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"is not JSON ({error})", source=path) from None
-    except KeyError as error:
-        raise UserError(f"lacks {error}", source=path, remedy="is the download complete?") from None
-
-
-def _refuse_unknown(config: dict[str, Any], path: Path) -> None:
-    kind = config.get("model_type")
-    if kind != "llama":
-        raise UserError(f"model_type {kind!r} is not supported", source=path, remedy="Llama-shaped models are (Llama, SmolLM2)")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise UserError(f"{key} is not supported", source=path)
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"hidden_act {config['hidden_act']!r} is not supported", source=path, remedy="silu is")
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype not in _DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported", source=path, remedy=f"one of {', '.join(_DTYPES)} is")
-
-
-def _rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """(theta, scaling) from either form: `rope_parameters` of transformers 5, or `rope_theta` with `rope_scaling`."""
-    parameters = config.get("rope_parameters") or {}
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return float(theta), parameters if "rope_type" in parameters else (config.get("rope_scaling") or {})
-
-
-def _scaling(scaling: dict[str, Any], path: Path) -> Llama3Scaling | None:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3" or any(scaling.get(key) != value for key, value in _LLAMA3_FIXED.items()):
-        raise UserError(f"rope scaling {scaling} is not supported", source=path, remedy="the default and Llama 3.1's are")
-    return Llama3Scaling(float(scaling["factor"]))
+    @property
+    def max_length(self) -> int:
+        """How many tokens a sequence may have: within the positions, and within the window, which is never applied."""
+        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)

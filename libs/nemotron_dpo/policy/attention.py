@@ -1,6 +1,7 @@
 """Attention over packed pairs: both responses of a pair see its one prompt and themselves, never each other.
 
-Legend: S packed tokens, N query heads, G key/value heads, D head size.
+Legend: S packed tokens, L those that this context-parallel rank holds (all of them without context parallelism), N query
+heads, G key/value heads, D head size.
 Two implementations of the same rule: by segment through scaled_dot_product_attention, which needs no mask over the whole
 row (CPU), and FlexAttention with a block mask (GPU). Tests hold them equal.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,21 +28,43 @@ class PairAttention(nn.Module):
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedRow, **__: Any) -> Tensor:
-        """query [S, 1, N, D], key and value [S, 1, G, D] -> [S, 1, N * D]."""
+        """query [L, 1, N, D], key and value [L, 1, G, D] -> [L, 1, N * D]."""
         attend = flex_attention if query.is_cuda else segment_attention
+        key, value = (_whole(x, packed_seq_params) for x in (key, value))
         return attend(query, key, value, packed_seq_params, self.scale)
 
 
+def _whole(held: Tensor, row: PackedRow) -> Tensor:
+    """[L, ...] of each context-parallel rank -> [S, ...] on all; the gradient is summed over them and cut again."""
+    if row.share is None:
+        return held
+    from megatron.core.parallel_state import get_context_parallel_group
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    return gather_from_sequence_parallel_region(held, group=get_context_parallel_group())[row.share.order_S]
+
+
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
-    """Causal attention over each pair's prompt | chosen, then of its rejected response over prompt | rejected."""
-    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [1, heads, S, D]
+    """Queries [L, 1, N, D] against keys [S, 1, G, D]: each run of held tokens causally, after what it may see before it."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [1, heads, tokens, D]
     parts = []
-    for s in row.segments:
-        both = slice(s.prompt, s.rejected)
-        parts.append(_sdpa(q[:, :, both], k[:, :, both], v[:, :, both], scale))
-        k_rejected, v_rejected = (torch.cat([x[:, :, s.prompt : s.chosen], x[:, :, s.rejected : s.end]], dim=2) for x in (k, v))
-        parts.append(_sdpa(q[:, :, s.rejected : s.end], k_rejected, v_rejected, scale))
+    for held, seen in _runs(row):
+        k_seen, v_seen = (torch.cat([x[:, :, keys] for keys in seen], dim=2) if seen[1:] else x[:, :, seen[0]] for x in (k, v))
+        parts.append(_sdpa(q[:, :, held], k_seen, v_seen, scale))
     return torch.cat(parts, dim=2).permute(2, 0, 1, 3).flatten(2)
+
+
+def _runs(row: PackedRow) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """(queries as places in L, keys as places in S, the last of which are the queries' own), in the order of L."""
+    held = 0
+    for chunk in row.chunks:
+        for s in row.segments:
+            for first, last in ((s.prompt, s.rejected), (s.rejected, s.end)):
+                start, stop = max(first, chunk.start), min(last, chunk.stop)
+                if start < stop:
+                    before = () if first == s.prompt else (slice(s.prompt, s.chosen),)
+                    yield slice(held, held + stop - start), (*before, slice(first, stop))
+                    held += stop - start
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
@@ -74,13 +98,15 @@ def _block_mask(row: PackedRow) -> Any:
     """The block mask of `row`, made once for all layers of a forward pass."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    num_tokens, where = len(row.input_ids_S), row.input_ids_S.device
+    num_tokens, where = row.num_tokens, row.input_ids_S.device
     spans = torch.tensor([[s.prompt, s.chosen, s.rejected, s.end] for s in row.segments], device=where)
     pair_S = torch.bucketize(torch.arange(num_tokens, device=where), spans[:, 3].contiguous(), right=True)
     chosen_S, rejected_S = spans[pair_S, 1], spans[pair_S, 2]
+    tokens_L = None if row.share is None else row.share.tokens_L
 
-    def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def visible(batch: Tensor, head: Tensor, held: Tensor, k: Tensor) -> Tensor:
+        q = held if tokens_L is None else tokens_L[held]
         across = (q >= rejected_S[q]) & (k >= chosen_S[q]) & (k < rejected_S[q])
         return (k <= q) & (pair_S[q] == pair_S[k]) & ~across
 
-    return create_block_mask(visible, None, None, num_tokens, num_tokens, device=str(where))
+    return create_block_mask(visible, None, None, len(row.input_ids_L), num_tokens, device=str(where))

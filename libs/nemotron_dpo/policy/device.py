@@ -43,6 +43,14 @@ def redirect() -> None:
     _active.__enter__()
 
 
+def without_cuda_random_state() -> None:
+    """Let megatron-core's recomputation, which keeps the CUDA random state over a layer, find none; for a CPU alone."""
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *_, **__: torch.empty(0, dtype=torch.uint8)
+    random._set_cuda_rng_state = lambda *_, **__: None
+
+
 class CudaNamesMeanCpu(TorchFunctionMode):
     """Turns every mention of a CUDA device in a torch call into the CPU."""
 

@@ -39,23 +39,25 @@ class _ResponseLogps(torch.autograd.Function):
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (grad_R,) = grads
         hidden_RH, weight_VH, local_R, mine_R, log_z_R = ctx.saved_tensors
         grad_hidden_RH = torch.empty_like(hidden_RH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(grad_R)):
             logits_CV = (hidden_RH[part] @ weight_VH.t()).float()
             slope_CV = logits_CV.sub_(log_z_R[part, None]).exp_().mul_(-grad_R[part, None])
             slope_CV.scatter_add_(1, local_R[part, None], (grad_R[part] * mine_R[part])[:, None])
             slope_CV = slope_CV.to(weight_VH.dtype)
             grad_hidden_RH[part] = slope_CV @ weight_VH
-            grad_weight_VH += slope_CV.t() @ hidden_RH[part]
-        return grad_hidden_RH, grad_weight_VH.to(weight_VH.dtype), None, None
+            if grad_weight_VH is not None:  # a policy with adapters does not train it
+                grad_weight_VH += slope_CV.t() @ hidden_RH[part]
+        return grad_hidden_RH, None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype), None, None
 
 
 def _chunks(num_tokens: int) -> list[slice]:
-    return [slice(start, start + CHUNK_TOKENS) for start in range(0, num_tokens, CHUNK_TOKENS)]
+    """At least one chunk, be it empty: a rank may hold no response token."""
+    return [slice(start, start + CHUNK_TOKENS) for start in range(0, max(1, num_tokens), CHUNK_TOKENS)]
 
 
 def _local_targets(targets_R: Tensor, share: int, group: Any) -> tuple[Tensor, Tensor]:

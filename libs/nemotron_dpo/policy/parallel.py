@@ -1,4 +1,4 @@
-"""Process groups: one process alone or the ranks of a torchrun job, divided by megatron-core into TP x PP x DP."""
+"""Process groups: one process alone or the ranks of a torchrun job, divided by megatron-core as a Layout says."""
 
 from __future__ import annotations
 
@@ -10,28 +10,58 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.device import device, redirect
+from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
+from nemotron_dpo.policy.rows import Cut
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ranks share one copy of the model; the rest of the world is data-parallel."""
+    """How processes share one copy of the model and its tokens; the rest of the world is data-parallel.
+
+    tensor, pipeline, context: processes that divide each layer, the layers, the tokens of a row.
+    expert, expert_tensor: processes that divide the experts of a mixture, and each expert (None: as `tensor`); they are
+        taken from the same processes, not from more.
+    sequence: between the divided parts of a layer, tensor-parallel ranks hold a part of the tokens each.
+    first_stage_layers, last_stage_layers: where these stages are to hold another number of layers than the rest.
+    """
 
     tensor: int = 1
     pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int | None = None
+    sequence: bool = False
+    first_stage_layers: int | None = None
+    last_stage_layers: int | None = None
+
+    @property
+    def splits_sequence(self) -> bool:
+        """True where tensor-parallel ranks divide the tokens too, which takes at least two of them."""
+        return self.sequence and self.tensor > 1
 
     def data(self, world_size: int) -> int:
         """The number of data-parallel replicas. Raises UserError where the world does not divide."""
-        if world_size % (self.tensor * self.pipeline):
+        copy = self.tensor * self.pipeline * self.context
+        if world_size % copy:
             raise UserError(
-                f"{world_size} processes do not divide into tensor x pipeline = {self.tensor} x {self.pipeline}",
+                f"{world_size} processes do not divide into tensor x pipeline x context parallel groups of {copy}",
                 remedy="start a multiple of that many",
             )
-        return world_size // (self.tensor * self.pipeline)
+        experts = (self.expert_tensor or self.tensor) * self.expert * self.pipeline
+        if world_size % experts:
+            raise UserError(
+                f"{world_size} processes do not divide into expert x expert-tensor x pipeline parallel groups of {experts}",
+                remedy="start a multiple of that many",
+            )
+        return world_size // copy
+
+
+_layout = Layout()
 
 
 def initialize(layout: Layout = Layout(), seed: int = 42) -> None:
     """Join the job (or be alone) and build megatron-core's groups; NCCL on GPUs, gloo on CPUs."""
+    global _layout
     redirect()
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
@@ -39,26 +69,42 @@ def initialize(layout: Layout = Layout(), seed: int = 42) -> None:
     layout.data(job_size())
     if not dist.is_initialized():
         _join(job_size())
-    parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline, create_gloo_process_groups=False)
+    parallel_state.initialize_model_parallel(
+        layout.tensor,
+        layout.pipeline,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        create_gloo_process_groups=False,
+    )
+    _layout = layout
     torch.manual_seed(seed)
     if device().type == "cpu":
         initialize_rng_tracker(inference_rng_tracker=True)  # dropout is off, and there is no CUDA random state to track
+        without_cuda_random_state()
     else:
         model_parallel_cuda_manual_seed(seed)
 
 
 def shut_down() -> None:
     """Leave the job, so that the interpreter exits without complaint; safe where `initialize` was never reached."""
+    global _layout
     if not dist.is_initialized():
         return
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+    _layout = Layout()
+
+
+def layout() -> Layout:
+    """The layout that `initialize` was given."""
+    return _layout
 
 
 def data_rank() -> int:
-    """This process's data-parallel rank."""
+    """This process's data-parallel rank; the ranks of one tensor, pipeline or context group share it."""
     from megatron.core import parallel_state
 
     return parallel_state.get_data_parallel_rank()
@@ -88,17 +134,43 @@ def is_last_stage() -> bool:
     return parallel_state.is_pipeline_last_stage()
 
 
+def is_first_copy() -> bool:
+    """True on one rank of each tensor- and context-parallel group, whose ranks hold the same losses and log-probs."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
+
+
+def row_cut() -> Cut:
+    """How this rank's micro batches are padded, and which part of their tokens it holds."""
+    from megatron.core import parallel_state
+
+    size = parallel_state.get_context_parallel_world_size()
+    tokens_together = _layout.tensor if _layout.splits_sequence else 1
+    return Cut(parallel_state.get_context_parallel_rank(), size, tokens_together)
+
+
+def num_micro_batches(mine: int) -> int:
+    """How many micro batches this rank must run where its own data makes `mine`; every rank of the job calls it.
+
+    Ranks that divide experts exchange tokens in every layer and so run equally many.
+    """
+    if _layout.expert == 1:
+        return mine
+    votes = torch.tensor([mine], device=device())
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return int(votes.item())
+
+
 def sum_over_job(values: torch.Tensor) -> torch.Tensor:
     """Sum `values` over data-parallel ranks and give the result to every process.
 
-    Stages other than the pipeline's last must pass zeros; the ranks of one tensor-parallel group hold the same values,
-    so the sum over the world is divided by their number.
+    Stages other than the pipeline's last must pass zeros; the ranks of a tensor- or context-parallel group hold the same
+    values, so the sum over the world is divided by their number.
     """
-    from megatron.core import parallel_state
-
     total = values.to(device())
     dist.all_reduce(total)
-    return total / parallel_state.get_tensor_model_parallel_world_size()
+    return total / (_layout.tensor * _layout.context)
 
 
 def any_rank(flag: bool) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.rows import pack_row
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.rows import PackedRow, pack_row
+from nemotron_dpo.policy.trainable import run_schedule
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
 
@@ -40,16 +43,14 @@ def score_window(
 ) -> tuple[list[Scores], int]:
     """Scores of every pair of the window in its order, on every rank, and how many were not found in `known` by pair_id.
 
-    Each rank computes its share of the packed rows and gathers the others'.
+    Each data-parallel replica computes its share of the packed rows and gathers the others'.
     """
     pairs = Pairs.of(window)
     missing = [i for i, pair_id in enumerate(pairs.pair_ids) if pair_id not in known]
     bins = (
         [[missing[i] for i in members] for members in pack(pairs.num_tokens[missing].tolist(), max_tokens)] if missing else []
     )
-    mine: dict[int, Scores] = {}
-    for members in bins[dist.get_rank() :: dist.get_world_size()]:
-        mine.update(zip(members, _score(model, pairs, members), strict=True))
+    mine = _score(model, pairs, bins[parallel.data_rank() :: parallel.data_size()])
     for part in _gathered(mine):
         mine.update(part)
     return [known[key] if key in known else mine[i] for i, key in enumerate(pairs.pair_ids)], len(missing)
@@ -90,19 +91,33 @@ def check_fits(window: pa.RecordBatch, vocab_size: int, max_positions: int, sour
         )
 
 
-def _score(model: nn.Module, pairs: Pairs, members: list[int]) -> list[Scores]:
-    prompts, chosen, rejected = pairs.columns(members)
+@dataclass(frozen=True)
+class _Batch:
+    row: PackedRow
+
+
+def _score(model: nn.Module, pairs: Pairs, bins: Sequence[list[int]]) -> dict[int, Scores]:
+    """Scores of the pairs in `bins`, on one of the ranks that hold them; nothing on the others."""
+    num_empty = parallel.num_micro_batches(len(bins)) - len(bins)
+    batches = [_Batch(pack_row(*pairs.columns(members), parallel.row_cut())) for members in [*bins, *[[]] * num_empty]]
+    if not batches:
+        return {}
     with torch.inference_mode():
-        logps_R = model(pack_row(prompts, chosen, rejected)).cpu().numpy()
-    ends = np.cumsum([len(side) for pair in zip(chosen, rejected, strict=True) for side in pair])
-    parts = np.split(logps_R, ends[:-1])
-    return list(zip(parts[0::2], parts[1::2], strict=True))
+        rows = run_schedule(model, batches, lambda batch, logps_R: (logps_R, logps_R), forward_only=True)
+    if not (parallel.is_last_stage() and parallel.is_first_copy()):
+        return {}
+    scores: dict[int, Scores] = {}
+    for members, logps_R in zip(bins, rows[: len(bins)], strict=True):
+        ends = np.cumsum([len(column[i]) for i in members for column in (pairs.chosen, pairs.rejected)])
+        parts = np.split(logps_R.cpu().numpy(), ends[:-1])
+        scores.update(zip(members, zip(parts[0::2], parts[1::2], strict=True), strict=True))
+    return scores
 
 
 def _gathered(mine: dict[int, Scores]) -> list[dict[int, Scores]]:
-    if dist.get_world_size() == 1:
+    if parallel.world_size() == 1:
         return []
-    parts: list[dict[int, Scores]] = [{}] * dist.get_world_size()
+    parts: list[dict[int, Scores]] = [{}] * parallel.world_size()
     dist.all_gather_object(parts, mine)
     return parts
 

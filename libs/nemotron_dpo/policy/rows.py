@@ -1,6 +1,7 @@
 """One micro batch as tensors: a single packed row of whole pairs, each laid out prompt | chosen | rejected.
 
-Legend: S packed tokens, R response tokens (both responses of all pairs), P pairs.
+Legend: S packed tokens, L those of them that this context-parallel rank holds, R response tokens (both responses of all
+pairs), M those of them that this rank predicts, P pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nemotron_dpo.policy.device import device
 
 @dataclass(frozen=True)
 class Segment:
-    """Where one pair lies in the packed row: token offsets, `end` exclusive."""
+    """Where one pair lies in the packed row: token offsets, `end` exclusive. Padding is a prompt without responses."""
 
     prompt: int
     chosen: int
@@ -25,6 +26,39 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Context-parallel rank `rank` of `size` takes its part of a row, in multiples of `tokens_together` tokens."""
+
+    rank: int = 0
+    size: int = 1
+    tokens_together: int = 1
+
+    @property
+    def multiple(self) -> int:
+        """What the length of a row must be a multiple of."""
+        return self.tokens_together * (2 * self.size if self.size > 1 else 1)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a row that one context-parallel rank holds: two chunks of equal length, the earlier first.
+
+    Rank c of n takes chunks c and 2n - 1 - c of the row's 2n: tokens late in a sequence attend to more than early ones do,
+    and so each rank gets about the same work.
+
+    tokens_L: places in the packed row of the tokens held. order_S: where each packed token lies once the shares of all
+    ranks are put behind one another. held_M: places in R of the response tokens whose predictor is held, and predictors_M
+    the places of those predictors in L.
+    """
+
+    chunks: tuple[slice, slice]
+    tokens_L: torch.Tensor
+    order_S: torch.Tensor
+    held_M: torch.Tensor
+    predictors_M: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)  # two rows are never the same: tensors and slices can neither be compared nor hashed
 class PackedRow:
     """Whole pairs packed behind one another. Travels through megatron-core as its `packed_seq_params`.
 
@@ -32,6 +66,7 @@ class PackedRow:
     predictors_R: the packed index whose hidden state predicts each response token (the prompt's last token for the first).
     targets_R: the response tokens; chosen and rejected of pair 0, then of pair 1, and so on.
     response_R: 2 * pair + (0 chosen, 1 rejected), to sum log-probs by response.
+    segments: the P pairs, then the padding where there is any. share: None where this rank holds all tokens.
     """
 
     input_ids_S: torch.Tensor
@@ -40,30 +75,80 @@ class PackedRow:
     targets_R: torch.Tensor
     response_R: torch.Tensor
     segments: tuple[Segment, ...]
+    num_pairs: int
+    share: Share | None = None
     qkv_format: str = "pairs"
 
     @property
-    def num_pairs(self) -> int:
-        """P, the number of pairs in the row."""
-        return len(self.segments)
+    def num_tokens(self) -> int:
+        """S, padding included."""
+        return len(self.input_ids_S)
+
+    @property
+    def input_ids_L(self) -> torch.Tensor:
+        """The token ids that this rank holds."""
+        return self.input_ids_S if self.share is None else self.input_ids_S[self.share.tokens_L]
+
+    @property
+    def positions_L(self) -> torch.Tensor:
+        """Their positions."""
+        return self.positions_S if self.share is None else self.positions_S[self.share.tokens_L]
+
+    @property
+    def chunks(self) -> tuple[slice, ...]:
+        """The runs of packed tokens that this rank holds, in the order it holds them."""
+        return (slice(0, self.num_tokens),) if self.share is None else self.share.chunks
 
 
-def pack_row(prompts: Sequence[np.ndarray], chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> PackedRow:
-    """Lay out P pairs (lists of int token-id arrays, each at least one token long) as one PackedRow on this device."""
-    ids, positions, predictors, responses, segments = [], [], [], [], []
+def pack_row(
+    prompts: Sequence[np.ndarray], chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], cut: Cut = Cut()
+) -> PackedRow:
+    """Lay out P pairs (lists of int token-id arrays, each at least one token long) as one PackedRow on this device.
+
+    The row is padded to what `cut` asks for, and is never empty: without pairs it is all padding.
+    """
+    ids, positions, segments = [], [], []
+    predictors, targets, responses = [], [], []
     start = 0
     for pair, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True)):
         lengths = len(prompt), len(good), len(bad)
         segment = Segment(start, start + lengths[0], start + lengths[0] + lengths[1], start + sum(lengths))
         ids += [prompt, good, bad]
         positions += [np.arange(lengths[0] + lengths[1]), np.arange(lengths[0], lengths[0] + lengths[2])]
-        for side, (first, length) in enumerate(((segment.chosen, lengths[1]), (segment.rejected, lengths[2]))):
-            predictors += [[segment.chosen - 1], np.arange(first, first + length - 1)]
-            responses.append(np.full(length, 2 * pair + side))
+        for side, (first, ids_of_side) in enumerate(((segment.chosen, good), (segment.rejected, bad))):
+            predictors += [[segment.chosen - 1], np.arange(first, first + len(ids_of_side) - 1)]
+            targets.append(ids_of_side)
+            responses.append(np.full(len(ids_of_side), 2 * pair + side))
         segments.append(segment)
         start = segment.end
-    targets = [side for pair in zip(chosen, rejected, strict=True) for side in pair]
-    tensors = [
-        torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in (ids, positions, predictors, targets, responses)
-    ]
-    return PackedRow(*(tensor.to(device()) for tensor in tensors), segments=tuple(segments))
+    padding = -start % cut.multiple if start else cut.multiple
+    if padding:
+        end = start + padding
+        segments.append(Segment(start, end, end, end))
+        ids.append(np.zeros(padding))
+        positions.append(np.zeros(padding))
+    arrays = [_joined(parts) for parts in (ids, positions, predictors, targets, responses)]
+    share = None if cut.size == 1 else _share(cut, start + padding, arrays[2])
+    tensors = [_tensor(array) for array in arrays]
+    return PackedRow(*tensors, segments=tuple(segments), num_pairs=len(prompts), share=share)
+
+
+def _share(cut: Cut, num_tokens: int, predictors_R: np.ndarray) -> Share:
+    chunk = num_tokens // (2 * cut.size)
+    starts = [(rank * chunk, (2 * cut.size - 1 - rank) * chunk) for rank in range(cut.size)]
+    places = np.concatenate([np.arange(start, start + chunk) for pair in starts for start in pair])
+    order_S = np.argsort(places)
+    mine = slice(2 * chunk * cut.rank, 2 * chunk * (cut.rank + 1))
+    local_R = order_S[predictors_R] - mine.start
+    held_M = np.flatnonzero((local_R >= 0) & (local_R < 2 * chunk))
+    early, late = (slice(start, start + chunk) for start in starts[cut.rank])
+    tensors = [_tensor(array) for array in (places[mine], order_S, held_M, local_R[held_M])]
+    return Share((early, late), *tensors)
+
+
+def _joined(parts: list) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to(device())

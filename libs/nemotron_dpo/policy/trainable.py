@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow
@@ -53,7 +54,7 @@ class TrainablePolicy:
             average_in_collective=False,
         )
         self._ddp = DistributedDataParallel(model.config, ddp, model)
-        self._optimizer = get_megatron_optimizer(_optimizer_config(model, settings), [self._ddp], use_gloo_process_groups=False)
+        self.optimizer = get_megatron_optimizer(_optimizer_config(model, settings), [self._ddp], use_gloo_process_groups=False)
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self._ddp.no_sync
 
@@ -61,7 +62,7 @@ class TrainablePolicy:
         """Gradients of one global batch, of which `batches` is this rank's part (at least one); its sums, last stage only."""
         self._ddp.train()
         self._ddp.zero_grad_buffer()
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         return self._schedule(batches, loss, forward_only=False)
 
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:
@@ -72,30 +73,40 @@ class TrainablePolicy:
 
     def step(self, lr: float) -> float:
         """Apply the accumulated gradients at learning rate `lr` and return their norm before clipping."""
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
-        _, norm, _ = self._optimizer.step()  # pyright: ignore[reportGeneralTypeIssues] - the base class returns nothing
+        _, norm, _ = self.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues] - the base class returns nothing
         return float(norm)
 
     def _schedule(self, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Tensor]:
-        return get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, loss),
-            data_iterator=iter(batches),
-            model=[self._ddp],
-            num_microbatches=len(batches),
-            seq_length=len(batches[0].row.input_ids_S),
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        return run_schedule(self._ddp, batches, loss, forward_only=forward_only)
+
+
+def run_schedule(model: nn.Module, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Tensor]:
+    """Run `batches` through this rank's part of the policy by megatron-core's schedule.
+
+    Gives what `loss` returned second for each batch on the pipeline's last stage, nothing on the others.
+    """
+    return get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, loss),
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=batches[0].row.num_tokens,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
 
 
 def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
     batch = next(batches)
 
     def counted(logps_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # megatron-core divides the summed gradients by the global sum of this count: pairs, where it expects tokens
+        # megatron-core divides the summed gradients by the global sum of this count: pairs, where it expects tokens. It sums
+        # over context-parallel ranks too, of which each has all pairs' losses and its own tokens' part of the gradients
         total, sums = loss(batch, logps_R)
-        return total, torch.tensor(batch.row.num_pairs, dtype=torch.int, device=total.device), sums
+        num_pairs = batch.row.num_pairs if parallel_state.get_context_parallel_rank() == 0 else 0
+        return total, torch.tensor(num_pairs, dtype=torch.int, device=total.device), sums
 
     return model(batch.row), counted
 

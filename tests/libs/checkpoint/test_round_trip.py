@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 import small
-from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
 
 pytestmark = pytest.mark.usefixtures("megatron")
@@ -66,39 +65,6 @@ def test_layout_is_nvidias(llama: Path, tmp_path: Path) -> None:
     assert shapes["decoder.layers.mlp.linear_fc1.weight"] == (2, 128, 32)
     assert any(key.startswith("decoder.final_layernorm._extra_state") for key in keys)
     assert "output_layer.weight" not in keys
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-2000])
-
-
-@pytest.mark.parametrize(
-    ("damage", "name", "message"),
-    [
-        (remove, "__0_0.distcp", "cannot be loaded"),
-        (truncate, "__0_0.distcp", "cannot be loaded"),
-        (truncate, "common.pt", "cannot be (read|loaded)"),
-        (remove, "common.pt", "is missing"),
-        (remove, "run_config.yaml", "is missing"),
-        (truncate, "run_config.yaml", "does not describe a model"),
-    ],
-)
-def test_damage_is_one_clear_line(damage, name: str, message: str, llama: Path, tmp_path: Path) -> None:
-    from nemotron_dpo.checkpoint.policy import open_policy
-
-    root = imported(llama, tmp_path)
-    if name.endswith(".distcp"):
-        for path in (root / "iter_0000000").glob("*.distcp"):
-            damage(path)
-    else:
-        damage(root / "iter_0000000" / name)
-    with pytest.raises(UserError, match=message) as caught:
-        open_policy(resolve(root), None)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_failed_export_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

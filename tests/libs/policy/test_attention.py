@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from nemotron_dpo.policy.attention import flex_attention, segment_attention
-from nemotron_dpo.policy.rows import PackedRow, pack_row
+from nemotron_dpo.policy.rows import Cut, PackedRow, pack_row
 
 HEADS, GROUPS, SIZE = 4, 2, 16
 
 
-def packed(*lengths: tuple[int, int, int]) -> PackedRow:
-    sides = [[np.zeros(n[side], dtype=np.int32) for n in lengths] for side in range(3)]
-    return pack_row(*sides)
+def packed(*lengths: tuple[int, int, int], cut: Cut | None = None) -> PackedRow:
+    prompts, chosen, rejected = ([np.zeros(n[side], dtype=np.int32) for n in lengths] for side in range(3))
+    return pack_row(prompts, chosen, rejected, cut or Cut())
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, scale: float) -> torch.Tensor:
@@ -57,6 +57,22 @@ def test_flex_attention_follows_the_same_rule(lengths: tuple[tuple[int, int, int
     row = packed(*lengths)
     q, k, v = (x.detach() for x in random_inputs(row))  # FlexAttention has no backward on a CPU
     assert torch.allclose(flex_attention(q, k, v, row, 0.25), dense(q, k, v, row, 0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize("attend", [segment_attention, flex_attention])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("size", [2, 3])
+def test_context_parallel_ranks_attend_for_their_own_tokens(attend, size: int, lengths: tuple) -> None:
+    rows = [packed(*lengths, cut=Cut(rank, size, tokens_together=2)) for rank in range(size)]
+    held: list[int] = []
+    for row in rows:
+        assert row.share is not None
+        q, k, v = (x.detach() for x in random_inputs(row))
+        mine = row.share.tokens_L
+        assert torch.allclose(attend(q[mine], k, v, row, 0.25), dense(q, k, v, row, 0.25)[mine], atol=1e-5)
+        held += mine.tolist()
+    assert sorted(held) == list(range(rows[0].num_tokens))
+    assert rows[0].num_tokens % (4 * size) == 0
 
 
 def test_positions_of_the_rejected_response_restart_at_the_prompts_end() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import families
 import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
@@ -33,23 +34,6 @@ def test_logits_equal_transformers(fixture: str, request: pytest.FixtureRequest)
     assert (ours - theirs).abs().max() <= 1e-5
 
 
-def test_llama3_rope_scaling_equals_transformers(tmp_path: Path) -> None:
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    folder = small.write_llama(tmp_path / "scaled", rope_parameters=rope)
-    pairs = small.random_pairs(1, seed=4, longest=60)
-    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
-    ours = open_float32(folder).all_logits(row)[: row.segments[0].rejected]
-    ids = torch.from_numpy(np.concatenate([pairs.prompts[0], pairs.chosen[0]]).astype(np.int64))
-    assert (ours - small.load_llama(folder)(ids[None]).logits[0]).abs().max() <= 1e-5
-
-
 def test_shared_prompt_logps_equal_two_separate_forwards(llama: Path) -> None:
     pairs = small.random_pairs(7, seed=5)
     row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
@@ -72,7 +56,7 @@ def test_packing_neighbours_do_not_matter(llama: Path) -> None:
 
 
 def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path) -> None:
-    from nemotron_dpo.checkpoint.hf_weights import rules
+    from nemotron_dpo.checkpoint.families import config, rules
     from nemotron_dpo.objective.dpo import Objective, pair_losses, responses
 
     pairs, beta, sft = small.random_pairs(4, seed=7), 0.3, 0.1
@@ -94,9 +78,7 @@ def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path
         loss = loss - torch.sigmoid(beta * (rewards[0] - rewards[1])).log() / 4 + sft * sft_term / 4
     loss.backward()
 
-    from nemotron_dpo.policy import architecture
-
-    shape, expected = architecture.from_hf(llama), dict(theirs.named_parameters())
+    shape, expected = config.read(llama), dict(theirs.named_parameters())
     by_name = dict(ours.named_parameters())
     for rule in rules(shape):
         for layer in range(shape.num_layers if "{}" in rule.megatron else 1):
@@ -106,10 +88,32 @@ def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path
             assert (grad - merged).norm() <= 1e-4 * merged.norm(), rule.megatron
 
 
-@pytest.mark.parametrize(("max_length", "message"), [(129, "exceed the policy's 128 positions")])
-def test_refuses_more_positions_than_the_policy_has(llama: Path, max_length: int, message: str) -> None:
+@pytest.mark.parametrize("model_type", sorted(families.FAMILIES))
+def test_gradient_through_every_architecture_equals_transformers(model_type: str, tmp_path: Path) -> None:
+    """The embedding's gradient passes through all that a layer computes, norms, router and experts included."""
+    folder = families.write_model(tmp_path / "hf", model_type)
+    pairs = small.random_pairs(1, seed=8)
+    ours, theirs = open_float32(folder), families.load(folder)
+    ours(pack_row(pairs.prompts, pairs.chosen, pairs.rejected)).square().sum().backward()
+    for response in (pairs.chosen[0], pairs.rejected[0]):
+        small.reference_logps(theirs, pairs.prompts[0], response).square().sum().backward()
+    grad, expected = ours.embedding.word_embeddings.weight.grad, theirs.get_input_embeddings().weight.grad
+    assert grad is not None
+    assert (grad - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_length", "message"),
+    [
+        ({}, 129, "exceed the policy's 128 positions"),
+        ({"sliding_window": 64}, 65, "exceed the policy's 64 tokens of sliding window"),
+    ],
+)
+def test_refuses_longer_sequences_than_the_policy_takes(changes: dict, max_length: int, message: str, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.sources import resolve
 
+    folder = families.write_model(tmp_path / "hf", "mistral", **{"sliding_window": None, **changes})
+    open_policy(resolve(folder), "float32", max_length=max_length - 1)
     with pytest.raises(UserError, match=message):
-        open_policy(resolve(llama), "float32", max_length=max_length)
+        open_policy(resolve(folder), "float32", max_length=max_length)

@@ -1,0 +1,100 @@
+"""Checkpoints that hold LoRA adapters alone: what their run_config.yaml says of the adapters and of the base beneath.
+
+The adapters' keys and the `peft` section are Megatron-Bridge's; `checkpoint.pretrained_checkpoint` is where the base lies, and
+the digest of the base's weights stands in our own section, since adapters over other weights are another policy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+
+from nemotron_dpo.checkpoint.run_config import NAME
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.lora import Adapted, Base, Lora
+from nemotron_dpo.sources import ModelSource, resolve
+
+_TARGET = "megatron.bridge.peft.lora.LoRA"
+_DIGEST = "base_weights_digest"
+
+
+def base_of(source: ModelSource, digest: str) -> Base:
+    """`source` as adapters name it: its own folder, or the Hugging Face id it was downloaded by."""
+    local = Path(source.name).expanduser().exists()
+    return Base(str(source.path.resolve()) if local else source.name, digest)
+
+
+def describe(adapted: Adapted, folder: Path) -> None:
+    """Add to the run_config.yaml of an iteration folder what its adapters are and lie over."""
+    path = folder / NAME
+    sections = yaml.safe_load(path.read_text())
+    sections["peft"] = _peft(adapted.lora)
+    sections.setdefault("checkpoint", {})["pretrained_checkpoint"] = adapted.base.location
+    sections.setdefault("nemotron_dpo", {})[_DIGEST] = adapted.base.digest
+    path.write_text(yaml.safe_dump(sections, sort_keys=True))
+
+
+def read(source: ModelSource) -> Adapted | None:
+    """What `source` says of its adapters; None where it holds a whole policy. Raises UserError where that is damaged."""
+    path = source.path / NAME
+    if source.kind != "megatron" or not path.is_file():
+        return None
+    try:
+        sections = yaml.safe_load(path.read_text())
+        peft = sections.get("peft")
+        if peft is None:
+            return None
+        base = Base(sections["checkpoint"]["pretrained_checkpoint"], sections["nemotron_dpo"][_DIGEST])
+        return Adapted(_lora(peft), base)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"does not describe adapters ({type(error).__name__}: {error})"
+        raise UserError(what.replace("\n", " "), source=path) from None
+
+
+def open_base(adapted: Adapted, folder: Path) -> ModelSource:
+    """The base beneath the adapters in `folder`. Raises UserError where it is gone or holds other weights by now."""
+    base = adapted.base
+    if Path(base.location).is_absolute() and not Path(base.location).exists():
+        remedy = "put it back: adapters mean nothing without their base"
+        raise UserError(f"holds adapters over {base.location}, which is gone", source=folder, remedy=remedy)
+    found = resolve(base.location)
+    if dist.get_rank() == 0:
+        digest = found.weights_digest()
+        if digest != base.digest:
+            what = f"holds adapters over {base.location}, whose weights have changed ({digest} where {base.digest} is due)"
+            raise UserError(what, source=folder, remedy="put the weights back that the run began with")
+    return found
+
+
+def _peft(lora: Lora) -> dict[str, Any]:
+    """Megatron-Bridge's section; the fields that this program does not have stand at the values that change nothing."""
+    return {
+        "_target_": _TARGET,
+        "a2a_experimental": False,
+        "alpha": lora.alpha,
+        "dim": lora.dim,
+        "dropout": 0.0,
+        "dropout_position": "pre",
+        "exclude_modules": list(lora.exclude_modules),
+        "lora_A_init_method": lora.a_init,
+        "lora_B_init_method": "zero",
+        "lora_dtype": {"_call_": False, "_target_": f"torch.{lora.dtype}"} if lora.dtype else None,
+        "target_modules": list(lora.target_modules),
+    }
+
+
+def _lora(peft: dict[str, Any]) -> Lora:
+    if peft.get("_target_", _TARGET) != _TARGET:
+        raise ValueError(f"{peft['_target_']} is not supported, LoRA is")
+    dtype = peft.get("lora_dtype")
+    return Lora(
+        dim=int(peft["dim"]),
+        alpha=int(peft["alpha"]),
+        target_modules=tuple(peft.get("target_modules") or ()),
+        exclude_modules=tuple(peft.get("exclude_modules") or ()),
+        a_init=peft.get("lora_A_init_method", "xavier"),
+        dtype=dtype["_target_"].removeprefix("torch.") if dtype else None,
+    )

@@ -1,0 +1,32 @@
+"""The model architectures that are supported: one Family each, from config.json to weights, in both directions.
+
+To add a dense one, give its table and its Family in `dense.py` and list it here; tests/libs/checkpoint/test_families.py
+holds every family against transformers.
+"""
+
+from __future__ import annotations
+
+from nemotron_dpo.checkpoint.families import dense, experts
+from nemotron_dpo.checkpoint.families.family import Family
+from nemotron_dpo.checkpoint.hf_weights import Rule, copy
+from nemotron_dpo.policy.architecture import Architecture
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*dense.FAMILIES, *experts.FAMILIES)}
+
+_MAMBA = "its Mamba layers run on GPU kernels (mamba-ssm, causal-conv1d) that this program does not drive"
+_GEMMA = "megatron-core's GPTModel has no place for"
+# Architectures that a user may well ask for, with what stands in the way
+REASONS: dict[str, str] = {
+    **dict.fromkeys(("nemotron_h", "mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), _MAMBA),
+    "gemma2": f"{_GEMMA} its soft-capped attention and logits, alternating windows and norms behind each block",
+    "gemma3": f"{_GEMMA} its vision tower, and none for two rotary bases and norms behind each block",
+    "gemma3_text": f"{_GEMMA} its two rotary bases, alternating windows and norms behind each block",
+}
+
+
+def rules(shape: Architecture) -> list[Rule]:
+    """Every parameter of the model, layers and experts still as `{}`; the output layer only where it is not tied."""
+    table = list(FAMILIES[shape.family].weights)
+    if not shape.tied_embeddings:
+        table.append(copy("output_layer.weight", "lm_head.weight"))
+    return table

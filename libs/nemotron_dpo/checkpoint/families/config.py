@@ -1,0 +1,176 @@
+"""config.json <-> Architecture, for every family; whatever the model would compute and we would not is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemotron_dpo.checkpoint.families import FAMILIES, REASONS
+from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture, Llama3Scaling
+
+_DTYPES = ("bfloat16", "float32", "float16")
+_LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# keys that change what a model computes, with the values that are honoured; absent and null always are
+_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False,),
+    "use_bidirectional_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "quantization_config": (),
+    "query_pre_attn_scalar": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "attention_multiplier": (),
+    "embedding_multiplier": (1,),
+    "residual_multiplier": (1,),
+    "logits_scaling": (1,),
+}
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+def read(folder: Path) -> Architecture:
+    """Read the architecture of an HF folder. Raises UserError where config.json is damaged or of an unknown kind."""
+    path = folder / "config.json"
+    try:
+        config = orjson.loads(path.read_bytes())
+        return _architecture(_family(config, path), config, path)
+    except FileNotFoundError:
+        raise UserError("is missing", source=path, remedy="is the download complete?") from None
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"is not JSON ({error})", source=path) from None
+    except KeyError as error:
+        raise UserError(f"lacks {error}", source=path, remedy="is the download complete?") from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"does not describe a model ({error})", source=path) from None
+
+
+def write(shape: Architecture) -> dict[str, Any]:
+    """config.json; rope is written in the forms of transformers 4 and 5, since each misreads the other's."""
+    family = FAMILIES[shape.family]
+    fields = {key: getattr(shape, name) for name, key in {**USUAL_KEYS, **family.keys}.items()}
+    only = {key: values[0] for key, values in {"hidden_act": _ONLY["hidden_act"], **family.only}.items()}
+    return {
+        "architectures": [family.hf_class],
+        "model_type": family.model_type,
+        "attention_dropout": 0.0,
+        "dtype": shape.dtype,
+        "torch_dtype": shape.dtype,
+        **fields,
+        **only,
+        **_write_rope(shape, family),
+        **family.write(shape),
+    }
+
+
+def _family(config: Mapping[str, Any], path: Path) -> Family:
+    kind = config["model_type"]
+    if kind in REASONS:
+        raise UserError(f"model_type {kind!r} is not supported: {REASONS[kind]}", source=path)
+    if kind not in FAMILIES:
+        raise UserError(f"model_type {kind!r} is not supported", source=path, remedy=f"{', '.join(FAMILIES)} are")
+    return FAMILIES[kind]
+
+
+def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Architecture:
+    _refuse_unhonoured(family, config, path)
+    heads = config["num_attention_heads"]
+    with_defaults = {
+        "num_key_value_heads": heads,
+        "head_dim": config["hidden_size"] // heads,
+        "tie_word_embeddings": False,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **family.defaults,
+        **{key: value for key, value in config.items() if value is not None or key == "sliding_window"},
+    }
+    for key in _SIZES:
+        if not isinstance(with_defaults[key], int) or with_defaults[key] < 1:
+            raise ValueError(f"{key} is {with_defaults[key]!r}")
+    theta, percent, scaling = _read_rope(family, config, path)
+    return Architecture(
+        **{name: with_defaults[key] for name, key in {**USUAL_KEYS, **family.keys}.items()},
+        dtype=_dtype(config, path),
+        family=family.model_type,
+        rotary_base=theta,
+        rotary_percent=percent,
+        rope_scaling=scaling,
+        **family.traits,
+        **family.read(config),
+    )
+
+
+def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) -> None:
+    for key, values in {**_ONLY, **family.only}.items():
+        value = config.get(key)
+        if value is not None and value not in values:
+            remedy = (
+                f"{family.model_type} models with {values[0]!r} are" if values else f"{family.model_type} models without are"
+            )
+            raise UserError(f"{key} {_shown(value)} is not supported", source=path, remedy=remedy)
+    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise UserError(f"layers of {', '.join(sorted(kinds))} are not supported", source=path, remedy="full_attention is")
+
+
+def _shown(value: Any) -> str:
+    return "of any kind" if isinstance(value, dict) else repr(value)
+
+
+def _dtype(config: Mapping[str, Any], path: Path) -> str:
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype {dtype!r} is not supported", source=path, remedy=f"one of {', '.join(_DTYPES)} is")
+    return dtype
+
+
+def _read_rope(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, float, Llama3Scaling | None]:
+    """(theta, part of a head that is rotated, scaling) from the form of transformers 5 or 4."""
+    parameters = config.get("rope_parameters") or {}
+    theta = parameters.get("rope_theta") or config.get("rope_theta") or family.defaults.get("rope_theta", 10000.0)
+    usual = family.defaults.get("partial_rotary_factor", 1.0)
+    percent = float(parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or usual)
+    if percent != 1.0 and not family.partial_rotary:
+        raise UserError(f"partial_rotary_factor {percent} is not supported", source=path, remedy="1.0 is")
+    scaling = parameters if "rope_type" in parameters else (config.get("rope_scaling") or {})
+    return float(theta), percent, _read_scaling(scaling, path)
+
+
+def _read_scaling(scaling: Mapping[str, Any], path: Path) -> Llama3Scaling | None:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise UserError(f"rope scaling {kind!r} is not supported", source=path, remedy="the default and llama3 are")
+    for key, value in _LLAMA3_FIXED.items():
+        if scaling.get(key) != value:
+            raise UserError(
+                f"{key} {scaling.get(key)} of llama3 rope scaling is not supported", source=path, remedy=f"{value} is"
+            )
+    return Llama3Scaling(float(scaling["factor"]))
+
+
+def _write_rope(shape: Architecture, family: Family) -> dict[str, Any]:
+    scaling = None
+    if shape.rope_scaling is not None:
+        scaling = {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_FIXED}
+    percent = {"partial_rotary_factor": shape.rotary_percent} if family.partial_rotary else {}
+    return {
+        "rope_parameters": {"rope_theta": shape.rotary_base, **percent, **(scaling or {"rope_type": "default"})},
+        "rope_scaling": scaling,
+        "rope_theta": shape.rotary_base,
+        **percent,
+    }

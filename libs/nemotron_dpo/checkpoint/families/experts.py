@@ -1,0 +1,77 @@
+"""Mixture-of-experts architectures: a router and, for each expert, a gated feed-forward part of its own.
+
+HF names are on the right; the first `{}` is the layer number, the second the expert's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemotron_dpo.checkpoint.families.dense import ATTENTION, EMBEDDING, NORMS, QK_NORM
+from nemotron_dpo.checkpoint.families.family import Family
+from nemotron_dpo.checkpoint.hf_weights import Rule, copy, stack
+from nemotron_dpo.policy.architecture import Architecture, Experts
+
+
+def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+    """The router and experts under model.layers.{}.`block`, whose projections have these names."""
+    ours, theirs = "decoder.layers.{}.mlp.experts.local_experts.{}.", f"model.layers.{{}}.{block}.experts.{{}}."
+    return (
+        copy("decoder.layers.{}.mlp.router.weight", f"model.layers.{{}}.{block}.gate.weight"),
+        stack(f"{ours}linear_fc1.weight", f"{theirs}{gate}.weight", f"{theirs}{up}.weight"),
+        copy(f"{ours}linear_fc2.weight", f"{theirs}{down}.weight"),
+    )
+
+
+def _num_experts(config: Mapping[str, Any]) -> int:
+    """transformers 5 calls Qwen's number num_local_experts, transformers 4 num_experts."""
+    return config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
+
+
+def _mixtral_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"experts": Experts(_num_experts(config), config["num_experts_per_tok"], renormalize=True)}
+
+
+def _qwen_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    renormalize = config.get("norm_topk_prob", False)
+    return {"experts": Experts(_num_experts(config), config["num_experts_per_tok"], renormalize)}
+
+
+def _write_mixtral(shape: Architecture) -> dict[str, Any]:
+    assert shape.experts is not None
+    return {"num_local_experts": shape.experts.num, "num_experts_per_tok": shape.experts.top_k, "output_router_logits": False}
+
+
+def _write_qwen(shape: Architecture) -> dict[str, Any]:
+    """`intermediate_size` is that of dense layers, of which there are none."""
+    assert shape.experts is not None
+    return {
+        **_write_mixtral(shape),
+        "num_experts": shape.experts.num,
+        "norm_topk_prob": shape.experts.renormalize,
+        "intermediate_size": shape.ffn_hidden_size,
+    }
+
+
+MIXTRAL = Family(
+    "mixtral",
+    "MixtralForCausalLM",
+    (*EMBEDDING, *NORMS, *ATTENTION, *_mixture("block_sparse_moe", "w1", "w3", "w2")),
+    keys={"window": "sliding_window"},
+    defaults={"rope_theta": 1e6, "sliding_window": None},
+    read=_mixtral_experts,
+    write=_write_mixtral,
+)
+QWEN3_MOE = Family(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    (*EMBEDDING, *NORMS, *ATTENTION, *QK_NORM, *_mixture("mlp", "gate_proj", "up_proj", "down_proj")),
+    traits={"qk_norm": True},
+    keys={"ffn_hidden_size": "moe_intermediate_size"},
+    only={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    read=_qwen_experts,
+    write=_write_qwen,
+)
+
+FAMILIES = (MIXTRAL, QWEN3_MOE)

@@ -1,0 +1,98 @@
+"""The optimizer's state on disk, in megatron-core's torch_dist format: moments and float32 master weights by parameter name.
+
+It lies in a folder beside the policy's checkpoint and not among its files: whoever wants weights alone (a reference pass, an
+export, another run) neither reads nor hashes twelve bytes a parameter of it. The keys are Megatron's own, `optimizer.state.*`,
+in its `fully_reshardable` form, so that a state saved at one tensor-, pipeline- or data-parallel size loads at any other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from nemotron_dpo.checkpoint import integrity, torch_dist
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.trainable import TrainablePolicy
+
+_CONTENT = {
+    "singleton_local_shards": False,
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+}
+
+
+def save(policy: TrainablePolicy, folder: Path) -> None:
+    """Write the state of `policy`'s optimizer into the new folder `folder`; every rank calls it, after at least one step.
+
+    Raises UserError where it cannot be written.
+    """
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True)
+    dist.barrier()
+    torch_dist.save({"optimizer": _sharded(policy)}, folder, _CONTENT)
+    if dist.get_rank() == 0:
+        integrity.write(folder)
+
+
+def load(policy: TrainablePolicy, folder: Path) -> None:
+    """Fill the optimizer of `policy` from `folder`, whatever parallel sizes it was written with; every rank calls it.
+
+    Raises UserError where the state is damaged or is another policy's.
+    """
+    for part in _parts(policy.optimizer):
+        _allocate(part)
+    remedy = f"is the copy complete? Without {folder.parent.name} the run goes on from the checkpoint before it"
+    try:
+        state = torch_dist.load({"optimizer": _sharded(policy, is_loading=True)}, folder)["optimizer"]
+        states = [state] if len(_parts(policy.optimizer)) == 1 else [state[index] for index in sorted(state)]
+        for part, its_state in zip(_parts(policy.optimizer), states, strict=True):
+            _restore(part, its_state)
+    except UserError as error:
+        error.remedy = remedy
+        raise
+    except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+        raise UserError(f"cannot be loaded ({_reason(error)})", source=folder, remedy=remedy) from None
+
+
+def _sharded(policy: TrainablePolicy, *, is_loading: bool = False) -> Any:
+    weights = policy.model.sharded_state_dict(metadata=dict(_CONTENT))
+    return policy.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_CONTENT))
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """The optimizers that megatron-core chained: experts have one of their own."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _allocate(part: Any) -> None:
+    """Zero state for every parameter, the step count that torch's AdamW keeps and megatron-core forgets included."""
+    part.init_state_fn(part.optimizer, part.config)
+    for state in part.optimizer.state.values():
+        state.setdefault("step", torch.tensor(0.0))
+
+
+def _restore(part: Any, state: dict[str, Any]) -> None:
+    """`part.load_state_dict(state)`, around two faults of the distributed optimizer over torch's AdamW.
+
+    Loading the `fully_reshardable` form copies every entry of the state, and so fails on the step count, which is not stored
+    by parameter; it is taken out meanwhile. And all parameters are given the one step tensor, which AdamW would then advance
+    once for each of them.
+    """
+    if not isinstance(part, DistributedOptimizer):
+        part.load_state_dict(state)
+        return
+    tensors = state.pop("param_state")
+    part.load_state_dict(state)
+    inner = part.optimizer.state
+    steps = {parameter: its_state.pop("step") for parameter, its_state in inner.items() if "step" in its_state}
+    part.load_parameter_state_from_fully_reshardable(tensors)
+    for parameter, step in steps.items():
+        inner[parameter]["step"] = step.clone()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

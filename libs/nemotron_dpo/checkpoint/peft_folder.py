@@ -1,0 +1,72 @@
+"""LoRA adapters as a folder of Hugging Face's peft, which its users and inference servers load beside the base model.
+
+There query, key and value projections (and gate and up) have adapters of their own: each gets our one A and its rows of B.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nemotron_dpo.checkpoint.families import rules
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.lora import Adapted, adapted_of, adapters
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save(model: nn.Module, shape: Architecture, folder: Path, dtype: torch.dtype) -> None:
+    """Write the adapters of `model` (whole, TP = PP = 1) into the existing folder. Raises UserError where that fails."""
+    adapted = adapted_of(model)
+    assert adapted is not None
+    modules = _modules(model, shape)
+    tensors = {
+        f"base_model.model.{name}.{part}.weight": weight.detach().to("cpu", dtype, copy=True).contiguous()
+        for name, pair in modules.items()
+        for part, weight in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    (folder / CONFIG).write_text(json.dumps(_config(adapted, list(modules), shape.num_layers), indent=2) + "\n")
+    try:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"cannot be written ({error})", remedy="is the disk full?") from None
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes 0600, whatever the umask
+
+
+def _modules(model: nn.Module, shape: Architecture) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A [r, I], B [O, r]) by the name of the Hugging Face module that they adapt."""
+    by_name, found = {rule.megatron: rule for rule in rules(shape)}, {}
+    for name, layer in adapters(model).items():
+        number = int(name.split(".")[2])
+        rule = by_name[re.sub(r"layers\.\d+\.", "layers.{}.", name) + ".weight"]
+        parts = rule.split(shape, layer.adapter.linear_out.weight)
+        for key, part in zip(rule.hf, parts, strict=True):
+            found[key.format(number).removesuffix(".weight")] = layer.adapter.linear_in.weight, part
+    return found
+
+
+def _config(adapted: Adapted, modules: list[str], num_layers: int) -> dict[str, Any]:
+    own = sorted({name.rpartition(".")[2] for name in modules})
+    return {
+        "base_model_name_or_path": adapted.base.location,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": adapted.lora.alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": adapted.lora.dim,
+        "target_modules": own if len(modules) == len(own) * num_layers else sorted(modules),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }

@@ -1,0 +1,58 @@
+"""Whether a written policy is the one that was to be written: both score the same made-up pairs.
+
+It reads back what lies on disk through the code that any later stage uses, so it finds what went wrong in writing, naming and
+reading; weights are at the written precision on both sides, so the two agree to the last bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.reference import score_window
+from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
+
+MOST_DIFFERENCE = 1e-4  # of one token's log-prob: the same weights through the same code; a wrong weight costs far more
+_PROMPT, _RESPONSE = 24, 20  # tokens at most
+
+
+def rows(num_rows: int, shape: Architecture, seed: int = 0) -> pa.RecordBatch:
+    """`tokenized_pairs` of uniformly random ids of the policy's vocabulary, of lengths that fit it."""
+    rng = np.random.default_rng(seed)
+    fits = min(1.0, shape.max_length / (_PROMPT + 2 * _RESPONSE))
+
+    def ids(longest: int) -> np.ndarray:
+        return rng.integers(0, shape.vocab_size, size=rng.integers(1, max(1, int(longest * fits)) + 1))
+
+    pairs = [
+        {
+            "pair_id": index.to_bytes(16, "big"),
+            "source_line": index + 1,
+            "prompt_ids": ids(_PROMPT),
+            "chosen_ids": ids(_RESPONSE),
+            "rejected_ids": ids(_RESPONSE),
+            "chosen_truncated": False,
+            "rejected_truncated": False,
+        }
+        for index in range(num_rows)
+    ]
+    return pa.RecordBatch.from_pylist(pairs, schema=TOKENIZED_PAIRS)
+
+
+def score(model: nn.Module, window: pa.RecordBatch) -> np.ndarray:
+    """Log-probs of every response token of the pairs, float32 [R], each pair in a row of its own."""
+    model.eval()
+    scores, _ = score_window(model, window, _PROMPT + 2 * _RESPONSE, {})
+    return np.concatenate([side for pair in scores for side in pair])
+
+
+def compare(before_R: np.ndarray, after_R: np.ndarray) -> float:
+    """The largest difference of a token's log-prob. Raises UserError where it is beyond MOST_DIFFERENCE or not finite."""
+    difference = float(np.abs(before_R - after_R).max())
+    if not difference <= MOST_DIFFERENCE:
+        what = f"does not score as the source does: log-probs differ by up to {difference:.3g}"
+        raise UserError(f"{what}, {MOST_DIFFERENCE:g} at most is allowed", remedy="the output was removed")
+    return difference

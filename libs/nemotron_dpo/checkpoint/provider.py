@@ -1,0 +1,253 @@
+"""An architecture in the fields of Megatron-Bridge's GPTModelProvider, and back; symbols stay names, nothing is imported.
+
+What Bridge's providers have no word for (the family, special tokens) is kept apart by run_config.py.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
+
+_BRIDGE = "megatron.bridge.models"
+_TARGETS = {  # families whose model Bridge builds with more than fields
+    "gemma": f"{_BRIDGE}.gemma.gemma_provider.GemmaModelProvider",
+    "mistral": f"{_BRIDGE}.mistral.mistral_provider.MistralModelProvider",
+}
+_ACTIVATIONS = {
+    "silu": "torch.nn.functional.silu",
+    "relu2": "megatron.core.activations.squared_relu",
+    "gelu_tanh": "megatron.core.activations.fast_gelu",
+}
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def to_provider(shape: Architecture) -> dict[str, Any]:
+    """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
+    return {
+        "_target_": _TARGETS.get(shape.family, f"{_BRIDGE}.gpt_provider.GPTModelProvider"),
+        **_sizes(shape),
+        **_layers(shape),
+        **_positions(shape),
+        **_precision(shape.dtype),
+        **_experts(shape),
+    }
+
+
+def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
+    """The architecture that provider fields describe; `extra` is what run_config.py keeps apart, {} in Bridge's own files.
+
+    Raises UserError where the fields ask for what is not supported, KeyError or the like where they are no model.
+    """
+    _refuse_unsupported(model)
+    _check_sizes(model)
+    family = extra.get("family") or infer_family(model)
+    heads, hidden = model["num_attention_heads"], model["hidden_size"]
+    experts = _read_experts(model)
+    scaling = Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
+    return Architecture(
+        num_layers=model["num_layers"],
+        hidden_size=hidden,
+        ffn_hidden_size=(experts and model.get("moe_ffn_hidden_size")) or model["ffn_hidden_size"],
+        num_attention_heads=heads,
+        num_query_groups=model.get("num_query_groups") or heads,
+        kv_channels=model.get("kv_channels") or hidden // heads,
+        vocab_size=model["vocab_size"],
+        max_position_embeddings=model["seq_length"],
+        norm_epsilon=model["layernorm_epsilon"],
+        rotary_base=float(model["rotary_base"]),
+        tied_embeddings=model["share_embeddings_and_output_weights"],
+        dtype=_read_dtype(model),
+        family=family,
+        normalization=model["normalization"],
+        zero_centered_norm=bool(model.get("layernorm_zero_centered_gamma")),
+        activation=_read_activation(model),  # type: ignore[arg-type]
+        gated=bool(model.get("gated_linear_unit")),
+        qkv_bias=bool(model.get("add_qkv_bias")),
+        qk_norm=bool(model.get("qk_layernorm")),
+        rotary_percent=float(model.get("rotary_percent", 1.0)),
+        rope_scaling=scaling,
+        window=model["window_size"][0] if model.get("window_size") else None,
+        embedding_scale=extra.get("embedding_scale", hidden**0.5 if family == "gemma" else 1.0),
+        experts=experts,
+        bos_token_id=extra.get("bos_token_id"),
+        eos_token_id=extra.get("eos_token_id"),
+        pad_token_id=extra.get("pad_token_id"),
+    )
+
+
+def infer_family(model: dict[str, Any]) -> str:
+    """Hugging Face's model_type for provider fields that do not name it: by the provider's class, else by its fields.
+
+    Bridge gives Gemma and Mistral classes of their own; every other family is a GPTModelProvider, told by what only it
+    has: LayerNorm or squared ReLU (nemotron), zero-centred RMSNorm (gemma), experts with q/k norms (qwen3_moe) or
+    without (mixtral), q/k norms (qwen3), biases on q, k and v (qwen2), a window (mistral); what has none is llama.
+    """
+    target = str(model.get("_target_", "")).lower()
+    experts, qk_norm = bool(model.get("num_moe_experts")), bool(model.get("qk_layernorm"))
+    rules = (
+        ("gemma", ".gemma." in target),
+        ("mistral", ".mistral." in target),
+        ("nemotron", model["normalization"] == "LayerNorm" or _read_activation(model) == "relu2"),
+        ("gemma", bool(model.get("layernorm_zero_centered_gamma"))),
+        ("qwen3_moe", experts and qk_norm),
+        ("mixtral", experts),
+        ("qwen3", qk_norm),
+        ("qwen2", bool(model.get("add_qkv_bias"))),
+        ("mistral", bool(model.get("window_size"))),
+    )
+    return next((family for family, holds in rules if holds), "llama")
+
+
+def symbol(name: str) -> dict[str, Any]:
+    """How Megatron-Bridge writes a function, class or dtype that it shall look up but not call."""
+    return {"_call_": False, "_target_": name}
+
+
+def _sizes(shape: Architecture) -> dict[str, Any]:
+    return {
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "hidden_size": shape.hidden_size,
+        "kv_channels": shape.kv_channels,
+        "make_vocab_size_divisible_by": _largest_power_of_two(shape.vocab_size),
+        "num_attention_heads": shape.num_attention_heads,
+        "num_layers": shape.num_layers,
+        "num_query_groups": shape.num_query_groups,
+        "pipeline_model_parallel_size": 1,
+        "seq_length": shape.max_position_embeddings,
+        "share_embeddings_and_output_weights": shape.tied_embeddings,
+        "should_pad_vocab": False,
+        "tensor_model_parallel_size": 1,
+        "vocab_size": shape.vocab_size,
+    }
+
+
+def _layers(shape: Architecture) -> dict[str, Any]:
+    return {
+        "activation_func": symbol(_ACTIVATIONS[shape.activation]),
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.qkv_bias,
+        "attention_dropout": 0.0,
+        "gated_linear_unit": shape.gated,
+        "hidden_dropout": 0.0,
+        "layernorm_epsilon": shape.norm_epsilon,
+        "layernorm_zero_centered_gamma": shape.zero_centered_norm,
+        "normalization": shape.normalization,
+        "qk_layernorm": shape.qk_norm,
+        "transformer_layer_spec": symbol(f"{_BRIDGE}.gpt_provider.default_layer_spec"),
+    }
+
+
+def _positions(shape: Architecture) -> dict[str, Any]:
+    window = {} if shape.window is None else {"window_size": [shape.window, 0], "cp_comm_type": "a2a"}
+    base = shape.rotary_base
+    return {
+        "position_embedding_type": "rope",
+        "rope_scaling": shape.rope_scaling is not None,
+        "rope_scaling_factor": shape.rope_scaling.factor if shape.rope_scaling else 1.0,
+        "rotary_base": int(base) if base == int(base) else base,
+        "rotary_percent": shape.rotary_percent,
+        **window,
+    }
+
+
+def _precision(dtype: str) -> dict[str, Any]:
+    named = symbol(f"torch.{dtype}")
+    kinds = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
+    return {"autocast_dtype": named, "params_dtype": named, "pipeline_dtype": named, **kinds}
+
+
+def _experts(shape: Architecture) -> dict[str, Any]:
+    if shape.experts is None:
+        return {}
+    return {
+        "moe_aux_loss_coeff": 0.0,
+        "moe_ffn_hidden_size": shape.ffn_hidden_size,
+        "moe_grouped_gemm": True,
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_router_pre_softmax": not shape.experts.renormalize,
+        "moe_router_score_function": "softmax",
+        "moe_router_topk": shape.experts.top_k,
+        "moe_token_dispatcher_type": "alltoall",
+        "num_moe_experts": shape.experts.num,
+    }
+
+
+def _read_experts(model: dict[str, Any]) -> Experts | None:
+    num = model.get("num_moe_experts")
+    return Experts(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax")) if num else None
+
+
+def _read_dtype(model: dict[str, Any]) -> str:
+    """As Bridge takes it: the two flags say what the weights are, `params_dtype` where neither is set."""
+    if model.get("bf16"):
+        return "bfloat16"
+    if model.get("fp16"):
+        return "float16"
+    name = model["params_dtype"]["_target_"].removeprefix("torch.")
+    if name not in _DTYPES:
+        raise UserError(f"params_dtype {name!r} is not supported", remedy=f"one of {', '.join(_DTYPES)} is")
+    return name
+
+
+def _read_activation(model: dict[str, Any]) -> str:
+    name = str(model["activation_func"]["_target_"])
+    for activation, known in _ACTIVATIONS.items():
+        if name.rpartition(".")[2] == known.rpartition(".")[2]:
+            return activation
+    raise UserError(f"activation_func {name!r} is not supported", remedy=f"one of {', '.join(_ACTIVATIONS.values())} is")
+
+
+def _largest_power_of_two(size: int, limit: int = 128) -> int:
+    """The largest power of two up to `limit` that divides `size`: so no tool that pads the vocabulary changes it."""
+    return prod(2 for bit in range(1, limit.bit_length()) if size % 2**bit == 0)
+
+
+def _check_sizes(model: dict[str, Any]) -> None:
+    for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "vocab_size", "seq_length"):
+        if not isinstance(model[key], int) or model[key] < 1:
+            raise ValueError(f"{key} is {model[key]!r}")
+
+
+_ONLY: dict[str, tuple[Any, ...]] = {  # what of Megatron's wealth a GPTModel of ours has; absent means the first value
+    "normalization": ("RMSNorm", "LayerNorm"),
+    "position_embedding_type": ("rope",),
+    "activation_func_clamp_value": (None,),
+    "add_bias_linear": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "attention_output_gate": (False,),
+    "attn_logit_softcapping": (None,),
+    "experimental_attention_variant": (None,),
+    "final_logit_softcapping": (None,),
+    "glu_linear_offset": (0.0,),
+    "heterogeneous_block_specs": (False,),
+    "is_hybrid_model": (False,),
+    "moe_latent_size": (None,),
+    "moe_layer_freq": (1,),
+    "moe_router_enable_expert_bias": (False,),
+    "moe_router_num_groups": (None,),
+    "moe_router_score_function": ("softmax",),
+    "moe_router_topk_scaling_factor": (None, 1.0),
+    "moe_shared_expert_intermediate_size": (None,),
+    "mtp_num_layers": (None, 0),
+    "multi_latent_attention": (False,),
+    "no_rope_freq": (None,),
+    "qk_l2_norm": (False,),
+    "rotary_interleaved": (False,),
+    "scale_factor": (None, 1.0),
+    "seq_len_interpolation_factor": (None,),
+    "softmax_scale": (None,),
+    "softmax_type": ("vanilla",),
+    "window_attn_skip_freq": (None,),
+}
+
+
+def _refuse_unsupported(model: dict[str, Any]) -> None:
+    for key, known in _ONLY.items():
+        value = model.get(key, known[0])
+        if key == "moe_layer_freq" and isinstance(value, list) and set(value) == {1}:
+            continue
+        if value not in known:
+            raise UserError(f"{key}: {value!r} is not supported", remedy=f"{' or '.join(repr(k) for k in known)} is")

@@ -1,0 +1,65 @@
+"""Small random models of every supported architecture, made and run by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB = 96
+
+# model_type -> what its small model has besides SIZES
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"head_dim": 16, "sliding_window": 64},
+    "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen3": {"head_dim": 16},
+    "nemotron": {},
+    "phi3": {"pad_token_id": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+    "gemma": {"head_dim": 16, "hidden_size": 40},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
+}
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 5],
+    "pad_token_id": 3,
+}
+
+
+def write_model(
+    folder: Path, model_type: str, *, tied: bool = False, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
+    """A random model as transformers saves it; norms and biases are random too, or a swap of them would go unseen."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(len(model_type))
+    settings = {**SIZES, "tie_word_embeddings": tied, **FAMILIES[model_type], **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.2)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> Any:
+    """The model in transformers, float32, eager attention."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """float32 logits [S, V] of transformers for the token ids [S]."""
+    with torch.inference_mode():
+        return load(folder)(ids[None]).logits[0]

@@ -1,0 +1,244 @@
+"""NVIDIA's Megatron-Bridge on a CPU: a program that converts checkpoints with it and with nothing of ours.
+
+    python bridge_cpu.py import HF_DIR OUT [HF_DIR OUT ...]                     HF -> checkpoint_megatron, written by Bridge
+    python bridge_cpu.py export CHECKPOINT HF_DIR OUT [CHECKPOINT ...]          checkpoint_megatron -> HF, read by Bridge
+
+Bridge imports Transformer Engine, ModelOpt and Triton unconditionally: stand-ins satisfy the imports and are then taken away
+again, so nothing of them runs. Without Transformer Engine its models must use megatron-core's own layers, whose norms most of
+Bridge's weight tables do not name: the names are added. So that the check is no weaker than with Transformer Engine, those
+models ask for the extra states that its modules have.
+"""
+
+# pyright: reportMissingImports=false
+# (Megatron-Bridge is not installed where types are checked.)
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import logging
+import os
+import pkgutil
+import sys
+import tempfile
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets")
+
+
+class _Meta(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Meta(name, (_Any,), {})
+
+
+class _Any(metaclass=_Meta):
+    """A class that can be subclassed, called and used as a decorator."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else None
+
+
+class _Module(types.ModuleType):
+    __version__ = "9.9.9"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        setattr(self, name, _Meta(name, (_Any,), {}))
+        return self.__dict__[name]
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, tops: set[str]) -> None:
+        self.tops = tops
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        named = fullname.split(".")[0] in self.tops
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if named else None
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return _Module(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__path__ = []
+
+
+def import_bridge() -> Any:
+    """AutoBridge, importable and runnable without CUDA."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+    import megatron.core
+    import torch
+
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *args, **kwargs: None
+    torch.cuda.Stream = type("Stream", (), {})  # type: ignore[misc,assignment] # mixtures of experts make one
+    torch.cuda.get_rng_state = lambda *args: torch.get_rng_state()
+    path = list(sys.path)
+    for module in pkgutil.walk_packages(megatron.core.__path__, "megatron.core.", onerror=lambda name: None):
+        try:  # settle what megatron-core believes to be installed before the stand-ins exist
+            importlib.import_module(module.name)
+        except Exception:
+            continue  # optional parts of megatron-core
+    sys.path[:] = path
+    tops = {top for top in STAND_INS if importlib.util.find_spec(top) is None}
+    finder = _Finder(tops)
+    sys.meta_path.append(finder)
+    if "modelopt" in tops:
+        plugins = importlib.import_module("modelopt.torch.opt.plugins")
+        for verb in ("restore_modelopt_state", "save_modelopt_state", "save_sharded_modelopt_state"):
+            setattr(plugins, verb, lambda *args, **kwargs: None)
+        plugins.restore_sharded_modelopt_state = lambda *args, **kwargs: None  # type: ignore[attr-defined]
+    if importlib.util.find_spec("tensorboard") is None:
+        for name in ("torch.utils.tensorboard", "torch.utils.tensorboard.writer"):
+            sys.modules[name] = _Module(name)
+    training = ("checkpointing", "model_load_save", "post_training.checkpointing", "mlm_compat.arguments", "mlm_compat.model")
+    for name in ("megatron.bridge", *(f"megatron.bridge.training.{part}" for part in training)):
+        importlib.import_module(name)
+    sys.meta_path.remove(finder)
+    for name in [name for name in sys.modules if name.split(".")[0] in tops]:
+        del sys.modules[name]
+    _use_own_layers()
+    return sys.modules["megatron.bridge"].AutoBridge  # type: ignore[attr-defined]
+
+
+def _use_own_layers() -> None:
+    """Layers without Transformer Engine wherever Bridge would take its, and their names in Bridge's weight tables."""
+    import torch
+    from megatron.bridge.models import gpt_provider
+    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+    provide, finalize = gpt_provider.GPTModelProvider.provide, gpt_provider.GPTModelProvider.finalize
+
+    def provide_without_te(self: Any, *args: Any, **kwargs: Any) -> Any:
+        zero_centered, self.layernorm_zero_centered_gamma = self.layernorm_zero_centered_gamma, False
+        self.transformer_layer_spec = gpt_provider.local_layer_spec
+        model = provide(self, *args, **kwargs)
+        self.layernorm_zero_centered_gamma = zero_centered  # torch's norms do not know it; conversion does not use it
+        own = ("final_layernorm", "q_layernorm", "k_layernorm") + (("pre_mlp_layernorm",) if self.num_moe_experts else ())
+        for name, module in model.named_modules():
+            if name.endswith(own) and hasattr(module, "weight"):
+                module.__class__ = type("ExtraNorm", (_ExtraState, type(module)), {})
+        for layer in model.decoder.layers:
+            if self.num_moe_experts:
+                layer.submodules_config.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
+        return model
+
+    def finalize_without_te(self: Any) -> None:
+        self.apply_rope_fusion = self.persist_layer_norm = self.moe_grouped_gemm = self.moe_permute_fusion = False
+        self.gradient_accumulation_fusion = False
+        finalize(self)
+
+    class _ExtraState:
+        def get_extra_state(self) -> torch.Tensor:
+            return torch.empty(0, dtype=torch.uint8)
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    gpt_provider.GPTModelProvider.provide, gpt_provider.GPTModelProvider.finalize = provide_without_te, finalize_without_te
+    for bridge in _subclasses(MegatronModelBridge):
+        if "mapping_registry" in vars(bridge):
+            bridge.mapping_registry = _with_own_names(bridge.mapping_registry)
+
+
+def _subclasses(top: type) -> list[Any]:
+    return [found for child in top.__subclasses__() for found in (child, *_subclasses(child))]
+
+
+def _with_own_names(registry: Any) -> Any:
+    from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+    from megatron.bridge.models.conversion.param_mapping import AutoMapping
+
+    def extended(self: Any) -> Any:
+        mappings = list(registry(self).mappings)
+        known = {mapping.megatron_param for mapping in mappings}
+        for mapping in list(mappings):
+            name = mapping.megatron_param
+            for fused, own in (
+                ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
+                ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
+            ):
+                if fused in name and name.replace(fused, own) not in known:
+                    mappings.append(AutoMapping(megatron_param=name.replace(fused, own), hf_param=mapping.hf_param))
+        return MegatronMappingRegistry(*mappings)
+
+    return extended
+
+
+def transformers4_copy(hf_dir: str) -> str:
+    """A copy whose config.json transformers 4 understands; the other files are linked."""
+    out = tempfile.mkdtemp(prefix="hf4-")
+    for name in os.listdir(hf_dir):
+        os.symlink(os.path.abspath(os.path.join(hf_dir, name)), os.path.join(out, name))
+    config = json.loads(Path(hf_dir, "config.json").read_text())
+    rope = config.pop("rope_parameters", None)
+    if rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if "dtype" in config:
+        config["torch_dtype"] = config.pop("dtype")
+    os.remove(os.path.join(out, "config.json"))
+    Path(out, "config.json").write_text(json.dumps(config))
+    tokenizer = Path(out, "tokenizer_config.json")
+    if tokenizer.exists():
+        settings = json.loads(tokenizer.read_text())
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        tokenizer.unlink()
+        tokenizer.write_text(json.dumps(settings))
+    return out
+
+
+def import_checkpoint(auto: Any, hf_dir: str, out: str) -> None:
+    """HF -> checkpoint_megatron in the precision of the weights."""
+    from megatron.bridge.training.model_load_save import temporary_distributed_context
+
+    hf = transformers4_copy(hf_dir)
+    with temporary_distributed_context(backend="gloo"):
+        bridge = auto.from_hf_pretrained(hf)
+        provider = bridge.to_megatron_provider(load_weights=True)
+        provider.finalize()
+        model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+        tokenizer = hf if Path(hf, "tokenizer.json").exists() else None
+        bridge.save_megatron_model(model, out, hf_tokenizer_path=tokenizer)
+
+
+def export_checkpoint(auto: Any, checkpoint: str, hf_dir: str, out: str) -> None:
+    """checkpoint_megatron -> the weights of an HF folder; HF_DIR says what family it is."""
+    from megatron.bridge.training.model_load_save import temporary_distributed_context
+
+    bridge = auto.from_hf_pretrained(transformers4_copy(hf_dir))
+    with temporary_distributed_context(backend="gloo"):
+        bridge.save_hf_weights(bridge.load_megatron_model(checkpoint, wrap_with_ddp=False), out, show_progress=False)
+
+
+def main() -> None:
+    verb, arguments = sys.argv[1], sys.argv[2:]
+    auto = import_bridge()
+    work, count = {"import": (import_checkpoint, 2), "export": (export_checkpoint, 3)}[verb]
+    for start in range(0, len(arguments), count):
+        for name in [name for name in os.environ if name.startswith("NVTE_")]:  # left by the model before
+            del os.environ[name]
+        work(auto, *arguments[start : start + count])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Every architecture against transformers: logits, weights there and back, and what of a config.json is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import families
+import small
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.rows import pack_row
+from nemotron_dpo.sources import resolve
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
+ALL = sorted(families.FAMILIES)
+VARIANTS = [
+    ("qwen3_moe", {"norm_topk_prob": False}),
+    ("nemotron", {"head_dim": 16, "num_key_value_heads": 4}),
+    ("gemma", {"tie_word_embeddings": True}),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+    ),
+]
+
+
+def open_model(folder: Path, precision: str | None = None, **settings: Any):
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    return open_policy(resolve(folder), precision, **settings)
+
+
+def exported(source: Path, target: Path, form: str) -> Path:
+    from nemotron_dpo.checkpoint.export import export
+
+    export(resolve(source), target, form, None)
+    return target
+
+
+@pytest.mark.parametrize(("model_type", "changes"), [*((kind, {}) for kind in ALL), *VARIANTS])
+def test_logits_equal_transformers(model_type: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = families.write_model(tmp_path / "hf", model_type, **changes)
+    pairs = small.random_pairs(1, seed=3, longest=30)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    with torch.inference_mode():
+        ours = open_model(folder, "float32")[0].all_logits(row)[: row.segments[0].rejected]
+    ids = torch.from_numpy(np.concatenate([pairs.prompts[0], pairs.chosen[0]]).astype(np.int64))
+    theirs = families.logits(folder, ids)
+    assert theirs.std() > 0.1  # else anything would be close
+    assert (ours - theirs).abs().max() <= 1e-4
+
+
+def assert_same_weights(before: Path, after: Path) -> None:
+    one, other = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        assert tensor.dtype == other[key].dtype, key
+        assert torch.equal(tensor, other[key]), key
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ALL)
+def test_there_and_back_is_bit_equal_and_transformers_agrees(model_type: str, tied: bool, tmp_path: Path) -> None:
+    folder = families.write_model(tmp_path / "hf", model_type, tied=tied, dtype=torch.bfloat16)
+    back = exported(exported(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "hf")
+    assert_same_weights(folder, back)
+    ids = torch.arange(3, 43)
+    assert torch.equal(families.logits(folder, ids), families.logits(back, ids))
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_config_there_and_back_says_the_same(model_type: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    folder = families.write_model(tmp_path / "hf", model_type, dtype=torch.bfloat16)
+    back = exported(folder, tmp_path / "back", "hf")
+    before, after = (AutoConfig.from_pretrained(path).to_dict() for path in (folder, back))
+    unread = {"_name_or_path", "initializer_range", "transformers_version", "max_window_layers"}
+    if model_type == "qwen3_moe":
+        unread.add("intermediate_size")  # that of dense layers, of which there are none
+    if model_type == "mixtral":
+        unread.add("head_dim")  # null there, its value here
+    assert {key for key in before.keys() - unread if before[key] != after.get(key)} == set()
+    written = json.loads((back / "config.json").read_text())
+    assert written["torch_dtype"] == written["dtype"] == "bfloat16"
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+
+
+def test_keys_on_disk_are_those_of_transformer_engine(tmp_path: Path) -> None:
+    """Dense layers fuse both norms into the projections behind them; a layer of experts keeps the second one apart."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    def keys(model_type: str) -> set[str]:
+        root = exported(families.write_model(tmp_path / f"{model_type}-hf", model_type), tmp_path / model_type, "megatron")
+        names = FileSystemReader(root / "iter_0000000").read_metadata().state_dict_metadata
+        return {
+            name.removeprefix("decoder.layers.")
+            for name in names
+            if name.startswith("decoder.layers.") and "_extra" not in name
+        }
+
+    attention = {
+        "linear_qkv.weight",
+        "linear_qkv.layer_norm_weight",
+        "linear_proj.weight",
+        "q_layernorm.weight",
+        "k_layernorm.weight",
+    }
+    attention = {f"self_attention.{name}" for name in attention}
+    assert keys("qwen3") == attention | {"mlp.linear_fc1.weight", "mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc2.weight"}
+    experts = {"mlp.experts.experts.linear_fc1.weight", "mlp.experts.experts.linear_fc2.weight"}
+    assert keys("qwen3_moe") == attention | experts | {"pre_mlp_layernorm.weight", "mlp.router.weight"}
+
+
+def test_shards_are_written_and_read(tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint import hf
+
+    folder = families.write_model(tmp_path / "hf", "mixtral", dtype=torch.bfloat16)
+    model, shape = open_model(folder)
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    hf.save(model, shape, sharded, torch.bfloat16, None, shard_bytes=20_000)
+    files = sorted(path.name for path in sharded.glob("*.safetensors"))
+    assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    assert len(files) > 2
+    parts = [load_file(sharded / name) for name in files]
+    sizes = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
+    assert max(sizes) <= 20_000
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert index["weight_map"] == {key: name for name, part in zip(files, parts, strict=True) for key in part}
+    assert_same_weights(folder, exported(sharded, tmp_path / "whole", "hf"))
+    ids = torch.arange(3, 43)
+    assert torch.equal(families.logits(folder, ids), families.logits(sharded, ids))
+
+
+def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
+    from transformers import AutoConfig, GenerationConfig
+
+    folder = families.write_model(tmp_path / "hf", "qwen2", pad_token_id=7, bos_token_id=4, eos_token_id=[5, 6])
+    GenerationConfig(temperature=0.3, do_sample=True, eos_token_id=[5, 6]).save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 128}')
+    back = exported(exported(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "hf")
+    config = AutoConfig.from_pretrained(back)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (7, 4, [5, 6])
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        assert (back / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("nemotron_h", {}, "model_type 'nemotron_h' is not supported: its Mamba layers run on GPU kernels"),
+        ("gemma2", {}, "GPTModel has no place for its soft-capped attention"),
+        ("gemma3_text", {}, "GPTModel has no place for its two rotary bases"),
+        ("gpt2", {}, "model_type 'gpt2' is not supported: llama, mistral, qwen2, .* are"),
+        ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
+        ("llama", {"mlp_bias": True}, "mlp_bias True is not supported"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: llama models with 'silu' are"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config of any kind is not supported"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ("llama", {"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not supported"),
+        ("phi3", {"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "rope scaling 'longrope' is not supported"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+            "low_freq_factor 2.0 of llama3 rope scaling is not supported: 1.0 is",
+        ),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layers of sliding_attention are not supported"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers \[0\] is not supported"),
+        ("llama", {"num_hidden_layers": "two"}, "does not describe a model"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(model_type: str, changes: dict, message: str, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.families import config
+
+    known = families.write_model(tmp_path, model_type if model_type in families.FAMILIES else "llama")
+    written = json.loads((known / "config.json").read_text())
+    (known / "config.json").write_text(json.dumps({**written, "model_type": model_type, **changes}))
+    with pytest.raises(UserError, match=message) as caught:
+        config.read(known)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_a_config_of_transformers_4_reads_the_same(model_type: str, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.families import config
+
+    folder = families.write_model(tmp_path, model_type)
+    new = config.read(folder)
+    written = json.loads((folder / "config.json").read_text())
+    rope = written.pop("rope_parameters")
+    scaling = {**rope} if rope.pop("rope_type") != "default" else None
+    old = {**written, **rope, "rope_scaling": scaling, "torch_dtype": written.pop("dtype")}
+    if "num_local_experts" in old and model_type == "qwen3_moe":
+        old["num_experts"] = old.pop("num_local_experts")
+    (folder / "config.json").write_text(json.dumps(old))
+    assert config.read(folder) == new
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    """Biases that a config.json does not speak of would otherwise be lost without a word."""
+    folder = families.write_model(tmp_path / "hf", "qwen2")
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**written, "model_type": "llama"}))
+    with pytest.raises(UserError, match=r"holds model.layers.0.self_attn.k_proj.bias and 5 more, which a llama"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors.index.json", "{}", "is damaged"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../a"}}', "is damaged"),
+        ("model.safetensors", "short", "cannot be read"),
+        ("pytorch_model.bin", "", "load its .bin files in transformers and save_pretrained them"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_line(name: str, content: str, message: str, tmp_path: Path) -> None:
+    folder = families.write_model(tmp_path / "hf", "llama")
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_model(folder)
+    assert "\n" not in str(caught.value)

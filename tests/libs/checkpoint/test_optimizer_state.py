@@ -1,0 +1,68 @@
+"""The optimizer's state on disk: a policy loaded again takes the very step that the one in memory takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import small
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
+
+OPTIMIZERS = [
+    pytest.param(precision, distributed, id=f"{precision}-{'distributed' if distributed else 'plain'}")
+    for precision in ("float32", "bfloat16")
+    for distributed in (True, False)
+]
+
+
+def trainable(source: Path, precision: str, distributed: bool):
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
+    from nemotron_dpo.sources import resolve
+
+    model, shape = open_policy(resolve(source), precision)
+    return TrainablePolicy(model, Optimization(lr=1e-3, use_distributed_optimizer=distributed)), shape
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory):
+    from nemotron_dpo.training.data import open_pairs
+
+    path = small.write_pairs(tmp_path_factory.mktemp("data") / "pairs.arrow", small.random_pairs(24, seed=5))
+    return open_pairs(path, scored=False, max_length=64)[0]
+
+
+def learn(policy, pairs, steps: range) -> None:
+    """Raise the log-probs of both sides of four pairs a step; every step sees others."""
+    from nemotron_dpo.training.batches import Packing, micro_batches
+
+    for step in steps:
+        batches = micro_batches(pairs, range(4 * step, 4 * step + 4), Packing(None, 2))
+        policy.accumulate(batches, lambda batch, logps_R: (-logps_R.sum(), logps_R.detach().sum()))
+        policy.step(1e-3 / (step + 1))
+
+
+def bits(policy) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
+
+
+@pytest.mark.parametrize(("precision", "distributed"), OPTIMIZERS)
+def test_the_next_step_is_the_same_bit_for_bit(precision: str, distributed: bool, pairs, llama: Path, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint import megatron, optimizer_state
+
+    policy, shape = trainable(llama, precision, distributed)
+    learn(policy, pairs, range(3))
+    megatron.save(policy.model, shape, tmp_path / "policy", 3, None)
+    optimizer_state.save(policy, tmp_path / "optimizer")
+    learn(policy, pairs, range(3, 6))
+    again, _ = trainable(tmp_path / "policy", precision, distributed)
+    optimizer_state.load(again, tmp_path / "optimizer")
+    learn(again, pairs, range(3, 6))
+    expected, found = bits(policy), bits(again)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    fresh, _ = trainable(tmp_path / "policy", precision, distributed)
+    learn(fresh, pairs, range(3, 6))
+    assert not all(torch.equal(bits(fresh)[name], expected[name]) for name in expected)

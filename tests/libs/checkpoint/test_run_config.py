@@ -1,0 +1,119 @@
+"""run_config.yaml: what is written is read back, what Bridge writes is understood, nothing named in it is run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemotron_dpo.checkpoint import run_config
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
+
+LLAMA = Architecture(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=32,
+    vocab_size=320,
+    max_position_embeddings=128,
+    norm_epsilon=1e-6,
+    rotary_base=500000.0,
+    tied_embeddings=False,
+    dtype="bfloat16",
+    bos_token_id=1,
+    eos_token_id=[2, 3],
+)
+SHAPES = {
+    "llama": LLAMA,
+    "llama3.1": replace(LLAMA, rope_scaling=Llama3Scaling(8.0), dtype="float32"),
+    "mistral": replace(LLAMA, family="mistral", window=64, rotary_base=1000000.5),
+    "qwen2": replace(LLAMA, family="qwen2", qkv_bias=True, tied_embeddings=True),
+    "qwen3": replace(LLAMA, family="qwen3", qk_norm=True, dtype="float16"),
+    "nemotron": replace(
+        LLAMA,
+        family="nemotron",
+        normalization="LayerNorm",
+        zero_centered_norm=True,
+        activation="relu2",
+        gated=False,
+        rotary_percent=0.5,
+    ),
+    "gemma": replace(
+        LLAMA, family="gemma", zero_centered_norm=True, activation="gelu_tanh", embedding_scale=8.0, tied_embeddings=True
+    ),
+    "mixtral": replace(LLAMA, family="mixtral", experts=Experts(8, 2)),
+    "qwen3_moe": replace(LLAMA, family="qwen3_moe", qk_norm=True, experts=Experts(16, 4, renormalize=False)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
+    run_config.write(SHAPES[name], tmp_path)
+    assert run_config.read(tmp_path) == SHAPES[name]
+
+
+def written(shape: Architecture, folder: Path, **changed: object) -> dict:
+    """The `model` section alone, as Bridge writes it: without a section of ours."""
+    run_config.write(shape, folder)
+    sections = yaml.safe_load((folder / "run_config.yaml").read_text())
+    sections = {"model": {**sections["model"], **changed}}
+    (folder / "run_config.yaml").write_text(yaml.safe_dump(sections))
+    return sections
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
+    written(SHAPES[name], tmp_path)
+    read = run_config.read(tmp_path)
+    assert read == replace(SHAPES[name], bos_token_id=None, eos_token_id=None)  # which Bridge does not record
+
+
+def test_a_mistral_without_a_window_is_told_by_its_class(tmp_path: Path) -> None:
+    written(replace(SHAPES["mistral"], window=None), tmp_path)
+    assert run_config.read(tmp_path).family == "mistral"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("multi_latent_attention", True, "multi_latent_attention: True is not supported: False is"),
+        ("add_bias_linear", True, "add_bias_linear: True is not supported"),
+        ("position_embedding_type", "yarn", "position_embedding_type: 'yarn' is not supported: 'rope' is"),
+        ("attn_logit_softcapping", 50.0, "attn_logit_softcapping: 50.0 is not supported"),
+        ("moe_layer_freq", [1, 0], r"moe_layer_freq: \[1, 0\] is not supported"),
+        ("activation_func", {"_target_": "os.system"}, "activation_func 'os.system' is not supported"),
+        ("num_layers", "2", "does not describe a model"),
+        ("rotary_base", [10000, 1000000], "does not describe a model"),
+    ],
+)
+def test_what_is_not_supported_is_named(key: str, value: object, message: str, tmp_path: Path) -> None:
+    written(LLAMA, tmp_path, **{key: value})
+    with pytest.raises(UserError, match=message) as caught:
+        run_config.read(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'run_config.yaml'}: ")
+
+
+def test_experts_in_every_layer_may_be_said_as_a_list(tmp_path: Path) -> None:
+    written(SHAPES["qwen3_moe"], tmp_path, moe_layer_freq=[1, 1])
+    assert run_config.read(tmp_path).experts == Experts(16, 4, renormalize=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: !!python/object/apply:os.system ['touch {marker}']",
+        "model: {{_target_: os.system, _args_: ['touch {marker}'], _call_: true}}",
+        "model: {{_target_: subprocess.run, args: ['touch', '{marker}']}}",
+    ],
+)
+def test_nothing_named_in_the_file_runs(text: str, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "run_config.yaml").write_text(text.format(marker=marker))
+    with pytest.raises(UserError, match="does not describe a model"):
+        run_config.read(tmp_path)
+    assert not marker.exists()

@@ -1,0 +1,171 @@
+"""A checkpoint from a stranger runs nothing, wherever it hides a pickle, and is refused in one line."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from forged import Payload, change_metadata, put_object, saved
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.sources import resolve
+
+pytestmark = pytest.mark.usefixtures("megatron")
+
+EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def metadata_itself(folder: Path, payload: Payload) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(payload))
+
+
+def inside_metadata(folder: Path, payload: Payload) -> None:
+    change_metadata(folder, lambda metadata: setattr(metadata, "planner_data", payload))
+
+
+def metadata_of_a_rank(folder: Path, payload: Payload) -> None:
+    (folder / ".metadata").write_bytes(b"")
+    (folder / "__0.metadata").write_bytes(pickle.dumps(payload))
+
+
+def common(folder: Path, payload: Payload) -> None:
+    (folder / "common.pt").write_bytes(saved({"content_metadata": payload}))
+
+
+def common_as_plain_pickle(folder: Path, payload: Payload) -> None:
+    (folder / "common.pt").write_bytes(pickle.dumps(payload))
+
+
+def common_among_the_shards(folder: Path, payload: Payload) -> None:
+    (folder / "common.pt").unlink()
+    put_object(folder, "common_state/shard_0_1", saved([{"args": payload}]))
+
+
+def weight_called_an_object(folder: Path, payload: Payload) -> None:
+    put_object(folder, EMBEDDING, saved(payload))
+
+
+def inside_a_weight(folder: Path, payload: Payload) -> None:
+    data = saved(payload)
+
+    def change(metadata) -> None:
+        (index,) = [index for index in metadata.storage_data if index.fqn == EMBEDDING]
+        info = metadata.storage_data[index]
+        path = folder / info.relative_path
+        info.offset, info.length = path.stat().st_size, len(data)
+        path.write_bytes(path.read_bytes() + data)
+
+    change_metadata(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("hide", "message"),
+    [
+        (metadata_itself, ".metadata: cannot be read safely (it names posix.mkdir)"),
+        (inside_metadata, ".metadata: cannot be read safely (it names posix.mkdir)"),
+        (metadata_of_a_rank, "__0.metadata: is not part of a Megatron checkpoint"),
+        (common, "common.pt: cannot be read safely (it names posix.mkdir)"),
+        (common_as_plain_pickle, "common.pt: cannot be read safely"),
+        (common_among_the_shards, "__0_0.distcp: cannot be read safely (it names posix.mkdir)"),
+        (weight_called_an_object, f".metadata: calls the tensor {EMBEDDING} a pickled object"),
+        (inside_a_weight, "cannot be loaded"),
+    ],
+)
+def test_a_hidden_pickle_never_runs(hide: Callable[[Path, Payload], None], message: str, folder: Path, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    marker = tmp_path / "ran"
+    (folder / "integrity.json").unlink()
+    hide(folder, Payload(marker))
+    with pytest.raises(UserError) as caught:
+        open_policy(resolve(folder), None)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["train_state.pt", "decoder.layers.self_attention.linear_qkv._extra_state/shard_0_2"])
+def test_what_is_not_needed_is_not_read(name: str, folder: Path, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    marker = tmp_path / "ran"
+    (folder / "integrity.json").unlink()
+    if name.endswith(".pt"):
+        (folder / name).write_bytes(pickle.dumps(Payload(marker)))
+    else:
+        put_object(folder, name, saved([Payload(marker)]))
+    open_policy(resolve(folder), None)
+    assert not marker.exists()
+
+
+def test_an_object_that_is_asked_for_is_looked_at_first(folder: Path, tmp_path: Path) -> None:
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    from nemotron_dpo.checkpoint import torch_dist
+
+    marker = tmp_path / "ran"
+    (folder / "integrity.json").unlink()
+    wanted = ShardedObject("rng_state", None, (1,), (0,))
+    put_object(folder, wanted.unique_key, saved([Payload(marker)]))
+    with pytest.raises(UserError, match=r"names posix\.mkdir"):
+        torch_dist.load({"rng_state": wanted}, folder)
+    assert not marker.exists()
+    put_object(folder, wanted.unique_key, saved([{"seed": 7}]))
+    assert torch_dist.load({"rng_state": wanted}, folder)["rng_state"] == {"seed": 7}
+
+
+def test_the_payload_does_run_where_nobody_looks(folder: Path, tmp_path: Path) -> None:
+    """Else the tests above could not fail."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    marker = tmp_path / "ran"
+    inside_metadata(folder, Payload(marker))
+    FileSystemReader(folder).read_metadata()
+    assert marker.is_dir()
+
+
+@pytest.mark.parametrize("name", ["../outside.distcp", "/etc/hostname"])
+def test_files_outside_the_checkpoint_are_not_opened(name: str, folder: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    def change(metadata) -> None:
+        next(iter(metadata.storage_data.values())).relative_path = name
+
+    change_metadata(folder, change)
+    with pytest.raises(UserError, match="outside the checkpoint"):
+        open_policy(resolve(folder), None)
+
+
+def names_no_place(metadata) -> None:
+    index = next(index for index in metadata.storage_data if index.fqn.startswith("common_state/"))
+    del metadata.storage_data[index]
+
+
+def names_a_place_before_the_file(metadata) -> None:
+    next(iter(metadata.storage_data.values())).offset = -8
+
+
+def names_places_by_text(metadata) -> None:
+    metadata.storage_data = {index.fqn: info for index, info in metadata.storage_data.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (names_no_place, r"\.metadata: names 0 places for common_state/shard_0_1"),
+        (names_a_place_before_the_file, r"\.metadata: is damaged \(.* has no place\)"),
+        (names_places_by_text, r"\.metadata: is damaged \(.* has no place\)"),
+    ],
+)
+def test_metadata_that_misplaces_things_is_one_line(change: Callable, message: str, folder: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    (folder / "integrity.json").unlink()
+    (folder / "common.pt").unlink()
+    put_object(folder, "common_state/shard_0_1", saved([{"content_metadata": {}}]))
+    change_metadata(folder, change)
+    with pytest.raises(UserError, match=message) as caught:
+        open_policy(resolve(folder), None)
+    assert "\n" not in str(caught.value)
