@@ -11,27 +11,33 @@ INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the r
 dpo.preference_loss_weight=0 it may be tokenized_pairs: that is supervised fine-tuning on the chosen responses.
 --validation may be repeated with names. Keys are NeMo-RL's; KEY.PATH=VALUE wins over the config.
 
-The run folder receives metrics.jsonl (a record a step and a validation) and checkpoints/step_N; it must not hold the
-checkpoints of an earlier run.
+The run folder receives metrics.jsonl (a record a step and a validation) and checkpoints/step_N. With
+checkpointing.save_optimizer=true a run that was interrupted is resumed by the same command, exactly and on any number of
+processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the step it is in, with a
+checkpoint and status 143, and so does checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold
+weights alone, and a run folder that has any is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from nemotron_dpo import cli
+from nemotron_dpo import cli, wiring
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.policy.architecture import Architecture
-    from nemotron_dpo.policy.model import PairPolicy
     from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.loop import Settings
+    from nemotron_dpo.training.resume import Identity, ResumeState
+    from nemotron_dpo.training.saving import Checkpoints
 
 PROGRAM = "dpo-train"
 
@@ -47,37 +53,45 @@ def command(
     source: str, overrides: tuple[str, ...], policy: str, run_dir: Path, validation: tuple[str, ...], config: str | None
 ) -> None:
     from nemotron_dpo.config import load_run
-    from nemotron_dpo.sources import resolve
-    from nemotron_dpo.streams import spool
+    from nemotron_dpo.sources import resolve, resolve_pretrained
+    from nemotron_dpo.training.resume import newest
 
     run, warnings = load_run(config, overrides)
     for warning in warnings:
         cli.say(PROGRAM, f"warning: {warning}")
-    found = resolve(policy)
-    _refuse_used(_checkpoint_dir(run, run_dir))
-    if source == "-":
-        run_dir.mkdir(parents=True, exist_ok=True)
-    data, reference_is_policy = _open(run, spool(source, run_dir / "input.arrow"), found)
+    pretrained = run.checkpointing.pretrained_checkpoint
+    found = resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
+    earlier = newest(_checkpoint_dir(run, run_dir))
+    data, reference_is_policy = _open_input(run, source, run_dir, found, is_first=earlier is None)
     sets = {name: _open(run, Path(path), found)[0] for name, path in map(_named, validation)}
-    settings = _settings(run, data, sets, reference_is_policy)
-    _train(run, found, run_dir, data, sets, settings)
+    settings = wiring.settings(run, data, sets, gate=reference_is_policy)
+    identity = _identity(run, found, data, sets) if earlier or run.checkpointing.save_optimizer else None
+    resumed = _resumed(earlier, identity, len(settings.learning_rates)) if earlier and identity else None
+    if resumed is None or resumed.step < len(settings.learning_rates):
+        _train(run, found, run_dir, data, sets, settings, identity, resumed)
 
 
 def _checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
     return Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
 
 
-def _refuse_used(checkpoint_dir: Path) -> None:
-    """An older run's checkpoints could pass for this one's, or push them out of keep_top_k."""
-    from nemotron_dpo.errors import UserError
-
-    if any(checkpoint_dir.glob("step_*")):
-        raise UserError("holds the checkpoints of an earlier run", source=checkpoint_dir, remedy="remove it or name another")
-
-
 def _named(argument: str) -> tuple[str, str]:
     name, found, path = argument.partition("=")
     return (name, path) if found else ("default", argument)
+
+
+def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource, *, is_first: bool) -> tuple[Pairs, bool]:
+    """As `_open`; what comes through a pipe is kept, and where a run is resumed must not replace what it began with."""
+    from nemotron_dpo.streams import spool
+
+    if source == "-":
+        run_dir.mkdir(parents=True, exist_ok=True)
+    path = spool(source, run_dir / ("input.arrow" if is_first else "input.again.arrow"))
+    try:
+        return _open(run, path, policy)
+    finally:
+        if source == "-" and not is_first:
+            path.unlink()
 
 
 def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]:
@@ -87,128 +101,118 @@ def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]
     scored = run.dpo.preference_loss_weight != 0
     pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length)
     if scored and not run.dpo.allow_reference_mismatch and cli.is_first_rank():
-        check_reference(info, policy.weights_digest(), path)
+        check_reference(info, _weights_digest(policy), path)
     return pairs, scored and not run.dpo.allow_reference_mismatch
 
 
-def _settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], gate: bool) -> Settings:
-    """Plain arguments for the loop; everything that can be refused without a model is refused here."""
-    from nemotron_dpo.objective.dpo import Objective
-    from nemotron_dpo.policy.parallel import Layout, job_size
-    from nemotron_dpo.training import loop
-    from nemotron_dpo.training.batches import Packing
-
-    megatron, dpo, policy = run.policy.megatron_cfg, run.dpo, run.policy
-    replicas = Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size).data(job_size())
-    steps = loop.num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
-    loop.check_validation(sets, replicas)
-    max_tokens = policy.sequence_packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
-    return loop.Settings(
-        objective=Objective(
-            beta=dpo.reference_policy_kl_penalty,
-            preference_weight=dpo.preference_loss_weight,
-            sft_weight=dpo.sft_loss_weight,
-            preference_average=dpo.preference_average_log_probs,
-            sft_average=dpo.sft_average_log_probs,
-        ),
-        batch_size=policy.train_global_batch_size,
-        learning_rates=_learning_rates(run, steps),
-        weight_decay=policy.optimizer.weight_decay,
-        packing=Packing(max_tokens if policy.sequence_packing.enabled else None, policy.train_micro_batch_size),
-        seed=dpo.seed,
-        shuffle=run.data.shuffle,
-        val_period=dpo.val_period,
-        val_batches=dpo.val_batches,
-        val_batch_size=dpo.val_global_batch_size,
-        val_at_start=dpo.val_at_start,
-        val_at_end=dpo.val_at_end,
-        save_period=run.checkpointing.save_period,
-        save_by=_save_by(run.checkpointing.checkpoint_must_save_by),
-        gate_precision=policy.precision if gate else None,
-    )
+@functools.cache
+def _weights_digest(policy: ModelSource) -> str:
+    """On the first rank alone, which checks for all: it takes reading all weights."""
+    return policy.weights_digest() if cli.is_first_rank() else ""
 
 
-def _learning_rates(run: RunConfig, steps: int) -> list[float]:
-    from nemotron_dpo.training import schedule
+def _identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: dict[str, Pairs]) -> Identity:
+    """What makes this run this one."""
+    from nemotron_dpo.config import identity
+    from nemotron_dpo.training.resume import Identity, digest
 
-    lr, rates = run.policy.optimizer.lr, run.policy.scheduler
-    if rates.name == "torch":
-        return schedule.from_torch(lr, steps, rates.schedulers, rates.milestones)
-    return schedule.named(rates.name, lr, steps, warmup_steps=rates.warmup_steps, min_lr=rates.min_lr)
-
-
-def _save_by(limit: str | None) -> float | None:
-    """The time by which a checkpoint must have been begun, counted from the start of this process."""
-    import psutil
-
-    from nemotron_dpo.training.retention import seconds_until
-
-    return None if limit is None else psutil.Process().create_time() + seconds_until(limit)
+    fixed, free = identity(run)
+    validation = {name: digest(pairs) for name, pairs in sets.items()}
+    return Identity(digest(data), _weights_digest(policy), fixed, free, validation)
 
 
-def _train(run: RunConfig, policy: ModelSource, run_dir: Path, data: Pairs, sets: dict[str, Pairs], settings: Settings) -> None:
+def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:
+    """The state of the step folder `earlier`, which must be of this run."""
+    from nemotron_dpo.training.resume import ResumeState, check_identity
+
+    state = ResumeState.read(earlier)
+    if cli.is_first_rank():
+        for change in check_identity(state.identity, identity, earlier):
+            cli.say(PROGRAM, f"warning: {change}")
+    goes_on = f"resuming after step {state.step} of {last}" if state.step < last else f"all {last} steps are done already"
+    cli.say(PROGRAM, f"{earlier}: {goes_on}")
+    return state
+
+
+def _train(
+    run: RunConfig,
+    policy: ModelSource,
+    run_dir: Path,
+    data: Pairs,
+    sets: dict[str, Pairs],
+    settings: Settings,
+    identity: Identity | None,
+    resumed: ResumeState | None,
+) -> None:
     from nemotron_dpo.policy import parallel
+    from nemotron_dpo.training.stopping import Stop, deadline
 
-    megatron, last = run.policy.megatron_cfg, len(settings.learning_rates)
-    layout = parallel.Layout(megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size)
+    checkpoints = _checkpoints(run, run_dir, policy, identity)
     run_dir.mkdir(parents=True, exist_ok=True)
-    parallel.initialize(layout, run.dpo.seed)
+    parallel.initialize(wiring.layout(run), run.dpo.seed)
     try:
-        from nemotron_dpo.training import loop
-        from nemotron_dpo.training.record import MetricsFile, TrainingInfo
+        from nemotron_dpo.training.run import train
 
-        trainable, shape = _open_trainable(run, policy)
-        info = TrainingInfo(len(data) // settings.batch_size, settings.batch_size)
-
-        def save(step: int) -> None:
-            if run.checkpointing.enabled:
-                _save(run, policy, run_dir, trainable.model, shape, info.at(step))
-
-        bar = cli.counter(unit="step", label="training", total=last)
-        with MetricsFile(run_dir / "metrics.jsonl", enabled=cli.is_first_rank()) as metrics:
-            for record in loop.train(trainable, data, sets, settings, save):
-                metrics.write(record)
-                info.add(record)
-                bar(int("train/loss" in record))
-        cli.say(PROGRAM, info.summary())
+        trainable, shape = _open_trainable(run, policy, resumed)
+        can_resume = checkpoints is not None and checkpoints.identity is not None
+        with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
+            stop = Stop(deadline(run.checkpointing.checkpoint_must_save_by), terminated)
+            train(
+                trainable,
+                shape,
+                data,
+                sets,
+                settings,
+                metrics_file=run_dir / "metrics.jsonl" if cli.is_first_rank() else None,
+                checkpoints=checkpoints,
+                resumed=resumed,
+                stop=stop,
+                say=functools.partial(cli.say, PROGRAM),
+                count=cli.counter(unit="step", label="training", total=len(settings.learning_rates)),
+            )
     finally:
         parallel.shut_down()
+    if stop.reason == "SIGTERM":
+        raise cli.Terminated
 
 
-def _open_trainable(run: RunConfig, policy: ModelSource) -> tuple[TrainablePolicy, Architecture]:
-    from nemotron_dpo.checkpoint.policy import open_policy
-    from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
-
-    megatron, optimizer = run.policy.megatron_cfg, run.policy.optimizer
-    length, recompute = run.policy.max_total_sequence_length, megatron.activation_checkpointing
-    model, shape = open_policy(policy, run.policy.precision, max_length=length, recompute=recompute)
-    optimization = Optimization(
-        lr=optimizer.lr,
-        weight_decay=optimizer.weight_decay,
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        max_grad_norm=run.policy.max_grad_norm,
-        use_distributed_optimizer=megatron.use_distributed_optimizer,
-        grad_reduce_in_fp32=megatron.grad_reduce_in_fp32,
-    )
-    return TrainablePolicy(model, optimization), shape
-
-
-def _save(
-    run: RunConfig, policy: ModelSource, run_dir: Path, model: PairPolicy, shape: Architecture, info: dict[str, float]
-) -> None:
-    from nemotron_dpo.checkpoint.policy import tokenizer_folder
+def _checkpoints(run: RunConfig, run_dir: Path, policy: ModelSource, identity: Identity | None) -> Checkpoints | None:
     from nemotron_dpo.config import dump_run
-    from nemotron_dpo.training.retention import prune
-    from nemotron_dpo.training.saving import save_step
+    from nemotron_dpo.training.saving import Checkpoints
 
-    keep, folder = run.checkpointing, _checkpoint_dir(run, run_dir)
-    tokenizer = tokenizer_folder(policy)
-    saved = save_step(folder, int(info["total_steps"]), model, shape, info=info, config=dump_run(run), tokenizer=tokenizer)
-    cli.say(PROGRAM, f"saved {saved}")
-    if cli.is_first_rank():
-        for old in prune(folder, keep.keep_top_k, keep.metric_name, higher_is_better=keep.higher_is_better):
-            cli.say(PROGRAM, f"removed {old}: not among the best {keep.keep_top_k} by {keep.metric_name}")
+    keep = run.checkpointing
+    if not keep.enabled:
+        return None
+    return Checkpoints(
+        folder=_checkpoint_dir(run, run_dir),
+        config=dump_run(run),
+        identity=identity if keep.save_optimizer else None,
+        tokenizer=policy.tokenizer_folder if policy.tokenizer_folder.is_dir() else None,
+        keep_top_k=keep.keep_top_k,
+        metric_name=keep.metric_name,
+        higher_is_better=keep.higher_is_better,
+    )
+
+
+def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> tuple[TrainablePolicy, Architecture]:
+    """The initial policy, or the one of the resumed step with its optimizer's state."""
+    from nemotron_dpo.checkpoint import adapters, optimizer_state
+    from nemotron_dpo.checkpoint import megatron as checkpoint
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.lora import Adapted, adapt
+    from nemotron_dpo.policy.trainable import TrainablePolicy
+
+    length, lora = run.policy.max_total_sequence_length, wiring.lora(run)
+    source = resumed.policy if resumed and not lora else policy
+    model, shape = open_policy(source, run.policy.precision, max_length=length, recompute=wiring.recompute(run))
+    if lora:
+        adapt(model, Adapted(lora, adapters.base_of(policy, _weights_digest(policy))), run.dpo.seed)
+        if resumed:
+            checkpoint.load(model, resumed.policy.path)
+    trainable = TrainablePolicy(model, wiring.optimization(run))
+    if resumed:
+        optimizer_state.load(trainable, resumed.optimizer)
+    return trainable, shape
 
 
 def main() -> NoReturn:

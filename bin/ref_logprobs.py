@@ -5,11 +5,14 @@
     ref-logprobs pairs.arrow -o scored.arrow --policy sft-checkpoint
     preference-tokenize prefs.jsonl -o - --tokenizer P | ref-logprobs - -o scored.arrow --policy P
     ref-logprobs more.arrow -o more-scored.arrow --policy P --reuse scored.arrow
+    torchrun --nproc-per-node 8 --no-python ref-logprobs pairs.arrow -o scored.arrow --policy P --tensor-parallel 4
 
 INPUT and -o take a path or "-". The reference is the policy that training starts from; score with the precision you
 train with. Scores do not depend on the objective, beta or the learning rate, so one pass serves any number of runs.
 --reuse takes pairs that the same policy scored at the same precision from earlier outputs and computes only the new
-ones. Under torchrun the pairs are divided over the processes.
+ones. Under torchrun the pairs are divided over the processes. A policy too large for one of them is divided first:
+--tensor-parallel N divides each layer, --pipeline-parallel N the layers, --context-parallel N the tokens of a row,
+--expert-parallel N the experts of a mixture.
 """
 
 from __future__ import annotations
@@ -34,29 +37,56 @@ PROGRAM = "ref-logprobs"
 @click.argument("source", metavar="INPUT")
 @click.option("-o", "--output", required=True, help="Arrow stream to write.")
 @click.option("--policy", required=True, metavar="ID_OR_DIR", help="Reference: HF id, HF folder or Megatron checkpoint.")
+@click.option("--hf-model", metavar="ID_OR_DIR", help="HF model that --policy, a checkpoint of Megatron-LM, holds.")
 @click.option("--tokenizer", metavar="ID_OR_DIR", help="Tokenizer INPUT must have been made with [default: not checked].")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--micro-batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Tokens in a forward pass.")
 @click.option("--reuse", multiple=True, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated.")
+@click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide each layer.")
+@click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide the layers.")
+@click.option(
+    "--context-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide a row's tokens."
+)
+@click.option(
+    "--expert-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide a mixture's experts."
+)
+@click.option("--first-stage-layers", type=click.IntRange(1), metavar="N", help="Layers of the pipeline's first stage.")
+@click.option("--last-stage-layers", type=click.IntRange(1), metavar="N", help="Layers of the pipeline's last stage.")
 def command(
     source: str,
     output: str,
     policy: str,
+    hf_model: str | None,
     tokenizer: str | None,
     precision: str,
     micro_batch_tokens: int,
     reuse: tuple[str, ...],
+    tensor_parallel: int,
+    pipeline_parallel: int,
+    context_parallel: int,
+    expert_parallel: int,
+    first_stage_layers: int | None,
+    last_stage_layers: int | None,
 ) -> None:
     from nemotron_dpo.policy import parallel
-    from nemotron_dpo.sources import resolve
+    from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.streams import open_reader
 
     started = time.perf_counter()
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
-        found = resolve(policy)
+        found = resolve_pretrained(policy, "megatron_lm", hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer)
         info = _stream_info(reader, found, precision)
-        parallel.initialize()
+        layout = parallel.Layout(
+            tensor=tensor_parallel,
+            pipeline=pipeline_parallel,
+            context=context_parallel,
+            expert=expert_parallel,
+            sequence=True,  # changes no score; a mixture under tensor parallelism asks for it
+            first_stage_layers=first_stage_layers,
+            last_stage_layers=last_stage_layers,
+        )
+        parallel.initialize(layout)
         try:
             with _writer(output, info) as writer:
                 num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
@@ -81,7 +111,7 @@ def _score(
     num_pairs = num_new = 0
     bar = cli.counter(unit="pair", label="scoring")
     for window in reference.windows(reader, max_tokens):
-        reference.check_fits(window, shape.vocab_size, shape.max_position_embeddings, reader.source)
+        reference.check_fits(window, shape.vocab_size, shape.max_length, reader.source)
         scores, computed = reference.score_window(model, window, max_tokens, known)
         num_pairs, num_new = num_pairs + window.num_rows, num_new + computed
         bar(window.num_rows)

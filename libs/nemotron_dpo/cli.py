@@ -7,13 +7,14 @@ goes to stderr. Ranks of one node see the same files, so its first rank speaks f
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import click
@@ -27,6 +28,7 @@ class Terminated(BaseException):
 
 def run(command: click.Command, program: str) -> NoReturn:
     """Run `command` as `program` and exit with its status; a mistake of the user's becomes one line on stderr."""
+    _complete(command, program)
     signal.signal(signal.SIGTERM, _raise_terminated)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS brings them back
@@ -54,6 +56,42 @@ def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int
     bar = tqdm(total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
     atexit.register(bar.close)
     return bar.update
+
+
+@contextlib.contextmanager
+def sigterm_noted() -> Iterator[Callable[[], bool]]:
+    """Inside the block SIGTERM ends nothing; yields a function that tells whether it came. Ctrl-C works as ever."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: came.append(signum))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def completer(argument: str, candidates: Callable[[str], Sequence[str | tuple[str, str]]]) -> Callable[..., list]:
+    """For click's `shell_complete`: offers what `candidates` has for the value of `argument` typed so far.
+
+    A candidate is a word, or (word, what it is).
+    """
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list:
+        from click.shell_completion import CompletionItem
+
+        typed = context.params.get(argument) or next(iter(context.args), "")  # in args still after an option without its value
+        pairs = [(found, None) if isinstance(found, str) else found for found in candidates(typed)]
+        return [CompletionItem(word, help=what) for word, what in pairs if word.startswith(incomplete)]
+
+    return complete
+
+
+def _complete(command: click.Command, program: str) -> None:
+    """Answer a shell that asks what may come next (click's own completion), and exit; else do nothing."""
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    if instruction := os.environ.get(variable):
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(command, {}, program, variable, instruction))
 
 
 def _status(command: click.Command, program: str) -> int:

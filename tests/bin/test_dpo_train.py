@@ -12,7 +12,7 @@ import pytest
 
 import small
 from nemotron_dpo.streams import open_reader, open_writer
-from programs import check, error_line, losses, metrics, run, torchrun
+from programs import check, error_line, losses, metrics, run
 
 COMMON = (
     "policy.precision=float32",
@@ -92,35 +92,6 @@ def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Pa
         optimizer.step()
         curve.append(loss.item())
     assert losses(single) == pytest.approx(curve, abs=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    "layout",
-    [
-        (),
-        ("policy.megatron_cfg.distributed_data_parallel_config.use_distributed_optimizer=false",),
-        ("policy.megatron_cfg.tensor_model_parallel_size=2",),
-        ("policy.megatron_cfg.pipeline_model_parallel_size=2",),
-    ],
-    ids=["dp2", "dp2-plain-optimizer", "tp2", "pp2"],
-)
-def test_two_processes_give_the_single_process_curve(
-    layout: tuple[str, ...], single: Path, scored: Path, llama: Path, tmp_path: Path
-) -> None:
-    arguments = (scored, "--policy", llama, "--run-dir", tmp_path, "--validation", scored, *COMMON, *layout)
-    torchrun(2, "dpo-train", *arguments)
-    for ours, theirs in zip(metrics(tmp_path), metrics(single), strict=True):
-        for name in theirs:
-            counts_ties = name.endswith("accuracy") and theirs["step"] <= 1  # margins are 0 but for rounding
-            if not (name.startswith("timing") or counts_ties):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
-    for run_dir in (single, tmp_path):
-        check("ckpt-export", run_dir, "-o", tmp_path / f"{run_dir.name}-hf", "--to", "hf")
-    ids = np.arange(3, 40)
-    one, other = (small.load_llama(tmp_path / f"{r.name}-hf") for r in (single, tmp_path))
-    assert np.allclose(*(small.reference_logps(m, ids[:1], ids[1:]).detach().numpy() for m in (one, other)), atol=1e-4)
 
 
 @pytest.mark.slow

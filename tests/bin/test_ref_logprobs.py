@@ -77,6 +77,7 @@ def test_two_processes_write_what_one_does(scored: Path, pairs_file: Path, llama
     assert np.allclose(ours.ref_chosen.values, theirs.ref_chosen.values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_no_output(pairs_file: Path, scored: Path, llama: Path, tmp_path: Path) -> None:
     content = pairs_file.read_bytes()
     (tmp_path / "cut.arrow").write_bytes(content[: len(content) - 300])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.rows import PackedRow, pack_row
 from nemotron_dpo.preferences.packing import pack
@@ -45,13 +46,15 @@ def share(rows: Sequence[int], rank: int, size: int) -> Sequence[int]:
 
 
 def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[PairBatch]:
-    """Pack the given rows of `pairs`."""
-    return [_batch(pairs, members) for members in packing.bins(pairs, rows)]
+    """Pack the given rows of `pairs`; every rank calls it, since the layout may ask for empty micro batches besides."""
+    bins = packing.bins(pairs, rows)
+    bins += [[]] * (parallel.num_micro_batches(len(bins)) - len(bins))
+    return [_batch(pairs, members) for members in bins]
 
 
 def _batch(pairs: Pairs, members: list[int]) -> PairBatch:
-    row = pack_row(*pairs.columns(members))
-    if pairs.ref_chosen is None or pairs.ref_rejected is None:
+    row = pack_row(*pairs.columns(members), parallel.row_cut())
+    if pairs.ref_chosen is None or pairs.ref_rejected is None or not members:
         ref = torch.zeros(len(row.targets_R), device=device())
     else:
         parts = [side for i in members for side in (pairs.ref_chosen[i], pairs.ref_rejected[i])]

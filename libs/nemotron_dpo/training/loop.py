@@ -21,6 +21,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batch_indices, batches_per_epoch
 from nemotron_dpo.training import guards
 from nemotron_dpo.training.batches import Packing, PairBatch, micro_batches, share
+from nemotron_dpo.training.stopping import Stop
 
 Record = dict[str, float]
 
@@ -42,7 +43,6 @@ class Settings:
     val_at_start: bool = True
     val_at_end: bool = True
     save_period: int = 0  # steps between checkpoints; the last step has one in any case
-    save_by: float | None = None  # time.time() by which a checkpoint must have been begun; the run ends with it
     gate_precision: str | None = None  # check ln 2 at step 1 to this precision; None where the reference is another policy
 
 
@@ -68,25 +68,33 @@ def check_validation(sets: Mapping[str, Pairs], data_parallel: int) -> None:
 
 
 def train(
-    policy: TrainablePolicy, data: Pairs, validation: Mapping[str, Pairs], settings: Settings, save: Callable[[int], None]
+    policy: TrainablePolicy,
+    data: Pairs,
+    validation: Mapping[str, Pairs],
+    settings: Settings,
+    save: Callable[[int], None],
+    *,
+    stop: Stop,
+    done: int = 0,
 ) -> Iterator[Record]:
-    """Train for len(learning_rates) steps, or until `save_by`, yielding a record a step and a record a validation.
+    """Train for len(learning_rates) steps, or until `stop`, yielding a record a step and a record a validation.
 
-    `save` is called with the step where a checkpoint is due, after all records of that step were taken.
+    The first `done` steps were taken by the run that is resumed. `save` is called with the step where a checkpoint is due,
+    after all records of that step were taken.
     """
     last = len(settings.learning_rates)
-    if settings.val_at_start:
+    if settings.val_at_start and done == 0:
         yield from _validate(policy, validation, settings, 0)
-    for step in range(1, last + 1):
+    for step in range(done + 1, last + 1):
         started = time.time()
         yield _train_step(policy, data, settings, step)
-        out_of_time = settings.save_by is not None and parallel.any_rank(2 * time.time() - started >= settings.save_by)
+        ends_early = step < last and stop.due(time.time() - started)
         due = settings.val_period > 0 and step % settings.val_period == 0
         if due or (step == last and settings.val_at_end):
             yield from _validate(policy, validation, settings, step)
-        if out_of_time or step == last or (settings.save_period > 0 and step % settings.save_period == 0):
+        if ends_early or step == last or (settings.save_period > 0 and step % settings.save_period == 0):
             save(step)
-        if out_of_time:
+        if ends_early:
             return
 
 

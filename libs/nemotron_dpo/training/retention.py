@@ -20,12 +20,19 @@ def prune(checkpoint_dir: Path, keep_top_k: int | None, metric_name: str | None,
     """
     if keep_top_k is None:
         return []
-    steps = sorted(_steps(checkpoint_dir), reverse=True)
-    best = sorted(steps, key=lambda step: (_badness(checkpoint_dir, step, metric_name, higher_is_better), -step))
-    doomed = [checkpoint_dir / f"step_{step}" for step in sorted(best[keep_top_k:]) if step != steps[0]]
+    folders = step_folders(checkpoint_dir)
+    newest_first = folders[::-1]
+    best = sorted(newest_first, key=lambda folder: _badness(folder, metric_name, higher_is_better))
+    doomed = [folder for folder in folders[:-1] if folder in best[keep_top_k:]]
     for folder in doomed:
         shutil.rmtree(folder)
     return doomed
+
+
+def step_folders(checkpoint_dir: Path) -> list[Path]:
+    """The step_N folders there are, oldest first."""
+    numbers = [path.name.removeprefix("step_") for path in checkpoint_dir.glob("step_*")]
+    return [checkpoint_dir / f"step_{step}" for step in sorted(int(number) for number in numbers if number.isdigit())]
 
 
 def seconds_until(text: str) -> float:
@@ -37,15 +44,10 @@ def seconds_until(text: str) -> float:
     return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
-def _steps(checkpoint_dir: Path) -> list[int]:
-    names = [path.name.removeprefix("step_") for path in checkpoint_dir.glob("step_*")]
-    return [int(name) for name in names if name.isdigit()]
-
-
-def _badness(checkpoint_dir: Path, step: int, metric_name: str | None, higher_is_better: bool) -> float:
+def _badness(folder: Path, metric_name: str | None, higher_is_better: bool) -> float:
     if metric_name is None:
         return 0.0
-    info = orjson.loads((checkpoint_dir / f"step_{step}" / "training_info.json").read_bytes())
+    info = orjson.loads((folder / "training_info.json").read_bytes())
     value = info.get(metric_name)
     if value is None or math.isnan(value):
         return math.inf

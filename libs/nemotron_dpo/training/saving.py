@@ -4,48 +4,68 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import torch.distributed as dist
 
-from nemotron_dpo.checkpoint import megatron
+from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.policy.model import PairPolicy
+from nemotron_dpo.policy.trainable import TrainablePolicy
+from nemotron_dpo.training.record import TrainingInfo
+from nemotron_dpo.training.resume import Identity, ResumeState
+from nemotron_dpo.training.retention import prune
 
 
-def save_step(
-    checkpoint_dir: Path,
-    step: int,
-    model: PairPolicy,
-    shape: Architecture,
-    *,
-    info: Mapping[str, float],
-    config: str,
-    tokenizer: Path | None,
-) -> Path:
-    """Write step_N/{policy/, training_info.json, config.yaml}; every rank calls it. An older step_N is replaced.
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the checkpoints of a run go, what they hold, and which of them stay.
 
-    Raises UserError where it cannot be written; nothing of the step is left then.
+    With an `identity`, which says whose they are, a run can be resumed from them; without, they hold weights alone.
     """
-    target, temporary = checkpoint_dir / f"step_{step}", checkpoint_dir / f".step_{step}.tmp"
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    try:
-        megatron.save(model, shape, temporary / "policy", step, tokenizer)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, UserError):
-            error.source = str(target)
-        raise
-    if dist.get_rank() == 0:
-        (temporary / "training_info.json").write_bytes(orjson.dumps(dict(info), option=orjson.OPT_INDENT_2))
-        (temporary / "config.yaml").write_text(config)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-    dist.barrier()
-    return target
+
+    folder: Path
+    config: str
+    identity: Identity | None = None
+    tokenizer: Path | None = None
+    keep_top_k: int | None = None
+    metric_name: str | None = None
+    higher_is_better: bool = False
+
+    def save(self, step: int, policy: TrainablePolicy, shape: Architecture, info: TrainingInfo) -> tuple[Path, list[Path]]:
+        """Write step_N, delete what need not stay, and return the one and the others; every rank calls it.
+
+        step_N is {policy/, training_info.json, config.yaml} and, to resume, {optimizer/, resume.json}. An older step_N is
+        replaced. Raises UserError where it cannot be written; nothing of the step is left then, and all other steps are.
+        """
+        target, temporary = self.folder / f"step_{step}", self.folder / f".step_{step}.tmp"
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        dist.barrier()
+        try:
+            self._fill(temporary, step, policy, shape, info)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, UserError):
+                error.source = str(target)
+            raise
+        removed = []
+        if dist.get_rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            removed = prune(self.folder, self.keep_top_k, self.metric_name, higher_is_better=self.higher_is_better)
+        dist.barrier()
+        return target, removed
+
+    def _fill(self, folder: Path, step: int, policy: TrainablePolicy, shape: Architecture, info: TrainingInfo) -> None:
+        megatron.save(policy.model, shape, folder / "policy", step, self.tokenizer)
+        if self.identity is not None:
+            optimizer_state.save(policy, folder / "optimizer")
+        if dist.get_rank() == 0:
+            (folder / "training_info.json").write_bytes(orjson.dumps(info.at(step), option=orjson.OPT_INDENT_2))
+            (folder / "config.yaml").write_text(self.config)
+            if self.identity is not None:
+                ResumeState(folder, step, info.totals, self.identity).write()

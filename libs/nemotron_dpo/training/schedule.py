@@ -11,6 +11,22 @@ import torch
 from nemotron_dpo.errors import UserError
 
 
+def rates(
+    name: str,
+    lr: float,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    min_lr: float = 0.0,
+    schedulers: Sequence[tuple[str, dict[str, Any]]] = (),
+    milestones: Sequence[int] = (),
+) -> list[float]:
+    """One rate a step: `from_torch` where `name` is "torch", else `named`."""
+    if name == "torch":
+        return from_torch(lr, total_steps, schedulers, milestones)
+    return named(name, lr, total_steps, warmup_steps=warmup_steps, min_lr=min_lr)
+
+
 def named(shape: str, lr: float, total_steps: int, *, warmup_steps: int = 0, min_lr: float = 0.0) -> list[float]:
     """Linear warm-up (step 1 gets lr / warmup_steps), then "constant", or "cosine"/"linear" decay to min_lr at the end."""
     return [_named_at(shape, lr, step, total_steps, warmup_steps, min_lr) for step in range(1, total_steps + 1)]

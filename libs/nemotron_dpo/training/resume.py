@@ -1,0 +1,137 @@
+"""What an interrupted run continues from, and whether what is found belongs to the run that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.pairs import Pairs, Ragged
+from nemotron_dpo.sources import ModelSource, resolve
+from nemotron_dpo.training.record import Totals
+from nemotron_dpo.training.retention import step_folders
+
+FILE = "resume.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two runs the same run. `fixed` settings decide the updates; `free` ones only their number and what is watched.
+
+    `data` and `policy` are digests of the pairs and of the initial weights; settings are named by their dotted keys.
+    """
+
+    data: str
+    policy: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+    free: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """Everything the rest of a run depends on, beside what its command line says again.
+
+    `policy` holds the weights, `optimizer` the moments, master weights and step count; the rest is written to resume.json.
+    The order of the pairs is a function of (seed, epoch) and the learning rate one of the step, and nothing is drawn at random
+    while training; so the step stands for both, and no generator's state is kept.
+    """
+
+    folder: Path
+    step: int
+    totals: Totals
+    identity: Identity
+
+    @property
+    def policy(self) -> ModelSource:
+        """The checkpoint_megatron of the step's weights."""
+        return resolve(self.folder / "policy")
+
+    @property
+    def optimizer(self) -> Path:
+        """The folder of the optimizer's state."""
+        return self.folder / "optimizer"
+
+    def write(self) -> None:
+        """Write what is no tensor into the step folder."""
+        tree = {"format": _FORMAT, "step": self.step, "totals": asdict(self.totals), "identity": asdict(self.identity)}
+        (self.folder / FILE).write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
+
+    @classmethod
+    def read(cls, folder: Path) -> ResumeState:
+        """The state of a step folder. Raises UserError where it cannot be understood."""
+        path = folder / FILE
+        try:
+            tree = orjson.loads(path.read_bytes())
+            if tree["format"] != _FORMAT:
+                raise UserError(f"has format {tree['format']}; this program reads {_FORMAT}", source=path)
+            return cls(folder, tree["step"], Totals(**tree["totals"]), Identity(**tree["identity"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            remedy = f"without {folder.name} the run goes on from the checkpoint before it"
+            raise UserError("is damaged", source=path, remedy=remedy) from None
+
+
+def newest(checkpoint_dir: Path) -> Path | None:
+    """The newest step folder, from which a run goes on; None where there is none.
+
+    Raises UserError where it was saved without the optimizer's state: going on from it would be another run.
+    """
+    folders = step_folders(checkpoint_dir)
+    if folders and not (folders[-1] / FILE).is_file():
+        raise UserError(
+            f"holds the checkpoints of an earlier run, and {folders[-1].name} has no optimizer state to resume from",
+            source=checkpoint_dir,
+            remedy="start again in another folder (with checkpointing.save_optimizer=true it could be resumed)",
+        )
+    return folders[-1] if folders else None
+
+
+def check_identity(saved: Identity, given: Identity, folder: Path) -> list[str]:
+    """What changed that the updates so far do not depend on, a line each. Raises UserError for anything else that changed."""
+    for what, before, now in (("policy", saved.policy, given.policy), ("INPUT", saved.data, given.data)):
+        if before != now:
+            remedy = "give it that one, or start in another folder"
+            raise UserError(f"was trained {_WITH[what]} than this {what}", source=folder, remedy=remedy)
+    changed = _changes(saved.fixed, given.fixed)
+    if changed:
+        remedy = f"set {'them' if len(changed) > 1 else 'it'} back, or start in another folder"
+        raise UserError(f"belongs to a run with other settings: {'; '.join(changed)}", source=folder, remedy=remedy)
+    others = [f"validation {name} is another set than before" for name in _differing(saved.validation, given.validation)]
+    return [f"{change}: the rest of the run follows the new value" for change in _changes(saved.free, given.free)] + others
+
+
+def digest(pairs: Pairs) -> str:
+    """sha256 of all ids and reference log-probs, in the order of the file."""
+    whole = hashlib.sha256()
+    for column in (pairs.prompt, pairs.chosen, pairs.rejected, pairs.ref_chosen, pairs.ref_rejected):
+        if column is not None:
+            whole.update(np.ascontiguousarray(column.lengths, dtype=np.int64).data)
+            whole.update(_used(column).data)
+    return f"sha256:{whole.hexdigest()}"
+
+
+_WITH = {"policy": "from another initial policy", "INPUT": "on other pairs"}
+
+
+def _used(column: Ragged) -> np.ndarray:
+    return np.ascontiguousarray(column.values[column.offsets[0] : column.offsets[-1]])
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{key} was {_shown(before.get(key))}, is {_shown(now.get(key))}" for key in _differing(before, now)]
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    now = orjson.loads(orjson.dumps(now))  # as it would have been read back: tuples are lists
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
+def _shown(value: Any) -> str:
+    return orjson.dumps(value).decode()

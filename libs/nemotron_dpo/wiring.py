@@ -1,0 +1,116 @@
+"""From a run's configuration to the plain arguments that the libraries take: the one place that knows both.
+
+torch and megatron-core are imported inside the functions, so that an executable can import this and still print its help at
+once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nemotron_dpo.config import RunConfig
+    from nemotron_dpo.policy.lora import Lora
+    from nemotron_dpo.policy.parallel import Layout
+    from nemotron_dpo.policy.trainable import Optimization
+    from nemotron_dpo.policy.transformer_config import Recompute
+    from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.training.loop import Settings
+
+
+def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool) -> Settings:
+    """Plain arguments for the loop; everything that can be refused without a model is refused here.
+
+    `gate` says that the policy itself is the reference, so that the loss must begin at ln 2.
+    """
+    from nemotron_dpo.objective.dpo import Objective
+    from nemotron_dpo.policy.parallel import job_size
+    from nemotron_dpo.training import loop, schedule
+    from nemotron_dpo.training.batches import Packing
+
+    dpo, policy = run.dpo, run.policy
+    replicas = layout(run).data(job_size())
+    steps = loop.num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
+    loop.check_validation(sets, replicas)
+    max_tokens = policy.sequence_packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
+    return loop.Settings(
+        objective=Objective(
+            beta=dpo.reference_policy_kl_penalty,
+            preference_weight=dpo.preference_loss_weight,
+            sft_weight=dpo.sft_loss_weight,
+            preference_average=dpo.preference_average_log_probs,
+            sft_average=dpo.sft_average_log_probs,
+        ),
+        batch_size=policy.train_global_batch_size,
+        learning_rates=schedule.rates(lr=policy.optimizer.lr, total_steps=steps, **asdict(policy.scheduler)),
+        weight_decay=policy.optimizer.weight_decay,
+        packing=Packing(max_tokens if policy.sequence_packing.enabled else None, policy.train_micro_batch_size),
+        seed=dpo.seed,
+        shuffle=run.data.shuffle,
+        val_period=dpo.val_period,
+        val_batches=dpo.val_batches,
+        val_batch_size=dpo.val_global_batch_size,
+        val_at_start=dpo.val_at_start,
+        val_at_end=dpo.val_at_end,
+        save_period=run.checkpointing.save_period,
+        gate_precision=policy.precision if gate else None,
+    )
+
+
+def layout(run: RunConfig) -> Layout:
+    """How the processes share the model and its tokens."""
+    from nemotron_dpo.policy.parallel import Layout
+
+    megatron = run.policy.megatron_cfg
+    return Layout(
+        tensor=megatron.tensor_model_parallel_size,
+        pipeline=megatron.pipeline_model_parallel_size,
+        context=megatron.context_parallel_size,
+        expert=megatron.expert_model_parallel_size,
+        expert_tensor=megatron.expert_tensor_parallel_size,
+        sequence=megatron.sequence_parallel,
+        first_stage_layers=megatron.num_layers_in_first_pipeline_stage,
+        last_stage_layers=megatron.num_layers_in_last_pipeline_stage,
+    )
+
+
+def optimization(run: RunConfig) -> Optimization:
+    """The optimizer's settings."""
+    from nemotron_dpo.policy.trainable import Optimization
+
+    megatron, optimizer = run.policy.megatron_cfg, run.policy.optimizer
+    return Optimization(
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        betas=optimizer.betas,
+        eps=optimizer.eps,
+        max_grad_norm=run.policy.max_grad_norm,
+        use_distributed_optimizer=megatron.use_distributed_optimizer,
+        grad_reduce_in_fp32=megatron.grad_reduce_in_fp32,
+    )
+
+
+def lora(run: RunConfig) -> Lora | None:
+    """The adapters to train in place of the policy's own weights."""
+    from nemotron_dpo.policy.lora import Lora
+
+    peft = run.policy.megatron_cfg.peft
+    if not peft.enabled:
+        return None
+    return Lora(peft.dim, peft.alpha, peft.target_modules, peft.exclude_modules, peft.lora_A_init_method, peft.lora_dtype)
+
+
+def recompute(run: RunConfig) -> Recompute | None:
+    """What is recomputed where activation_checkpointing is on: whole layers unless told otherwise, as in NeMo-RL."""
+    from nemotron_dpo.policy.transformer_config import Recompute
+
+    megatron, default = run.policy.megatron_cfg, Recompute()
+    if not megatron.activation_checkpointing:
+        return None
+    return Recompute(
+        granularity=megatron.recompute_granularity or default.granularity,
+        method=megatron.recompute_method or default.method,
+        num_layers=megatron.recompute_num_layers or default.num_layers,
+        modules=default.modules if megatron.recompute_modules is None else megatron.recompute_modules,
+    )
