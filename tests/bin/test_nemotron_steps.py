@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -58,7 +59,13 @@ LISTED = [
     (["list", "--category", "rl", "--tag", "dpo"], "rl/nemo_rl/dpo"),
     (["list", "--consumes", "training_jsonl", "--produces", "checkpoint_megatron"], "rl/nemo_rl/dpo"),
     (["list", "--tree"], "    dpo  Direct preference optimization"),
+    (["list", "--category", "convert"], "convert/hf_to_megatron"),
     (["show", "dpo"], "dpo.reference_policy_kl_penalty"),
+    (["show", "dpo"], "  convert/hf_to_megatron  checkpoint_megatron\n"),
+    (["show", "dpo"], "  eval/preference_score   checkpoint_megatron\n"),
+    (["help", "dpo"], "rl/nemo_rl/dpo: Direct preference optimization\n"),
+    (["help", "run"], "Usage: nemotron-steps run [OPTIONS] STEP [KEY.PATH=VALUE]..."),
+    (["help"], "Usage: nemotron-steps [OPTIONS] COMMAND [ARGS]..."),
 ]
 
 
@@ -73,9 +80,19 @@ def test_filters_leave_out(option: str):
 
 
 def test_json():
-    (listed,) = json.loads(check(PROGRAM, "list", "--json").stdout)
-    assert listed == json.loads(check(PROGRAM, "show", "dpo", "--json").stdout)
-    assert [item["type"] for item in listed["produces"]] == ["checkpoint_megatron"]
+    listed = {step["id"]: step for step in json.loads(check(PROGRAM, "list", "--json").stdout)}
+    dpo = listed["rl/nemo_rl/dpo"]
+    assert dpo == json.loads(check(PROGRAM, "show", "dpo", "--json").stdout)
+    assert [item["type"] for item in dpo["produces"]] == ["checkpoint_megatron"]
+    assert {"step": "convert/megatron_to_hf", "artifact": "checkpoint_megatron"} in dpo["after"]
+    assert sorted(listed) == [
+        "convert/hf_to_megatron", "convert/megatron_to_hf", "data_prep/preference_tokenize",
+        "env/env_toml", "eval/preference_score", "rl/nemo_rl/dpo",
+    ]  # fmt: skip
+
+
+def test_help_of_a_step_is_show():
+    assert check(PROGRAM, "help", "rl/nemo_rl/dpo").stdout == check(PROGRAM, "show", "rl/nemo_rl/dpo").stdout
 
 
 DRY = [
@@ -95,14 +112,19 @@ def test_dry_run_touches_nothing(tmp_path: Path, arguments: list[str]):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overrides_before_and_after_options(tmp_path: Path):
-    shown = check(PROGRAM, "run", "dpo", "dpo.seed=3", "-c", "tiny", "dpo.val_period=4", "-d", cwd=tmp_path).stdout.decode()
-    lines = [line.split() for line in shown.splitlines()]
+def test_overrides_before_and_after_options_with_the_origin_of_every_value(tmp_path: Path):
+    (tmp_path / "env.toml").write_text('[two]\nexecutor = "local"\nnproc_per_node = 2\n')
+    arguments = ["run", "dpo", "dpo.seed=3", "-c", "tiny", "-r", "two", "dpo.val_period=4", "-d"]
+    shown = check(PROGRAM, *arguments, cwd=tmp_path).stdout.decode()
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    tiny = (configs_root() / "rl" / "nemo_rl" / "dpo" / "tiny.yaml").read_text().splitlines()
     for line in (
-        ["dpo.seed", "3"],
-        ["dpo.val_period", "4"],
-        ["dpo.max_num_steps", "10"],
-        ["policy.train_global_batch_size", "16"],
+        "dpo.seed 3 # dpo.seed=3",
+        "dpo.val_period 4 # dpo.val_period=4",
+        f"dpo.max_num_steps 10 # tiny.yaml:{tiny.index('  max_num_steps: 10') + 1}",
+        "dpo.preference_loss_weight 1.0 # default.yaml:14",
+        "cluster.gpus_per_node 2 # profile two",
+        "cluster.num_nodes 1",
     ):
         assert line in lines
 
@@ -126,9 +148,17 @@ FAILURES = [
     (["run", "dpo", "-c", "tinny"], 1, "tinny: no such config: did you mean tiny? rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),  # noqa: E501
     (["run", "dpo", "dpo.sed=1"], 1, 'dpo.sed=1: "dpo.sed" is no known key: did you mean dpo.seed?'),
     (["run", "dpo", "cluster.gpus_per_node=3"], 1, '"policy.train_global_batch_size" 32 does not divide over 3 data-parallel ranks: make it a multiple of 3'),  # noqa: E501
-    (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),  # noqa: E501
+    (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline x context parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),  # noqa: E501
     (["run", "dpo"], 1, "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"),
     (["run", "dpo", "data.train.path=none.jsonl"], 1, "none.jsonl: no such file: it is the data of train"),
+    (["run", "dpo", "-d", "--from", "train"], 2, "--from train: no such stage: did you mean dpo-train?"),
+    (["run", "dpo", "-d", "--to", "x"], 2, "--to x: no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),  # noqa: E501
+    (["run", "dpo", "-d", "--from", "dpo-train", "--to", "ref-logprobs"], 2, "--from dpo-train comes after --to ref-logprobs"),
+    (["run", "hf_to_megatron"], 1, "hf_model_id is not set: give hf_model_id=ID_OR_FOLDER"),
+    (["run", "megatron_to_hf", "mgatron_path=x"], 1, 'mgatron_path=x: "mgatron_path" is no known key: did you mean megatron_path?'),  # noqa: E501
+    (["run", "preference_tokenize", "tokenizer=t", "data.path=none"], 1, "none: no such file: it is data.path"),
+    (["run", "dpo", f"dpo.seed={SECRET}"], 1, "dpo.seed=***: \"dpo.seed\" is '***' where a whole number is due"),
+    (["run", "dpo", "-r", "x"], 1, "no env.toml from here up to the folder with pyproject.toml: write one, or set NEMOTRON_ENV_FILE"),  # noqa: E501
     (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps --help'"),
     (["walk"], 2, "No such command 'walk': see 'nemotron-steps --help'"),
 ]  # fmt: skip
@@ -142,9 +172,9 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, arguments: list[str], statu
 
 
 def test_other_executors_are_refused_by_name(tmp_path: Path):
-    (tmp_path / "env.toml").write_text('[far]\nexecutor = "slurm"\n')
+    (tmp_path / "env.toml").write_text('[far]\nexecutor = "lepton"\n')
     done = run(PROGRAM, "run", "dpo", "-r", "far", cwd=tmp_path)
-    assert (done.returncode, error_line(done, PROGRAM)) == (1, "far: executor slurm is not built yet: use a local profile")
+    assert (done.returncode, error_line(done, PROGRAM)) == (1, "far: executor lepton is not built yet: use a local profile")
 
 
 def test_tokens_that_come_to_nothing_are_named(tmp_path: Path):
@@ -173,9 +203,11 @@ def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, polic
     assert done.returncode == 1
     assert f"preference-tokenize: error: {broken_data}:2: " in said
     job = _job(tmp_path)
-    last = f"preference-tokenize train failed (exit 1); it said why above; the job is in {job.relative_to(tmp_path)}"
-    assert said.splitlines()[-1] == f"nemotron-steps: error: {last}"
-    assert sorted(path.name for path in job.iterdir()) == ["job.yaml", "train.yaml"]
+    at = job.relative_to(tmp_path)
+    last = f"failed (exit 1); it said why above and in {at}/logs/preference-tokenize-train.log; the job is in {at}"
+    assert said.splitlines()[-1] == f"nemotron-steps: error: preference-tokenize train {last}"
+    assert sorted(path.name for path in job.iterdir()) == ["job.yaml", "logs", "train.yaml"]
+    assert f"{broken_data}:2: " in (job / "logs" / "preference-tokenize-train.log").read_text()
     record = yaml.safe_load((job / "job.yaml").read_text())
     assert record["step"] == "rl/nemo_rl/dpo"
     assert record["config"]["overrides"][0] == arguments[0]
@@ -183,7 +215,7 @@ def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, polic
         "preference-tokenize train", "ref-logprobs train", "dpo-train", "ckpt-export",
     ]  # fmt: skip
     assert load_run(job / "train.yaml", [])[1] == []
-    everything = done.stdout.decode() + said + "".join(path.read_text() for path in job.iterdir())
+    everything = done.stdout.decode() + said + "".join(path.read_text() for path in job.rglob("*.*"))
     assert SECRET not in everything
 
 
@@ -213,6 +245,107 @@ def test_detached_run_goes_on_in_the_background(tmp_path: Path, policy: Path, br
     assert "preference-tokenize train failed" in log.read_text()
 
 
+COMPLETED = [
+    ("nemotron-steps run rl/", 2, ["rl/nemo_rl/dpo"]),
+    ("nemotron-steps show conv", 2, ["convert/hf_to_megatron", "convert/megatron_to_hf"]),
+    ("nemotron-steps run dpo -c ", 4, ["default", "smollm2", "tiny"]),
+    ("nemotron-steps run -r tw", 3, ["two"]),
+    ("nemotron-steps run dpo -b ", 4, ["two", "three"]),
+    ("nemotron-steps run dpo --from ref", 4, ["ref-logprobs"]),
+    ("nemotron-steps run dpo dpo.ref", 3, ["dpo.reference_policy_kl_penalty="]),
+    ("nemotron-steps run nothing -c ", 4, []),
+]
+
+
+@pytest.mark.parametrize(("words", "at", "offered"), COMPLETED)
+def test_completion(tmp_path: Path, words: str, at: int, offered: list[str]):
+    (tmp_path / "env.toml").write_text('[wandb]\nentity = "me"\n[two]\nexecutor = "local"\n[three]\nextends = "two"\n')
+    asked = {"_NEMOTRON_STEPS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+    answer = check(PROGRAM, cwd=tmp_path, env={**os.environ, **asked}).stdout.decode()
+    assert [line.removeprefix("plain,") for line in answer.split()] == offered
+
+
+def test_completion_in_a_real_bash():
+    programs = Path(sys.executable).parent
+    script = f"""
+        PATH={programs}:$PATH
+        eval "$(_NEMOTRON_STEPS_COMPLETE=bash_source nemotron-steps)"
+        COMP_WORDS=(nemotron-steps run dpo -c t) COMP_CWORD=4
+        _nemotron_steps_completion nemotron-steps t -c
+        echo "${{COMPREPLY[@]}}"
+    """
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == "tiny\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_of_every_shell(shell: str):
+    script = check(PROGRAM, env={**os.environ, "_NEMOTRON_STEPS_COMPLETE": f"{shell}_source"}).stdout.decode()
+    assert f"{shell}_complete" in script
+    assert "nemotron-steps" in script
+
+
+def test_env_toml_is_written_once_with_what_is_set(tmp_path: Path):
+    run_it = ["run", "env/env_toml", "-c", "slurm", "sections.slurm_base.account=me", "sections.slurm_base.nodes=3"]
+    check(PROGRAM, *run_it, cwd=tmp_path)
+    written = tmp_path / "env.slurm.toml"
+    profile = tomllib.loads(written.read_text())["slurm_base"]
+    assert (profile["executor"], profile["account"], profile["nodes"]) == ("slurm", "me", 3)
+    again = run(PROGRAM, *run_it, cwd=tmp_path)
+    line = "env.slurm.toml: exists already: force=true replaces it, output_path=FILE writes another"
+    assert (again.returncode, error_line(again, PROGRAM)) == (1, line)
+    check(PROGRAM, "run", "env/env_toml", "--force", cwd=tmp_path)
+    assert tomllib.loads(written.read_text())["slurm_base"]["account"] == "my_account"
+    env = {**os.environ, "NEMOTRON_ENV_FILE": str(written)}
+    assert "slurm_rl_nemo_rl_dpo" in run(PROGRAM, "run", "dpo", "-r", "none", cwd=tmp_path, env=env).stderr.decode()
+
+
+def test_rows_are_checked_and_counted(tmp_path: Path, policy: Path):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "chosen": "good", "rejected": "bad"}, {"prompt": "a", "chosen": "x", "rejected": "x"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
+    shown = check(
+        PROGRAM, "run", "preference_tokenize", f"data.path={data}", f"tokenizer={policy}", cwd=tmp_path
+    ).stdout.decode()
+    assert "rows: 3\npairs: 1\n" in shown
+    assert "preference_audit: " in shown
+    rejects = (_job(tmp_path) / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in rejects] == [2, 3]
+
+
+def test_only_what_changed_is_done_again(tmp_path: Path, policy: Path):
+    arguments = [
+        *TINY,
+        f"policy.model_name={policy}",
+        "data.validation=null",
+        "data.train.limit=4",
+        "--to",
+        "preference-tokenize",
+    ]
+    first = check(PROGRAM, *arguments, cwd=tmp_path)
+    assert b"stopped after preference-tokenize train: " in first.stdout
+    skipped = b"nemotron-steps: preference-tokenize train: up to date, taken from .nemotron/cache/"
+    again = check(PROGRAM, *arguments, "policy.optimizer.lr=1", "dpo.reference_policy_kl_penalty=0.3", cwd=tmp_path)
+    assert skipped in again.stderr
+    for changed in (["data.train.limit=3"], ["policy.max_total_sequence_length=64"], ["--force"]):
+        assert skipped not in check(PROGRAM, *arguments, *changed, cwd=tmp_path).stderr
+    before = sorted(tmp_path.rglob("*"))
+    planned = check(PROGRAM, *arguments, "-d", cwd=tmp_path).stdout.decode()
+    assert "\n# preference-tokenize train: up to date, taken from where it is\n# " in planned
+    assert sorted(tmp_path.rglob("*")) == before
+    script = planned[planned.index("\n# job folder") :]
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True)
+    jobs = sorted(tmp_path.glob(".nemotron/jobs/*/train.pairs.arrow"))
+    assert len(jobs) == 6
+    assert jobs[0].read_bytes() == jobs[-1].read_bytes()
+
+
+def test_from_needs_what_comes_before(tmp_path: Path, policy: Path):
+    done = run(PROGRAM, *TINY, f"policy.model_name={policy}", "--from", "dpo-train", cwd=tmp_path)
+    line = "preference-tokenize train: what it makes is not there: run without --from, or --from preference-tokenize"
+    assert (done.returncode, error_line(done, PROGRAM)) == (1, line)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_tiny_learns(tmp_path: Path, cache: Path):
     done = check(PROGRAM, *TINY, cwd=tmp_path, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
@@ -229,6 +362,42 @@ def test_tiny_learns(tmp_path: Path, cache: Path):
     table = done.stdout.decode()
     assert f"checkpoint  {(job / 'checkpoint_megatron').relative_to(tmp_path)}" in table
     assert [path.name for path in (cache / "nemotron-dpo").glob("*.partial")] == []
+    _nothing_is_done_twice(tmp_path, cache, table)
+    _export_alone_is_made_again(tmp_path, cache)
+    _held_out_scores_are_those_of_training(tmp_path, cache, job, held_out[-1])
+
+
+def _nothing_is_done_twice(folder: Path, cache: Path, table: str) -> None:
+    again = check(PROGRAM, *TINY, cwd=folder, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
+    said = again.stderr.decode().splitlines()
+    assert [line.partition(" taken")[0] for line in said[:-1]] == [
+        f"nemotron-steps: {stage}: up to date,"
+        for stage in ("preference-tokenize train", "preference-tokenize validation-default", "ref-logprobs train",
+                      "ref-logprobs validation-default", "dpo-train", "ckpt-export")
+    ]  # fmt: skip
+    assert again.stdout.decode().splitlines()[:-1] == table.splitlines()[:-1]
+
+
+def _export_alone_is_made_again(folder: Path, cache: Path) -> None:
+    before = set((folder / ".nemotron" / "jobs").iterdir())
+    again = check(PROGRAM, *TINY, "--from", "ckpt-export", cwd=folder, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
+    (job,) = set((folder / ".nemotron" / "jobs").iterdir()) - before
+    said = again.stderr.decode().splitlines()
+    assert "dpo-train: up to date" in said[-2]
+    assert said[-1].startswith("ckpt-export: ")
+    assert (job / "run" / "metrics.jsonl").is_file()
+    assert (job / "checkpoint_megatron" / "latest_checkpointed_iteration.txt").is_file()
+
+
+def _held_out_scores_are_those_of_training(folder: Path, cache: Path, job: Path, last: dict) -> None:
+    (reference,) = (cache / "nemotron-dpo").glob("tiny-sft-*/checkpoint_megatron")
+    arguments = [f"data.path={DATA / 'validation.jsonl'}", "precision=float32", f"reference.model_name={reference}"]
+    check(PROGRAM, "run", "eval/preference_score", *arguments, f"policy.model_name={job / 'checkpoint_megatron'}", cwd=folder)
+    (scores,) = folder.glob(".nemotron/jobs/*-eval-preference_score/scores.json")
+    report = json.loads(scores.read_text())
+    assert report["pairs"] == 64
+    assert report["accuracy"] == last["validation-default/accuracy"]
+    assert report["loss"] == pytest.approx(last["validation-default/loss"], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ REFUSED = [
     ("policy.precision=fp8", "\"policy.precision\" is 'fp8' where 'bfloat16' or 'float32' is due"),
     ("policy.optimizer.name=sgd", '"policy.optimizer.name" is "sgd": only AdamW is built'),
     ("policy.optimizer.betas=[1,2,3]", '"policy.optimizer.betas" is [1, 2, 3] where a list of 2 is due'),
-    ("policy.dtensor_cfg.lora_cfg.enabled=true", '"policy.dtensor_cfg.lora_cfg.enabled" is true, which is not built: leave it false'),  # noqa: E501
+    ("policy.reward_model_cfg.enabled=true", '"policy.reward_model_cfg.enabled" is true, which is not built: leave it false'),
     ("policy.scheduler=[{name: x},{name: y}]", '"policy.scheduler" has 2 schedulers and 0 milestones: a milestone belongs between each two schedulers'),  # noqa: E501
     ("dpo.seed=${nope}", "\"dpo.seed\" Interpolation key 'nope' not found"),
 ]  # fmt: skip
@@ -250,9 +250,7 @@ NOT_BUILT = [
     "logger.wandb_enabled=true",
     "logger.log_dir=logs",
     "logger.tensorboard_enabled=true",
-    "checkpointing.save_optimizer=true",
     "policy.megatron_cfg.sequence_parallel=true",
-    "policy.megatron_cfg.context_parallel_size=2",
 ]
 
 

@@ -3,8 +3,10 @@
 The only OmegaConf user. Config becomes plain arguments in the executables; libraries never see a config tree.
 """
 
-from nemotron_dpo.config.load import dump_run, load_run, run_tree, to_yaml
-from nemotron_dpo.config.redact import redact, redact_override
+from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.identity import identity
+from nemotron_dpo.config.load import dump_run, load_plain, load_run, plain_origins, run_origins, run_tree, to_yaml
+from nemotron_dpo.config.redact import redact, redact_argv, redact_override
 from nemotron_dpo.config.schema import (
     CheckpointingConfig,
     ClusterConfig,
@@ -36,9 +38,15 @@ __all__ = [
     "SequencePackingConfig",
     "TokenizerConfig",
     "dump_run",
+    "identity",
+    "known_keys",
+    "load_plain",
     "load_run",
+    "plain_origins",
     "redact",
+    "redact_argv",
     "redact_override",
+    "run_origins",
     "run_tree",
     "to_yaml",
 ]

@@ -7,7 +7,7 @@ import types
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nemotron_dpo.config.schema import NO_EFFECT, ONLY_VALUES, DataConfig, DatasetConfig, RunConfig
+from nemotron_dpo.config.schema import NO_EFFECT, ONLY_VALUES, DataConfig, DatasetConfig, MegatronConfig, PeftConfig, RunConfig
 from nemotron_dpo.config.shapes import Tree
 from nemotron_dpo.errors import UserError
 
@@ -22,6 +22,7 @@ def build_run(tree: Tree) -> tuple[RunConfig, list[str]]:
     """
     _refuse_unbuilt(tree)
     run = _build(RunConfig, tree, "")
+    _check_peft(run.policy.megatron_cfg.peft)
     idle = []
     for key in _leaves(tree):
         prefix = _no_effect_prefix(key)
@@ -33,17 +34,49 @@ def build_run(tree: Tree) -> tuple[RunConfig, list[str]]:
 
 def _not_built_yet(run: RunConfig) -> list[str]:
     """Keys whose value asks for something that dpo-train does not do yet; the trained policy is the same without."""
-    logger, checkpointing, megatron = run.logger, run.checkpointing, run.policy.megatron_cfg
+    logger, megatron = run.logger, run.policy.megatron_cfg
     asked = {
         "logger.log_dir": logger.log_dir is not None,
         "logger.tensorboard_enabled": logger.tensorboard_enabled,
         "logger.wandb_enabled": logger.wandb_enabled,
-        "checkpointing.save_optimizer": checkpointing.save_optimizer,
-        "policy.megatron_cfg.context_parallel_size": megatron.context_parallel_size > 1,
-        "policy.megatron_cfg.expert_model_parallel_size": megatron.expert_model_parallel_size > 1,
-        "policy.megatron_cfg.sequence_parallel": megatron.sequence_parallel,
+        "policy.megatron_cfg.sequence_parallel": megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1,
     }
-    return [key for key, is_asked in asked.items() if is_asked]
+    return [key for key, is_asked in asked.items() if is_asked] + _idle_recompute(megatron)
+
+
+def _idle_recompute(megatron: MegatronConfig) -> list[str]:
+    """The recompute keys that are set where, as in NeMo-RL, another one decides that they count for nothing."""
+    full = ("recompute_method", "recompute_num_layers")
+    idle = ("recompute_modules",) if megatron.recompute_granularity != "selective" else full
+    if not megatron.activation_checkpointing:
+        idle = ("recompute_granularity", "recompute_modules", *full)
+    return [f"policy.megatron_cfg.{name}" for name in idle if getattr(megatron, name) is not None]
+
+
+def _check_peft(peft: PeftConfig, section: str = "policy.megatron_cfg.peft") -> None:
+    if peft.enabled and peft.target_modules and peft.exclude_modules:
+        remedy = "give them with target_modules=[]"
+        raise UserError("are named beside target_modules", field=f"{section}.exclude_modules", remedy=remedy)
+    if peft.enabled and peft.dropout > 0:
+        raise UserError(f"is {peft.dropout}, which is not built", field=f"{section}.dropout", remedy="leave it 0.0")
+
+
+def build_plain(cls: Any, tree: Tree) -> Any:
+    """The dataclass `cls` that the plain `tree` describes, for steps whose keys have one spelling.
+
+    Raises UserError whose field is the dotted key: a wrong type or value, or an unknown key.
+    """
+    built = _build(cls, tree, "")
+    if tree:
+        section, value = next(iter(tree.items()))
+        while isinstance(value, dict) and value:
+            name, value = next(iter(value.items()))
+            section = f"{section}.{name}"
+        known = known_keys(cls)
+        close = difflib.get_close_matches(section, known, n=1, cutoff=0.5)
+        remedy = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
+        raise UserError("is no known key", field=section, remedy=remedy)
+    return built
 
 
 def nearest(key: str) -> str:

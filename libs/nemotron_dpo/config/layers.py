@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,13 @@ class Layer:
     text: str
     tree: Any
     is_file: bool
+
+    @functools.cached_property
+    def plain(self) -> Any:
+        """`tree` as plain dicts and lists, interpolations as they stand."""
+        from omegaconf import OmegaConf
+
+        return self.tree if isinstance(self.tree, dict) else OmegaConf.to_container(self.tree)
 
 
 def read_layers(config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> list[Layer]:
@@ -55,9 +63,18 @@ def origin(key: str, layers: Sequence[Layer]) -> tuple[str | None, int | None]:
     parts = key.split(".")
     for depth in range(len(parts), 0, -1):
         for layer in reversed(layers):
-            if _sets(layer.tree, parts[:depth]):
+            if _sets(layer.plain, parts[:depth]):
                 return layer.source, _line(layer.text, parts[:depth]) if layer.is_file else None
     return None, None
+
+
+def place(layer: Layer, key: str, *, changed: bool) -> str | None:
+    """Where in `layer` the dotted `key` is set; None where it neither is nor, under another name, has `changed`."""
+    parts = key.split(".")
+    if not (changed or _sets(layer.plain, parts)):
+        return None
+    line = _line(layer.text, parts) if layer.is_file else None
+    return layer.source if line is None else f"{layer.source}:{line}"
 
 
 def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
@@ -149,10 +166,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "msg", None) or error).splitlines()[0]
 
 
-def _sets(tree: Any, parts: Sequence[str]) -> bool:
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.to_container(tree) if not isinstance(tree, dict) else tree
+def _sets(node: Any, parts: Sequence[str]) -> bool:
     for part in parts:
         if not isinstance(node, dict) or part not in node:
             return False
@@ -160,10 +174,17 @@ def _sets(tree: Any, parts: Sequence[str]) -> bool:
     return True
 
 
-def _line(text: str, parts: Sequence[str]) -> int | None:
-    from yaml import MappingNode, SafeLoader, compose
+@functools.lru_cache(maxsize=16)
+def _composed(text: str) -> Any:
+    from yaml import SafeLoader, compose
 
-    node, line = compose(text, Loader=SafeLoader), None
+    return compose(text, Loader=SafeLoader)
+
+
+def _line(text: str, parts: Sequence[str]) -> int | None:
+    from yaml import MappingNode
+
+    node, line = _composed(text), None
     for part in parts:
         pairs = node.value if isinstance(node, MappingNode) else []
         found = next(((key, value) for key, value in pairs if key.value == part), None)

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config.build import build_run
+from nemotron_dpo.config.build import build_plain, build_run
 from nemotron_dpo.config.layers import Layer, origin, read_layers, resolve_layers
+from nemotron_dpo.config.origins import origins
+from nemotron_dpo.config.redact import hide_secrets
 from nemotron_dpo.config.schema import RunConfig
 from nemotron_dpo.config.shapes import canonical
 from nemotron_dpo.errors import UserError
@@ -30,6 +32,31 @@ def load_run(
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
     return run, _warnings([*idle, *replaced], layers)
+
+
+def load_plain(
+    cls: type[Any], config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+) -> tuple[Any, list[str]]:
+    """As `load_run`, for another step's dataclass `cls`; of `base` only the sections that it has are read."""
+    layers = read_layers(config, overrides, _sections(cls, base))
+    try:
+        return build_plain(cls, resolve_layers(layers)), []
+    except UserError as error:
+        raise error if error.source else _located(error, layers) from None
+
+
+def run_origins(config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Where each value of the run that `load_run` makes of the same arguments comes from; see `origins`."""
+    layers = read_layers(config, overrides, base)
+    return origins(layers, lambda some: run_tree(build_run(canonical(resolve_layers(some))[0])[0]))
+
+
+def plain_origins(
+    cls: type[Any], config: str | Path, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """As `run_origins`, for `load_plain`."""
+    layers = read_layers(config, overrides, _sections(cls, base))
+    return origins(layers, lambda some: asdict(build_plain(cls, resolve_layers(some))))
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -59,9 +86,15 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
     return tree
 
 
+def _sections(cls: type[Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: values for name, values in (base or {}).items() if name in cls.__dataclass_fields__}
+
+
 def _located(error: UserError, layers: Sequence[Layer]) -> UserError:
     source, line = origin(error.field, layers) if error.field else (None, None)
-    return UserError(error.message, source=source, line=line, field=error.field, remedy=error.remedy)
+    return UserError(
+        hide_secrets(error.message, error.field or ""), source=source, line=line, field=error.field, remedy=error.remedy
+    )
 
 
 def _warnings(idle: Sequence[str], layers: Sequence[Layer]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 HIDDEN = "***"
@@ -32,3 +33,20 @@ def redact_override(text: str) -> str:
     """`key=value` (or any other argument) with a secret value hidden."""
     key, equals, value = text.partition("=")
     return f"{key}={redact(value, key)}" if equals else redact(text)
+
+
+def hide_secrets(message: str, key: str) -> str:
+    """What is wrong with the value of `key`, which may quote it, without a secret."""
+    if _SECRET_KEY.search(key):
+        return "has a value that cannot be used"
+    return re.sub(r"[^\s'\",]+", lambda word: redact(word[0]), redact(message))
+
+
+def redact_argv(words: Sequence[str]) -> list[str]:
+    """A command line, the values of options that name a secret (`--hf-token VALUE`) hidden too."""
+    shown: list[str] = []
+    follows = False
+    for word in words:
+        shown.append(HIDDEN if follows and not word.startswith("-") else redact_override(word))
+        follows = word.startswith("--") and "=" not in word and bool(_SECRET_KEY.search(word.lstrip("-")))
+    return shown

@@ -68,15 +68,39 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class PeftConfig:
+    """LoRA, as NeMo-RL's Megatron backend spells it; empty `target_modules` are all linear layers but `exclude_modules`."""
+
+    enabled: bool = False
+    target_modules: tuple[str, ...] = ()
+    exclude_modules: tuple[str, ...] = ()
+    dim: int = field(default=32, metadata={"minimum": 1})
+    alpha: int = field(default=32, metadata={"minimum": 1})
+    dropout: float = field(default=0.0, metadata={"minimum": 0})
+    dropout_position: Literal["pre", "post"] = "pre"
+    lora_A_init_method: Literal["xavier", "normal", "kaiming", "uniform"] = "xavier"
+    lora_B_init_method: Literal["zero"] = "zero"
+    lora_dtype: Literal["bfloat16", "float32"] | None = None
+
+
+@dataclass(frozen=True)
 class MegatronConfig:
-    """How megatron-core cuts the model and the batch."""
+    """How megatron-core cuts the model and the batch; sizes count processes, None leaves the choice to megatron-core."""
 
     tensor_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
     pipeline_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
     context_parallel_size: int = field(default=1, metadata={"minimum": 1})
     expert_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
+    expert_tensor_parallel_size: int | None = field(default=None, metadata={"minimum": 1})
+    num_layers_in_first_pipeline_stage: int | None = field(default=None, metadata={"minimum": 1})
+    num_layers_in_last_pipeline_stage: int | None = field(default=None, metadata={"minimum": 1})
     sequence_parallel: bool = False
     activation_checkpointing: bool = False
+    recompute_granularity: Literal["full", "selective"] | None = None
+    recompute_method: Literal["uniform", "block"] | None = None
+    recompute_num_layers: int | None = field(default=None, metadata={"minimum": 1})
+    recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe"], ...] | None = None
+    peft: PeftConfig = PeftConfig()
     use_distributed_optimizer: bool = True
     grad_reduce_in_fp32: bool = True
 
@@ -128,10 +152,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class PretrainedCheckpoint:
+    """A Megatron checkpoint whose weights training starts from; of Megatron-LM's, policy.model_name says what model it is."""
+
+    path: str | None = None
+    format: Literal["megatron_bridge", "megatron_lm"] = "megatron_bridge"
+
+
+@dataclass(frozen=True)
 class CheckpointingConfig:
     """When to save and what to keep.
 
     `checkpoint_must_save_by` is DD:HH:MM:SS from process start; keep_top_k None keeps all; without a metric the newest count.
+    With `save_optimizer` a step holds all that an interrupted run needs to go on as if nothing had happened.
     """
 
     enabled: bool = True
@@ -141,6 +174,7 @@ class CheckpointingConfig:
     keep_top_k: int | None = field(default=3, metadata={"minimum": 1})
     save_period: int = field(default=50, metadata={"minimum": 1})
     checkpoint_must_save_by: str | None = None
+    pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
     save_optimizer: bool = False
 
 
@@ -184,17 +218,17 @@ policy.sequence_packing {algorithm logprob_mb_tokens sequence_length_round}
 policy.dtensor_cfg {enabled _v2 env_vars cpu_offload custom_parallel_plan clear_cache_every_n_steps automodel_kwargs lora_cfg
   expert_parallel_size data_parallel_size tensor_parallel_size context_parallel_size sequence_parallel
   activation_checkpointing moe_parallelizer defer_fsdp_grad_sync}
-policy.megatron_cfg {enabled env_vars empty_unused_memory_level converter_type expert_tensor_parallel_size pipeline_dtype
-  num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage freeze_moe_router moe_router_dtype
+policy.megatron_cfg {enabled env_vars empty_unused_memory_level converter_type pipeline_dtype freeze_moe_router moe_router_dtype
   moe_router_load_balancing_type moe_router_bias_update_rate moe_permute_fusion moe_per_layer_logging moe_enable_deepep
   moe_token_dispatcher_type moe_shared_expert_overlap apply_rope_fusion bias_activation_fusion defer_fp32_logits
   gradient_accumulation_fusion track_moe_metrics layernorm_epsilon train_iters force_overwrite_initial_ckpt
   force_reconvert_from_hf use_linear_ce_fusion_loss checkpoint use_fused_linear_logprobs fused_linear_logprobs_chunk_size
   cuda_graph_impl cuda_graph_modules cuda_graph_warmup_steps fine_grained_activation_offloading offload_modules
-  recompute_granularity recompute_modules use_gloo_process_groups use_fused_weighted_squared_relu attention_backend
+  use_gloo_process_groups use_fused_weighted_squared_relu attention_backend
   transformer_impl moe_grouped_gemm moe_router_num_groups moe_router_group_topk moe_flex_dispatcher_backend
   clear_memory_caches_before_refit model_overrides mtp_num_layers optimizer scheduler
-  distributed_data_parallel_config fp8_cfg peft}
+  distributed_data_parallel_config fp8_cfg virtual_pipeline_model_parallel_size}
+policy.megatron_cfg.peft {a2a_experimental}
 data {max_input_seq_length num_workers dataset_name add_bos add_eos add_generation_prompt add_system_prompt}
 data.train {dataset_name split subset split_validation_size seed processor env_name system_prompt_file output_key}
 data.validation {dataset_name split subset seed processor env_name system_prompt_file output_key}
@@ -213,10 +247,9 @@ ONLY_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("dpo.preference_loss", ("dpo", None)),
     ("policy.tokenizer.chat_template_kwargs", (None, {})),
     ("policy.hf_config_overrides", (None, {})),
-    ("policy.dtensor_cfg.lora_cfg.enabled", (False, None)),
-    ("policy.megatron_cfg.peft.enabled", (False, None)),
     ("policy.megatron_cfg.model_overrides", (None, {})),
     ("policy.megatron_cfg.mtp_num_layers", (None, 0)),
+    ("policy.megatron_cfg.virtual_pipeline_model_parallel_size", (None, 1)),
     ("policy.megatron_cfg.fp8_cfg.enabled", (False, None)),
     ("policy.reward_model_cfg.enabled", (False, None)),
 )

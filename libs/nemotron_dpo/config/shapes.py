@@ -14,8 +14,18 @@ Tree = dict[str, Any]
 _DTENSOR_NAMES = {
     "tensor_parallel_size": "tensor_model_parallel_size",
     "context_parallel_size": "context_parallel_size",
+    "expert_parallel_size": "expert_model_parallel_size",
     "sequence_parallel": "sequence_parallel",
     "activation_checkpointing": "activation_checkpointing",
+}
+# lora_cfg's name -> (the peft section's, the default of lora_cfg)
+_LORA_NAMES = {
+    "enabled": ("enabled", True),
+    "dim": ("dim", 8),
+    "alpha": ("alpha", 32),
+    "dropout": ("dropout", 0.0),
+    "dropout_position": ("dropout_position", "post"),
+    "lora_A_init": ("lora_A_init_method", "xavier"),
 }
 _MEGATRON_ADAM = {"optimizer": "name", "lr": "lr", "weight_decay": "weight_decay", "adam_eps": "eps"}
 _ADAMW = ("adamw", "adam", "torch.optim.adamw")
@@ -55,9 +65,32 @@ def _megatron_backend(policy: Tree) -> list[str]:
     for theirs, ours in _DTENSOR_NAMES.items():
         if dtensor.get(theirs) is not None and dtensor.get("enabled") is not False:
             _set(megatron, ours, dtensor.pop(theirs), "policy.megatron_cfg")
+    _peft(megatron, dtensor)
     _drop_empty(megatron, "distributed_data_parallel_config")
     _drop_empty(policy, "dtensor_cfg")
     return idle
+
+
+def _peft(megatron: Tree, dtensor: Tree) -> None:
+    """LoRA of either backend; an enabled lora_cfg may only name all linear layers, for its names are other ones."""
+    peft, lora = _mapping(megatron, "peft", "policy.megatron_cfg"), dtensor.get("lora_cfg")
+    if peft.get("lora_dtype") == "None":  # as NeMo-RL's own configs spell it
+        peft["lora_dtype"] = None
+    if not isinstance(lora, dict) or lora.get("enabled") is not True or dtensor.get("enabled") is False:
+        return
+    place = "policy.dtensor_cfg.lora_cfg"
+    by_name = lora.pop("match_all_linear", True) is False
+    for key in ("target_modules", "exclude_modules"):
+        if lora.pop(key, None) and (by_name or key == "exclude_modules"):
+            remedy = f"name ours in policy.megatron_cfg.peft.{key}"
+            raise UserError("names layers of another backend", field=f"{place}.{key}", remedy=remedy)
+    if by_name:
+        raise UserError("is false and no layer is named", field=f"{place}.match_all_linear", remedy="leave it true")
+    if not peft or peft.get("enabled") is not True:
+        megatron["peft"] = peft = {}
+    for theirs, (ours, default) in _LORA_NAMES.items():
+        _set(peft, ours, lora.pop(theirs, default), "policy.megatron_cfg.peft")
+    _drop_empty(dtensor, "lora_cfg")
 
 
 def _megatron_optimizer(policy: Tree) -> list[str]:

@@ -10,9 +10,11 @@ from datetime import datetime
 from pathlib import Path
 
 from nemotron_dpo import __version__
-from nemotron_dpo.config import RunConfig, redact, redact_override, to_yaml
-from nemotron_dpo.steps.plan import Plan
+from nemotron_dpo.config import redact, redact_argv, redact_override, to_yaml
+from nemotron_dpo.steps import cache
+from nemotron_dpo.steps.choice import Decision
 from nemotron_dpo.steps.profile import Profile
+from nemotron_dpo.steps.stages import Plan, Stage
 from nemotron_dpo.steps.text import command_line
 
 JOBS = Path(".nemotron") / "jobs"
@@ -36,12 +38,12 @@ def job_folder(step_id: str, now: datetime) -> Path:
     return next(folder for folder in taken if not folder.exists())
 
 
-def write_job(plan: Plan, provenance: Provenance, run: RunConfig, now: datetime) -> None:
+def write_job(plan: Plan, provenance: Provenance, now: datetime) -> None:
     """Make the job folder and write job.yaml and the files of the plan, secrets hidden."""
     plan.job.mkdir(parents=True)
     for name, text in plan.files.items():
         (plan.job / name).write_text(text, encoding="utf-8")
-    (plan.job / "job.yaml").write_text(to_yaml(_record(plan, provenance, run, now)), encoding="utf-8")
+    (plan.job / "job.yaml").write_text(to_yaml(_record(plan, provenance, now)), encoding="utf-8")
 
 
 def file_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -51,14 +53,33 @@ def file_lines(plan: Plan) -> list[tuple[str, str]]:
     return [("job folder", "\n".join([f"mkdir -p {folder}", *texts]))]
 
 
-def plan_lines(plan: Plan) -> list[tuple[str, str]]:
-    """(stage, command) for everything that will run, what the cache lacks first."""
+def prelude_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(what, command) for what the cache lacks."""
     prelude = [] if plan.prelude is None or plan.prelude.is_cached else list(plan.prelude.commands)
-    first = [(f"tiny-sft: {name}", command_line(argv, {})) for name, argv in prelude]
-    return first + [(stage.name, command_line(stage.argv, stage.env)) for stage in plan.stages]
+    return [(f"tiny-sft: {name}", command_line(argv, {})) for name, argv in prelude]
 
 
-def _record(plan: Plan, provenance: Provenance, run: RunConfig, now: datetime) -> dict[str, object]:
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(stage, command) for everything there is to run, what the cache lacks first."""
+    return prelude_lines(plan) + [(stage.name, stage_line(stage)) for stage in plan.stages]
+
+
+def stage_line(stage: Stage) -> str:
+    """The command of one stage, ready to paste, secrets hidden."""
+    return command_line(redact(stage.argv), redact(dict(stage.env)))
+
+
+def decision_line(decision: Decision) -> tuple[str, str]:
+    """(stage, command) for what happens to one stage: its own command, or those that take it from where it is."""
+    stage = decision.stage
+    if decision.entry is None:
+        return stage.name, stage_line(stage)
+    instead = [shlex.join(command) for command in cache.by_hand(decision.entry, stage.outputs)] or ["true"]
+    command = shlex.join(redact(stage.argv)).replace("\n", " ")
+    return f"{stage.name}: up to date, taken from where it is", "\n".join([f"# {command}", *instead])
+
+
+def _record(plan: Plan, provenance: Provenance, now: datetime) -> dict[str, object]:
     profile = provenance.profile
     source = str(profile.source) if profile.source else None
     return {
@@ -66,14 +87,14 @@ def _record(plan: Plan, provenance: Provenance, run: RunConfig, now: datetime) -
         "created": now.astimezone().isoformat(timespec="seconds"),
         "version": __version__,
         "folder": str(Path.cwd()),
-        "argv": [redact_override(word) for word in provenance.argv],
+        "argv": redact_argv(provenance.argv),
         "config": {"path": str(provenance.config), "overrides": [redact_override(word) for word in provenance.overrides]},
         "profile": {
             "name": profile.name,
             "source": source,
             **redact(profile.settings),
         },
-        "processes": run.cluster.gpus_per_node * run.cluster.num_nodes,
+        "processes": plan.num_processes,
         "stages": [{"name": name, "command": command} for name, command in plan_lines(plan)],
-        "outputs": {"run": str(plan.run_dir), "checkpoint_megatron": str(plan.export_dir) if plan.export_dir else None},
+        "outputs": {name: str(path) for name, path in plan.artifacts.items()},
     }

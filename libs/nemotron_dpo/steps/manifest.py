@@ -26,6 +26,7 @@ class Step:
     parameters: tuple[dict[str, Any], ...]
     strategies: tuple[dict[str, Any], ...]
     errors: tuple[dict[str, Any], ...]
+    resources: dict[str, Any]
     folder: Path
 
     @property
@@ -84,6 +85,7 @@ def _read(path: Path) -> Step:
         values: dict[str, Any] = {name: head[name] for name in ("id", "name", "category", "description")}
         for name in ("consumes", "produces", "parameters", "strategies", "errors"):
             values[name] = tuple(tree.get(name, ()))
+        values["resources"] = dict(tree.get("resources", {}))
         return Step(**values, tags=tuple(head.get("tags", ())), folder=path.parent)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"is not TOML ({error})", source=path) from None

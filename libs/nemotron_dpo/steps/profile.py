@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import os
 import tomllib
@@ -29,7 +30,8 @@ class Profile:
 
     def cluster(self) -> dict[str, Any]:
         """What it says of the number of processes, as a config that lies under the step's own."""
-        num_processes = next((self.settings[key] for key in _NUM_PROCESSES if key in self.settings), None)
+        keys = (*_NUM_PROCESSES, "ntasks_per_node") if self.executor == "slurm" else _NUM_PROCESSES
+        num_processes = next((self.settings[key] for key in keys if self.settings.get(key)), None)
         sizes = {"gpus_per_node": num_processes, "num_nodes": self.settings.get("nodes")}
         given = {key: value for key, value in sizes.items() if value is not None}
         return {"cluster": given} if given else {}
@@ -45,12 +47,24 @@ def load_profile(name: str | None) -> Profile:
         return Profile("local", "local")
     path = _env_file()
     profiles = {key: table for key, table in _tables(path).items() if key not in NOT_PROFILES and isinstance(table, dict)}
-    settings = _merged(name, profiles, path, ())
+    settings = {key: _plain(value) for key, value in _merged(name, profiles, path, ()).items()}
     executor = settings.get("executor", "local")
     if executor not in EXECUTORS:
         raise UserError(f"profile {name}: is {executor!r} where {', '.join(EXECUTORS)} is due", source=path, field="executor")
     env_vars = {str(key): str(value) for key, value in settings.get("env_vars", {}).items()}
     return Profile(name, executor, env_vars, settings, path)
+
+
+def profile_names() -> list[tuple[str, str]]:
+    """(name, executor or parent) of every profile. Raises UserError where there is no env.toml or it is broken."""
+    tables = _tables(_env_file()).items()
+    profiles = [(name, table) for name, table in tables if name not in NOT_PROFILES and isinstance(table, dict)]
+    return [(name, str(table.get("executor") or f"extends {table.get('extends')}")) for name, table in profiles]
+
+
+def _plain(value: Any) -> Any:
+    """`value`; TOML reads 04:00:00 without quotes as a time of day, where a time limit is meant."""
+    return value.isoformat() if isinstance(value, datetime.time) else value
 
 
 def _env_file() -> Path:

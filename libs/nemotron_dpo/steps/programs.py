@@ -1,16 +1,60 @@
-"""Where the stage executables are: beside the running Python first, so that a virtual environment need not be active."""
+"""The stage executables: where they are, and which version of them this is."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
+from nemotron_dpo import __version__
+
+_ROOT = Path(__file__).resolve().parents[1]
+_ROWS = ("preferences", "streams", "sources.py")
+# program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
+_PARTS = {
+    "preference-tokenize": (_ROWS, ("tokenizers", "jinja2")),
+    "ref-logprobs": ((*_ROWS, "policy", "objective", "checkpoint"), ("torch", "megatron-core")),
+}
+_ALL = ((*_ROWS, "policy", "objective", "checkpoint", "training", "config", "wiring.py"), ("torch", "megatron-core"))
+
 
 def executable(name: str) -> str:
-    """`name` where the shell would find the right one, else its full path next to the running Python."""
+    """`name` where the shell would find the right one, else its full path next to the running Python.
+
+    A virtual environment need not be active.
+    """
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)
     if not beside.exists() or (found and Path(found) == beside):
         return name
     return str(beside)
+
+
+@functools.cache
+def program_version(name: str) -> str:
+    """What changes when the program would write something else: our version, our source, and the packages below it."""
+    parts, packages = _PARTS.get(name, _ALL)
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(file for part in parts for file in _sources(_ROOT / part)):
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
+    main = importlib.util.find_spec(name.replace("-", "_"))
+    if main is not None and main.origin:
+        digest.update(Path(main.origin).read_bytes())
+    versions = ",".join(f"{package} {_version(package)}" for package in packages)
+    return f"{name} {digest.hexdigest()} {versions}"
+
+
+def _sources(part: Path) -> list[Path]:
+    return [part] if part.is_file() else list(part.rglob("*.py"))
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

@@ -9,7 +9,8 @@ import pytest
 from nemotron_dpo.config import RunConfig, load_run
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.manifest import configs_root
-from nemotron_dpo.steps.plan import Plan, compile_plan, missing_inputs
+from nemotron_dpo.steps.plan import compile_plan, missing_inputs
+from nemotron_dpo.steps.stages import Plan
 
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
 JOB = Path("job")
@@ -27,8 +28,8 @@ def _commands(plan: Plan) -> list[list[str]]:
 
 STAGES = """
 preference-tokenize t.jsonl -o job/train.pairs.arrow --tokenizer org/model --max-length 128
-ref-logprobs job/train.pairs.arrow -o job/train.scored.arrow --policy org/model --precision bfloat16
 preference-tokenize v.jsonl -o job/validation-default.pairs.arrow --tokenizer org/model --max-length 128
+ref-logprobs job/train.pairs.arrow -o job/train.scored.arrow --policy org/model --precision bfloat16
 ref-logprobs job/validation-default.pairs.arrow -o job/validation-default.scored.arrow --policy org/model --precision bfloat16
 dpo-train job/train.scored.arrow --policy org/model --run-dir job/run --validation default=job/validation-default.scored.arrow\
  -c job/train.yaml
@@ -120,3 +121,15 @@ def test_missing_inputs_are_named(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     run, _ = load_run(None, [f"data.train.path={tmp_path}/*.jsonl", f"data.validation.path={tmp_path}/b.jsonl"])
     assert missing_inputs(run) == [f"{tmp_path}/b.jsonl: no such file: it is the data of default"]
+
+
+@pytest.mark.parametrize(
+    ("form", "scoring"),
+    [("megatron_bridge", "--policy ckpt"), ("megatron_lm", "--policy ckpt --precision bfloat16 --hf-model org/model")],
+)
+def test_a_pretrained_checkpoint_is_what_scores_and_trains(form: str, scoring: str):
+    pretrained = "checkpointing.pretrained_checkpoint"
+    tokenize, score, train, _ = _commands(_compile(f"{pretrained}.path=ckpt", f"{pretrained}.format={form}"))
+    assert "--tokenizer org/model" in " ".join(tokenize)
+    assert scoring in " ".join(score)
+    assert "--policy org/model" in " ".join(train)  # which train.yaml's pretrained_checkpoint stands in for

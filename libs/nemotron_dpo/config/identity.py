@@ -1,0 +1,43 @@
+"""Which settings make a run the run it is: what a resumed run must have kept, and what it may change."""
+
+from __future__ import annotations
+
+import re
+from functools import reduce
+from typing import Any
+
+from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.schema import RunConfig
+
+# May change, with a warning: how long the run is and what is measured on the way.
+_FREE = (
+    "dpo.max_num_epochs",
+    "dpo.max_num_steps",
+    "dpo.val_at_end",
+    "dpo.val_at_start",
+    "dpo.val_batches",
+    "dpo.val_global_batch_size",
+    "dpo.val_period",
+)
+# May change without a word, as keys or whole sections: where things lie (digests say what they are), what is kept and
+# logged, and how model and batch are cut, on which results do not depend. {a b} stands for each.
+_IRRELEVANT = """
+{checkpointing cluster data.train data.validation dpo.allow_reference_mismatch logger}
+policy.{max_total_sequence_length model_name sequence_packing tokenizer train_micro_batch_size}
+policy.megatron_cfg.{tensor_model_parallel_size pipeline_model_parallel_size
+  num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage context_parallel_size expert_model_parallel_size
+  expert_tensor_parallel_size sequence_parallel activation_checkpointing recompute_granularity recompute_method
+  recompute_num_layers recompute_modules}
+"""
+_SECTIONS = tuple(f"{section}{key}." for section, keys in re.findall(r"(\S*)\{([^}]*)\}", _IRRELEVANT) for key in keys.split())
+
+
+def identity(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fixed, free) settings of `run` by dotted key; a key that is not listed here is fixed."""
+    keys = [key for key in known_keys() if not f"{key}.".startswith(_SECTIONS)]
+    fixed = {key: _value(run, key) for key in keys if key not in _FREE}
+    return fixed, {key: _value(run, key) for key in _FREE}
+
+
+def _value(run: RunConfig, key: str) -> Any:
+    return reduce(getattr, key.split("."), run)

@@ -1,0 +1,111 @@
+"""How well a policy tells chosen from rejected responses: held-out accuracy and margins from outputs of ref-logprobs.
+
+python -m nemotron_dpo.preferences.margins POLICY.arrow [--reference REFERENCE.arrow] [--beta B] -o SCORES.json
+
+Both files are joined on pair_id. Without a reference, log-probs of the policy alone are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import orjson
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.pairs import Pairs, Ragged
+from nemotron_dpo.streams import open_reader, published_file
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    parser = argparse.ArgumentParser("margins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policy", help="Output of ref-logprobs under the policy.")
+    parser.add_argument("--reference", help="Output of ref-logprobs on the same pairs under the reference.")
+    parser.add_argument("--beta", type=float, default=0.05, help="KL penalty that scales rewards [default: 0.05].")
+    parser.add_argument("-o", dest="output", required=True, type=Path, help="JSON report to write.")
+    arguments = parser.parse_args()
+    try:
+        write_report(arguments.policy, arguments.reference, arguments.beta, arguments.output)
+    except UserError as error:
+        sys.exit(f"margins: error: {error}")
+    sys.exit(0)
+
+
+def write_report(policy: str, reference: str | None, beta: float, output: Path) -> None:
+    """Read both streams and write the report as JSON. Raises UserError for a stream that does not serve."""
+    pairs = _read(policy)
+    sums_2P, counts_2P = summed(pairs)
+    report = logp_report(sums_2P, counts_2P)
+    if reference is not None:
+        report |= reward_report(sums_2P, joined(pairs.pair_ids, _read(reference), reference), beta)
+    with published_file(output) as file:
+        file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def logp_report(sums_2P: np.ndarray, counts_2P: np.ndarray) -> dict[str, Any]:
+    """What the policy alone says of P pairs: row 0 chosen, row 1 rejected.
+
+    `sums_2P`: natural-log probability of each response; `counts_2P`: its tokens. A tie counts as wrong.
+    """
+    means_2P = sums_2P / counts_2P
+    return {
+        "pairs": int(sums_2P.shape[1]),
+        "logp_accuracy": float((sums_2P[0] > sums_2P[1]).mean()),
+        "logp_per_token_accuracy": float((means_2P[0] > means_2P[1]).mean()),
+        "chosen_logp_per_token": float(means_2P[0].mean()),
+        "rejected_logp_per_token": float(means_2P[1].mean()),
+    }
+
+
+def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, beta: float) -> dict[str, Any]:
+    """DPO's implicit rewards, beta * (log pi - log pi_ref) (Rafailov et al. 2023, section 4), and its loss, eq. 7."""
+    rewards_2P = beta * (policy_2P - reference_2P)
+    margins_P = rewards_2P[0] - rewards_2P[1]
+    return {
+        "beta": beta,
+        "accuracy": float((margins_P > 0).mean()),
+        "loss": float(np.logaddexp(0, -margins_P).mean()),
+        "reward_margin_mean": float(margins_P.mean()),
+        "reward_margin_median": float(np.median(margins_P)),
+        "rewards_chosen_mean": float(rewards_2P[0].mean()),
+        "rewards_rejected_mean": float(rewards_2P[1].mean()),
+    }
+
+
+def joined(ids: list[bytes], reference: Pairs, source: str) -> np.ndarray:
+    """Summed log-probs [2, P] of `reference`, read from `source`, in the order of `ids`; UserError where a pair is missing."""
+    row_of = {pair_id: row for row, pair_id in enumerate(reference.pair_ids)}
+    missing = sum(pair_id not in row_of for pair_id in ids)
+    if missing:
+        remedy = "score the same tokenized pairs under both"
+        raise UserError(f"lacks {missing} of the {len(ids)} pairs of the policy's file", source=source, remedy=remedy)
+    return summed(reference)[0][:, [row_of[pair_id] for pair_id in ids]]
+
+
+def summed(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """(summed log-probs, token counts) of scored pairs, both [2, P]: chosen, rejected; float64, int64."""
+    assert pairs.ref_chosen is not None
+    assert pairs.ref_rejected is not None
+    sides = (pairs.ref_chosen, pairs.ref_rejected)
+    return np.stack([_sums(side) for side in sides]), np.stack([side.lengths for side in sides])
+
+
+def _sums(side: Ragged) -> np.ndarray:
+    """Sum of every row; a response always has a token."""
+    return np.add.reduceat(side.values[: side.offsets[-1]].astype(np.float64), side.offsets[:-1])
+
+
+def _read(source: str) -> Pairs:
+    with open_reader(source, "scored_pairs") as reader:
+        pairs = Pairs.of(reader.read_all())
+    if not len(pairs):
+        raise UserError("has no pairs", source=source)
+    return pairs
+
+
+if __name__ == "__main__":
+    main()

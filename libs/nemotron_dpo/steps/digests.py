@@ -1,0 +1,119 @@
+"""Content digests of what stages read: rows, tokenizers, policies. Large files are read once and remembered.
+
+A remembered digest serves as long as path, size, modification time and inode are the same; it saves reading, and decides
+nothing by itself.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import orjson
+
+from nemotron_dpo import sources
+from nemotron_dpo.preferences.inputs import expand
+from nemotron_dpo.preferences.tokenizer_folder import open_folder
+
+_REMEMBERED_BYTES = 1 << 20
+# A file changed this recently could change again within the granularity of its time stamp.
+_SETTLED_SECONDS = 2
+_POLICY_SUFFIXES = (".safetensors", ".distcp", ".pt", ".json", ".yaml", ".metadata", ".jinja", ".model")
+_DATED = "strftime_now"
+
+
+class Unknown(Exception):
+    """The digest could only be had by reading much or by asking the network, and neither was allowed."""
+
+
+class Digests:
+    """sha256 by content. With `peek`, large files and models on the hub that are not remembered are Unknown."""
+
+    def __init__(self, memo: Path, *, peek: bool = False) -> None:
+        self._memo_file = memo
+        self._peek = peek
+        self._memo: dict[str, str] = _read_memo(memo)
+        self._changed = False
+
+    def file(self, path: Path) -> str:
+        """Of the bytes of one file."""
+        state = path.stat()
+        if state.st_size < _REMEMBERED_BYTES:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        name = f"{os.path.realpath(path)}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ino}"
+        if name in self._memo:
+            return self._memo[name]
+        if self._peek:
+            raise Unknown(str(path))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time() - state.st_mtime > _SETTLED_SECONDS:
+            self._memo[name] = digest
+            self._changed = True
+        return digest
+
+    def data(self, pattern: str) -> str:
+        """Of the files of rows that `pattern` names, in their order; names do not count."""
+        return _joined(self.file(Path(name)) for name in expand([pattern]))
+
+    def tokenizer(self, id_or_dir: str) -> str:
+        """Of the tokenizer's files and its template; and of the day, where the template prints it."""
+        folder = open_folder(self._folder(id_or_dir))
+        return _joined([*folder.digests.values(), *_day(folder.template)])
+
+    def template(self, text: str) -> str:
+        """Of a chat template; and of the day, where it prints it."""
+        return _joined([hashlib.sha256(text.encode()).hexdigest(), *_day(text)])
+
+    def policy(self, id_or_dir: str) -> str:
+        """Of weights, architecture and tokenizer of a policy, or of the last step of a run folder."""
+        source = sources.resolve_run(self._folder(id_or_dir))
+        folders = dict.fromkeys((source.path, source.tokenizer_folder))
+        files = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if _counts(path))
+        return _joined(f"{path.name}\0{self.file(path)}" for path in files)
+
+    def save(self) -> None:
+        """Write down what was learned."""
+        if not self._changed:
+            return
+        self._memo_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._memo_file.with_name(f".{self._memo_file.name}.{os.getpid()}")
+        temporary.write_bytes(orjson.dumps({**_read_memo(self._memo_file), **self._memo}, option=orjson.OPT_INDENT_2))
+        os.replace(temporary, self._memo_file)
+        self._changed = False
+
+    def _folder(self, id_or_dir: str) -> str:
+        """The folder of a model; a Hugging Face id is asked for on the hub, or with `peek` taken from where it was last."""
+        if Path(id_or_dir).expanduser().is_dir():
+            return id_or_dir
+        name = f"model\0{id_or_dir}"
+        if not self._peek:
+            self._memo[name] = str(sources.resolve(id_or_dir).path)
+            self._changed = True
+        if not Path(self._memo.get(name, "")).is_dir() or name not in self._memo:
+            raise Unknown(id_or_dir)
+        return self._memo[name]
+
+
+def _counts(path: Path) -> bool:
+    return path.is_file() and (path.suffix in _POLICY_SUFFIXES or path.name == ".metadata")
+
+
+def _day(template: str | None) -> list[str]:
+    return [datetime.date.today().isoformat()] if template and _DATED in template else []
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read_memo(path: Path) -> dict[str, str]:
+    try:
+        memo = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+    return memo if isinstance(memo, dict) else {}

@@ -1,0 +1,101 @@
+say() { printf 'nemotron-steps: %s\n' "$*" >&2; }
+give_up() {
+  rm -f -- "$job/env.sh"
+  say "error: $2"
+  exit "$1"
+}
+
+# What may be secret lies in a file of the owner's while the job is queued: read once, removed, and put back only where
+# the job will be started again.
+load_environment() {
+  [[ $has_environment == yes ]] || return 0
+  environment=$(cat -- "$job/env.sh") || give_up 1 "$job/env.sh is gone: submit the job anew"
+  rm -f -- "$job/env.sh"
+  eval "$environment"
+}
+keep_environment() {
+  [[ $has_environment == yes ]] || return 0
+  (umask 077 && printf '%s\n' "$environment" >"$job/.env.sh" && mv -f -- "$job/.env.sh" "$job/env.sh")
+}
+
+# Slurm sends USR1 to this script alone when time is nearly up. Stages then get TERM, by scancel: srun would kill them.
+on_out_of_time() {
+  signalled=yes out_of_time=yes
+  say "time is nearly up: $name is told to save and end"
+  scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null
+}
+# TERM comes to everything in the job at once: it was cancelled, unless Slurm already counts it as started once more.
+on_stop() {
+  signalled=yes stopped=yes
+  local shown
+  shown=$(trap '' TERM && scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)
+  [[ ! $shown =~ Restarts=([0-9]+) ]] || ((BASH_REMATCH[1] <= ${SLURM_RESTART_COUNT:-0})) || keep_environment
+}
+
+progress() { ls -1 -- "$job/done" "$checkpoints" 2>/dev/null; }
+
+start() {
+  trap on_out_of_time USR1
+  trap on_stop TERM
+  load_environment
+  cd -- "$folder" || give_up 1 "$folder: no such folder on $(uname -n)"
+  mkdir -p -- "$job/done"
+  rm -f -- "$job/failed"
+  before=$(progress)
+  find_each_other
+  threads=$((${SLURM_CPUS_ON_NODE:-1} / processes_per_node))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+}
+
+# The words by which torchrun starts processes_per_node workers on every node and finds the other nodes.
+find_each_other() {
+  rendezvous=(--standalone --nproc-per-node "$processes_per_node" --no-python)
+  ((num_nodes > 1)) || return 0
+  local head
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  rendezvous=(--nnodes "$num_nodes" --nproc-per-node "$processes_per_node" --rdzv-backend c10d
+    --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" --no-python)
+}
+
+# stage NUMBER NAME NODES COMMAND...: one task on each of that many nodes, unless it was done before the job was requeued.
+stage() {
+  local number=$1 nodes=$3 status=0 code
+  name=$2
+  shift 3
+  if [[ -e $job/done/$number ]]; then
+    say "$name: done before"
+    return 0
+  fi
+  [[ -z $out_of_time ]] || requeue
+  say "$name"
+  srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 "${step_options[@]}" \
+    bash "$job/task.sh" "$@" </dev/null &
+  while true; do
+    signalled=
+    wait $!
+    code=$?
+    ((code == 127)) || status=$code
+    [[ -n $signalled ]] || break
+  done
+  [[ -z $stopped ]] || exit 143
+  if ((status == 0)); then
+    : >"$job/done/$number"
+  elif [[ -n $out_of_time ]]; then
+    requeue
+  else
+    # of several nodes the first to fail tells why; the others were ended for it
+    [[ ! -s $job/failed ]] || status=$(<"$job/failed")
+    say "$name failed (exit $status)"
+    exit "$status"
+  fi
+}
+
+# Start the job again from what it saved, unless it saved nothing since it was started: it never would.
+requeue() {
+  [[ $(progress) != "$before" ]] || give_up 124 "nothing was saved before time was up: raise time in the profile"
+  keep_environment
+  say "requeued: it goes on from what was saved"
+  timeout 60 scontrol requeue "$SLURM_JOB_ID" || give_up 1 "job $SLURM_JOB_ID could not be requeued"
+  sleep 120 # Slurm ends this script
+  exit 1
+}

@@ -1,0 +1,84 @@
+"""Held-out figures by hand: two files of scores of three pairs, joined on pair_id whatever their order."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.margins import write_report
+from nemotron_dpo.streams import StreamInfo, open_writer
+
+# pair -> log-probs of (chosen, rejected) tokens. Sums: a (-3, -4), b (-6, -1), c (-2, -2).
+POLICY = {"a": ([-1.0, -2.0], [-4.0]), "b": ([-1.0, -2.0, -3.0], [-1.0]), "c": ([-2.0], [-1.0, -1.0])}
+# Sums: c (-2, -2), a (-4, -3), b (-10, -2).
+REFERENCE = {"c": ([-2.0], [-1.0, -1.0]), "a": ([-2.0, -2.0], [-3.0]), "b": ([-5.0, -3.0, -2.0], [-2.0])}
+
+
+def _write(path: Path, scores: dict[str, tuple[list[float], list[float]]]) -> str:
+    rows = [
+        {
+            "pair_id": name.encode() * 16,
+            "source_line": 1,
+            "prompt_ids": [1],
+            "chosen_ids": [2] * len(chosen),
+            "rejected_ids": [3] * len(rejected),
+            "chosen_truncated": False,
+            "rejected_truncated": False,
+            "ref_chosen_logps": chosen,
+            "ref_rejected_logps": rejected,
+        }
+        for name, (chosen, rejected) in scores.items()
+    ]
+    with open_writer(path, StreamInfo("scored_pairs", "tests", "0")) as writer:
+        for row in rows:  # a batch each, so that columns are joined from several
+            writer.write(pa.RecordBatch.from_pylist([row], schema=writer.schema))
+    return str(path)
+
+
+def test_figures_by_hand(tmp_path: Path):
+    policy, reference = _write(tmp_path / "policy.arrow", POLICY), _write(tmp_path / "reference.arrow", REFERENCE)
+    write_report(policy, reference, 0.5, tmp_path / "scores.json")
+    # Sums: a is right, b wrong, c a tie, which is wrong. Per token: a -1.5 > -4, b -2 < -1, c -2 < -1.
+    # Rewards, 0.5 * (policy - reference): a (0.5, -0.5), b (2, 0.5), c (0, 0). Margins: 1, 1.5, 0.
+    assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(
+        {
+            "pairs": 3,
+            "logp_accuracy": 1 / 3,
+            "logp_per_token_accuracy": 1 / 3,
+            "chosen_logp_per_token": (-1.5 - 2 - 2) / 3,
+            "rejected_logp_per_token": (-4 - 1 - 1) / 3,
+            "beta": 0.5,
+            "accuracy": 2 / 3,
+            "loss": (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1.5)) + math.log(2)) / 3,
+            "reward_margin_mean": 2.5 / 3,
+            "reward_margin_median": 1.0,
+            "rewards_chosen_mean": 2.5 / 3,
+            "rewards_rejected_mean": 0.0,
+        }
+    )
+
+
+def test_without_a_reference_there_are_no_rewards(tmp_path: Path):
+    write_report(_write(tmp_path / "policy.arrow", POLICY), None, 0.5, tmp_path / "scores.json")
+    assert "accuracy" not in json.loads((tmp_path / "scores.json").read_text())
+
+
+def test_missing_pairs_are_counted(tmp_path: Path):
+    policy = _write(tmp_path / "policy.arrow", POLICY)
+    reference = _write(tmp_path / "reference.arrow", {"a": REFERENCE["a"]})
+    with pytest.raises(UserError, match=r"reference\.arrow: lacks 2 of the 3 pairs of the policy's file: score the same"):
+        write_report(policy, reference, 0.5, tmp_path / "scores.json")
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_mistake_is_one_line(tmp_path: Path):
+    argv = [sys.executable, "-m", "nemotron_dpo.preferences.margins", str(tmp_path / "none"), "-o", str(tmp_path / "out")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"margins: error: {tmp_path}/none: no such file\n")
