@@ -5,6 +5,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 python := ".venv/bin/python"
 cache := env("XDG_CACHE_HOME", env("HOME") / ".cache") / "nemotron-dpo"
 smollm2 := cache / "smollm2-135m-instruct"
+trl := cache / "trl-venv"
 
 # List the recipes
 [private]
@@ -25,13 +26,21 @@ dpo-smollm2 DATA: setup
     @RL_POLICY_MODEL={{ quote(smollm2) }} .venv/bin/nemotron-steps run rl/nemo_rl/dpo -c smollm2 \
         data.train.prompt_file="$(cd {{ quote(invocation_directory()) }} && realpath -- {{ quote(trim_start_match(DATA, "DATA=")) }})"
 
-# Run every test (about 7 minutes on two cores)
+# Run every test (about 16 minutes on two cores)
 test *ARGS: setup
     @{{ python }} -m pytest -n 2 {{ ARGS }}
 
 # Run the tests that take seconds
 test-quick *ARGS: setup
     @{{ python }} -m pytest -n 2 -m "not slow and not real and not multiprocess" {{ ARGS }}
+
+# Time ours and TRL's DPO on the same pairs, in turns: NEMOTRON_DPO_HH=<HH file> just bench [--sweep ...]
+bench *ARGS: setup
+    @{{ python }} pipelines/smollm2_policy.py {{ quote(smollm2) }}
+    @test -x {{ quote(trl / "bin" / "python") }} || { python3 -m venv {{ quote(trl) }} && \
+        {{ quote(trl / "bin" / "pip") }} install --quiet torch==2.13.0 trl==1.16.0 datasets==5.2.0; }
+    @{{ python }} tests/benchmarks/bench_dpo.py "${NEMOTRON_DPO_HH:?is not set: it names the HH pairs}" {{ quote(smollm2) }} \
+        --peer {{ quote(trl / "bin" / "python") }} {{ ARGS }}
 
 # Check style, format and types
 lint: setup

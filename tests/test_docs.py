@@ -39,7 +39,7 @@ def _paste(block: str, folder: Path) -> str:
 
 
 def test_every_block_is_accounted_for():
-    assert (len(FROM_CLONE), len(OWN_MODEL), len(QUICK), len(CHAIN)) == (2, 1, 2, 7)
+    assert (len(FROM_CLONE), len(OWN_MODEL), len(QUICK), len(CHAIN)) == (2, 1, 2, 8)
 
 
 @pytest.mark.parametrize("block", QUICK, ids=lambda block: block.split()[0])
@@ -53,6 +53,8 @@ def test_the_chain_by_hand_and_as_a_pipe(folder: Path):
         _paste(block, folder)
     for made in ("pairs.arrow", "scored.arrow", "run/metrics.jsonl", "trained-hf/config.json", "piped/metrics.jsonl"):
         assert (folder / made).is_file(), made
+    assert list(folder.glob(".nemotron/jobs/*-eval-preference_score/scores.json"))
+    assert (folder / "env.slurm.toml").is_file()
     assert (folder / "trained-megatron" / "latest_checkpointed_iteration.txt").is_file()
 
 

@@ -24,7 +24,8 @@ ALLOWED = {
     "policy": {"streams", "sources", "errors", "objective", "preferences"},
     "checkpoint": {"streams", "sources", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
-    "steps": {"errors", "config"},
+    "steps": {"errors", "config", "sources", "preferences"},
+    "wiring": {"config", "policy", "preferences", "objective", "training"},
 }
 # outside package -> the parts that alone may import it
 ONLY_IN = {

@@ -11,6 +11,8 @@ import pytest
 
 from programs import ROOT, check, command, error_line, losses, run
 
+pytestmark = pytest.mark.slow
+
 DATA = ROOT / "configs" / "rl" / "nemo_rl" / "dpo" / "data"
 
 

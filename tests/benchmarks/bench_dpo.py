@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""DPO from the same JSONL and Hugging Face folder to updated weights, ours and TRL's, taking turns; ratios within one run.
+
+  NEMOTRON_DPO_HH=harmless-base.test.jsonl.gz just bench
+  python tests/benchmarks/bench_dpo.py HH POLICY --peer TRL_PYTHON [--kind hh] [--precision bfloat16] [--length 512]
+
+Ours is preference-tokenize, ref-logprobs, dpo-train and the export to a Hugging Face folder, each timed as a process; TRL is
+one process of trl_peer.py with its online reference. Figures are medians of the rounds. "of limit" is the model FLOPs of the
+training stage (shared prompts once) over its time, against the matrix-product rate measured here in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import workloads
+
+ROOT = Path(__file__).parents[2]
+BETAS = (0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some processes took: seconds by the wall clock and of CPU time, and the largest peak memory in bytes."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload on disk: `counts` are workloads.write's."""
+
+    data: Path
+    policy: Path
+    counts: dict[str, int]
+    precision: str
+    length: int
+    batch: int
+    micro_batch: int
+
+
+def main() -> None:
+    """Print a table a case."""
+    options = _options()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.policy)
+    for kind in options.kind:
+        for length in options.length:
+            for precision in options.precision:
+                with tempfile.TemporaryDirectory() as scratch:
+                    data = Path(scratch) / "pairs.jsonl"
+                    counts = workloads.write(kind, options.hh, options.pairs, length, tokenizer, data)
+                    case = Case(data, options.policy, counts, precision, length, options.batch, options.micro_batch)
+                    print(f"\n{kind}, length {length}, {precision}: {counts}", flush=True)
+                    _compare(case, options, Path(scratch))
+
+
+def _compare(case: Case, options: argparse.Namespace, scratch: Path) -> None:
+    ours: list[tuple[Cost, float, float]] = []
+    theirs: list[Cost] = []
+    sweeps: list[tuple[Cost, Cost]] = []
+    for round_ in range(options.rounds):
+        if options.peer:
+            theirs.append(_trl(case, options, scratch / f"trl{round_}"))
+        rate = _gemm_rate(case.precision)
+        stages, seconds = _ours(case, scratch / f"ours{round_}", BETAS[1:2])
+        ours.append((stages, _model_flops(case) / seconds / rate, seconds))
+        if options.sweep and options.peer:
+            swept, _ = _ours(case, scratch / f"sweep{round_}", BETAS)
+            sweeps.append((swept, theirs[-1] + theirs[-1] + theirs[-1]))
+    _report(case, "ours", [cost for cost, _, _ in ours])
+    if theirs:
+        _report(case, "TRL", theirs)
+        _ratio("pairs/s", [b.wall / a.wall for (a, _, _), b in zip(ours, theirs, strict=True)])
+        _ratio("CPU seconds", [b.cpu / a.cpu for (a, _, _), b in zip(ours, theirs, strict=True)])
+        _ratio("peak memory", [a.peak / b.peak for (a, _, _), b in zip(ours, theirs, strict=True)])
+    if sweeps:
+        _ratio("pairs/s over a sweep of 3 betas", [b.wall / a.wall for a, b in sweeps])
+    _ratio("training stage, share of the matrix-product limit", [share for _, share, _ in ours])
+    _ratio("training stage, seconds", [seconds for _, _, seconds in ours])
+
+
+def _report(case: Case, who: str, costs: Sequence[Cost]) -> None:
+    wall = statistics.median(cost.wall for cost in costs)
+    cpu = statistics.median(cost.cpu for cost in costs)
+    peak = statistics.median(cost.peak for cost in costs)
+    pairs, tokens = case.counts["pairs"] / wall, case.counts["sequence_tokens"] / wall
+    print(
+        f"  {who:5} {wall:7.1f} s {pairs:7.3f} pairs/s {tokens:8.0f} tokens/s {cpu:7.1f} CPU s {peak / 1e9:6.2f} GB", flush=True
+    )
+
+
+def _ratio(what: str, values: Sequence[float]) -> None:
+    print(f"  {what}: {statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})", flush=True)
+
+
+def _ours(case: Case, folder: Path, betas: Sequence[float]) -> tuple[Cost, float]:
+    """All stages, the training stage once a beta; and the seconds of the steps of its last run."""
+    folder.mkdir()
+    mb_tokens = 2 * case.micro_batch * case.length
+    pairs, scored = folder / "pairs.arrow", folder / "scored.arrow"
+    cost = _timed("preference-tokenize", case.data, "-o", pairs, "--tokenizer", case.policy, "--max-length", case.length)
+    precision = ("--precision", case.precision)
+    cost += _timed("ref-logprobs", pairs, "-o", scored, "--policy", case.policy, *precision)
+    run = folder
+    for beta in betas:
+        run = folder / f"run{beta}"
+        settings = [
+            f"policy.precision={case.precision}",
+            f"policy.train_global_batch_size={case.batch}",
+            f"policy.max_total_sequence_length={case.length}",
+            f"policy.sequence_packing.train_mb_tokens={mb_tokens}",
+            "policy.optimizer.lr=1e-6",
+            "policy.scheduler.warmup_steps=0",
+            f"dpo.reference_policy_kl_penalty={beta}",
+        ]
+        cost += _timed("dpo-train", scored, "--policy", case.policy, "--run-dir", run, *settings)
+        cost += _timed("ckpt-export", run, "-o", folder / f"hf{beta}", "--to", "hf")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return cost, sum(record.get("timing/train/total_step_time", 0.0) for record in records)
+
+
+def _timed(program: str, *arguments: object) -> Cost:
+    script = ROOT / "bin" / f"{program.replace('-', '_')}.py"
+    return _cost([sys.executable, str(script), *map(str, arguments)])
+
+
+def _trl(case: Case, options: argparse.Namespace, output: Path) -> Cost:
+    script = Path(__file__).with_name("trl_peer.py")
+    argv = [options.peer, str(script), str(case.data), str(case.policy), str(output), "--precision", case.precision]
+    argv += ["--batch", str(case.batch), "--micro-batch", str(case.micro_batch), "--length", str(case.length)]
+    return _cost([*argv, *(["--gradient-checkpointing"] if options.gradient_checkpointing else [])])
+
+
+def _cost(argv: Sequence[str]) -> Cost:
+    """Run a command to its end; it must succeed."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            sys.exit(f"bench_dpo: {' '.join(argv[:3])} failed:\n{log.read().decode(errors='replace')[-2000:]}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def _gemm_rate(precision: str) -> float:
+    """FLOP/s of one large matrix product in this precision, the best of several."""
+    import torch
+
+    a, b = (torch.randn(2048, 2048).to(getattr(torch, precision)) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - started))
+    return best
+
+
+def _model_flops(case: Case) -> float:
+    """Matrix-product FLOPs that training on the case needs: layers on every packed token, the output layer on responses.
+
+    Forward and backward, 6 a weight and token; attention scores are counted as causal, half the square.
+    """
+    config = json.loads((case.policy / "config.json").read_text())
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    groups = config["num_key_value_heads"]
+    layer = hidden * head * (2 * heads + 2 * groups) + 3 * hidden * config["intermediate_size"]
+    tokens, pairs = case.counts["unique_tokens"], case.counts["pairs"]
+    attention = 6 * 2 * heads * head * layers * tokens * (case.counts["sequence_tokens"] / pairs / 2) / 2
+    return 6.0 * (layers * layer * tokens + hidden * config["vocab_size"] * case.counts["response_tokens"]) + attention
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hh", type=Path, help="HH pairs, gzipped JSONL")
+    parser.add_argument("policy", type=Path, help="Hugging Face folder")
+    parser.add_argument("--peer", help="a Python with torch and trl; without it only ours is measured")
+    parser.add_argument("--kind", nargs="+", choices=["hh", "long"], default=["hh", "long"])
+    parser.add_argument("--precision", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"])
+    parser.add_argument("--length", nargs="+", type=int, default=[512])
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--micro-batch", type=int, default=2, help="pairs in a forward pass; ours: that many x 2 x length tokens"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sweep", action="store_true", help="also three betas, against three runs of TRL")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="TRL's default; slower, less memory")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
