@@ -40,11 +40,12 @@ def command(source: str, output: Path, form: str, hf_model: str | None, precisio
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
     refuse_existing(output)
     found = resolve_pretrained(source, "megatron_lm", hf_model) if hf_model else resolve_run(source)
-    from nemotron_dpo.checkpoint.export import export
     from nemotron_dpo.policy import parallel
 
     parallel.initialize()
     try:
+        from nemotron_dpo.checkpoint.export import export
+
         difference = export(found, output, form, precision, verify)
     finally:
         parallel.shut_down()

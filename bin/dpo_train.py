@@ -53,9 +53,11 @@ def command(
     source: str, overrides: tuple[str, ...], policy: str, run_dir: Path, validation: tuple[str, ...], config: str | None
 ) -> None:
     from nemotron_dpo.config import load_run
+    from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.training.resume import newest
 
+    redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
     run, warnings = load_run(config, overrides)
     for warning in warnings:
         cli.say(PROGRAM, f"warning: {warning}")
@@ -145,10 +147,12 @@ def _train(
     resumed: ResumeState | None,
 ) -> None:
     from nemotron_dpo.policy import parallel
+    from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.training.stopping import Stop, deadline
 
     checkpoints = _checkpoints(run, run_dir, policy, identity)
     run_dir.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     parallel.initialize(wiring.layout(run), run.dpo.seed)
     try:
         from nemotron_dpo.training.run import train

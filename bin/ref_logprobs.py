@@ -69,6 +69,7 @@ def command(
     last_stage_layers: int | None,
 ) -> None:
     from nemotron_dpo.policy import parallel
+    from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.streams import open_reader
 
@@ -86,6 +87,7 @@ def command(
             first_stage_layers=first_stage_layers,
             last_stage_layers=last_stage_layers,
         )
+        keep_freed_memory()
         parallel.initialize(layout)
         try:
             with _writer(output, info) as writer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ from pathlib import Path
 from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
 from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, tokenizer_folder
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.allocator import return_freed_memory
 from nemotron_dpo.sources import ModelSource, resolve
-
-_M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 
 
 def export(source: ModelSource, output: Path, form: str, precision: str | None, verify: int = 0) -> float | None:
@@ -24,7 +22,7 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
     returned is the largest difference of a token's log-prob. Raises UserError where it is too large; then, as after any
     error, nothing is left.
     """
-    _return_freed_memory()
+    return_freed_memory()
     if form == "peft":
         return _export_adapters(source, output, precision)
     model, shape = open_policy(source, precision)
@@ -40,13 +38,6 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
         del model  # two policies need not fit
         written, _ = open_policy(resolve(folder), None)
         return probe.compare(before_R, probe.score(written, rows))
-
-
-def _return_freed_memory() -> None:
-    """Have glibc give tensors of a megabyte and more back to the system when they are freed: it keeps what grew by pieces."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _export_adapters(source: ModelSource, output: Path, precision: str | None) -> None:

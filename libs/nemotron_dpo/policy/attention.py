@@ -2,22 +2,21 @@
 
 Legend: S packed tokens, L those that this context-parallel rank holds (all of them without context parallelism), N query
 heads, G key/value heads, D head size.
-Two implementations of the same rule: by segment through scaled_dot_product_attention, which needs no mask over the whole
-row (CPU), and FlexAttention with a block mask (GPU). Tests hold them equal.
+Two implementations of the same rule: by segment, which needs no mask over the whole row (CPU), and FlexAttention with a block
+mask (GPU). Tests hold them equal.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemotron_dpo.policy.rows import PackedRow
+from nemotron_dpo.policy.segment_attention import Run, attend
 
 
 class PairAttention(nn.Module):
@@ -46,25 +45,22 @@ def _whole(held: Tensor, row: PackedRow) -> Tensor:
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
     """Queries [L, 1, N, D] against keys [S, 1, G, D]: each run of held tokens causally, after what it may see before it."""
-    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [1, heads, tokens, D]
-    parts = []
-    for held, seen in _runs(row):
-        k_seen, v_seen = (torch.cat([x[:, :, keys] for keys in seen], dim=2) if seen[1:] else x[:, :, seen[0]] for x in (k, v))
-        parts.append(_sdpa(q[:, :, held], k_seen, v_seen, scale))
-    return torch.cat(parts, dim=2).permute(2, 0, 1, 3).flatten(2)
+    return attend(query, key, value, _runs(row), scale)
 
 
-def _runs(row: PackedRow) -> Iterator[tuple[slice, tuple[slice, ...]]]:
-    """(queries as places in L, keys as places in S, the last of which are the queries' own), in the order of L."""
-    held = 0
+@functools.lru_cache(maxsize=1)
+def _runs(row: PackedRow) -> tuple[Run, ...]:
+    """Queries as places in L and keys as places in S, in the order of L; made once for all layers of a pass."""
+    runs, held = [], 0
     for chunk in row.chunks:
         for s in row.segments:
             for first, last in ((s.prompt, s.rejected), (s.rejected, s.end)):
                 start, stop = max(first, chunk.start), min(last, chunk.stop)
                 if start < stop:
                     before = () if first == s.prompt else (slice(s.prompt, s.chosen),)
-                    yield slice(held, held + stop - start), (*before, slice(first, stop))
+                    runs.append(Run(slice(held, held + stop - start), (*before, slice(first, stop))))
                     held += stop - start
+    return tuple(runs)
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
@@ -75,15 +71,6 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, sc
     run = _compiled_flex() if query.is_cuda else flex.flex_attention
     out = run(q, k, v, block_mask=_block_mask(row), scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.permute(2, 0, 1, 3).flatten(2)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention whose queries are the last ones of the keys."""
-    grouped = q.shape[1] != k.shape[1]
-    if q.shape[2] == k.shape[2]:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 @functools.cache

@@ -16,13 +16,16 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor, nn
 
 from nemotron_dpo.policy.attention import PairAttention
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.dispatch import prepare_dispatch
+from nemotron_dpo.policy.gradients import TokenEmbedding
 from nemotron_dpo.policy.grouped_experts import GroupedExperts
+from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
 
 
@@ -48,12 +51,19 @@ def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)  # type: ignore[arg-type]
 
 
+def specialize(model: nn.Module) -> None:
+    """Let the parts that megatron-core names itself, and no spec can replace, compute our way; weights and keys stay theirs."""
+    own: dict[type, type] = {MLP: GatedMLP, VocabParallelEmbedding: TokenEmbedding}
+    for module in model.modules():
+        module.__class__ = own.get(type(module), type(module))
+
+
 def mark_partitions(model: nn.Module) -> None:
     """Say along which axis each weight is split; megatron-core does so only where it also initialises the weight.
 
     Loading reads it, and so does the gradient norm, which must count replicated weights once.
     """
-    axes = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
+    axes = {TokenEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
     for module in model.modules():
         axis = axes.get(type(module))
         weight = getattr(module, "weight", None)

@@ -19,7 +19,7 @@ from torch import Tensor
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
-from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings
+from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import response_logps
 from nemotron_dpo.policy.rows import PackedRow
 from nemotron_dpo.policy.transformer_config import Recompute, transformer_config
@@ -109,6 +109,7 @@ def build_policy(shape: Architecture, dtype: torch.dtype, *, max_length: int, re
         rope_scaling=shape.rope_scaling is not None,
         rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
     )
+    specialize(model)
     mark_partitions(model)
     scale_embeddings(model, shape.embedding_scale)
     return model.to(device=device(), dtype=dtype)

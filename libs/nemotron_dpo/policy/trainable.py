@@ -14,6 +14,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from nemotron_dpo.policy.gradients import accumulate_in_place, skip_collectives_of_one, update_in_one_pass
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow
 
@@ -54,7 +55,10 @@ class TrainablePolicy:
             average_in_collective=False,
         )
         self._ddp = DistributedDataParallel(model.config, ddp, model)
+        accumulate_in_place(model)
+        skip_collectives_of_one()
         self.optimizer = get_megatron_optimizer(_optimizer_config(model, settings), [self._ddp], use_gloo_process_groups=False)
+        update_in_one_pass(self.optimizer)
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self._ddp.no_sync
 

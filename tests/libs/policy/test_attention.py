@@ -8,6 +8,7 @@ import torch
 
 from nemotron_dpo.policy.attention import flex_attention, segment_attention
 from nemotron_dpo.policy.rows import Cut, PackedRow, pack_row
+from nemotron_dpo.policy.segment_attention import BLOCK
 
 HEADS, GROUPS, SIZE = 4, 2, 16
 
@@ -32,6 +33,7 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, sca
 
 
 LENGTHS = [((5, 3, 4),), ((1, 1, 1),), ((9, 1, 6), (2, 7, 1), (4, 4, 4))]
+LONG = ((3, BLOCK, 1), (BLOCK + 5, 2, 2 * BLOCK + 1))  # queries of more than one block, whole and not
 
 
 def random_inputs(row: PackedRow) -> list[torch.Tensor]:
@@ -39,7 +41,7 @@ def random_inputs(row: PackedRow) -> list[torch.Tensor]:
     return [torch.randn(len(row.input_ids_S), 1, n, SIZE, requires_grad=True) for n in (HEADS, GROUPS, GROUPS)]
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("lengths", [*LENGTHS, LONG])
 def test_segment_attention_and_its_gradient_follow_the_rule(lengths: tuple[tuple[int, int, int], ...]) -> None:
     row = packed(*lengths)
     q, k, v = random_inputs(row)
@@ -50,6 +52,16 @@ def test_segment_attention_and_its_gradient_follow_the_rule(lengths: tuple[tuple
     assert torch.allclose(got, expected, atol=1e-5)
     for ours, theirs in zip(torch.autograd.grad((got * weight).sum(), (q, k, v)), wanted, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_bfloat16_is_rounded_at_the_end_alone() -> None:
+    """Scores and probabilities stay float32: what float32 gives for the same inputs, rounded once."""
+    row = packed(*LONG)
+    q, k, v = (x.detach().bfloat16() for x in random_inputs(row))
+    expected = dense(q.float(), k.float(), v.float(), row, 0.25)
+    got = segment_attention(q, k, v, row, 0.25)
+    assert got.dtype is torch.bfloat16
+    assert (got.float() - expected).norm() <= 2.0**-8 * expected.norm()
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

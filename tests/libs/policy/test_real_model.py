@@ -32,7 +32,7 @@ def test_float32_logits_and_logps_equal_transformers() -> None:
     with torch.no_grad():
         logits = ours.all_logits(row)[: row.segments[0].rejected]
         expected = theirs(torch.cat([prompt, chosen])[None]).logits[0]
-        assert (logits - expected).abs().max() <= 1e-5
+        assert (logits - expected).abs().max() <= 1e-4  # of logits up to 25, where a float32 is 2e-6 from the next
         logps, start = ours(row), 0
         for response in (chosen, rejected):
             scores = theirs(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)

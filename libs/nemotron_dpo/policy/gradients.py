@@ -1,0 +1,110 @@
+"""Add gradients of weights where they are summed up, instead of making a tensor of each weight's size for every micro batch.
+
+megatron-core does so for linear layers on GPUs with Apex, by a compiled extension it calls fused_weight_gradient_mlp_cuda;
+here is one of torch operations, and the same for the token embedding, of which a micro batch touches few rows.
+
+Legend: S tokens, N output and K input features, V vocabulary entries, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.distributed import param_and_grad_buffer
+from megatron.core.tensor_parallel import (
+    VocabParallelEmbedding,
+    layers,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from torch import Tensor, nn
+
+_BLOCK_ROWS = 4096  # of a gradient: as much of a product as stays in a CPU's cache until it is added
+
+
+def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
+    """total += grad.T @ x, the product rounded to the dtype of its factors."""
+    if total_NK.dtype is grad_SN.dtype:
+        total_NK.addmm_(grad_SN.t(), x_SK)
+        return
+    rows = len(total_NK) if total_NK.is_cuda else _BLOCK_ROWS
+    for part, columns in zip(total_NK.split(rows), grad_SN.split(rows, dim=1), strict=True):
+        part += (columns.t() @ x_SK).to(part.dtype)  # on a CPU, torch adds tensors of one dtype many times faster
+
+
+def accumulate_in_place(model: nn.Module) -> None:
+    """Make the layers of a model whose weights have a `main_grad` add to it themselves."""
+    if not layers._grad_accum_fusion_available:
+        layers.fused_weight_gradient_mlp_cuda = _PRODUCTS
+        layers._grad_accum_fusion_available = True
+    for module in model.modules():
+        if hasattr(module, "gradient_accumulation_fusion"):
+            module.gradient_accumulation_fusion = True  # type: ignore[assignment]
+
+
+def update_in_one_pass(optimizer: Any) -> None:
+    """Let torch's AdamW, where megatron-core falls back to it on a CPU, update a weight in one pass and without temporaries."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part.optimizer, torch.optim.AdamW) and not torch.cuda.is_available():
+            for group in part.optimizer.param_groups:
+                group["fused"] = True
+
+
+def skip_collectives_of_one() -> None:
+    """Let the distributed optimizer of a single replica leave its buffers alone, which gloo would copy. Idempotent."""
+    for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
+        collective = getattr(param_and_grad_buffer, name)
+        if not isinstance(collective, _UnlessAlone):
+            setattr(param_and_grad_buffer, name, _UnlessAlone(collective))
+
+
+@dataclass(frozen=True)
+class _UnlessAlone:
+    """A collective that copies `given` over `into`; with one process in the group both are the same memory already."""
+
+    collective: Callable[..., Any]
+
+    def __call__(self, into: Tensor, given: Tensor, *, group: Any, **options: Any) -> Any:
+        if dist.get_world_size(group) == 1 and into.data_ptr() == given.data_ptr():
+            return None
+        return self.collective(into, given, group=group, **options)
+
+
+class TokenEmbedding(VocabParallelEmbedding):
+    """megatron-core's VocabParallelEmbedding, whose gradient is added to the rows that were looked up and to no others."""
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Token ids [1, S] -> embeddings [1, S, H], or [S, 1, H] where they are divided over the tokens."""
+        rows_SH = _Lookup.apply(input_, self.weight, self.vocab_start_index)
+        if self.reduce_scatter_embeddings:
+            return reduce_scatter_to_sequence_parallel_region(rows_SH.transpose(0, 1).contiguous(), group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(rows_SH, group=self.tp_group)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight_VH: Tensor, first: int) -> Tensor:
+        local = ids - first
+        elsewhere = (local < 0) | (local >= len(weight_VH))
+        ctx.weight, ctx.local, ctx.here = weight_VH, local, ~elsewhere
+        return F.embedding(local.masked_fill(elsewhere, 0), weight_VH).masked_fill_(elsewhere[..., None], 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, None]:
+        main_grad = getattr(ctx.weight, "main_grad", None)
+        total_VH = torch.zeros_like(ctx.weight) if main_grad is None else main_grad
+        total_VH.index_add_(0, ctx.local[ctx.here], grads[0][ctx.here].to(total_VH.dtype))
+        return None, total_VH if main_grad is None else None, None
+
+
+def _add_product_of_inputs(x_SK: Tensor, grad_SN: Tensor, total_NK: Tensor) -> None:
+    add_product(total_NK, grad_SN, x_SK)
+
+
+_PRODUCTS: Any = SimpleNamespace(wgrad_gemm_accum_fp32=_add_product_of_inputs, wgrad_gemm_accum_fp16=_add_product_of_inputs)
