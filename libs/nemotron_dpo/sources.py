@@ -124,7 +124,9 @@ def _local(path: Path, name: str) -> ModelSource:
 
 
 def _tracked_iteration(root: Path) -> Path:
-    text = (root / TRACKER).read_text().strip()
+    text = (root / TRACKER).read_text(errors="replace").strip()
+    if Path(text).name != text or not text:
+        raise UserError("does not name an iteration", source=root / TRACKER, remedy="write the number of one into it")
     folder = root / (f"iter_{int(text):07d}" if text.isdigit() else text)
     if not (folder / ".metadata").is_file():
         raise UserError(f"{TRACKER} names {folder.name}, which is missing or incomplete", source=root)

@@ -27,6 +27,15 @@ def test_a_checkpoint_root_is_its_tracked_iteration(tmp_path: Path) -> None:
     assert found.tokenizer_folder == found.path / "tokenizer"
 
 
+@pytest.mark.parametrize("content", [b"", b"../iter_0000003", b"\xff\xfe3"])
+def test_a_damaged_tracker_is_one_line(content: bytes, tmp_path: Path) -> None:
+    root = checkpoint(tmp_path / "root", 3)
+    (root / TRACKER).write_bytes(content)
+    with pytest.raises(UserError, match=r"does not name an iteration|is missing or incomplete") as caught:
+        resolve(root)
+    assert TRACKER in str(caught.value)
+
+
 def test_without_a_tracker_it_is_the_highest_iteration(tmp_path: Path) -> None:
     assert resolve(checkpoint(tmp_path, 3, 20)).path.name == "iter_0000020"
 

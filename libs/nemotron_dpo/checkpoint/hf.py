@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
 # tensors that old checkpoints hold and every transformers ignores
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
 
+_OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
 # where a parameter stands: its layer's and its expert's number in the whole model, what it has of them
 Place = tuple[int, ...]
 
@@ -58,6 +60,7 @@ def load(model: nn.Module, shape: Architecture, folder: Path) -> None:
         with torch.no_grad():
             parameter.copy_(shard)
     _refuse_leftovers(weights, shape)
+    _refuse_second_embedding(weights, shape)
 
 
 def save(
@@ -148,8 +151,21 @@ def _refuse_leftovers(weights: Weights, shape: Architecture) -> None:
     numbers = product(range(shape.num_layers), range(shape.experts.num if shape.experts else 1))
     places = list(numbers)
     known = {key.format(*place) for rule in rules(shape) for key in rule.hf for place in places}
-    left = sorted(key for key in weights.keys() - known - {"lm_head.weight"} if not _IGNORED.search(key))
+    left = sorted(key for key in weights.keys() - known - {_OUTPUT} if not _IGNORED.search(key))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         what = f"holds {left[0]}{more}, which a {shape.family} of its config.json does not have"
         raise UserError(what, source=weights.folder, remedy="does config.json belong to these weights?")
+
+
+def _refuse_second_embedding(weights: Weights, shape: Architecture) -> None:
+    """Raise UserError where an output layer is stored that is not the embedding it is said to be.
+
+    transformers 4 takes the embedding then and transformers 5 the output layer: which of them was trained, nobody can tell.
+    """
+    if not shape.tied_embeddings or not {_OUTPUT} <= weights.keys():
+        return
+    stored, embedding = weights.read(_OUTPUT), weights.read(_EMBEDDING)
+    if stored.dtype != embedding.dtype or not torch.equal(stored, embedding):
+        what = f"holds an {_OUTPUT} that differs from the embedding to which config.json ties it"
+        raise UserError(what, source=weights.folder, remedy="set tie_word_embeddings to false there, or remove the tensor")

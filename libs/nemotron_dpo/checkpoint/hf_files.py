@@ -22,6 +22,7 @@ from nemotron_dpo.errors import UserError
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # pages of a mapped file count as this process's memory until it is closed
+_COMPLETE = "is the download complete?"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 # name and shape of a tensor to be written
@@ -45,7 +46,12 @@ class Weights:
         return set(self._file("model.safetensors").keys())
 
     def read(self, key: str) -> Tensor:
-        """One tensor; it must be let go before many others are read. Raises UserError where it is missing or cut short."""
+        """One tensor; it must be let go before many others are read.
+
+        Raises UserError where it is missing or cut short, or is no plain float, as quantized weights are not.
+        """
+        if self._file_of and key not in self._file_of:
+            raise UserError(f"does not list {key}", source=self.folder / INDEX, remedy=_COMPLETE)
         name = self._file_of.get(key, "model.safetensors")
         if self._mapped > _MAPPED_BYTES:
             self._open.clear()
@@ -54,7 +60,10 @@ class Weights:
             tensor = self._file(name).get_tensor(key)
         except SafetensorError as error:
             source = self.folder / name
-            raise UserError(f"cannot give {key} ({error})", source=source, remedy="is the download complete?") from None
+            raise UserError(f"cannot give {key} ({error})", source=source, remedy=_COMPLETE) from None
+        if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
+            what = f"holds {key} as {str(tensor.dtype).removeprefix('torch.')}, which means nothing without its scales"
+            raise UserError(what, source=self.folder / name, remedy="give the model as it was before it was quantized")
         self._mapped += tensor.nbytes
         return tensor
 
@@ -65,9 +74,10 @@ class Weights:
                 self._open[name] = safe_open(path, framework="pt")
             return self._open[name]
         except FileNotFoundError:
-            raise UserError("is missing", source=path, remedy=_missing(self.folder)) from None
+            remedy = _COMPLETE if self._file_of else _missing(self.folder)
+            raise UserError("is missing", source=path, remedy=remedy) from None
         except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot be read ({error})", source=path, remedy="is the download complete?") from None
+            raise UserError(f"cannot be read ({error})", source=path, remedy=_COMPLETE) from None
 
 
 def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], dtype: torch.dtype, shard_bytes: int) -> list[Path]:
@@ -136,10 +146,12 @@ def _index(folder: Path) -> dict[str, str]:
         return {}
     try:
         files: dict[str, str] = orjson.loads(path.read_bytes())["weight_map"]
+        if not files:
+            raise ValueError("it lists nothing")
         if any(Path(name).name != name for name in files.values()):
             raise ValueError("a file of another folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"is damaged ({error})", source=path, remedy="is the download complete?") from None
+        raise UserError(f"is damaged ({error})", source=path, remedy=_COMPLETE) from None
     return files
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
 
@@ -44,6 +45,8 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
     _refuse_unsupported(model)
     _check_sizes(model)
     family = extra.get("family") or infer_family(model)
+    if family not in FAMILIES:
+        raise UserError(f"family {family!r} is not supported", remedy=f"{', '.join(FAMILIES)} are")
     heads, hidden = model["num_attention_heads"], model["hidden_size"]
     experts = _read_experts(model)
     scaling = Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None

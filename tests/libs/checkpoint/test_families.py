@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import families
 import small
+from forged import Payload, flip
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.sources import resolve
@@ -187,7 +190,11 @@ def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers \[0\] is not supported"),
-        ("llama", {"num_hidden_layers": "two"}, "does not describe a model"),
+        ("llama", {"num_hidden_layers": "two"}, r"does not describe a model \(num_hidden_layers is 'two'\)"),
+        ("llama", {"num_attention_heads": 0}, "does not describe a model"),
+        ("llama", {"intermediate_size": True}, r"does not describe a model \(intermediate_size is True\)"),
+        ("llama", {"rms_norm_eps": "1e-5"}, r"does not describe a model \(rms_norm_eps is '1e-5'\)"),
+        ("mistral", {"sliding_window": "4096"}, r"does not describe a model \(sliding_window is '4096'\)"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(model_type: str, changes: dict, message: str, tmp_path: Path) -> None:
@@ -226,19 +233,93 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         open_model(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_without_a_word_in_the_config_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Read as they stand they would be another model's."""
+    folder = families.write_model(tmp_path / "hf", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(dtype)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model.safetensors: holds model.layers.1.mlp.up_proj.weight as (int8|float8_e4m3fn)"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_an_output_layer_stored_beside_its_embedding_must_be_equal(factor: int, tmp_path: Path) -> None:
+    """Where it differs, transformers 4 takes the one and transformers 5 the other."""
+    folder = families.write_model(tmp_path / "hf", "llama", tied=True)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = factor * tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if factor != 1:
+        with pytest.raises(UserError, match=r"holds an lm_head.weight that differs from the embedding .*: set tie_word_embed"):
+            open_model(folder)
+        return
+    back = exported(folder, tmp_path / "back", "hf")
+    assert torch.equal(families.logits(folder, torch.arange(3, 43)), families.logits(back, torch.arange(3, 43)))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors.index.json", "{}", "is damaged"),
-        ("model.safetensors.index.json", '{"weight_map": {"a": "../a"}}', "is damaged"),
-        ("model.safetensors", "short", "cannot be read"),
-        ("pytorch_model.bin", "", "load its .bin files in transformers and save_pretrained them"),
+        ("model.safetensors.index.json", b"{}", "is damaged"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "is damaged"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../a"}}', "is damaged"),
+        ("model.safetensors", b"short", "cannot be read"),
+        (
+            "pytorch_model.bin",
+            pickle.dumps(Payload(Path("ran"))),
+            "load its .bin files in transformers and save_pretrained them",
+        ),
     ],
 )
-def test_files_that_cannot_be_read_are_one_line(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_one_line(
+    name: str, content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = families.write_model(tmp_path / "hf", "llama")
     (folder / "model.safetensors").unlink()
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         open_model(folder)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def second_shard(tmp_path: Path) -> Path:
+    """The second of several files of a small model."""
+    from nemotron_dpo.checkpoint import hf
+
+    model, shape = open_model(families.write_model(tmp_path / "hf", "llama"))
+    (tmp_path / "sharded").mkdir()
+    hf.save(model, shape, tmp_path / "sharded", torch.float32, None, shard_bytes=20_000)
+    return sorted((tmp_path / "sharded").glob("*.safetensors"))[1]
+
+
+def not_listed(shard: Path) -> None:
+    index = shard.with_name("model.safetensors.index.json")
+    content = json.loads(index.read_text())
+    del content["weight_map"]["model.layers.1.mlp.up_proj.weight"]
+    index.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda shard: shard.unlink(), r"model-00002-of-\d+.safetensors: is missing: is the download complete"),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes()[:-100]),
+            r"model-00002-of-\d+.safetensors: cannot be read \(.*not fully",
+        ),
+        (lambda shard: shard.write_bytes(b""), r"model-00002-of-\d+.safetensors: cannot be read \(.*too small"),
+        (lambda shard: flip(shard, 6), r"model-00002-of-\d+.safetensors: cannot be read \(.*too large"),
+        (lambda shard: flip(shard, 80), r"model-00002-of-\d+.safetensors: cannot be read \(.*header"),
+        (not_listed, r"index.json: does not list model.layers.1.mlp.up_proj.weight: is the download complete"),
+    ],
+)
+def test_a_damaged_shard_is_one_line(damage: Callable[[Path], object], message: str, second_shard: Path) -> None:
+    damage(second_shard)
+    with pytest.raises(UserError, match=message) as caught:
+        open_model(second_shard.parent)
     assert "\n" not in str(caught.value)

@@ -98,6 +98,12 @@ def test_what_is_not_supported_is_named(key: str, value: object, message: str, t
     assert str(caught.value).startswith(f"{tmp_path / 'run_config.yaml'}: ")
 
 
+def test_a_family_of_another_program_is_named(tmp_path: Path) -> None:
+    run_config.write(replace(LLAMA, family="nosuch"), tmp_path)
+    with pytest.raises(UserError, match=r"family 'nosuch' is not supported: llama, mistral, .* are"):
+        run_config.read(tmp_path)
+
+
 def test_experts_in_every_layer_may_be_said_as_a_list(tmp_path: Path) -> None:
     written(SHAPES["qwen3_moe"], tmp_path, moe_layer_freq=[1, 1])
     assert run_config.read(tmp_path).experts == Experts(16, 4, renormalize=False)

@@ -32,14 +32,19 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "residual_multiplier": (1,),
     "logits_scaling": (1,),
 }
-_SIZES = (
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
+_NUMBERS = frozenset(  # fields of Architecture
+    (
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "vocab_size",
+        "max_position_embeddings",
+        "norm_epsilon",
+        "window",
+    )
 )
 
 
@@ -55,7 +60,7 @@ def read(folder: Path) -> Architecture:
         raise UserError(f"is not JSON ({error})", source=path) from None
     except KeyError as error:
         raise UserError(f"lacks {error}", source=path, remedy="is the download complete?") from None
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"does not describe a model ({error})", source=path) from None
 
 
@@ -97,12 +102,11 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
         **family.defaults,
         **{key: value for key, value in config.items() if value is not None or key == "sliding_window"},
     }
-    for key in _SIZES:
-        if not isinstance(with_defaults[key], int) or with_defaults[key] < 1:
-            raise ValueError(f"{key} is {with_defaults[key]!r}")
+    keys = {**USUAL_KEYS, **family.keys}
+    _check_numbers(with_defaults, keys)
     theta, percent, scaling = _read_rope(family, config, path)
     return Architecture(
-        **{name: with_defaults[key] for name, key in {**USUAL_KEYS, **family.keys}.items()},
+        **{name: with_defaults[key] for name, key in keys.items()},
         dtype=_dtype(config, path),
         family=family.model_type,
         rotary_base=theta,
@@ -111,6 +115,16 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
         **family.traits,
         **family.read(config),
     )
+
+
+def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:
+    """Sizes count something, the norms' epsilon is positive, and a window, where there is one, has a token."""
+    for name, key in keys.items():
+        value = config[key]
+        absent = name == "window" and value is None
+        known = (int, float) if name == "norm_epsilon" else int
+        if name in _NUMBERS and not absent and (isinstance(value, bool) or not isinstance(value, known) or not value > 0):
+            raise ValueError(f"{key} is {value!r}")
 
 
 def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) -> None:
