@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from nemotron_dpo.checkpoint.families import FAMILIES
+from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
 
@@ -42,7 +43,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
 
     Raises UserError where the fields ask for what is not supported, KeyError or the like where they are no model.
     """
-    _refuse_unsupported(model)
+    refuse_unsupported(model)
     _check_sizes(model)
     family = extra.get("family") or infer_family(model)
     if family not in FAMILIES:
@@ -212,45 +213,3 @@ def _check_sizes(model: dict[str, Any]) -> None:
     for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "vocab_size", "seq_length"):
         if not isinstance(model[key], int) or model[key] < 1:
             raise ValueError(f"{key} is {model[key]!r}")
-
-
-_ONLY: dict[str, tuple[Any, ...]] = {  # what of Megatron's wealth a GPTModel of ours has; absent means the first value
-    "normalization": ("RMSNorm", "LayerNorm"),
-    "position_embedding_type": ("rope",),
-    "activation_func_clamp_value": (None,),
-    "add_bias_linear": (False,),
-    "apply_residual_connection_post_layernorm": (False,),
-    "attention_output_gate": (False,),
-    "attn_logit_softcapping": (None,),
-    "experimental_attention_variant": (None,),
-    "final_logit_softcapping": (None,),
-    "glu_linear_offset": (0.0,),
-    "heterogeneous_block_specs": (False,),
-    "is_hybrid_model": (False,),
-    "moe_latent_size": (None,),
-    "moe_layer_freq": (1,),
-    "moe_router_enable_expert_bias": (False,),
-    "moe_router_num_groups": (None,),
-    "moe_router_score_function": ("softmax",),
-    "moe_router_topk_scaling_factor": (None, 1.0),
-    "moe_shared_expert_intermediate_size": (None,),
-    "mtp_num_layers": (None, 0),
-    "multi_latent_attention": (False,),
-    "no_rope_freq": (None,),
-    "qk_l2_norm": (False,),
-    "rotary_interleaved": (False,),
-    "scale_factor": (None, 1.0),
-    "seq_len_interpolation_factor": (None,),
-    "softmax_scale": (None,),
-    "softmax_type": ("vanilla",),
-    "window_attn_skip_freq": (None,),
-}
-
-
-def _refuse_unsupported(model: dict[str, Any]) -> None:
-    for key, known in _ONLY.items():
-        value = model.get(key, known[0])
-        if key == "moe_layer_freq" and isinstance(value, list) and set(value) == {1}:
-            continue
-        if value not in known:
-            raise UserError(f"{key}: {value!r} is not supported", remedy=f"{' or '.join(repr(k) for k in known)} is")

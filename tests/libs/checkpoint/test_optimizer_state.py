@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import small
+from forged import Payload, change_metadata, put_object, saved
+from nemotron_dpo.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
@@ -66,3 +69,44 @@ def test_the_next_step_is_the_same_bit_for_bit(precision: str, distributed: bool
     fresh, _ = trainable(tmp_path / "policy", precision, distributed)
     learn(fresh, pairs, range(3, 6))
     assert not all(torch.equal(bits(fresh)[name], expected[name]) for name in expected)
+
+
+def common(folder: Path, payload: Payload) -> None:
+    (folder / "common.pt").write_bytes(saved({"optimizer": payload}))
+
+
+def metadata(folder: Path, payload: Payload) -> None:
+    change_metadata(folder, lambda metadata: setattr(metadata, "planner_data", payload))
+
+
+def moment(folder: Path, payload: Payload) -> None:
+    put_object(folder, MOMENT, saved(payload))
+
+
+MOMENT = "optimizer.state.exp_avg.decoder.final_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("hide", "message"),
+    [
+        (common, "common.pt: cannot be read safely (it names posix.mkdir)"),
+        (metadata, ".metadata: cannot be read safely (it names posix.mkdir)"),
+        (moment, f".metadata: calls the tensor {MOMENT} a pickled object"),
+    ],
+)
+def test_a_hidden_pickle_never_runs(
+    hide: Callable[[Path, Payload], None], message: str, pairs, llama: Path, tmp_path: Path
+) -> None:
+    from nemotron_dpo.checkpoint import optimizer_state
+
+    policy, _ = trainable(llama, "float32", True)
+    learn(policy, pairs, range(1))
+    folder, marker = tmp_path / "optimizer", tmp_path / "ran"
+    optimizer_state.save(policy, folder)
+    (folder / "integrity.json").unlink()
+    optimizer_state.load(policy, folder)
+    hide(folder, Payload(marker))
+    with pytest.raises(UserError) as caught:
+        optimizer_state.load(policy, folder)
+    assert message in str(caught.value)
+    assert not marker.exists()

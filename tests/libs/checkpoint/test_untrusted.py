@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from forged import Payload, change_metadata, put_object, saved
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
+from small_tokenizers import byte_level
 
 pytestmark = pytest.mark.usefixtures("megatron")
 
@@ -86,7 +89,10 @@ def test_a_hidden_pickle_never_runs(hide: Callable[[Path, Payload], None], messa
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["train_state.pt", "decoder.layers.self_attention.linear_qkv._extra_state/shard_0_2"])
+@pytest.mark.parametrize(
+    "name",
+    ["train_state.pt", "../latest_train_state.pt", "rng.pt", "decoder.layers.self_attention.linear_qkv._extra_state/shard_0_2"],
+)
 def test_what_is_not_needed_is_not_read(name: str, folder: Path, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint.policy import open_policy
 
@@ -97,6 +103,23 @@ def test_what_is_not_needed_is_not_read(name: str, folder: Path, tmp_path: Path)
     else:
         put_object(folder, name, saved([Payload(marker)]))
     open_policy(resolve(folder), None)
+    assert not marker.exists()
+
+
+def test_code_beside_a_hugging_face_model_is_not_run(llama: Path, tmp_path: Path) -> None:
+    """`auto_map` names classes of Python files in the folder, which transformers imports where it is told to trust them."""
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.preferences.tokenizer_folder import open_folder
+
+    folder, marker = Path(shutil.copytree(llama, tmp_path / "hf")), tmp_path / "ran"
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Config: pass\nclass Tokenizer: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "evil.Config"}}))
+    byte_level().save(str(folder / "tokenizer.json"))
+    auto_map = {"AutoTokenizer": ["evil.Tokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Tokenizer", "auto_map": auto_map}))
+    open_policy(resolve(folder), None)
+    assert open_folder(str(folder)).load().encode("lazy").ids
     assert not marker.exists()
 
 

@@ -13,14 +13,14 @@ from nemotron_dpo.policy.architecture import Architecture
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*dense.FAMILIES, *experts.FAMILIES)}
 
-_MAMBA = "its Mamba layers run on GPU kernels (mamba-ssm, causal-conv1d) that this program does not drive"
+MAMBA = "its Mamba layers run on GPU kernels (mamba-ssm, causal-conv1d) that this program does not drive"
 _GEMMA = "megatron-core's GPTModel has no place for"
 # Architectures that a user may well ask for, with what stands in the way
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("nemotron_h", "mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), _MAMBA),
-    "gemma2": f"{_GEMMA} its soft-capped attention and logits, alternating windows and norms behind each block",
+    **dict.fromkeys(("nemotron_h", "mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), MAMBA),
+    "gemma2": f"{_GEMMA} its soft-capped attention and logits and its norms behind each block",
     "gemma3": f"{_GEMMA} its vision tower, and none for two rotary bases and norms behind each block",
-    "gemma3_text": f"{_GEMMA} its two rotary bases, alternating windows and norms behind each block",
+    "gemma3_text": f"{_GEMMA} its two rotary bases and its norms behind each block",
 }
 
 

@@ -1,0 +1,54 @@
+"""What of Megatron's wealth a GPTModel of ours has: the values of provider fields that are honoured, others refused by name.
+
+A field that is absent means the first of its values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemotron_dpo.checkpoint.families import MAMBA
+from nemotron_dpo.errors import UserError
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "normalization": ("RMSNorm", "LayerNorm"),
+    "position_embedding_type": ("rope",),
+    "activation_func_clamp_value": (None,),
+    "add_bias_linear": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "attention_output_gate": (False,),
+    "attn_logit_softcapping": (None,),
+    "experimental_attention_variant": (None,),
+    "final_logit_softcapping": (None,),
+    "glu_linear_offset": (0.0,),
+    "heterogeneous_block_specs": (False,),
+    "moe_latent_size": (None,),
+    "moe_layer_freq": (1,),
+    "moe_router_enable_expert_bias": (False,),
+    "moe_router_num_groups": (None,),
+    "moe_router_score_function": ("softmax",),
+    "moe_router_topk_scaling_factor": (None, 1.0),
+    "moe_shared_expert_intermediate_size": (None,),
+    "mtp_num_layers": (None, 0),
+    "multi_latent_attention": (False,),
+    "no_rope_freq": (None,),
+    "qk_l2_norm": (False,),
+    "rotary_interleaved": (False,),
+    "scale_factor": (None, 1.0),
+    "seq_len_interpolation_factor": (None,),
+    "softmax_scale": (None,),
+    "softmax_type": ("vanilla",),
+    "window_attn_skip_freq": (None,),
+}
+
+
+def refuse_unsupported(model: dict[str, Any]) -> None:
+    """Raise UserError where a field of a provider asks for what our GPTModel would not compute."""
+    if model.get("is_hybrid_model") or model.get("hybrid_override_pattern") or "mamba" in str(model.get("_target_")).lower():
+        raise UserError(f"a hybrid model is not supported: {MAMBA}")
+    for key, known in _ONLY.items():
+        value = model.get(key, known[0])
+        if key == "moe_layer_freq" and isinstance(value, list) and set(value) == {1}:
+            continue
+        if value not in known:
+            raise UserError(f"{key}: {value!r} is not supported", remedy=f"{' or '.join(repr(k) for k in known)} is")
