@@ -1,8 +1,8 @@
 """Let megatron-core, which is written for CUDA, run on a CPU; does nothing where CUDA is present.
 
 megatron-core names the device "cuda" in its own source. Where there is none, `redirect()` maps those names to the CPU:
-device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimizers compare against, the current device,
-synchronisation, and the CUDA random state. It is one torch function mode and five functions, so that what runs on a CPU is
+device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimizers compare against, the current device and
+stream, synchronisation, and the CUDA random state. It is one torch function mode and six functions, so what runs on a CPU is
 otherwise the very code that runs on GPUs. torch.compile, which megatron-core applies to small fusions on import, does nothing.
 """
 
@@ -34,6 +34,7 @@ def redirect() -> None:
     if _active is not None:
         return
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment, return-value] - from 0.19 on it is asked for
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.empty_cache = lambda: None
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()

@@ -106,6 +106,7 @@ def test_the_common_state_among_the_shards_is_read(folder: Path) -> None:
     common = (folder / "common.pt").read_bytes()
     (folder / "integrity.json").unlink()
     (folder / "common.pt").unlink()
+    change_metadata(folder, lambda metadata: metadata.state_dict_metadata.pop("common_state/shard_0_1", None))
     assert "common.pt: is missing" in refusal(folder)
     put_object(folder, "common_state/shard_0_1", saved([torch.load(io.BytesIO(common), weights_only=True)]))
     open_policy(resolve(folder), None)
