@@ -120,7 +120,12 @@ def _local(path: Path, name: str) -> ModelSource:
     iterations = sorted(path.glob("iter_*"))
     if iterations:
         return ModelSource("megatron", iterations[-1], name)
-    raise UserError("is neither an HF folder (config.json) nor a Megatron checkpoint (iter_*)", source=name)
+    if (path / "adapter_config.json").is_file():
+        remedy = "merge them into their base (merge_and_unload in peft) and save that"
+        raise UserError("holds adapters of peft and no model", source=name, remedy=remedy)
+    steps = [step for pattern in ("policy", "step_*/policy", "checkpoints/step_*/policy") for step in path.glob(pattern)]
+    remedy = f"it holds some: name {max(steps, key=lambda step: _step(step.parent) or 0)}" if steps else None
+    raise UserError("is neither an HF folder (config.json) nor a Megatron checkpoint (iter_*)", source=name, remedy=remedy)
 
 
 def _tracked_iteration(root: Path) -> Path:

@@ -52,6 +52,20 @@ def test_a_run_is_its_last_step_by_number(source: str, tmp_path: Path) -> None:
     assert resolve_run(tmp_path / source).iteration == 10
 
 
+@pytest.mark.parametrize("source", ["run", "run/checkpoints", "run/checkpoints/step_10"])
+def test_a_run_is_no_policy_but_its_last_step_is_named(source: str, tmp_path: Path) -> None:
+    for step in (9, 10):
+        checkpoint(tmp_path / "run" / "checkpoints" / f"step_{step}" / "policy", step, tracked=step)
+    with pytest.raises(UserError, match=r"is neither .*: it holds some: name .*/run/checkpoints/step_10/policy$"):
+        resolve(tmp_path / source)
+
+
+def test_adapters_of_peft_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds adapters of peft and no model: merge them"):
+        resolve(tmp_path)
+
+
 def test_a_step_can_be_named(tmp_path: Path) -> None:
     for step in (9, 10):
         checkpoint(tmp_path / f"step_{step}" / "policy", step, tracked=step)
