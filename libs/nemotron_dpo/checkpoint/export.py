@@ -6,10 +6,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
-from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, tokenizer_folder
+from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architecture, tokenizer_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.allocator import return_freed_memory
 from nemotron_dpo.sources import ModelSource, resolve
@@ -28,11 +31,13 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
     model, shape = open_policy(source, precision)
     rows = probe.rows(verify, shape)
     before_R = probe.score(model, rows) if verify else None
+    if precision is None and read_architecture(source).dtype == "float16":  # computed with in float32, which holds it exactly
+        model, shape = model.half(), replace(shape, dtype="float16")
     with published_folder(output) as folder:
         if form == "megatron":
             megatron.save(model, shape, folder, source.iteration, tokenizer_folder(source))
         else:
-            hf.save(model, shape, folder, DTYPES[shape.dtype], tokenizer_folder(source))
+            hf.save(model, shape, folder, getattr(torch, shape.dtype), tokenizer_folder(source))
         if before_R is None:
             return None
         del model  # two policies need not fit

@@ -86,6 +86,16 @@ def test_there_and_back_is_bit_equal_and_transformers_agrees(model_type: str, ti
     assert torch.equal(families.logits(folder, ids), families.logits(back, ids))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_float16_stays_float16(model_type: str, tmp_path: Path) -> None:
+    """As Llama 2 is published; computing is done in float32."""
+    folder = families.write_model(tmp_path / "hf", model_type, dtype=torch.float16)
+    back = exported(exported(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "hf")
+    assert_same_weights(folder, back)
+    assert json.loads((back / "config.json").read_text())["dtype"] == "float16"
+    assert open_model(tmp_path / "megatron")[1].dtype == "float32"
+
+
 @pytest.mark.parametrize("model_type", ALL)
 def test_config_there_and_back_says_the_same(model_type: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
