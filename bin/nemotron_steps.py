@@ -18,21 +18,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import click
 import orjson
 
 from nemotron_dpo import __version__, cli
-from nemotron_dpo.config import redact, redact_override
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps import cache, choice, completion, job, kinds, local, manifest, profile, text
-from nemotron_dpo.steps.arguments import sort_arguments
-from nemotron_dpo.steps.digests import Digests
-from nemotron_dpo.steps.stages import Plan
+from nemotron_dpo.steps import completion, manifest, profile, text
+from nemotron_dpo.steps.compiled import Request, Run, Say, compile_run
 
 PROGRAM = "nemotron-steps"
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -170,137 +165,35 @@ def run_step(
     """
     if attached and detached:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
-    where = profile.load_profile(attached or detached)
-    if where.executor != "slurm":
-        _refuse_remote(where, force_squash)
-    now = datetime.now()
-    run = _compile(step, config, tokens, where, now, force=force)
-    choices = choice.choose(run.plan, first, last, force=force)
-    if where.executor == "slurm":
-        return _on_slurm(run, choices, now, attached=attached is not None, dry_run=dry_run, force_squash=force_squash)
-    choice.check_given(run.plan, choices, Digests(cache.DIGESTS, peek=dry_run))
-    if dry_run:
-        return _print_plan(run, choices)
-    for line in run.kind.missing(run.config):
-        raise UserError(line)
-    job.write_job(run.plan, run.provenance, now)
-    if detached and (child := local.detach(run.plan.job / "log.txt")):
-        click.echo(f"{child}\nfollow it: tail -f {run.plan.job}/log.txt\ncancel it: kill {child}")
-        return 0
-    return _execute(run, choices)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A step with its config compiled."""
-
-    kind: kinds.Kind
-    config: Any
-    plan: Plan
-    provenance: job.Provenance
-
-
-def _compile(
-    step: str, config: str | None, tokens: Sequence[str], where: profile.Profile, now: datetime, *, force: bool
-) -> _Run:
-    """The run that the command line asks for; what has no effect is said. `force` also sets a config's own `force`."""
-    found = manifest.find_step(step, manifest.discover(manifest.configs_root()))
-    kind = kinds.kind_of(found)
-    path = manifest.find_config(found, config)
-    known = kind.config.__dataclass_fields__
-    arguments = sort_arguments([*tokens, "force=true"] if force and "force" in known else tokens, known)
-    for token in arguments.ignored:
-        cli.say(PROGRAM, f"warning: {redact_override(token)}: names no section of the config and is ignored")
-    compiled, warnings = kind.load(path, arguments.overrides, where.cluster())
-    for warning in warnings:
-        cli.say(PROGRAM, f"warning: {warning}")
-    plan = kind.compile(compiled, job.job_folder(found.id, now), found.folder)
-    return _Run(kind, compiled, plan, job.Provenance(found.id, sys.argv, path, arguments.overrides, where))
-
-
-def _execute(run: _Run, choices: Sequence[choice.Choice]) -> int:
-    try:
-        local.run_plan(run.plan, run.provenance.profile.env_vars, choices, lambda line: cli.say(PROGRAM, line))
-    except local.StageFailed as failure:
-        cli.say(PROGRAM, f"error: {failure}; the job is in {run.plan.job}")
-        return failure.status
-    if choices[-1].stage == run.plan.stages[-1]:
-        click.echo(run.kind.report(run.plan))
-    else:
-        outputs = ", ".join(str(path) for path in choices[-1].stage.outputs)
-        click.echo(f"stopped after {choices[-1].stage.name}: {outputs}")
-    return 0
-
-
-def _on_slurm(
-    run: _Run, choices: Sequence[choice.Choice], now: datetime, *, attached: bool, dry_run: bool, force_squash: bool
-) -> int:
-    """Submit the run, and follow it where it is `attached`. Data is looked for only where the cluster sees our files."""
-    from nemotron_dpo.steps.slurm import launch as slurm
-
-    where = run.provenance.profile
-    if any(stage.is_given for stage in choices):
-        raise UserError("--from goes on in what an earlier local run made", remedy="leave it out", usage=True)
-    stages = tuple(stage.stage for stage in choices)
-    made = slurm.prepare(replace(run.plan, stages=stages), where, attached=attached, **_shape(run.config))
-    if made.settings.idle_keys:
-        cli.say(PROGRAM, f"warning: {where.source}: without effect on Slurm: {', '.join(made.settings.idle_keys)}")
-    if dry_run:
-        _print_config(run)
-        for name, content in [*job.file_lines(run.plan), *slurm.dry_lines(made, force_squash=force_squash)]:
-            click.echo(f"\n# {name}\n{content.rstrip()}")
-        return 0
-    for line in run.kind.missing(run.config) if made.settings.tunnel == "local" else []:
-        raise UserError(line)
-    job.write_job(run.plan, replace(run.provenance, profile=slurm.without_values(where)), now)
+    request = Request(
+        step,
+        sys.argv,
+        tokens,
+        config,
+        attached=detached is None,
+        dry_run=dry_run,
+        first=first,
+        last=last,
+        force=force,
+        force_squash=force_squash,
+    )
     say = functools.partial(cli.say, PROGRAM)
-    status = slurm.launch(made, attached=attached, force_squash=force_squash, say=say, show=_show)
-    if attached and status == 0 and stages == run.plan.stages:
-        click.echo(made.places.text(run.kind.report(run.plan)))
-    return status
+    where = profile.load_profile(attached or detached)
+    execute = _executor(where)
+    return execute(compile_run(request, where, say), say)
 
 
-def _shape(config: Any) -> dict[str, Any]:
-    """What Slurm must know of a config: on how many nodes its processes run, and where they save."""
-    cluster, checkpointing = getattr(config, "cluster", None), getattr(config, "checkpointing", None)
-    return {
-        "num_nodes": cluster.num_nodes if cluster else 1,
-        "checkpoint_dir": checkpointing.checkpoint_dir if checkpointing else None,
-    }
+def _executor(where: profile.Profile) -> Callable[[Run, Say], int]:
+    """What runs a compiled run where the profile says."""
+    if where.executor == "local":
+        from nemotron_dpo.steps.here import run_here
 
+        return run_here
+    if where.executor == "slurm":
+        from nemotron_dpo.steps.slurm.run import run_on_slurm
 
-def _show(content: bytes) -> None:
-    sys.stderr.buffer.write(content)
-    sys.stderr.buffer.flush()
-
-
-def _refuse_remote(where: profile.Profile, force_squash: bool) -> None:
-    if where.executor != "local":
-        raise UserError(f"executor {where.executor} is not built yet", source=where.name, remedy="use a local profile")
-    if force_squash:
-        cli.say(PROGRAM, "warning: --force-squash: a local run has no container image")
-    if where.idle_keys():
-        cli.say(PROGRAM, f"warning: {where.source}: without effect in a local run: {', '.join(where.idle_keys())}")
-
-
-def _print_plan(run: _Run, choices: Sequence[choice.Choice]) -> int:
-    """The merged config and the commands; what is up to date is found without long reading."""
-    for line in run.kind.missing(run.config):
-        cli.say(PROGRAM, f"warning: {line}")
-    _print_config(run)
-    decisions = choice.decide(run.plan, choices, Digests(cache.DIGESTS, peek=True))
-    stages = [job.decision_line(decision) for decision in decisions]
-    for name, line in [*job.file_lines(run.plan), *job.prelude_lines(run.plan), *stages]:
-        click.echo(f"\n# {name}\n{line}")
-    return 0
-
-
-def _print_config(run: _Run) -> None:
-    """The merged config with the origin of its values."""
-    given = run.provenance
-    origins = run.kind.origins(given.config, given.overrides, given.profile.cluster())
-    merged = text.flat(redact(run.kind.tree(run.config)))
-    click.echo(text.with_origins(merged, origins, given.config.parent, given.profile.name))
+        return run_on_slurm
+    raise UserError(f"executor {where.executor} is not built yet", source=where.name, remedy="use a local profile")
 
 
 def _print_json(value: object) -> None:

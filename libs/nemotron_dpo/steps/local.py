@@ -44,7 +44,7 @@ class StageFailed(Exception):
         return f"{self.stage} was killed by {name} (exit {self.status}){hint}{said}"
 
 
-def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say: Callable[[str], None]) -> None:
+def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say: Callable[[str], object]) -> None:
     """Run what the cache lacks and then those of `choices` that are not up to date, with `env` added to the environment.
 
     What is taken from the cache is told to `say`. Raises StageFailed at the first that fails.
@@ -70,7 +70,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say:
         say("nothing to do: everything is up to date; --force runs it again")
 
 
-def _take(entry: cache.Entry, stage: Stage, log: Path, say: Callable[[str], None]) -> None:
+def _take(entry: cache.Entry, stage: Stage, log: Path, say: Callable[[str], object]) -> None:
     line = f"{stage.name}: up to date, taken from {entry.places[0]}"
     say(line)
     cache.bring(entry, stage.name, stage.outputs)
@@ -78,7 +78,7 @@ def _take(entry: cache.Entry, stage: Stage, log: Path, say: Callable[[str], None
     log.write_text(f"{line}\n")
 
 
-def _go_on(key: str, stage: Stage, say: Callable[[str], None], *, anew: bool) -> None:
+def _go_on(key: str, stage: Stage, say: Callable[[str], object], *, anew: bool) -> None:
     """Give `stage` what an interrupted run of it left, unless it starts `anew`, and note where this one works."""
     (folder,) = stage.outputs
     left = None if anew else cache.interrupted(key)

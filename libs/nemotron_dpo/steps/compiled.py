@@ -1,0 +1,95 @@
+"""A run from what the command line asks for to a plan, and what a dry run shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nemotron_dpo.config import redact, redact_override
+from nemotron_dpo.steps import choice, job, kinds, manifest, text
+from nemotron_dpo.steps.arguments import sort_arguments
+from nemotron_dpo.steps.profile import Profile
+from nemotron_dpo.steps.stages import Plan
+
+# Takes one line of facts for a person.
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line: `tokens` follow `step`, `first` and `last` are names of stages, `argv` is all of it as typed.
+
+    `attached`: it stays until the run ends; otherwise it returns once that is submitted.
+    """
+
+    step: str
+    argv: Sequence[str]
+    tokens: Sequence[str] = ()
+    config: str | None = None
+    attached: bool = True
+    dry_run: bool = False
+    first: str | None = None
+    last: str | None = None
+    force: bool = False
+    force_squash: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A step with its config compiled; `choices` are the stages that count."""
+
+    request: Request
+    created: datetime
+    kind: kinds.Kind
+    config: Any
+    plan: Plan
+    choices: Sequence[choice.Choice]
+    provenance: job.Provenance
+
+    @property
+    def profile(self) -> Profile:
+        return self.provenance.profile
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether stages at the end are left out."""
+        return self.choices[-1].stage != self.plan.stages[-1]
+
+
+def compile_run(request: Request, where: Profile, say: Say) -> Run:
+    """Compile `request` for `where`, touching nothing; what has no effect is told to `say`. Raises UserError.
+
+    `force` also sets a config's own `force`.
+    """
+    now = datetime.now()
+    found = manifest.find_step(request.step, manifest.discover(manifest.configs_root()))
+    kind = kinds.kind_of(found)
+    path = manifest.find_config(found, request.config)
+    known = kind.config.__dataclass_fields__
+    forced = ["force=true"] if request.force and "force" in known else []
+    arguments = sort_arguments([*request.tokens, *forced], known)
+    for token in arguments.ignored:
+        say(f"warning: {redact_override(token)}: names no section of the config and is ignored")
+    config, warnings = kind.load(path, arguments.overrides, where.cluster())
+    for warning in warnings:
+        say(f"warning: {warning}")
+    plan = kind.compile(config, job.job_folder(found.id, now), found.folder)
+    choices = choice.choose(plan, request.first, request.last, force=request.force)
+    provenance = job.Provenance(found.id, request.argv, path, arguments.overrides, where)
+    return Run(request, now, kind, config, plan, choices, provenance)
+
+
+def print_config(run: Run) -> None:
+    """The merged config with the origin of its values."""
+    given = run.provenance
+    origins = run.kind.origins(given.config, given.overrides, given.profile.cluster())
+    merged = text.flat(redact(run.kind.tree(run.config)))
+    print(text.with_origins(merged, origins, given.config.parent, given.profile.name))
+
+
+def print_parts(parts: Sequence[tuple[str, str]]) -> None:
+    """(what, text), each under its name."""
+    for name, content in parts:
+        print(f"\n# {name}\n{content.rstrip()}")
