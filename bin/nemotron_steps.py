@@ -65,19 +65,14 @@ def list_steps(
 ) -> None:
     """List the steps there are."""
     every = manifest.discover(manifest.configs_root())
-    steps = [
-        step
-        for step in every
-        if category in (None, step.category)
-        and (tag is None or tag in step.tags)
-        and (consumes is None or consumes in [item["type"] for item in step.consumes])
-        and (produces is None or produces in [item["type"] for item in step.produces])
-    ]
+    steps = manifest.matching(every, category=category, consumes=consumes, produces=produces, tag=tag)
+    if not steps:
+        cli.say(PROGRAM, f"no step is like that; {text.choices(every)}")
     if as_json:
         _print_json([text.manifest(step, every) for step in steps])
-    elif tree:
+    elif tree and steps:
         click.echo(text.tree_view(steps))
-    else:
+    elif steps:
         click.echo(text.table([(step.id, step.name, ", ".join(step.configs)) for step in steps], ("STEP", "NAME", "CONFIGS")))
 
 
@@ -145,7 +140,9 @@ def show_help(context: click.Context, topic: str | None) -> None:
 @click.option("--to", "last", metavar="STAGE", shell_complete=_complete_stage, help="Stop after STAGE.")
 @click.option("--force", is_flag=True, help="Run every stage, up to date or not.")
 @click.option("--force-squash", is_flag=True, help="Rebuild the container image that a remote executor caches.")
-@click.argument("tokens", metavar="[KEY.PATH=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key)
+@click.argument(
+    "tokens", metavar="[KEY.PATH=VALUE | --SECTION=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key
+)
 def run_step(
     step: str,
     config: str | None,
@@ -160,15 +157,34 @@ def run_step(
 ) -> int:
     """Compile a config and run the step, here unless a profile says otherwise.
 
-    KEY.PATH=VALUE overrides the config, before or after the options. A stage whose output is up to date is not run again:
-    inputs, tokenizer, policy and settings count by content. STAGE is a stage or a program, such as dpo-train.
+    \b
+      nemotron-steps run rl/nemo_rl/dpo -c tiny
+      nemotron-steps run rl/nemo_rl/dpo -c default --dry-run data.train.prompt_file=prefs.jsonl
+      nemotron-steps run rl/nemo_rl/dpo -c mine.yaml -b my_cluster dpo.max_num_steps=1000
+
+    STEP is an id of `nemotron-steps list`, or its last part. KEY.PATH=VALUE overrides the config, before or after the
+    options, and the last one wins; --SECTION=VALUE sets a whole section. Any other word is named in a warning and ignored.
+
+    Overrides win over the profile, the profile over the config file, and that over the files it names under `defaults`. What
+    a config says under run.env lies under the profile's keys; its container_image, nodes, gpus_per_node, ntasks_per_node and
+    nproc_per_node win over them, env_vars merge and mounts add up.
+
+    A stage whose output is up to date is not run again: inputs, tokenizer, policy and settings count by content. STAGE is a
+    stage or a program, such as dpo-train.
+
+    A run leaves .nemotron/jobs/TIME-STEP behind, with job.yaml, train.yaml and the logs of its stages. Profiles are the tables
+    of env.toml, which NEMOTRON_ENV_FILE names or which lies here or above, up to the folder with pyproject.toml.
+
+    Exit status: 0 done; 1 refused; 2 called wrongly; that of the stage or the job that failed; 130 interrupted; 143 cancelled;
+    124 out of time; 137 out of memory.
     """
-    if attached and detached:
+    if attached is not None and detached is not None:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     request = Request(
         step,
         sys.argv,
         tokens,
+        [option for parameter in run_step.params for option in parameter.opts if option.startswith("--")],
         config,
         attached=detached is None,
         dry_run=dry_run,
@@ -178,7 +194,7 @@ def run_step(
         force_squash=force_squash,
     )
     say = functools.partial(cli.say, PROGRAM)
-    where = profile.load_profile(attached or detached)
+    where = profile.load_profile(detached if attached is None else attached)
     execute = _executor(where)
     return execute(compile_run(request, where, say), say)
 

@@ -114,7 +114,8 @@ def _status(command: click.Command, program: str) -> int:
         print(error.format_message(), file=sys.stderr)
         return 2
     except click.UsageError as error:
-        return _complain(program, f"{error.format_message().rstrip('.')}: see '{program} --help'", 2)
+        called = error.ctx.command_path if error.ctx else program
+        return _complain(program, f"{error.format_message().rstrip('.')}: see '{called} --help'", 2)
     except click.ClickException as error:
         return _complain(program, error.format_message(), 1)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""nemotron-steps as a program: the documented commands, the record it leaves, failures, and the whole tiny run."""
+"""nemotron-steps run: the record it leaves, failures, what is not done twice, and the whole tiny run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,12 @@ import yaml
 
 from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.manifest import configs_root
-from nemotron_dpo.steps.tiny_policy import write_policy
-from programs import BIN, check, error_line, metrics, run
+from programs import check, error_line, metrics, run
 
 PROGRAM = "nemotron-steps"
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data"
 SECRET = "hf_" + "abcdefghij" * 3
 TINY = ["run", "rl/nemo_rl/dpo", "-c", "tiny"]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random policy with a tokenizer."""
-    folder = tmp_path_factory.mktemp("policy") / "hf"
-    write_policy([DATA / "train.jsonl"], folder)
-    return folder
 
 
 @pytest.fixture
@@ -42,157 +33,9 @@ def broken_data(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all workers of a test session."""
-    root = tmp_path_factory.getbasetemp()
-    return (root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "cache"
-
-
 def _job(folder: Path) -> Path:
     (job,) = (folder / ".nemotron" / "jobs").iterdir()
     return job
-
-
-LISTED = [
-    (["list"], "rl/nemo_rl/dpo"),
-    (["list", "--category", "rl", "--tag", "dpo"], "rl/nemo_rl/dpo"),
-    (["list", "--consumes", "training_jsonl", "--produces", "checkpoint_megatron"], "rl/nemo_rl/dpo"),
-    (["list", "--tree"], "    dpo  Direct preference optimization"),
-    (["list", "--category", "convert"], "convert/hf_to_megatron"),
-    (["show", "dpo"], "dpo.reference_policy_kl_penalty"),
-    (["show", "dpo"], "  convert/hf_to_megatron  checkpoint_megatron\n"),
-    (["show", "dpo"], "  eval/preference_score   checkpoint_megatron\n"),
-    (["help", "dpo"], "rl/nemo_rl/dpo: Direct preference optimization\n"),
-    (["help", "run"], "Usage: nemotron-steps run [OPTIONS] STEP [KEY.PATH=VALUE]..."),
-    (["help"], "Usage: nemotron-steps [OPTIONS] COMMAND [ARGS]..."),
-]
-
-
-@pytest.mark.parametrize(("arguments", "line"), LISTED)
-def test_list_and_show(arguments: list[str], line: str):
-    assert line in check(PROGRAM, *arguments).stdout.decode()
-
-
-@pytest.mark.parametrize("option", ["--category", "--tag", "--consumes", "--produces"])
-def test_filters_leave_out(option: str):
-    assert json.loads(check(PROGRAM, "list", option, "none", "--json").stdout) == []
-
-
-def test_json():
-    listed = {step["id"]: step for step in json.loads(check(PROGRAM, "list", "--json").stdout)}
-    dpo = listed["rl/nemo_rl/dpo"]
-    assert dpo == json.loads(check(PROGRAM, "show", "dpo", "--json").stdout)
-    assert [item["type"] for item in dpo["produces"]] == ["checkpoint_megatron"]
-    assert {"step": "convert/megatron_to_hf", "artifact": "checkpoint_megatron"} in dpo["after"]
-    assert sorted(listed) == [
-        "convert/hf_to_megatron", "convert/megatron_to_hf", "data_prep/preference_tokenize",
-        "env/env_toml", "eval/preference_score", "rl/nemo_rl/dpo",
-    ]  # fmt: skip
-
-
-def test_help_of_a_step_is_show():
-    assert check(PROGRAM, "help", "rl/nemo_rl/dpo").stdout == check(PROGRAM, "show", "rl/nemo_rl/dpo").stdout
-
-
-DRY = [
-    ["run", "rl/nemo_rl/dpo", "-c", "tiny", "--dry-run"],
-    ["run", "rl/nemo_rl/dpo", "-c", "default", "--dry-run"],
-    ["run", "dpo", "dpo.seed=3", "-d"],
-    ["run", "dpo", "dpo.max_num_steps=1000", "-c", "default", "policy.optimizer.lr=1.0e-6", "-d"],
-]
-
-
-@pytest.mark.parametrize("arguments", DRY)
-def test_dry_run_touches_nothing(tmp_path: Path, arguments: list[str]):
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    shown = check(PROGRAM, *arguments, cwd=tmp_path, env=env).stdout.decode()
-    assert "# dpo-train\n" in shown
-    assert "policy.optimizer.lr" in shown
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_overrides_before_and_after_options_with_the_origin_of_every_value(tmp_path: Path):
-    (tmp_path / "env.toml").write_text('[two]\nexecutor = "local"\nnproc_per_node = 2\n')
-    arguments = ["run", "dpo", "dpo.seed=3", "-c", "tiny", "-r", "two", "dpo.val_period=4", "-d"]
-    shown = check(PROGRAM, *arguments, cwd=tmp_path).stdout.decode()
-    lines = [" ".join(line.split()) for line in shown.splitlines()]
-    tiny = (configs_root() / "rl" / "nemo_rl" / "dpo" / "tiny.yaml").read_text().splitlines()
-    for line in (
-        "dpo.seed 3 # dpo.seed=3",
-        "dpo.val_period 4 # dpo.val_period=4",
-        f"dpo.max_num_steps 10 # tiny.yaml:{tiny.index('  max_num_steps: 10') + 1}",
-        "dpo.preference_loss_weight 1.0 # default.yaml:14",
-        "cluster.gpus_per_node 2 # profile two",
-        "cluster.num_nodes 1",
-    ):
-        assert line in lines
-
-
-def test_documented_values_of_tiny():
-    run_config, warnings = load_run(configs_root() / "rl" / "nemo_rl" / "dpo" / "tiny.yaml", [])
-    assert warnings == []
-    dpo, trained = run_config.dpo, run_config.policy
-    assert (dpo.max_num_steps, dpo.val_period, dpo.val_batches) == (10, 5, 2)
-    assert (trained.train_global_batch_size, trained.max_total_sequence_length) == (16, 2048)
-
-
-@pytest.mark.parametrize("name", ["default", "tiny", "smollm2", "tiny_sft/sft"])
-def test_shipped_configs_are_clean(name: str):
-    assert load_run(configs_root() / "rl" / "nemo_rl" / "dpo" / f"{name}.yaml", [])[1] == []
-
-
-FAILURES = [
-    (["run", "dpo", "-r", "a", "-b", "b"], 2, "-r follows a run and -b leaves it alone: give one of them"),
-    (["run", "dop"], 1, "dop: no such step: did you mean rl/nemo_rl/dpo? `nemotron-steps list` shows all"),
-    (["run", "dpo", "-c", "tinny"], 1, "tinny: no such config: did you mean tiny? rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),  # noqa: E501
-    (["run", "dpo", "dpo.sed=1"], 1, 'dpo.sed=1: "dpo.sed" is no known key: did you mean dpo.seed?'),
-    (["run", "dpo", "cluster.gpus_per_node=3"], 1, '"policy.train_global_batch_size" 32 does not divide over 3 data-parallel ranks: make it a multiple of 3'),  # noqa: E501
-    (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline x context parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),  # noqa: E501
-    (["run", "dpo"], 1, "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"),
-    (["run", "dpo", "data.train.path=none.jsonl"], 1, "none.jsonl: no such file: it is the data of train"),
-    (["run", "dpo", "-d", "--from", "train"], 2, "--from train: no such stage: did you mean dpo-train?"),
-    (["run", "dpo", "-d", "--to", "x"], 2, "--to x: no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),  # noqa: E501
-    (["run", "dpo", "-d", "--from", "dpo-train", "--to", "ref-logprobs"], 2, "--from dpo-train comes after --to ref-logprobs"),
-    (["run", "hf_to_megatron"], 1, "hf_model_id is not set: give hf_model_id=ID_OR_FOLDER"),
-    (["run", "megatron_to_hf", "mgatron_path=x"], 1, 'mgatron_path=x: "mgatron_path" is no known key: did you mean megatron_path?'),  # noqa: E501
-    (["run", "preference_tokenize", "tokenizer=t", "data.path=none"], 1, "none: no such file: it is data.path"),
-    (["run", "dpo", f"dpo.seed={SECRET}"], 1, "dpo.seed=***: \"dpo.seed\" is '***' where a whole number is due"),
-    (["run", "dpo", "-r", "x"], 1, "no env.toml from here up to the folder with pyproject.toml: write one, or set NEMOTRON_ENV_FILE"),  # noqa: E501
-    (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps --help'"),
-    (["walk"], 2, "No such command 'walk': see 'nemotron-steps --help'"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("arguments", "status", "line"), FAILURES)
-def test_mistakes_are_one_clear_line(tmp_path: Path, arguments: list[str], status: int, line: str):
-    done = run(PROGRAM, *arguments, cwd=tmp_path)
-    assert (done.returncode, error_line(done, PROGRAM)) == (status, line)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_executors_are_refused_by_name(tmp_path: Path):
-    (tmp_path / "env.toml").write_text('[far]\nexecutor = "lepton"\n')
-    done = run(PROGRAM, "run", "dpo", "-r", "far", cwd=tmp_path)
-    assert (done.returncode, error_line(done, PROGRAM)) == (1, "far: executor lepton is not built yet: use a local profile")
-
-
-def test_tokens_that_come_to_nothing_are_named(tmp_path: Path):
-    done = check(PROGRAM, "run", "dpo", "-d", "--fast", "word", "--cluster={gpus_per_node: 2}", cwd=tmp_path)
-    said = done.stderr.decode()
-    for token in ("--fast", "word"):
-        assert f"nemotron-steps: warning: {token}: names no section of the config and is ignored\n" in said
-    assert "--nproc-per-node 2" in done.stdout.decode().replace("\\\n    ", "")
-
-
-def test_nemotron_is_the_group_above():
-    argv = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import nemotron_steps as n; n.nemotron_main()",
-    ]
-    done = subprocess.run([*argv, str(BIN), "steps", "list"], capture_output=True, text=True)
-    assert done.stdout == check(PROGRAM, "list").stdout.decode()
 
 
 def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, policy: Path, broken_data: Path):
@@ -243,45 +86,6 @@ def test_detached_run_goes_on_in_the_background(tmp_path: Path, policy: Path, br
             break
         time.sleep(0.05)
     assert "preference-tokenize train failed" in log.read_text()
-
-
-COMPLETED = [
-    ("nemotron-steps run rl/", 2, ["rl/nemo_rl/dpo"]),
-    ("nemotron-steps show conv", 2, ["convert/hf_to_megatron", "convert/megatron_to_hf"]),
-    ("nemotron-steps run dpo -c ", 4, ["default", "smollm2", "tiny"]),
-    ("nemotron-steps run -r tw", 3, ["two"]),
-    ("nemotron-steps run dpo -b ", 4, ["two", "three"]),
-    ("nemotron-steps run dpo --from ref", 4, ["ref-logprobs"]),
-    ("nemotron-steps run dpo dpo.ref", 3, ["dpo.reference_policy_kl_penalty="]),
-    ("nemotron-steps run nothing -c ", 4, []),
-]
-
-
-@pytest.mark.parametrize(("words", "at", "offered"), COMPLETED)
-def test_completion(tmp_path: Path, words: str, at: int, offered: list[str]):
-    (tmp_path / "env.toml").write_text('[wandb]\nentity = "me"\n[two]\nexecutor = "local"\n[three]\nextends = "two"\n')
-    asked = {"_NEMOTRON_STEPS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
-    answer = check(PROGRAM, cwd=tmp_path, env={**os.environ, **asked}).stdout.decode()
-    assert [line.removeprefix("plain,") for line in answer.split()] == offered
-
-
-def test_completion_in_a_real_bash():
-    programs = Path(sys.executable).parent
-    script = f"""
-        PATH={programs}:$PATH
-        eval "$(_NEMOTRON_STEPS_COMPLETE=bash_source nemotron-steps)"
-        COMP_WORDS=(nemotron-steps run dpo -c t) COMP_CWORD=4
-        _nemotron_steps_completion nemotron-steps t -c
-        echo "${{COMPREPLY[@]}}"
-    """
-    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == "tiny\n"
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script_of_every_shell(shell: str):
-    script = check(PROGRAM, env={**os.environ, "_NEMOTRON_STEPS_COMPLETE": f"{shell}_source"}).stdout.decode()
-    assert f"{shell}_complete" in script
-    assert "nemotron-steps" in script
 
 
 def test_env_toml_is_written_once_with_what_is_set(tmp_path: Path):

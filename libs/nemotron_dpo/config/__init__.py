@@ -4,6 +4,7 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 """
 
 from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.environment import Environment, leaves, load_environment
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.load import dump_run, load_plain, load_run, plain_origins, run_origins, run_tree, to_yaml
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "DatasetConfig",
     "DpoConfig",
+    "Environment",
     "LoggerConfig",
     "MegatronConfig",
     "OptimizerConfig",
@@ -40,6 +42,8 @@ __all__ = [
     "dump_run",
     "identity",
     "known_keys",
+    "leaves",
+    "load_environment",
     "load_plain",
     "load_run",
     "plain_origins",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config.build import build_plain, build_run
+from nemotron_dpo.config.environment import split_environment
 from nemotron_dpo.config.layers import Layer, origin, read_layers, resolve_layers
 from nemotron_dpo.config.origins import origins
 from nemotron_dpo.config.redact import hide_secrets
@@ -17,17 +18,22 @@ from nemotron_dpo.errors import UserError
 
 
 def load_run(
-    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+    config: str | Path | None,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    with_environment: bool = False,
 ) -> tuple[RunConfig, list[str]]:
     """Merge `config` (after the files it names under `defaults`) and dotlist `overrides` into a checked RunConfig.
 
     `base` lies under the file (a profile's settings). Returns the run with the warnings: one line a source, naming known keys
-    that have no effect here. Raises UserError naming the file and line, or the override, for anything unreadable, unknown,
-    or of a wrong type.
+    that have no effect here; run.env has where the caller reads it `with_environment`. Raises UserError naming the file and
+    line, or the override, for anything unreadable, unknown, or of a wrong type.
     """
     layers = read_layers(config, overrides, base)
     try:
-        tree, replaced = canonical(resolve_layers(layers))
+        tree = resolve_layers(layers)
+        tree, replaced = canonical(split_environment(tree)[0] if with_environment else tree)
         run, idle = build_run(tree)
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
@@ -40,7 +46,7 @@ def load_plain(
     """As `load_run`, for another step's dataclass `cls`; of `base` only the sections that it has are read."""
     layers = read_layers(config, overrides, _sections(cls, base))
     try:
-        return build_plain(cls, resolve_layers(layers)), []
+        return build_plain(cls, _settings(layers)), []
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
 
@@ -48,7 +54,7 @@ def load_plain(
 def run_origins(config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Where each value of the run that `load_run` makes of the same arguments comes from; see `origins`."""
     layers = read_layers(config, overrides, base)
-    return origins(layers, lambda some: run_tree(build_run(canonical(resolve_layers(some))[0])[0]))
+    return origins(layers, lambda some: run_tree(build_run(canonical(_settings(some))[0])[0]))
 
 
 def plain_origins(
@@ -56,7 +62,7 @@ def plain_origins(
 ) -> dict[str, str]:
     """As `run_origins`, for `load_plain`."""
     layers = read_layers(config, overrides, _sections(cls, base))
-    return origins(layers, lambda some: asdict(build_plain(cls, resolve_layers(some))))
+    return origins(layers, lambda some: asdict(build_plain(cls, _settings(some))))
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -84,6 +90,11 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
     optimizer = tree["policy"]["optimizer"]
     optimizer["betas"] = list(optimizer["betas"])
     return tree
+
+
+def _settings(layers: Sequence[Layer]) -> dict[str, Any]:
+    """What the layers say of the run itself."""
+    return split_environment(resolve_layers(layers))[0]
 
 
 def _sections(cls: type[Any], base: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,6 +17,8 @@ _SECRET_VALUE = re.compile(
     r"|^[0-9a-f]{40}$|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 
+_VARIABLE = re.compile(r"run\.env(\.env_vars|$)")
+
 
 def redact(value: Any, key: str = "") -> Any:
     """`value` with secrets replaced by `***`, through mappings and lists; `key` is the name it goes by."""
@@ -30,8 +32,10 @@ def redact(value: Any, key: str = "") -> Any:
 
 
 def redact_override(text: str) -> str:
-    """`key=value` (or any other argument) with a secret value hidden."""
+    """`key=value` (or any other argument) with a secret value hidden; of a variable for a job nobody can tell."""
     key, equals, value = text.partition("=")
+    if equals and _VARIABLE.match(key):
+        return f"{key}={HIDDEN}"
     return f"{key}={redact(value, key)}" if equals else redact(text)
 
 

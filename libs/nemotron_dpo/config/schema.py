@@ -237,6 +237,7 @@ checkpointing {model_save_format save_consolidated model_cache_dir model_repo_id
 logger {mlflow_enabled swanlab_enabled monitor_gpus num_val_samples_to_print wandb tensorboard mlflow swanlab gpu_monitoring
   collect_worker_metrics}
 cluster {segment_size}
+run {env}
 """
 NO_EFFECT = frozenset(
     f"{section}.{key}" for section, keys in re.findall(r"(\S+) \{([^}]*)\}", _NO_EFFECT) for key in keys.split()

@@ -41,8 +41,8 @@ def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> l
 
     `first` and `last` are names of stages, or of programs. Raises UserError for a name that no stage has.
     """
-    start = _matches(plan.stages, first, "--from")[0] if first else None
-    end = _matches(plan.stages, last, "--to")[-1] if last else len(plan.stages) - 1
+    start = _matches(plan.stages, first, "--from")[0] if first is not None else None
+    end = _matches(plan.stages, last, "--to")[-1] if last is not None else len(plan.stages) - 1
     if start is not None and start > end:
         raise UserError(f"--from {first} comes after --to {last}", usage=True)
     choices = []
@@ -88,4 +88,4 @@ def _matches(stages: Sequence[Stage], name: str, option: str) -> list[int]:
     names = list(dict.fromkeys(known for stage in stages for known in (stage.program, stage.name)))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     remedy = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(stage.name for stage in stages)}"
-    raise UserError("no such stage", source=f"{option} {name}", remedy=remedy, usage=True)
+    raise UserError("no such stage", source=f"{option} {name or '(empty)'}", remedy=remedy, usage=True)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nemotron_dpo.config import redact, redact_override
+from nemotron_dpo.config import Environment, leaves, load_environment, redact
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import choice, job, kinds, manifest, text
 from nemotron_dpo.steps.arguments import sort_arguments
 from nemotron_dpo.steps.profile import Profile
+from nemotron_dpo.steps.run_env import with_environment
 from nemotron_dpo.steps.stages import Plan
 
 # Takes one line of facts for a person.
@@ -21,12 +23,14 @@ Say = Callable[[str], object]
 class Request:
     """The command line: `tokens` follow `step`, `first` and `last` are names of stages, `argv` is all of it as typed.
 
-    `attached`: it stays until the run ends; otherwise it returns once that is submitted.
+    `options` are the names of those that there are. `attached`: it stays until the run ends; otherwise it returns once that is
+    submitted.
     """
 
     step: str
     argv: Sequence[str]
     tokens: Sequence[str] = ()
+    options: Sequence[str] = ()
     config: str | None = None
     attached: bool = True
     dry_run: bool = False
@@ -69,10 +73,12 @@ def compile_run(request: Request, where: Profile, say: Say) -> Run:
     path = manifest.find_config(found, request.config)
     known = kind.config.__dataclass_fields__
     forced = ["force=true"] if request.force and "force" in known else []
-    arguments = sort_arguments([*request.tokens, *forced], known)
-    for token in arguments.ignored:
-        say(f"warning: {redact_override(token)}: names no section of the config and is ignored")
+    arguments = sort_arguments([*request.tokens, *forced], known, request.options)
+    for remark in arguments.remarks:
+        say(f"warning: {remark}")
+    where = with_environment(where, given := load_environment(path, arguments.overrides))
     config, warnings = kind.load(path, arguments.overrides, where.cluster())
+    _check_sizes(config, where, given)
     for warning in warnings:
         say(f"warning: {warning}")
     plan = kind.compile(config, job.job_folder(found.id, now), found.folder)
@@ -81,11 +87,25 @@ def compile_run(request: Request, where: Profile, say: Say) -> Run:
     return Run(request, now, kind, config, plan, choices, provenance)
 
 
+def _check_sizes(config: Any, where: Profile, given: Environment) -> None:
+    """Refuse a config that says in two places on how many processes it runs, and not the same."""
+    for name, key in where.sizes().items() if hasattr(config, "cluster") else ():
+        asked, made = where.settings[key], getattr(config.cluster, name)
+        if key in given.settings and asked != made:
+            message = f"is {asked}, and cluster.{name} is {made}"
+            raise UserError(message, source=where.origins.get(key), field=f"run.env.{key}", remedy="set one of them")
+
+
 def print_config(run: Run) -> None:
-    """The merged config with the origin of its values."""
-    given = run.provenance
-    origins = run.kind.origins(given.config, given.overrides, given.profile.cluster())
-    merged = text.flat(redact(run.kind.tree(run.config)))
+    """The merged config with the origin of its values, then where it runs."""
+    given, where = run.provenance, run.profile
+    origins = run.kind.origins(given.config, given.overrides, where.cluster())
+    settings = {key: value for key, value in where.settings.items() if key != "extends"}
+    origins |= {f"run.env.{key}": where.origins.get(key, "profile") for key in leaves(settings)}
+    for name, key in where.sizes().items():
+        if origins.get(f"cluster.{name}") == "profile":
+            origins[f"cluster.{name}"] = origins[f"run.env.{key}"]
+    merged = text.flat(redact(run.kind.tree(run.config) | ({"run": {"env": settings}} if settings else {})))
     print(text.with_origins(merged, origins, given.config.parent, given.profile.name))
 
 

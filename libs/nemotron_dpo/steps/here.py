@@ -27,7 +27,7 @@ def _tell_idle(run: Run, say: Say) -> None:
     if run.request.force_squash:
         say("warning: --force-squash: a local run has no container image")
     if idle := run.profile.idle_keys():
-        say(f"warning: {run.profile.source}: without effect in a local run: {', '.join(idle)}")
+        say(f"warning: {run.profile.source or 'run.env'}: without effect in a local run: {', '.join(idle)}")
 
 
 def _print_plan(run: Run, say: Say) -> int:

@@ -49,6 +49,9 @@ def kind_of(step: Step) -> Kind:
     return _KINDS[step.id]
 
 
+_load_dpo = partial(load_run, with_environment=True)
+
+
 def _dpo_report(made: Plan) -> str:
     return summarize(read_metrics(made.run_dir / "metrics.jsonl"), made.export_dir)
 
@@ -59,7 +62,7 @@ def _neighbour(config: type[Any], compile_: Callable[[Any, Path, Path], Plan]) -
 
 
 _KINDS = {
-    "rl/nemo_rl/dpo": Kind(RunConfig, load_run, run_origins, run_tree, plan.compile_plan, plan.missing_inputs, _dpo_report),
+    "rl/nemo_rl/dpo": Kind(RunConfig, _load_dpo, run_origins, run_tree, plan.compile_plan, plan.missing_inputs, _dpo_report),
     "convert/hf_to_megatron": _neighbour(HfToMegatronConfig, neighbours.plan_hf_to_megatron),
     "convert/megatron_to_hf": _neighbour(MegatronToHfConfig, neighbours.plan_megatron_to_hf),
     "data_prep/preference_tokenize": _neighbour(PreferenceTokenizeConfig, neighbours.plan_tokenize),

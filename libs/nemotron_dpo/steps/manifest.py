@@ -48,6 +48,20 @@ def discover(root: Path) -> list[Step]:
     return sorted((_read(path) for path in root.rglob("step.toml")), key=lambda step: step.id)
 
 
+def matching(
+    steps: list[Step], *, category: str | None, consumes: str | None, produces: str | None, tag: str | None
+) -> list[Step]:
+    """Those of `steps` that have everything that is not None."""
+    return [
+        step
+        for step in steps
+        if category in (None, step.category)
+        and (tag is None or tag in step.tags)
+        and (consumes is None or consumes in [item["type"] for item in step.consumes])
+        and (produces is None or produces in [item["type"] for item in step.produces])
+    ]
+
+
 def find_step(name: str, steps: list[Step]) -> Step:
     """The step whose id is `name`, or ends in it where that is unambiguous. Raises UserError naming the nearest."""
     exact = [step for step in steps if step.id == name]
@@ -60,12 +74,12 @@ def find_step(name: str, steps: list[Step]) -> Step:
     names = {key: step.id for step in steps for key in (step.id, step.id.rpartition("/")[2])}
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     guess = f"did you mean {names[close[0]]}? " if close else ""
-    raise UserError("no such step", source=name, remedy=f"{guess}{how}")
+    raise UserError("no such step", source=name or "STEP", remedy=f"{guess}{how}")
 
 
 def find_config(step: Step, name_or_path: str | None) -> Path:
     """The config file: an existing path, else a name among the step's configs. Raises UserError naming the nearest."""
-    name = name_or_path or "default"
+    name = "default" if name_or_path is None else name_or_path
     path = Path(name)
     if path.is_file():
         return path
@@ -75,7 +89,7 @@ def find_config(step: Step, name_or_path: str | None) -> Path:
     close = difflib.get_close_matches(name, step.configs, n=1, cutoff=0.4)
     guess = f"did you mean {close[0]}? " if close else ""
     remedy = f"{guess}{step.id} has {', '.join(step.configs)}; or give a path"
-    raise UserError("no such config", source=name, remedy=remedy)
+    raise UserError("no such config", source=name or "-c", remedy=remedy)
 
 
 def _read(path: Path) -> Step:

@@ -80,6 +80,16 @@ def tree_view(steps: Sequence[Step]) -> str:
     return "\n".join(lines)
 
 
+def choices(steps: Sequence[Step]) -> str:
+    """What `list` can be asked for."""
+    named = {
+        "categories": [step.category for step in steps],
+        "artifacts": [item["type"] for step in steps for item in (*step.consumes, *step.produces)],
+        "tags": [tag for step in steps for tag in step.tags],
+    }
+    return "; ".join(f"the {what} are {', '.join(sorted(set(names)))}" for what, names in named.items())
+
+
 def describe(step: Step, steps: Sequence[Step]) -> str:
     """Everything the manifest says, and its place among `steps`, as `show` prints it."""
     parts = [f"{step.id}: {step.name}", textwrap.fill(step.description, 100)]

@@ -24,14 +24,22 @@ mounts = ["/b:/b"]
 nodes = 3
 [cluster]
 executor = "slurm"
-[strange]
-executor = "cloud"
 [loop]
 extends = "loop2"
 [loop2]
 extends = "loop"
 [orphan]
 extends = "nobody"
+[odd1]
+env_vars = "word"
+[odd2]
+extends = "base"
+env_vars = 3
+[odd3]
+extends = "base"
+mounts = "/a:/a"
+[odd4]
+executor = "cloud"
 """
 
 
@@ -58,12 +66,32 @@ def test_no_profile_is_this_machine(monkeypatch: pytest.MonkeyPatch):
     assert (profile.executor, profile.env_vars, profile.cluster()) == ("local", {}, {})
 
 
+@pytest.mark.parametrize("value", ['"two"', "0", "true", "1.5"])
+def test_a_size_that_is_no_number(env_file: Path, value: str):
+    env_file.write_text(f"[it]\nnodes = {value}\n")
+    with pytest.raises(UserError, match=r'env\.toml: "nodes" profile it: is .* where a number of 1 or more is due'):
+        load_profile("it").cluster()
+
+
+def test_a_key_that_no_executor_has(env_file: Path):
+    env_file.write_text("[it]\nnproc_per_nod = 2\n")
+    with pytest.raises(UserError, match=r'"nproc_per_nod" profile it: is no known key: did you mean nproc_per_node\?'):
+        load_profile("it").idle_keys()
+
+
 REFUSED = [
     ("chidl", "no profile chidl: did you mean child?"),
-    ("wandb", "no profile wandb: it has base, child, cluster, strange, loop, loop2, orphan"),
-    ("strange", "\"executor\" profile strange: is 'cloud' where local, slurm, lepton, dgxcloud is due"),
+    ("wandb", "no profile wandb: it has base, child, cluster, loop, loop2, orphan, odd1, odd2, odd3, odd4"),
+    ("odd4", "\"executor\" profile odd4: is 'cloud' where local, slurm, lepton, dgxcloud is due"),
+    ("odd1", '"env_vars" profile odd1: is no table'),
+    ("odd2", '"env_vars" profile odd2: is no table'),
+    ("odd3", '"mounts" profile odd3: is no list'),
+    ("", "no profile (empty): it has base, child, cluster, loop, loop2, orphan, odd1, odd2, odd3, odd4"),
     ("loop", "profile loop extends itself (loop -> loop2 -> loop)"),
-    ("orphan", "no profile nobody, which orphan extends: it has base, child, cluster, strange, loop, loop2, orphan"),
+    (
+        "orphan",
+        "no profile nobody, which orphan extends: it has base, child, cluster, loop, loop2, orphan, odd1, odd2, odd3, odd4",
+    ),
 ]
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, NoReturn
 
-from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.profile import Profile
 
 # key -> what it holds; `word` is one that Slurm reads from a directive, `lines` one line of shell or a list of them
@@ -178,7 +177,7 @@ class _Table:
 
     def refuse(self, key: str, message: str, remedy: str | None = None) -> NoReturn:
         """Raise UserError about `key`."""
-        raise UserError(f"profile {self._profile.name}: {message}", source=self._profile.source, field=key, remedy=remedy)
+        raise self._profile.refusal(key, message, remedy)
 
     def _text(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or re.search(r"[\x00-\x1f\x7f]", value):

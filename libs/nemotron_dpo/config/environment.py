@@ -1,0 +1,69 @@
+"""What a config says of where it runs: its section run.env, in the keys of a profile. No stage reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.config.layers import origin, read_layers, resolve_layers
+from nemotron_dpo.config.shapes import Tree
+from nemotron_dpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Environment:
+    """`settings` are those of run.env; `origins` maps their dotted keys to places, `typed` are those that overrides set."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    typed: frozenset[str] = frozenset()
+
+
+def load_environment(config: str | Path | None, overrides: Sequence[str]) -> Environment:
+    """run.env of `config`, the files it names under `defaults`, and `overrides`. Raises UserError where it is no mapping."""
+    layers = read_layers(config, overrides)
+    if not any(isinstance(layer.plain, dict) and "run" in layer.plain for layer in layers):
+        return Environment()
+    settings = split_environment(resolve_layers(layers))[1]
+    if not isinstance(settings, dict):
+        source, line = origin("run.env", layers)
+        raise UserError(f"is {settings!r} where a mapping is due", source=source, line=line, field="run.env")
+    typed = [layer for layer in layers if not layer.is_file]
+    places = {key: origin(f"run.env.{key}", layers) for key in leaves(settings)}
+    return Environment(
+        settings,
+        {key: f"{source}" if line is None else f"{source}:{line}" for key, (source, line) in places.items()},
+        frozenset(key for key in places if any(_sets(layer.plain, f"run.env.{key}") for layer in typed)),
+    )
+
+
+def split_environment(tree: Tree) -> tuple[Tree, Any]:
+    """`tree` without its section run.env, and that section."""
+    run = tree.get("run")
+    if not isinstance(run, dict) or "env" not in run:
+        return tree, {}
+    rest = {key: value for key, value in run.items() if key != "env"}
+    others = {key: value for key, value in tree.items() if key != "run"}
+    return others | ({"run": rest} if rest else {}), run["env"]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted key of every value that is no mapping, or an empty one."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _sets(tree: Any, key: str) -> bool:
+    """Whether `tree` sets `key` or something under or above it as a whole."""
+    for part in key.split("."):
+        if not isinstance(tree, dict):
+            return True
+        if part not in tree:
+            return False
+        tree = tree[part]
+    return True

@@ -1,0 +1,59 @@
+"""What the tests of the programs start from; a Slurm cluster among it, once for all tests of a worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nemotron_dpo.steps.manifest import configs_root
+from nemotron_dpo.steps.tiny_policy import write_policy
+from slurm_cluster import Cluster, slurm_cluster
+from slurm_runs import PROFILES, SECRET
+
+DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data" / "train.jsonl"
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random policy with a tokenizer."""
+    folder = tmp_path_factory.mktemp("policy") / "hf"
+    write_policy([DATA], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all workers of a test session."""
+    root = tmp_path_factory.getbasetemp()
+    return (root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "cache"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with slurm_cluster() as up:
+        yield up
+
+
+@pytest.fixture
+def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with env.toml and the workspace of a login node, in an environment that finds the cluster."""
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    (workspace / ".venv").symlink_to(sys.prefix)
+    (workspace / "configs").symlink_to(configs_root())
+    (tmp_path / "env.toml").write_text(PROFILES.format(secret=SECRET, key=cluster.key, folder=tmp_path))
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tokenize(policy: Path) -> list[str]:
+    """A step of one quick stage."""
+    return ["run", "data_prep/preference_tokenize", f"data.path={DATA}", f"tokenizer={policy}", "data.limit=4"]

@@ -1,0 +1,146 @@
+"""How a run on Slurm ends that does not end well, or not at once: refused, cancelled, unanswered, out of time."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from programs import check, error_line, losses, run
+from slurm_cluster import Cluster
+from slurm_runs import PROGRAM, SECRET, error_lines, local_job, started, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def test_job_cancelled_by_others(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
+    process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize")
+    cluster.slurm("scancel", job_id)
+    assert process.wait(60) == 143
+    time.sleep(0.2)
+    (line,) = error_lines(b"".join(said))
+    assert line.startswith(f"job {job_id} was cancelled; the log is ")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_cancels_the_job(here: Path, cluster: Cluster, tokenize: list[str], number: int, status: int) -> None:
+    process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize", stdin=subprocess.DEVNULL)
+    process.send_signal(number)
+    assert process.wait(60) == status
+    assert cluster.wait_for(job_id, "CANCELLED")
+    time.sleep(0.2)
+    assert error_lines(b"".join(said)) == ["interrupted" if number == signal.SIGINT else "terminated"]
+
+
+def test_ctrl_c_asks_once(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
+    terminal, inside = pty.openpty()
+    process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize", stdin=inside)
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: f"Cancel job {job_id}? [Y/n] ".encode() in b"".join(said))
+    os.write(terminal, b"n\n")
+    time.sleep(1.5)
+    assert process.poll() is None
+    assert cluster.state(job_id) == "RUNNING"
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: b"".join(said).count(b"Cancel job") == 2)
+    os.write(terminal, b"y\n")
+    assert process.wait(60) == 130
+    assert cluster.wait_for(job_id, "CANCELLED")
+    for descriptor in (terminal, inside):
+        os.close(descriptor)
+
+
+REFUSED = [
+    ("bad_partition", "profile bad_partition: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),  # noqa: E501
+    ("bad_account", "profile bad_account: sbatch refused the job: Invalid account or account/partition combination specified"),
+    ("far_and_bad", "profile far_and_bad: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),  # noqa: E501
+    ("nobody", "nobody: cannot be reached: ssh: connect to host 127.0.0.1 port 1: Connection refused"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["-r", "-b"])
+@pytest.mark.parametrize(("profile", "line"), REFUSED)
+def test_what_is_refused_is_one_line_and_leaves_nothing(
+    here: Path, tokenize: list[str], profile: str, line: str, how: str
+) -> None:
+    done = run(PROGRAM, *tokenize, how, profile)
+    assert (done.returncode, error_line(done, PROGRAM)) == (1, line)
+    for folder in (here / ".nemotron" / "jobs", here / "remote"):
+        assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_a_scheduler_that_does_not_answer(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
+    controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        done = run(PROGRAM, *tokenize, "-b", "base")
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    assert done.returncode == 1
+    (line,) = error_lines(done.stderr)
+    assert line.startswith(("profile base: sbatch refused the job: ", "sbatch: no answer within 30 s: it may be queued"))
+
+
+def test_a_controller_that_restarts_is_borne(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
+    setup = here / "env.toml"
+    setup.write_text(setup.read_text() + '[brief]\nextends = "base"\nstartup_commands = ["sleep 12"]\n')
+    process, _, said = started(*tokenize, "-r", "brief", until="steps: preference-tokenize")
+    controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    wait_until(lambda: b"still trying" in b"".join(said), seconds=60)
+    os.kill(controller, signal.SIGCONT)
+    assert process.wait(90) == 0
+    time.sleep(0.2)
+    assert b"4 pairs written" in b"".join(said)
+
+
+def test_a_requeued_job_has_its_environment_again(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
+    setup = here / "env.toml"
+    again = "[[ -e $NEMO_RUN_DIR/again ]] || { touch $NEMO_RUN_DIR/again; sleep 60; }; echo MY_WORD has ${#MY_WORD} letters"
+    setup.write_text(setup.read_text() + f"[again]\nextends = \"base\"\nstartup_commands = ['{again}']\n")
+    process, job_id, said = started(*tokenize, "-r", "again", until="steps: preference-tokenize")
+    wait_until(lambda: (local_job(here) / "again").exists())
+    cluster.slurm("scontrol", "requeue", job_id)
+    assert process.wait(90) == 0
+    time.sleep(0.2)
+    assert f"MY_WORD has {len(SECRET)} letters" in b"".join(said).decode()
+    assert not (local_job(here) / "env.sh").exists()
+
+
+def test_out_of_time_with_nothing_saved_is_the_end(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
+    process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize")
+    wait_until(lambda: "RUNNING" in cluster.slurm("squeue", "-h", "-s", "-j", job_id, "-o", "%i RUNNING"))
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # as Slurm does by --signal=B:USR1@...
+    assert process.wait(60) == 124
+    time.sleep(0.2)
+    assert "nothing was saved before time was up: raise time in the profile" in b"".join(said).decode()
+
+
+def test_out_of_time_saves_is_requeued_and_resumes(here: Path, cluster: Cluster, policy: Path) -> None:
+    dpo = ["run", "dpo", "-c", "tiny", f"policy.model_name={policy}", "data.train.limit=48", "data.validation=null"]
+    dpo += [
+        "dpo.max_num_epochs=40",
+        "dpo.max_num_steps=60",
+        "checkpointing.save_optimizer=true",
+        "checkpointing.save_period=100",
+    ]
+    process, job_id, said = started(*dpo, "-r", "base", until="steps: dpo-train")
+    metrics = local_job(here) / "run" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)
+    assert process.wait(150) == 0
+    time.sleep(0.2)
+    text = b"".join(said).decode()
+    assert "nemotron-steps: requeued: it goes on from what was saved\n" in text
+    assert "nemotron-steps: preference-tokenize train: done before\n" in text
+    assert "resuming after step" in text
+    job = local_job(here)
+    given = (job / "train.scored.arrow", "--policy", policy, "-c", job / "train.yaml", "--run-dir", here / "at-one-go")
+    check("dpo-train", *given)
+    assert len(losses(job / "run")) == 60
+    assert losses(job / "run") == pytest.approx(losses(here / "at-one-go"), rel=1e-6)

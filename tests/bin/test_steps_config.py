@@ -1,0 +1,170 @@
+"""nemotron-steps run as a compiler: what a dry run shows, from where, and which mistakes are refused in which words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nemotron_dpo.config import load_run
+from nemotron_dpo.steps.manifest import configs_root
+from programs import check, error_line, run
+
+PROGRAM = "nemotron-steps"
+SECRET = "hf_" + "abcdefghij" * 3
+
+DRY = [
+    ["run", "rl/nemo_rl/dpo", "-c", "tiny", "--dry-run"],
+    ["run", "rl/nemo_rl/dpo", "-c", "default", "--dry-run"],
+    ["run", "dpo", "dpo.seed=3", "-d"],
+    ["run", "dpo", "dpo.max_num_steps=1000", "-c", "default", "policy.optimizer.lr=1.0e-6", "-d"],
+]
+
+
+@pytest.mark.parametrize("arguments", DRY)
+def test_dry_run_touches_nothing(tmp_path: Path, arguments: list[str]):
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    shown = check(PROGRAM, *arguments, cwd=tmp_path, env=env).stdout.decode()
+    assert "# dpo-train\n" in shown
+    assert "policy.optimizer.lr" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_before_and_after_options_with_the_origin_of_every_value(tmp_path: Path):
+    (tmp_path / "env.toml").write_text('[two]\nexecutor = "local"\nnproc_per_node = 2\n')
+    arguments = ["run", "dpo", "dpo.seed=3", "-c", "tiny", "-r", "two", "dpo.val_period=4", "-d"]
+    shown = check(PROGRAM, *arguments, cwd=tmp_path).stdout.decode()
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    tiny = (configs_root() / "rl" / "nemo_rl" / "dpo" / "tiny.yaml").read_text().splitlines()
+    for line in (
+        "dpo.seed 3 # dpo.seed=3",
+        "dpo.val_period 4 # dpo.val_period=4",
+        f"dpo.max_num_steps 10 # tiny.yaml:{tiny.index('  max_num_steps: 10') + 1}",
+        "dpo.preference_loss_weight 1.0 # default.yaml:14",
+        "cluster.gpus_per_node 2 # profile two",
+        "cluster.num_nodes 1",
+    ):
+        assert line in lines
+
+
+def test_documented_values_of_tiny():
+    run_config, warnings = load_run(configs_root() / "rl" / "nemo_rl" / "dpo" / "tiny.yaml", [])
+    assert warnings == []
+    dpo, trained = run_config.dpo, run_config.policy
+    assert (dpo.max_num_steps, dpo.val_period, dpo.val_batches) == (10, 5, 2)
+    assert (trained.train_global_batch_size, trained.max_total_sequence_length) == (16, 2048)
+
+
+@pytest.mark.parametrize("name", ["default", "tiny", "smollm2", "tiny_sft/sft"])
+def test_shipped_configs_are_clean(name: str):
+    assert load_run(configs_root() / "rl" / "nemo_rl" / "dpo" / f"{name}.yaml", [])[1] == []
+
+
+FAILURES = [
+    (["run", "dpo", "-r", "a", "-b", "b"], 2, "-r follows a run and -b leaves it alone: give one of them"),
+    (["run", "dop"], 1, "dop: no such step: did you mean rl/nemo_rl/dpo? `nemotron-steps list` shows all"),
+    (["run", "dpo", "-c", "tinny"], 1, "tinny: no such config: did you mean tiny? rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),  # noqa: E501
+    (["run", "dpo", "dpo.sed=1"], 1, 'dpo.sed=1: "dpo.sed" is no known key: did you mean dpo.seed?'),
+    (["run", "dpo", "cluster.gpus_per_node=3"], 1, '"policy.train_global_batch_size" 32 does not divide over 3 data-parallel ranks: make it a multiple of 3'),  # noqa: E501
+    (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline x context parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),  # noqa: E501
+    (["run", "dpo"], 1, "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"),
+    (["run", "dpo", "data.train.path=none.jsonl"], 1, "none.jsonl: no such file: it is the data of train"),
+    (["run", "dpo", "-d", "--from", "train"], 2, "--from train: no such stage: did you mean dpo-train?"),
+    (["run", "dpo", "-d", "--to", "x"], 2, "--to x: no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),  # noqa: E501
+    (["run", "dpo", "-d", "--from", "dpo-train", "--to", "ref-logprobs"], 2, "--from dpo-train comes after --to ref-logprobs"),
+    (["run", "hf_to_megatron"], 1, "hf_model_id is not set: give hf_model_id=ID_OR_FOLDER"),
+    (["run", "megatron_to_hf", "mgatron_path=x"], 1, 'mgatron_path=x: "mgatron_path" is no known key: did you mean megatron_path?'),  # noqa: E501
+    (["run", "preference_tokenize", "tokenizer=t", "data.path=none"], 1, "none: no such file: it is data.path"),
+    (["run", "dpo", f"dpo.seed={SECRET}"], 1, "dpo.seed=***: \"dpo.seed\" is '***' where a whole number is due"),
+    (["run", "dpo", "-r", "x"], 1, "no env.toml from here up to the folder with pyproject.toml: write one, or set NEMOTRON_ENV_FILE"),  # noqa: E501
+    (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps run --help'"),
+    (["run", "dpo", "-c", ""], 1, "-c: no such config: rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),
+    (["run", "dpo", "-d", "--to", ""], 2, "--to (empty): no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),  # noqa: E501
+    (["run", "dpo", "-r", ""], 1, "no env.toml from here up to the folder with pyproject.toml: write one, or set NEMOTRON_ENV_FILE"),  # noqa: E501
+    (["run", ""], 1, "STEP: no such step: `nemotron-steps list` shows all"),
+    (["run", "dpo", "run.env.acount=x"], 1, 'run.env.acount=x: "run.env.acount" is no known key: did you mean account?'),
+    (["run", "dpo", "run.env.env_vars=secret"], 1, 'run.env.env_vars=***: "run.env.env_vars" is no table'),
+    (["run", "dpo", "run.env.nodes=2", "cluster.num_nodes=3"], 1, 'run.env.nodes=2: "run.env.nodes" is 2, and cluster.num_nodes is 3: set one of them'),  # noqa: E501
+    (["walk"], 2, "No such command 'walk': see 'nemotron-steps --help'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "status", "line"), FAILURES)
+def test_mistakes_are_one_clear_line(tmp_path: Path, arguments: list[str], status: int, line: str):
+    done = run(PROGRAM, *arguments, cwd=tmp_path)
+    assert (done.returncode, error_line(done, PROGRAM)) == (status, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_executors_are_refused_by_name(tmp_path: Path):
+    (tmp_path / "env.toml").write_text('[far]\nexecutor = "lepton"\n')
+    done = run(PROGRAM, "run", "dpo", "-r", "far", cwd=tmp_path)
+    assert (done.returncode, error_line(done, PROGRAM)) == (1, "far: executor lepton is not built yet: use a local profile")
+
+
+def test_tokens_that_come_to_nothing_are_named(tmp_path: Path):
+    words = ["--fast", "word", "--confg", "tiny", "--cluster={gpus_per_node: 2}", "--dpo"]
+    done = check(PROGRAM, "run", "dpo", "-d", *words, cwd=tmp_path)
+    said = done.stderr.decode()
+    for token in ("--fast", "word", "tiny"):
+        assert f"nemotron-steps: warning: {token}: names no section of the config and is ignored\n" in said
+    assert "warning: --confg: names no section of the config and is ignored: did you mean --config?\n" in said
+    assert "warning: --dpo: has no value and is ignored: give --dpo=VALUE, or dpo.KEY=VALUE\n" in said
+    assert "--nproc-per-node 2" in done.stdout.decode().replace("\\\n    ", "")
+
+
+PLACED = """
+[here]
+executor = "slurm"
+account = "theirs"
+nodes = 4
+gpus_per_node = 1
+mounts = ["/b:/b"]
+env_vars = {A = "theirs", B = "2", HF_TOKEN = "zq-planted"}
+"""
+OWN = """\
+defaults: tiny.yaml
+run:
+  env:
+    nodes: 2
+    account: ours
+    partition: short
+    container_image: /images/own.sqsh
+    mounts: ["/a:/a"]
+    env_vars: {A: ours, C: "3"}
+"""
+SHOWN = [
+    "cluster.num_nodes 2 # own.yaml:4",
+    "cluster.gpus_per_node 1 # profile here",
+    "run.env.nodes 2 # own.yaml:4",
+    "run.env.account theirs # profile here",
+    "run.env.partition long # run.env.partition=long",
+    "run.env.container_image /images/own.sqsh # own.yaml:7",
+    "run.env.mounts [/a:/a, /b:/b] # own.yaml:8",
+    "run.env.env_vars.A theirs # profile here",
+    "run.env.env_vars.B 5 # run.env.env_vars.B=***",
+    "run.env.env_vars.C 3 # own.yaml:9",
+    "run.env.env_vars.HF_TOKEN *** # profile here",
+]
+
+
+def test_what_a_config_says_of_where_it_runs(tmp_path: Path):
+    (tmp_path / "env.toml").write_text(PLACED)
+    for source in ("tiny", "default"):
+        text = (configs_root() / "rl" / "nemo_rl" / "dpo" / f"{source}.yaml").read_text()
+        (tmp_path / f"{source}.yaml").write_text(text)
+    (tmp_path / "own.yaml").write_text(OWN)
+    overrides = ["run.env.partition=long", "run.env.env_vars.B=5"]
+    done = check(PROGRAM, "run", "dpo", "-c", "own.yaml", "-b", "here", "-d", *overrides, cwd=tmp_path)
+    lines = [" ".join(line.split()) for line in done.stdout.decode().splitlines()]
+    assert [line for line in SHOWN if line not in lines] == []
+    for line in ("#SBATCH --nodes=2", "#SBATCH --account=theirs", "#SBATCH --partition=long", "export A=theirs", "export C=3"):
+        assert line in lines
+    assert "zq-planted" not in done.stdout.decode()
+
+
+def test_run_env_without_a_profile_is_this_machine(tmp_path: Path):
+    done = check(PROGRAM, "run", "dpo", "-d", "run.env.nproc_per_node=2", "run.env.partition=x", cwd=tmp_path)
+    assert "--nproc-per-node 2" in done.stdout.decode().replace("\\\n    ", "")
+    assert "without effect in a local run: partition\n" in done.stderr.decode()
