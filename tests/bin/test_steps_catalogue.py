@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,16 +99,35 @@ def test_completion(tmp_path: Path, words: str, at: int, offered: list[str]):
     assert [line.removeprefix("plain,") for line in answer.split()] == offered
 
 
-def test_completion_in_a_real_bash():
-    programs = Path(sys.executable).parent
-    script = f"""
-        PATH={programs}:$PATH
-        eval "$(_NEMOTRON_STEPS_COMPLETE=bash_source nemotron-steps)"
-        COMP_WORDS=(nemotron-steps run dpo -c t) COMP_CWORD=4
-        _nemotron_steps_completion nemotron-steps t -c
-        echo "${{COMPREPLY[@]}}"
-    """
-    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == "tiny\n"
+BASH = """
+    eval "$(_NEMOTRON_STEPS_COMPLETE=bash_source nemotron-steps)"
+    COMP_WORDS=(nemotron-steps run dpo -c t) COMP_CWORD=4
+    _nemotron_steps_completion nemotron-steps t -c
+    echo "${COMPREPLY[@]}"
+"""
+FISH = """
+    _NEMOTRON_STEPS_COMPLETE=fish_source nemotron-steps | source
+    complete -C 'nemotron-steps run dpo -c t'
+"""
+# A terminal of its own for a zsh in which Tab is pressed.
+ZSH = r"""
+    zmodload zsh/zpty
+    zpty inner zsh -f -i
+    zpty -w inner "autoload -U compinit; compinit -D -u"
+    zpty -w inner "source <(_NEMOTRON_STEPS_COMPLETE=zsh_source nemotron-steps); PS1=READY"
+    zpty -r -m inner line '*READY*' && zpty -w -n inner $'nemotron-steps run dpo -c t\t'
+    zpty -r -m inner line '*-c tiny*' && echo tiny
+    zpty -d inner
+"""
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)])
+def test_completion_in_a_real_shell(shell: str, script: str):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here (apt-get install {shell})")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True, timeout=60, env=env)
+    assert done.stdout == "tiny\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -2,8 +2,9 @@
 
 python -m nemotron_dpo.steps.env_toml TEMPLATE -o env.slurm.toml [--force] [PROFILE.KEY=TOML_VALUE ...]
 
-A key takes the place of the template's line for it, be it a comment (`# key = ...`); what the template lacks is added at
-the end of its table. A file that exists is left alone unless --force is given.
+PROFILE may go on to a table in it, as in slurm_base.env_vars. A key takes the place of the template's line for it, be it a
+comment (`# key = ...`); what the template lacks is added at the end of its table. A file that exists is left alone unless
+--force is given.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import orjson
 
 from nemotron_dpo.config import redact
 from nemotron_dpo.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
+_TIMES = ("time", "build_time")
 
 
 def main() -> NoReturn:
@@ -60,23 +64,47 @@ def write_env_toml(template: Path, settings: Sequence[str], output: Path, *, for
 
 
 def checked_settings(sections: Mapping[str, Any]) -> list[str]:
-    """`sections` as PROFILE.KEY=TOML_VALUE. Raises UserError for one that holds a secret: it has no place in a file."""
+    """`sections` as PROFILE.KEY=TOML_VALUE, one for each key of a table in a profile.
+
+    Raises UserError for what TOML cannot hold, and for a secret: it has no place in a file.
+    """
     words = []
     for profile, keys in sections.items():
         if not isinstance(keys, dict):
             raise UserError("is no mapping of keys", field=f"sections.{profile}", remedy=f"give sections.{profile}.KEY=VALUE")
-        for key, value in keys.items():
-            if redact(value, str(key)) != value:
-                remedy = "leave it to the environment of the one who runs"
-                raise UserError("is a secret, which has no place in a file", field=f"sections.{profile}.{key}", remedy=remedy)
-            words.append(f"{profile}.{key}={_toml(value)}")
+        words += _flat(str(profile), keys)
     return words
+
+
+def _flat(table: str, keys: Mapping[str, Any]) -> list[str]:
+    words: list[str] = []
+    for key, value in keys.items():
+        name = f"{table}.{key}"
+        if isinstance(value, dict) and value:
+            words += _flat(name, value)
+        else:
+            _check(name, str(key), value)
+            words.append(f"{name}={_toml(value)}")
+    return words
+
+
+def _check(name: str, key: str, value: Any) -> None:
+    field = f"sections.{name}"
+    if not _NAME.fullmatch(name):
+        raise UserError("is no name of a key", field=field, remedy="letters, digits, _ and - make one")
+    if redact(value, key) != value:
+        remedy = "leave it to the environment of the one who runs"
+        raise UserError("is a secret, which has no place in a file", field=field, remedy=remedy)
+    if value is None:
+        raise UserError("is null, which TOML does not have", field=field, remedy="leave it out")
+    if key in _TIMES and not isinstance(value, str):  # YAML reads 10:00:00 as 36000
+        raise UserError("is a number to YAML", field=field, remedy=f"""quote it: '{field}="HH:MM:SS"'""")
 
 
 def with_setting(text: str, setting: str) -> str:
     """`text` with PROFILE.KEY=TOML_VALUE in it."""
     name, _, value = setting.partition("=")
-    profile, _, key = name.partition(".")
+    profile, _, key = name.rpartition(".")
     head = re.search(rf"^\[{re.escape(profile)}\][^\n]*\n", text, re.M)
     if head is None:
         return f"{text.rstrip()}\n\n[{profile}]\n{key} = {value}\n"

@@ -52,6 +52,29 @@ def test_secret_is_refused(keys: dict[str, Any]):
         checked_settings({"p": keys})
 
 
+UNFIT = [
+    ({"k k": 1}, r'"sections\.p\.k k" is no name of a key: letters, digits, _ and - make one'),
+    ({"x": {"": 1}}, r'"sections\.p\.x\." is no name of a key'),
+    ({"account": None}, r'"sections\.p\.account" is null, which TOML does not have: leave it out'),
+    ({"time": 36000}, r"""is a number to YAML: quote it: 'sections\.p\.time="HH:MM:SS"'"""),
+]
+
+
+@pytest.mark.parametrize(("keys", "line"), UNFIT)
+def test_what_toml_cannot_hold_is_refused(keys: dict[str, Any], line: str):
+    with pytest.raises(UserError, match=line):
+        checked_settings({"p": keys})
+
+
+def test_a_variable_goes_into_the_table_of_the_template(tmp_path: Path):
+    template = next(path for path in TEMPLATES if path.stem == "slurm")
+    settings = checked_settings({"slurm_base": {"env_vars": {"A": "1", "HF_HOME": "/x"}}, "mine": {"env_vars": {"B": "2"}}})
+    write_env_toml(template, settings, tmp_path / "env.toml", force=False)
+    written = tomllib.loads((tmp_path / "env.toml").read_text())
+    assert written["slurm_base"]["env_vars"] == {"A": "1", "HF_HOME": "/x"}
+    assert written["mine"] == {"env_vars": {"B": "2"}}
+
+
 def test_profile_without_keys_is_refused():
     with pytest.raises(UserError, match=r'"sections\.p" is no mapping of keys: give sections\.p\.KEY=VALUE'):
         checked_settings({"p": 1})
