@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ HELPS = [
     ("nemotron_steps", ["list"], HEAVY),
     ("nemotron_steps", ["show", "dpo"], HEAVY),
     ("nemotron_steps", ["run", "dpo", "-c", "tiny", "--dry-run"], HEAVY - {"omegaconf"}),
+    ("nemotron_steps", ["run", "dpo", "-c", "tiny", "-b", "slurm_rl_nemo_rl_dpo", "--dry-run"], HEAVY - {"omegaconf"}),
 ]
 PROBE = """
 import runpy, sys
@@ -98,7 +100,8 @@ print("\\n@", *sorted({name.split(".")[0] for name in sys.modules}))
 @pytest.mark.parametrize(("program", "arguments", "heavy"), HELPS, ids=[" ".join([case[0], *case[1]]) for case in HELPS])
 def test_help_loads_nothing_heavy(program: str, arguments: list[str], heavy: set[str]):
     argv = [sys.executable, "-c", PROBE, str(BIN / f"{program}.py"), *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True)
+    profiles = ROOT / "configs" / "env" / "env_toml" / "templates" / "slurm.toml"
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "NEMOTRON_ENV_FILE": str(profiles)})
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.rpartition("\n@ ")[2].split())
     assert "click" in loaded

@@ -168,3 +168,19 @@ def test_run_env_without_a_profile_is_this_machine(tmp_path: Path):
     done = check(PROGRAM, "run", "dpo", "-d", "run.env.nproc_per_node=2", "run.env.partition=x", cwd=tmp_path)
     assert "--nproc-per-node 2" in done.stdout.decode().replace("\\\n    ", "")
     assert "without effect in a local run: partition\n" in done.stderr.decode()
+
+
+FAR = '[far]\nexecutor = "slurm"\nhost = "login.invalid"\nremote_job_dir = "/jobs"\n'
+
+
+def test_data_on_a_cluster_must_be_named_and_is_not_looked_for(tmp_path: Path):
+    (tmp_path / "env.toml").write_text(FAR)
+    line = "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"
+    done = run(PROGRAM, "run", "dpo", "-b", "far", cwd=tmp_path)
+    assert (done.returncode, error_line(done, PROGRAM)) == (1, line)
+    assert f"warning: {line}\n" in check(PROGRAM, "run", "dpo", "-b", "far", "-d", cwd=tmp_path).stderr.decode()
+    env = {**os.environ, "RL_TRAIN_DATA": "/there/rows.jsonl"}
+    done = check(PROGRAM, "run", "dpo", "-b", "far", "-d", cwd=tmp_path, env=env)
+    assert done.stderr == b""
+    assert " preference-tokenize /there/rows.jsonl -o /jobs/" in done.stdout.decode()
+    assert [path.name for path in tmp_path.iterdir()] == ["env.toml"]

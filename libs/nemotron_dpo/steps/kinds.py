@@ -30,7 +30,8 @@ class Kind:
     """What a step does with its config.
 
     `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
-    (config, job folder, step folder), `missing` names what it would stumble on, `report` tells what came of it.
+    (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
+    `report` tells what came of it.
     """
 
     config: type[Any]
@@ -38,7 +39,7 @@ class Kind:
     origins: Callable[[Path, Sequence[str], Mapping[str, Any] | None], dict[str, str]]
     tree: Callable[[Any], dict[str, Any]]
     compile: Callable[[Any, Path, Path], Plan]
-    missing: Callable[[Any], list[str]]
+    missing: Callable[..., list[str]]
     report: Callable[[Plan], str]
 
 

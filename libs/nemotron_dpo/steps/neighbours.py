@@ -81,9 +81,11 @@ def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
     return _plan(config, job, (Stage("env-toml", tuple(argv)),), {"env_toml": target})
 
 
-def missing(config: Any) -> list[str]:
-    """What must be named or must be there before the step can run, one remedy a line."""
+def missing(config: Any, *, look: bool = True) -> list[str]:
+    """What must be named or, where we can `look`, must be there before the step can run, one remedy a line."""
     lines = [f"{key} is not set: give {key}={example}" for key, example in _required(config).items()]
+    if not look:
+        return lines
     if isinstance(config, PreferenceTokenizeConfig | PreferenceScoreConfig) and config.data.path:
         lines += [] if named_files(config.data.path) else [f"{redact(config.data.path)}: no such file: it is data.path"]
     if isinstance(config, EnvTomlConfig) and not config.force and _env_target(config).exists():

@@ -68,12 +68,12 @@ def _copies(run: RunConfig) -> dict[str, int]:
     }
 
 
-def missing_inputs(run: RunConfig) -> list[str]:
-    """What the plan would stumble on at once: data that is not named or not there, one remedy a line."""
+def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
+    """What the plan would stumble on at once: data that is not named or, where we can `look`, not there, one remedy a line."""
     lines = []
     if run.data.train.path is None:
         lines.append("data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL")
-    for name, dataset in (("train", run.data.train), *run.data.validation):
+    for name, dataset in (("train", run.data.train), *run.data.validation) if look else ():
         if dataset.path is not None and not named_files(dataset.path):
             lines.append(f"{redact(dataset.path)}: no such file: it is the data of {name}")
     return lines

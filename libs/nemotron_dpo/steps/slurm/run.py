@@ -17,11 +17,14 @@ def run_on_slurm(run: Run, say: Say) -> int:
     made = _prepared(run)
     if made.settings.idle_keys:
         say(f"warning: {where.source}: without effect on Slurm: {', '.join(made.settings.idle_keys)}")
+    missing = run.kind.missing(run.config, look=made.settings.tunnel == "local")
     if request.dry_run:
+        for line in missing:
+            say(f"warning: {line}")
         print_config(run)
         print_parts([*job.file_lines(run.plan), *launch.dry_lines(made, force_squash=request.force_squash)])
         return 0
-    for line in run.kind.missing(run.config) if made.settings.tunnel == "local" else []:
+    for line in missing:
         raise UserError(line)
     job.write_job(run.plan, replace(run.provenance, profile=launch.without_values(where)), run.created)
     status = launch.launch(made, attached=request.attached, force_squash=request.force_squash, say=say, show=_show)
