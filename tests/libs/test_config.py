@@ -179,6 +179,7 @@ FILES = [
     ("dpo:\n  seed: one\n", ":2: \"dpo.seed\" is 'one' where a whole number is due"),
     ("- 1\n", ": is no mapping of sections"),
     ("defaults: 3\n", ': "defaults" names a file or a list of files'),
+    ("defaults: [none.yaml]\n", ': "defaults" names none.yaml, and there is no such file'),
     ("defaults: it.yaml\n", ": its chain of defaults comes back to itself"),
 ]
 

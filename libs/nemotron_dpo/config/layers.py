@@ -91,6 +91,9 @@ def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError("names a file or a list of files", source=path, field="defaults")
+    for name in names:
+        if not (path.parent / name).exists():
+            raise UserError(f"names {name}, and there is no such file", source=path, field="defaults")
     layers = [layer for name in names for layer in _read_files(path.parent / name, (*above, path.resolve()))]
     return [*layers, Layer(str(path), text, tree, is_file=True)]
 

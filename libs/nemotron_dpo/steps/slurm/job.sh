@@ -39,7 +39,7 @@ start() {
   trap on_stop TERM
   load_environment
   cd -- "$folder" || give_up 1 "$folder: no such folder on $(uname -n)"
-  mkdir -p -- "$job/done"
+  mkdir -p -- "$job/done" "$job/begun"
   rm -f -- "$job/failed"
   before=$(progress)
   find_each_other
@@ -57,7 +57,23 @@ find_each_other() {
     --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" --no-python)
 }
 
-# stage NUMBER NAME NODES COMMAND...: one task on each of that many nodes, unless it was done before the job was requeued.
+# clear_way NUMBER PATH...: remove what a stage of that number that did not end made before the job was requeued, for it
+# would refuse to write over that. What was there before it first began is somebody else's.
+clear_way() {
+  local begun=$job/begun/$1 path
+  shift
+  if [[ -e $begun ]]; then
+    rm -rf -- "$@"
+    return
+  fi
+  for path; do
+    [[ ! -e $path ]] || return 0
+  done
+  : >"$begun"
+}
+
+# stage NUMBER NAME NODES COMMAND...: one task on each of that many nodes makes what `makes` lists, unless that was done
+# before the job was requeued.
 stage() {
   local number=$1 nodes=$3 status=0 code
   name=$2
@@ -68,6 +84,7 @@ stage() {
   fi
   [[ -z $out_of_time ]] || requeue
   say "$name"
+  ((${#makes[@]} == 0)) || clear_way "$number" "${makes[@]}"
   srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 "${step_options[@]}" \
     bash "$job/task.sh" "$@" </dev/null &
   while true; do

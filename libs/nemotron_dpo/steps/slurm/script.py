@@ -144,6 +144,8 @@ def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
         assert set(stage.env) <= {"OMP_NUM_THREADS"}  # which depends on the node
         command = places.command(stage.argv[stage.num_launcher_words :])
         nodes = str(layout.num_nodes) if stage.num_launcher_words else "1"
+        made = [places.of(str(path)) for path in stage.outputs if path != plan.run_dir]  # training goes on in its folder
+        yield f"makes=({shlex.join(made)})"
         yield _stage_line(str(number), stage.name, nodes, command, launched=bool(stage.num_launcher_words))
 
 

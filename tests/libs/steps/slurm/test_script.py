@@ -68,6 +68,71 @@ def test_words_and_variables_arrive_as_they_were_typed(words: list[str], said: s
         assert not (job / "env.sh").exists()
 
 
+LINE = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=20)
+HOSTILE_LINE = st.one_of(LINE, st.sampled_from([word for word in HOSTILE if "\n" not in word]))
+ENROOT = '#!/bin/bash\nprintf "%s\\0" "$@" >"$RECEIVED"; : >"$3"\n'
+
+
+@settings(max_examples=40, deadline=None)
+@given(image=HOSTILE_LINE, work=HOSTILE_LINE, mount=HOSTILE_LINE, cache=HOSTILE_LINE)
+@pytest.mark.usefixtures("_no_login")
+def test_places_and_images_arrive_as_they_were_typed(image: str, work: str, mount: str, cache: str):
+    with tempfile.TemporaryDirectory(prefix="it's a $HOME; ") as folder:
+        root = Path(folder)
+        (root / "enroot").write_text(ENROOT)
+        (root / "srun").write_text(SRUN)
+        for name in ("enroot", "srun"):
+            (root / name).chmod(0o755)
+        profile = {"container_image": image, "workspace": f"/w/{work}", "mounts": [mount], "remote_job_dir": folder}
+        compiled = made(plan_of(Path("j")), {**profile, "build_cache_dir": f"/c/{cache}"})
+        (root / "facts.sh").write_text(compiled.script.partition("\nsay() ")[0])
+        shown = _bash(root, 'source facts.sh; printf "%s\\0" "$folder" "${step_options[@]}"')
+        place, *options = shown.split("\0")[:-1]
+        squash = compiled.squash
+        assert squash is not None
+        settled = compiled.settings
+        assert place == settled.workspace
+        assert options[:2] == [
+            f"--container-image={squash.file}",
+            f"--container-mounts={folder}:{folder},{place}:{place},{mount}",
+        ]
+        if squash.source is not None:
+            (root / "image.sh").write_text(compiled.squash_script(force=True))
+            _bash(root, "bash image.sh")
+            received = (root / "received").read_bytes().decode().split("\0")[:-1]
+            assert received == ["import", "--output", f"{squash.file}.7", squash.source]
+            assert Path(squash.file).is_file()
+        assert not (root / "x").exists()
+
+
+def _bash(root: Path, text: str) -> str:
+    env = {"PATH": f"{root}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "RECEIVED": str(root / "received")}
+    done = subprocess.run(["bash", "-c", text], env=env, cwd=root, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+@pytest.mark.parametrize(("before", "statuses"), [(False, [3, 3]), (True, [1, 1])])
+def test_what_an_interrupted_stage_left_is_not_in_the_way(tmp_path: Path, before: bool, statuses: list[int]):
+    """Of a stage that makes a folder, refuses one that is there (mkdir's 1), and then fails (3)."""
+    target, job = tmp_path / "made", tmp_path / "job"
+    job.mkdir()
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    if before:
+        target.mkdir()
+        (target / "mine").touch()
+    stage = Stage("make", ("bash", "-c", 'mkdir "$1" || exit 1; exit 3', "make", str(target)), outputs=(target,))
+    compiled = made(plan_of(job, stage), {})
+    (job / "job.sh").write_text(compiled.script)
+    (job / "task.sh").write_text(compiled.task)
+    for status in statuses:
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+        done = subprocess.run(["bash", job / "job.sh"], env=env, cwd=tmp_path, capture_output=True, timeout=60)
+        assert done.returncode == status, done.stderr
+    assert [path.name for path in target.iterdir()] == (["mine"] if before else [])
+
+
 def directives(compiled: launch.Job) -> list[str]:
     return [line.removeprefix("#SBATCH --") for line in compiled.script.splitlines() if line.startswith("#SBATCH ")]
 
@@ -84,8 +149,10 @@ def test_directives():
         "job-name=j", "account=us", "nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "open-mode=append", "partition=p",
         "cpus-per-task=32", "time=00:04:00", "mem=0", "signal=B:USR1@60", "exclusive", "requeue",
     ]  # fmt: skip
-    assert compiled.script.splitlines()[-2:] == [
+    assert compiled.script.splitlines()[-4:] == [
+        "makes=()",
         "stage 1 one 1 one",
+        "makes=()",
         'stage 2 dpo-train 2 torchrun "${rendezvous[@]}" dpo-train x',
     ]
     assert "\nprocesses_per_node=4\n" in compiled.script
