@@ -29,6 +29,7 @@ StrictModes no
 UsePAM no
 PermitRootLogin yes
 PasswordAuthentication no
+KbdInteractiveAuthentication no
 SetEnv SLURM_CONF={conf}
 """
 _SSH = """

@@ -38,6 +38,9 @@ workspace = "{folder}/workspace"
 [far_and_bad]
 extends = "far"
 partition = "none"
+[denied]
+extends = "far"
+identity = "{wrong_key}"
 [nobody]
 extends = "far"
 host = "nobody"
@@ -47,6 +50,9 @@ partition = "none"
 [bad_account]
 extends = "base"
 account = "none"
+[far_and_slow]
+extends = "far"
+startup_commands = ["sleep 120"]
 [image]
 extends = "base"
 remote_job_dir = "{folder}/remote"

@@ -45,7 +45,8 @@ def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     workspace.mkdir()
     (workspace / ".venv").symlink_to(sys.prefix)
     (workspace / "configs").symlink_to(configs_root())
-    (tmp_path / "env.toml").write_text(PROFILES.format(secret=SECRET, key=cluster.key, folder=tmp_path))
+    keys = {"key": cluster.key, "wrong_key": cluster.key.with_name("host_key")}
+    (tmp_path / "env.toml").write_text(PROFILES.format(secret=SECRET, folder=tmp_path, **keys))
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -50,7 +50,9 @@ def test_attached_run_streams_and_succeeds(here: Path, tokenize: list[str], prof
 
 
 @pytest.mark.parametrize("profile", ["base", "far"])
-def test_failing_job_gives_its_status_and_no_secret_away(here: Path, tokenize: list[str], profile: str) -> None:
+def test_failing_job_gives_its_status_and_no_secret_away(
+    here: Path, cluster: Cluster, tokenize: list[str], profile: str
+) -> None:
     (here / "broken.jsonl").write_text('{"prompt": \n')
     lines, stop = set(), threading.Event()
     watcher = threading.Thread(target=_watch_command_lines, args=(lines, stop))
@@ -68,7 +70,9 @@ def test_failing_job_gives_its_status_and_no_secret_away(here: Path, tokenize: l
     assert SECRET not in done.stderr.decode() + done.stdout.decode()
     kept = [path for path in here.rglob("*") if path.is_file() and path != here / "env.toml" and "workspace" not in path.parts]
     assert {"job.sh", "log.txt"} <= {path.name for path in kept}
-    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+    slurms = [path for name in ("log", "state", "spool") for path in (cluster.root / "slurm" / name).rglob("*")]
+    assert any(path.name == "script" for path in slurms)  # the batch script, as the controller keeps it
+    assert not [path for path in (*kept, *filter(Path.is_file, slurms)) if SECRET.encode() in path.read_bytes()]
 
 
 def _watch_command_lines(lines: set[str], stop: threading.Event) -> None:

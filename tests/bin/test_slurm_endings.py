@@ -27,9 +27,14 @@ def test_job_cancelled_by_others(here: Path, cluster: Cluster, tokenize: list[st
     assert line.startswith(f"job {job_id} was cancelled; the log is ")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_cancels_the_job(here: Path, cluster: Cluster, tokenize: list[str], number: int, status: int) -> None:
-    process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize", stdin=subprocess.DEVNULL)
+SIGNALS = [(signal.SIGINT, 130, "slow"), (signal.SIGTERM, 143, "slow"), (signal.SIGINT, 130, "far_and_slow")]
+
+
+@pytest.mark.parametrize(("number", "status", "profile"), SIGNALS)
+def test_a_signal_cancels_the_job(
+    here: Path, cluster: Cluster, tokenize: list[str], number: int, status: int, profile: str
+) -> None:
+    process, job_id, said = started(*tokenize, "-r", profile, until="steps: preference-tokenize", stdin=subprocess.DEVNULL)
     process.send_signal(number)
     assert process.wait(60) == status
     assert cluster.wait_for(job_id, "CANCELLED")
@@ -59,6 +64,7 @@ REFUSED = [
     ("bad_partition", "profile bad_partition: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),  # noqa: E501
     ("bad_account", "profile bad_account: sbatch refused the job: Invalid account or account/partition combination specified"),
     ("far_and_bad", "profile far_and_bad: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),  # noqa: E501
+    ("denied", "login: cannot be reached: root@127.0.0.1: Permission denied (publickey)."),
     ("nobody", "nobody: cannot be reached: ssh: connect to host 127.0.0.1 port 1: Connection refused"),
 ]  # fmt: skip
 
@@ -115,10 +121,13 @@ def test_a_requeued_job_has_its_environment_again(here: Path, cluster: Cluster, 
 def test_out_of_time_with_nothing_saved_is_the_end(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
     process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize")
     wait_until(lambda: "RUNNING" in cluster.slurm("squeue", "-h", "-s", "-j", job_id, "-o", "%i RUNNING"))
-    cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # as Slurm does by --signal=B:USR1@...
-    assert process.wait(60) == 124
+    # Slurm looks at its clock every minute, and sends the signal that the script asked for two minutes before the end
+    cluster.slurm("scontrol", "update", f"JobId={job_id}", "EndTime=now+115")
+    assert process.wait(110) == 124
     time.sleep(0.2)
-    assert "nothing was saved before time was up: raise time in the profile" in b"".join(said).decode()
+    text = b"".join(said).decode()
+    assert "nemotron-steps: time is nearly up: preference-tokenize is told to save and end\n" in text
+    assert "nothing was saved before time was up: raise time in the profile" in text
 
 
 def test_out_of_time_saves_is_requeued_and_resumes(here: Path, cluster: Cluster, policy: Path) -> None:
@@ -132,10 +141,11 @@ def test_out_of_time_saves_is_requeued_and_resumes(here: Path, cluster: Cluster,
     process, job_id, said = started(*dpo, "-r", "base", until="steps: dpo-train")
     metrics = local_job(here) / "run" / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
-    cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)
-    assert process.wait(150) == 0
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # what Slurm's clock sends in the test before
+    assert process.wait(150) == 0, b"".join(said).decode()
     time.sleep(0.2)
     text = b"".join(said).decode()
+    assert "nemotron-steps: time is nearly up: dpo-train is told to save and end\n" in text
     assert "nemotron-steps: requeued: it goes on from what was saved\n" in text
     assert "nemotron-steps: preference-tokenize train: done before\n" in text
     assert "resuming after step" in text
