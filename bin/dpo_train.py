@@ -152,12 +152,12 @@ def _train(
 
     checkpoints = _checkpoints(run, run_dir, policy, identity)
     run_dir.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
     parallel.initialize(wiring.layout(run), run.dpo.seed)
     try:
         from nemotron_dpo.training.run import train
 
         trainable, shape = _open_trainable(run, policy, resumed)
+        keep_freed_memory()
         can_resume = checkpoints is not None and checkpoints.identity is not None
         with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
             stop = Stop(deadline(run.checkpointing.checkpoint_must_save_by), terminated)

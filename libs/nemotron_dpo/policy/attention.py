@@ -29,7 +29,7 @@ class PairAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedRow, **__: Any) -> Tensor:
         """query [L, 1, N, D], key and value [L, 1, G, D] -> [L, 1, N * D]."""
         attend = flex_attention if query.is_cuda else segment_attention
-        key, value = (_whole(x, packed_seq_params) for x in (key, value))
+        key, value = (_whole(x, packed_seq_params) for x in (key, value.contiguous()))  # a view keeps all it is cut from
         return attend(query, key, value, packed_seq_params, self.scale)
 
 

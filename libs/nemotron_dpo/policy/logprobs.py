@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemotron_dpo.policy.gradients import add_product
+from nemotron_dpo.policy.workspace import room
 
 CHUNK_TOKENS = 512
 
@@ -32,9 +33,9 @@ class _ResponseLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any) -> Tensor:
         local_R, mine_R = _local_targets(targets_R, weight_VH.shape[0], group)
         logps_R, share_R = torch.empty_like(mine_R), torch.zeros_like(mine_R)
-        room = _Room(len(targets_R), weight_VH)
+        chunks = _Room(len(targets_R), weight_VH)
         for part in _chunks(len(targets_R)):
-            logits_CV = room.logits(hidden_RH[part])
+            logits_CV = chunks.logits(hidden_RH[part])
             first_C = logits_CV[:, 0].clone()
             log_p_CV = torch.log_softmax(logits_CV, 1, out=logits_CV)
             picked_C = log_p_CV.gather(1, local_R[part, None]).squeeze(1)
@@ -53,12 +54,12 @@ class _ResponseLogps(torch.autograd.Function):
         hidden_RH, local_R, mine_R, share_R = ctx.saved_tensors
         weight_VH = ctx.weight
         grad_hidden_RH, grad_weight_VH = torch.empty_like(hidden_RH), _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
-        room = _Room(len(grad_R), weight_VH)
+        chunks = _Room(len(grad_R), weight_VH)
         for part in _chunks(len(grad_R)):
-            logits_CV = room.logits(hidden_RH[part])
+            logits_CV = chunks.logits(hidden_RH[part])
             slope_CV = torch.softmax(logits_CV, 1, out=logits_CV).mul_((-grad_R[part] * share_R[part].exp())[:, None])
             slope_CV.scatter_add_(1, local_R[part, None], (grad_R[part] * mine_R[part])[:, None])
-            slope_CV = room.in_dtype_of_weight(slope_CV)
+            slope_CV = chunks.in_dtype_of_weight(slope_CV)
             grad_hidden_RH[part] = slope_CV @ weight_VH
             if grad_weight_VH is not None:  # a policy with adapters does not train it
                 add_product(grad_weight_VH, slope_CV, hidden_RH[part])
@@ -68,13 +69,13 @@ class _ResponseLogps(torch.autograd.Function):
 
 
 class _Room:
-    """Memory for the logits of one chunk, used for one after the other: fresh pages would cost as much as the arithmetic."""
+    """Memory for the logits of one chunk, used for one after the other."""
 
     def __init__(self, num_tokens: int, weight_VH: Tensor) -> None:
-        shape = min(num_tokens, CHUNK_TOKENS), weight_VH.shape[0]
+        shape, where, dtype = (min(num_tokens, CHUNK_TOKENS), weight_VH.shape[0]), weight_VH.device, weight_VH.dtype
         self._weight_VH = weight_VH
-        self._float = torch.empty(shape, dtype=torch.float32, device=weight_VH.device)
-        self._narrow = self._float if weight_VH.dtype is torch.float32 else torch.empty_like(self._float, dtype=weight_VH.dtype)
+        self._float = room("logits", *shape, device=where)
+        self._narrow = self._float if dtype is torch.float32 else room("logits", *shape, dtype=dtype, device=where)
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """hidden @ weight.T, in float32 from there on; valid until the next call."""

@@ -1,7 +1,11 @@
-"""The gated feed-forward layer without temporaries: what is kept for the backward pass is its first product alone."""
+"""The gated feed-forward layer, which keeps its first product for the backward pass and nothing else.
+
+What the activation makes of that, half its size, is made again when the second product's gradient asks for it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +24,9 @@ class GatedMLP(MLP):
         if not plain or per_token_scale is not None:
             return super().forward(hidden_states, per_token_scale=per_token_scale, **kwargs)
         gate_and_up, _ = self.linear_fc1(hidden_states)
-        return self.linear_fc2(swiglu(gate_and_up))
+        activated = swiglu(gate_and_up)
+        with torch.autograd.graph.saved_tensors_hooks(*_made_again(activated, gate_and_up.detach())):
+            return self.linear_fc2(activated)
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
@@ -28,12 +34,29 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
     return _SwiGlu.apply(gate_and_up)  # type: ignore[return-value]
 
 
+def _made_again(activated: Tensor, gate_and_up: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Hooks by which autograd keeps nothing of `activated`, where it would save it, and makes it again from what it is of."""
+    address, shape = activated.data_ptr(), activated.shape
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        return None if tensor.data_ptr() == address and tensor.shape == shape else tensor
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        return _activate(gate_and_up) if kept is None else kept
+
+    return pack, unpack
+
+
+def _activate(gate_and_up: Tensor) -> Tensor:
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_and_up)
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return _activate(gate_and_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemotron_dpo.policy.workspace import room
+
 
 class Norm(nn.Module):
     """The norm that `config.normalization` names over the last axis; takes the arguments that layer specs pass."""
@@ -43,29 +45,32 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tensor:
-        x_TH = x.reshape(-1, x.shape[-1])
-        scale_T1 = _as_float(x_TH, copy=False).square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        normed_TH = _room("norm", x).copy_(x.reshape(-1, x.shape[-1]))
+        scale_T1 = torch.square(normed_TH, out=_room("norm product", x)).mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale_T1)
         ctx.zero_centered = zero_centered
-        normed_TH = _as_float(x_TH).mul_(scale_T1).mul_(_gain(weight, zero_centered))
-        return normed_TH.to(x.dtype).view(x.shape)
+        return _narrow(normed_TH.mul_(scale_T1).mul_(_gain(weight, zero_centered)), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale_T1 = ctx.saved_tensors
         gain_H = _gain(weight, ctx.zero_centered)
-        normed_TH = _as_float(x.reshape(-1, x.shape[-1])).mul_(scale_T1)
-        grad_TH = _as_float(grads[0].reshape(normed_TH.shape))
-        product_TH = grad_TH * normed_TH
+        normed_TH = _room("norm", x).copy_(x.reshape(-1, x.shape[-1])).mul_(scale_T1)
+        grad_TH = _room("norm gradient", x).copy_(grads[0].reshape(normed_TH.shape))
+        product_TH = torch.mul(grad_TH, normed_TH, out=_room("norm product", x))
         grad_weight = product_TH.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         mean_T1 = (product_TH @ gain_H).div_(x.shape[-1])[:, None]
-        grad_x = grad_TH.mul_(gain_H).addcmul_(normed_TH, mean_T1, value=-1).mul_(scale_T1)
-        return grad_x.to(x.dtype).view(x.shape), grad_weight, None, None
+        return _narrow(grad_TH.mul_(gain_H).addcmul_(normed_TH, mean_T1, value=-1).mul_(scale_T1), x), grad_weight, None, None
+
+
+def _room(name: str, x: Tensor) -> Tensor:
+    """Float32 [T, H] for `x`."""
+    return room(name, x.numel() // x.shape[-1], x.shape[-1], device=x.device)
+
+
+def _narrow(values_TH: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format).copy_(values_TH.view(like.shape))
 
 
 def _gain(weight: Tensor, zero_centered: bool) -> Tensor:
     return weight.float() + 1 if zero_centered else weight.float()
-
-
-def _as_float(x: Tensor, *, copy: bool = True) -> Tensor:
-    return x.to(torch.float32, copy=copy)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemotron_dpo.policy.workspace import room
+
 BLOCK = 128  # of queries: large enough for the matrix products, small enough that a block's scores stay in a core's cache
 
 
@@ -41,8 +43,8 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.runs, ctx.scale = runs, scale
-        q_GMD, k_GSD, v_GSD = _queries(query, key.shape[2]), _keys(key), _keys(value)
-        out_GMD, work = torch.empty_like(q_GMD), _Work.of(query, key, runs, scale)
+        q_GMD, k_GSD, v_GSD = _queries("q", query, key.shape[2]), _keys("k", key), _keys("v", value)
+        out_GMD, work = room("attention out", *q_GMD.shape), _Work.of(query, key, runs, scale)
         with _products(query.dtype):
             for run in runs:
                 k_run, v_run = _seen(k_GSD, run), _seen(v_GSD, run)
@@ -54,9 +56,10 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value = ctx.saved_tensors
-        q_GMD, k_GSD, v_GSD = _queries(query, key.shape[2]), _keys(key), _keys(value)
-        grad_GMD = _queries(grads[0].view(query.shape), key.shape[2])
-        dq, dk, dv = torch.empty_like(q_GMD), torch.zeros_like(k_GSD), torch.zeros_like(v_GSD)
+        q_GMD, k_GSD, v_GSD = _queries("q", query, key.shape[2]), _keys("k", key), _keys("v", value)
+        grad_GMD = _queries("grad", grads[0].view(query.shape), key.shape[2])
+        dq, dk, dv = (room(f"attention {name}", *x.shape) for name, x in (("dq", q_GMD), ("dk", k_GSD), ("dv", v_GSD)))
+        dk.zero_(), dv.zero_()
         work = _Work.of(query, key, ctx.runs, ctx.scale)
         with _products(query.dtype):
             for run in ctx.runs:
@@ -89,12 +92,12 @@ class _Work:
     def of(cls, query: Tensor, key: Tensor, runs: Sequence[Run], scale: float) -> _Work:
         per_group = query.shape[2] // key.shape[2]
         size = key.shape[2] * BLOCK * per_group * max((_num_keys(run) for run in runs), default=0)
-        return cls(scale, per_group, torch.empty(size), torch.empty(size), _hidden(per_group))
+        return cls(scale, per_group, room("scores", size), room("score gradients", size), _hidden(per_group))
 
     def probabilities(self, q_GBD: Tensor, k_GED: Tensor) -> Tensor:
         """softmax of the scaled scores [G, B, E], the block's own keys seen causally; valid until the next call."""
-        room = _view(self.scores, len(q_GBD), q_GBD.shape[1], k_GED.shape[1])
-        s_GBE = torch.baddbmm(room, q_GBD, k_GED.mT, beta=0, alpha=self.scale, out=room)
+        s_GBE = _view(self.scores, len(q_GBD), q_GBD.shape[1], k_GED.shape[1])
+        torch.baddbmm(s_GBE, q_GBD, k_GED.mT, beta=0, alpha=self.scale, out=s_GBE)
         num_own = q_GBD.shape[1] // self.per_group
         s_GBE[:, :, -num_own:] += self.hidden[: q_GBD.shape[1], :num_own]
         return torch.softmax(s_GBE, -1, out=s_GBE)
@@ -151,16 +154,16 @@ def _add_seen(total_GSD: Tensor, run_GED: Tensor, run: Run) -> None:
         start = stop
 
 
-def _queries(x_LND: Tensor, num_groups: int) -> Tensor:
+def _queries(name: str, x_LND: Tensor, num_groups: int) -> Tensor:
     """[L, 1, G * Q, D] -> float32 [G, L * Q, D]."""
     parted = x_LND.squeeze(1).unflatten(1, (num_groups, -1)).transpose(0, 1)
-    return torch.empty(parted.shape).copy_(parted).flatten(1, 2)
+    return room(f"attention {name}", *parted.shape).copy_(parted).flatten(1, 2)
 
 
-def _keys(x_SGD: Tensor) -> Tensor:
+def _keys(name: str, x_SGD: Tensor) -> Tensor:
     """[S, 1, G, D] -> float32 [G, S, D]."""
     parted = x_SGD.squeeze(1).transpose(0, 1)
-    return torch.empty(parted.shape).copy_(parted)
+    return room(f"attention {name}", *parted.shape).copy_(parted)
 
 
 def _tokens_first(x_GMD: Tensor, like: Tensor) -> Tensor:
@@ -170,5 +173,5 @@ def _tokens_first(x_GMD: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def _view(room: Tensor, *shape: int) -> Tensor:
-    return room[: shape[0] * shape[1] * shape[2]].view(shape)
+def _view(whole: Tensor, *shape: int) -> Tensor:
+    return whole[: shape[0] * shape[1] * shape[2]].view(shape)
