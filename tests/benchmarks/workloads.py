@@ -38,7 +38,7 @@ def write(kind: str, source: Path, num_pairs: int, length: int, tokenizer: Any, 
 
 
 def _hh(source: Path) -> Iterator[Row]:
-    """Whole transcripts whose conversation is the same up to the last reply, longest shared prompts first."""
+    """Whole transcripts whose conversation is the same up to the last reply, in the order of the file."""
     rows = []
     for pair in _lines(source):
         chosen, rejected = (_turns(pair[side]) for side in ("chosen", "rejected"))
