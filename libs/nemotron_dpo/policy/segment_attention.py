@@ -59,7 +59,8 @@ class _Attend(torch.autograd.Function):
         q_GMD, k_GSD, v_GSD = _queries("q", query, key.shape[2]), _keys("k", key), _keys("v", value)
         grad_GMD = _queries("grad", grads[0].view(query.shape), key.shape[2])
         dq, dk, dv = (room(f"attention {name}", *x.shape) for name, x in (("dq", q_GMD), ("dk", k_GSD), ("dv", v_GSD)))
-        dk.zero_(), dv.zero_()
+        for total in (dk, dv):
+            total.zero_()
         work = _Work.of(query, key, ctx.runs, ctx.scale)
         with _products(query.dtype):
             for run in ctx.runs:
@@ -74,8 +75,10 @@ class _Attend(torch.autograd.Function):
                     dk_run[:, seen] += torch.bmm(ds_GBE.mT, q_GBD)
                 _add_seen(dk, dk_run, run)
                 _add_seen(dv, dv_run, run)
-        grad_key, grad_value = (x.transpose(0, 1)[:, None] for x in (dk.mul_(ctx.scale), dv))
-        return _tokens_first(dq.mul_(ctx.scale), query), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+        grads_of_inputs = (
+            _tokens_first(total, like) for total, like in ((dq.mul_(ctx.scale), query), (dk.mul_(ctx.scale), key), (dv, value))
+        )
+        return *grads_of_inputs, None, None  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _keys(name: str, x_SGD: Tensor) -> Tensor:
 
 
 def _tokens_first(x_GMD: Tensor, like: Tensor) -> Tensor:
-    """[G, L * Q, D] -> [L, 1, G * Q, D] in the dtype of `like`."""
+    """[G, L * Q, D] -> a new tensor [L, 1, G * Q, D] in the dtype of `like`."""
     out = torch.empty(like.shape, dtype=like.dtype)
     out.squeeze(1).unflatten(1, (len(x_GMD), -1)).copy_(x_GMD.unflatten(1, (len(like), -1)).transpose(0, 1))
     return out

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.cost import balanced, pair_flops
 from nemotron_dpo.policy.device import device
+from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow, pack_row
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
@@ -40,9 +42,13 @@ class Packing:
         return [[rows[i] for i in members] for members in pack(lengths.tolist(), self.max_tokens)]
 
 
-def share(rows: Sequence[int], rank: int, size: int) -> Sequence[int]:
-    """The part of a global batch that data-parallel rank `rank` of `size` computes."""
-    return rows[rank::size]
+def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:
+    """The part of a global batch that this data-parallel rank computes, of about the same FLOPs as every other's."""
+    if parallel.data_size() == 1:
+        return list(rows)
+    lengths = [column.lengths[np.asarray(rows)] for column in (pairs.prompt, pairs.chosen, pairs.rejected)]
+    costs = pair_flops(policy.config, policy.vocab_size, *lengths)
+    return [rows[i] for i in balanced(costs, parallel.data_size())[parallel.data_rank()]]
 
 
 def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[PairBatch]:

@@ -101,7 +101,7 @@ def train(
 def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: int) -> Record:
     started = time.perf_counter()
     rows = batch_indices(step - 1, len(data), settings.batch_size, seed=settings.seed, shuffle=settings.shuffle).tolist()
-    mine = share(rows, parallel.data_rank(), parallel.data_size())
+    mine = share(policy.model, data, rows)
     batches = micro_batches(data, mine, settings.packing)
     suspects: list[int] = []
     total = _total(policy.accumulate(batches, _loss(settings.objective, suspects)))
@@ -126,7 +126,7 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
     for name, pairs in sets.items():
         limit = settings.val_batches * settings.val_batch_size if settings.val_batches > 0 else len(pairs)
         rows = list(range(min(limit, len(pairs))))
-        mine = share(rows, parallel.data_rank(), parallel.data_size())
+        mine = share(policy.model, pairs, rows)
         started = time.perf_counter()
         total = _total(policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective, [])))
         values = metrics.means(total, settings.objective)

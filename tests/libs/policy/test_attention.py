@@ -92,3 +92,13 @@ def test_positions_of_the_rejected_response_restart_at_the_prompts_end() -> None
     assert row.positions_S.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 1, 2]
     assert row.predictors_R.tolist() == [1, 2, 3, 1, 5, 7, 7, 9]
     assert row.response_R.tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
+
+
+def test_gradients_outlive_the_next_call() -> None:
+    """What is worked in is used again by the next layer; what is returned is not."""
+    row = packed(*LENGTHS[2])
+    q, k, v = random_inputs(row)
+    grads = torch.autograd.grad(segment_attention(q, k, v, row, 0.25).sum(), (q, k, v))
+    before = [grad.clone() for grad in grads]
+    torch.autograd.grad(segment_attention(q * 2, k, v * 3, row, 0.25).square().sum(), (q, k, v))
+    assert all(torch.equal(grad, kept) for grad, kept in zip(grads, before, strict=True))

@@ -32,6 +32,12 @@ def test_best_fit_decreasing(lengths: list[int], room: int, expected: list[list[
     assert pack(lengths, room) == expected
 
 
+def test_rows_are_filled() -> None:
+    """Lengths as preference data has them, many short and few long ones, in rows of 4096 tokens."""
+    lengths = np.random.default_rng(0).lognormal(5.3, 0.7, size=1000).clip(8, 2048).astype(int).tolist()
+    assert sum(lengths) / (len(pack(lengths, 4096)) * 4096) >= 0.97
+
+
 def test_an_epoch_visits_every_pair_once_and_the_next_differs() -> None:
     first = [batch_indices(step, 12, 4, seed=7, shuffle=True) for step in range(3)]
     second = [batch_indices(step, 12, 4, seed=7, shuffle=True) for step in range(3, 6)]

@@ -1,0 +1,44 @@
+"""FLOPs of a pair by hand, and batches divided by them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemotron_dpo.policy.cost import balanced, pair_flops
+
+# hidden 4, two heads of 2 over one group: projections 4 * (4 + 2 + 2 + 4) = 48, feed-forward 3 * 4 * 5 = 60 weights
+DENSE = SimpleNamespace(
+    num_layers=2, hidden_size=4, num_attention_heads=2, num_query_groups=1, kv_channels=2, ffn_hidden_size=5,
+    gated_linear_unit=True, num_moe_experts=None,
+)  # fmt: skip
+MIXTURE = SimpleNamespace(**{**vars(DENSE), "num_moe_experts": 8, "moe_ffn_hidden_size": 5, "moe_router_topk": 2})
+
+
+def flops(config: SimpleNamespace, *lengths: int) -> int:
+    return pair_flops(config, 10, *(np.array([n]) for n in lengths)).item()
+
+
+def test_a_pair_by_hand() -> None:
+    # 3 | 2 | 1 tokens: 2 * 108 * 6 = 1296 in the weights; 5 * 6 / 2 + 3 + 1 = 19 meetings of 4 channels, 4 each: 304
+    assert flops(DENSE, 3, 2, 1) == 2 * (1296 + 304) + 2 * 4 * 10 * 3
+    assert flops(MIXTURE, 3, 2, 1) == flops(DENSE, 3, 2, 1) + 2 * (2 * 60 * 6)  # a second expert for every token
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1), st.integers(1, 5))
+def test_parts_are_whole_ordered_and_even(costs: list[int], size: int) -> None:
+    parts = balanced(np.array(costs), size)
+    assert sorted(i for part in parts for i in part) == list(range(len(costs)))
+    assert all(part == sorted(part) for part in parts)
+    assert min(map(len, parts)) > 0 or len(costs) < size
+    sums = [sum(costs[i] for i in part) for part in parts]
+    assert max(sums) - min(sums) <= max(costs)  # whoever is ahead was behind before its last
+
+
+def test_rows_would_be_uneven() -> None:
+    costs = np.array([100, 1, 100, 1, 100, 1, 100, 1])
+    assert [int(costs[part].sum()) for part in balanced(costs, 2)] == [202, 202]
+    assert [int(costs[rank::2].sum()) for rank in range(2)] == [400, 4]
