@@ -236,6 +236,7 @@ def _on_slurm(
     run: _Run, choices: Sequence[choice.Choice], now: datetime, *, attached: bool, dry_run: bool, force_squash: bool
 ) -> int:
     """Submit the run, and follow it where it is `attached`. Data is looked for only where the cluster sees our files."""
+    from nemotron_dpo.steps.remote.environment import without_values
     from nemotron_dpo.steps.slurm import launch as slurm
 
     where = run.provenance.profile
@@ -252,7 +253,7 @@ def _on_slurm(
         return 0
     for line in run.kind.missing(run.config) if made.settings.tunnel == "local" else []:
         raise UserError(line)
-    job.write_job(run.plan, replace(run.provenance, profile=slurm.without_values(where)), now)
+    job.write_job(run.plan, replace(run.provenance, profile=without_values(where)), now)
     say = functools.partial(cli.say, PROGRAM)
     status = slurm.launch(made, attached=attached, force_squash=force_squash, say=say, show=_show)
     if attached and status == 0 and stages == run.plan.stages:

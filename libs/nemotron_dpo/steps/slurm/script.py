@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_dpo.steps.slurm.paths import Places
+from nemotron_dpo.steps.remote.paths import Places
 from nemotron_dpo.steps.slurm.settings import Settings, seconds_of
 from nemotron_dpo.steps.stages import Plan
 
