@@ -171,13 +171,13 @@ def run_step(
     if attached and detached:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     where = profile.load_profile(attached or detached)
-    if where.executor != "slurm":
-        _refuse_remote(where, force_squash)
+    if where.executor == "local":
+        _warn_of_idle(where, force_squash)
     now = datetime.now()
     run = _compile(step, config, tokens, where, now, force=force)
     choices = choice.choose(run.plan, first, last, force=force)
-    if where.executor == "slurm":
-        return _on_slurm(run, choices, now, attached=attached is not None, dry_run=dry_run, force_squash=force_squash)
+    if where.executor != "local":
+        return _elsewhere(run, choices, now, attached=attached is not None, dry_run=dry_run, force_squash=force_squash)
     choice.check_given(run.plan, choices, Digests(cache.DIGESTS, peek=dry_run))
     if dry_run:
         return _print_plan(run, choices)
@@ -232,37 +232,47 @@ def _execute(run: _Run, choices: Sequence[choice.Choice]) -> int:
     return 0
 
 
-def _on_slurm(
+def _elsewhere(
     run: _Run, choices: Sequence[choice.Choice], now: datetime, *, attached: bool, dry_run: bool, force_squash: bool
 ) -> int:
-    """Submit the run, and follow it where it is `attached`. Data is looked for only where the cluster sees our files."""
+    """Submit the run, and follow it where it is `attached`. Data is looked for only where the job sees our files."""
     from nemotron_dpo.steps.remote.environment import without_values
-    from nemotron_dpo.steps.slurm import launch as slurm
 
     where = run.provenance.profile
+    executor = _executor(where.executor)
     if any(stage.is_given for stage in choices):
         raise UserError("--from goes on in what an earlier local run made", remedy="leave it out", usage=True)
     stages = tuple(stage.stage for stage in choices)
-    made = slurm.prepare(replace(run.plan, stages=stages), where, attached=attached, **_shape(run.config))
+    made = executor.prepare(replace(run.plan, stages=stages), where, attached=attached, **_shape(run.config))
     if made.settings.idle_keys:
-        cli.say(PROGRAM, f"warning: {where.source}: without effect on Slurm: {', '.join(made.settings.idle_keys)}")
+        cli.say(PROGRAM, f"warning: {where.source}: without effect on {where.executor}: {', '.join(made.settings.idle_keys)}")
     if dry_run:
         _print_config(run)
-        for name, content in [*job.file_lines(run.plan), *slurm.dry_lines(made, force_squash=force_squash)]:
+        for name, content in [*job.file_lines(run.plan), *executor.dry_lines(made, force_squash=force_squash)]:
             click.echo(f"\n# {name}\n{content.rstrip()}")
         return 0
-    for line in run.kind.missing(run.config) if made.settings.tunnel == "local" else []:
-        raise UserError(line)
+    for line in run.kind.missing(run.config):
+        if made.sees_our_files or " is not set: " in line:
+            raise UserError(line)
     job.write_job(run.plan, replace(run.provenance, profile=without_values(where)), now)
     say = functools.partial(cli.say, PROGRAM)
-    status = slurm.launch(made, attached=attached, force_squash=force_squash, say=say, show=_show)
+    status = executor.launch(made, attached=attached, force_squash=force_squash, say=say, show=_show)
     if attached and status == 0 and stages == run.plan.stages:
-        click.echo(made.places.text(run.kind.report(run.plan)))
+        click.echo(made.report(run.kind.report))
     return status
 
 
+def _executor(name: str) -> Any:
+    """The module that submits there; NeMo-Run is not imported with it."""
+    if name == "slurm":
+        from nemotron_dpo.steps.slurm import launch
+    else:
+        from nemotron_dpo.steps.cloud import launch
+    return launch
+
+
 def _shape(config: Any) -> dict[str, Any]:
-    """What Slurm must know of a config: on how many nodes its processes run, and where they save."""
+    """What an executor must know of a config: on how many nodes its processes run, and where they save."""
     cluster, checkpointing = getattr(config, "cluster", None), getattr(config, "checkpointing", None)
     return {
         "num_nodes": cluster.num_nodes if cluster else 1,
@@ -275,9 +285,8 @@ def _show(content: bytes) -> None:
     sys.stderr.buffer.flush()
 
 
-def _refuse_remote(where: profile.Profile, force_squash: bool) -> None:
-    if where.executor != "local":
-        raise UserError(f"executor {where.executor} is not built yet", source=where.name, remedy="use a local profile")
+def _warn_of_idle(where: profile.Profile, force_squash: bool) -> None:
+    """Say what has no effect in a run here."""
     if force_squash:
         cli.say(PROGRAM, "warning: --force-squash: a local run has no container image")
     if where.idle_keys():

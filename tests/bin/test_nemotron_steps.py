@@ -171,10 +171,44 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, arguments: list[str], statu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_executors_are_refused_by_name(tmp_path: Path):
-    (tmp_path / "env.toml").write_text('[far]\nexecutor = "lepton"\n')
-    done = run(PROGRAM, "run", "dpo", "-r", "far", cwd=tmp_path)
-    assert (done.returncode, error_line(done, PROGRAM)) == (1, "far: executor lepton is not built yet: use a local profile")
+CLOUDS = {
+    "lepton": """executor = "lepton"
+node_group = "group"
+resource_shape = "gpu.8xh100-sxm"
+nemo_run_dir = "/mnt/shared/nemo-run"
+mounts = [{ path = "/", mount_path = "/mnt/shared", from = "node-nfs:shared" }]
+""",
+    "dgxcloud": """executor = "dgxcloud"
+base_url = "https://runai.example.com/api/v1"
+kube_apiserver_url = "https://runai.example.com/k8s"
+client_id = "client"
+client_secret = "planted-by-the-test-0123456789"
+project_name = "project"
+pvc_nemo_run_dir = "/workspace/nemo-run"
+pvcs = [{ name = "storage", path = "/workspace", existingPvc = true, claimName = "claim" }]
+""",
+}
+
+
+@pytest.mark.parametrize("executor", CLOUDS)
+def test_documented_command_of_a_cloud_dry_run(tmp_path: Path, executor: str):
+    """Without NeMo-Run: only submitting needs it."""
+    common = (
+        f'container_image = "nvcr.io/nvidia/nemo:25.11"\nnodes = 2\ngpus_per_node = 8\nenv_vars = {{ API_KEY = "{SECRET}" }}\n'
+    )
+    (tmp_path / "env.toml").write_text(f"[lepton_rl_nemo_rl_dpo]\n{CLOUDS[executor]}{common}")
+    given = ["dpo.reference_policy_kl_penalty=0.2", "dpo.max_num_steps=1000"]
+    done = check(PROGRAM, "run", "rl/nemo_rl/dpo", "-c", "default", "-r", "lepton_rl_nemo_rl_dpo", *given, "-d", cwd=tmp_path)
+    text = done.stdout.decode()
+    assert done.stderr == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["env.toml"]
+    assert "  API_KEY: '***'\n" in text
+    assert SECRET not in text
+    assert "planted" not in text
+    assert "max_num_steps: 1000\n" in text
+    assert "nodes: 2\ngpus_per_node: 8\nnprocs_per_node: 8\n" in text
+    root = "/mnt/shared" if executor == "lepton" else "/workspace"
+    assert f'\nstage 3 dpo-train 2 torchrun "${{rendezvous[@]}}" dpo-train {root}/nemo-run/dpo-' in text
 
 
 def test_tokens_that_come_to_nothing_are_named(tmp_path: Path):

@@ -15,6 +15,7 @@ from nemotron_dpo.errors import UserError
 NOT_PROFILES = ("wandb", "cli", "cache", "artifacts")
 EXECUTORS = ("local", "slurm", "lepton", "dgxcloud")
 _NUM_PROCESSES = ("nproc_per_node", "gpus_per_node")
+_IN_CLOUD = ("nprocs_per_node", *_NUM_PROCESSES)
 _LOCAL_KEYS = ("executor", "extends", "env_vars", "nodes", *_NUM_PROCESSES)
 
 
@@ -30,8 +31,8 @@ class Profile:
 
     def cluster(self) -> dict[str, Any]:
         """What it says of the number of processes, as a config that lies under the step's own."""
-        keys = (*_NUM_PROCESSES, "ntasks_per_node") if self.executor == "slurm" else _NUM_PROCESSES
-        num_processes = next((self.settings[key] for key in keys if self.settings.get(key)), None)
+        keys = {"local": _NUM_PROCESSES, "slurm": (*_NUM_PROCESSES, "ntasks_per_node")}
+        num_processes = next((size for key in keys.get(self.executor, _IN_CLOUD) if (size := self.settings.get(key))), None)
         sizes = {"gpus_per_node": num_processes, "num_nodes": self.settings.get("nodes")}
         given = {key: value for key, value in sizes.items() if value is not None}
         return {"cluster": given} if given else {}

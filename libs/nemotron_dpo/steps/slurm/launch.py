@@ -16,8 +16,9 @@ from nemotron_dpo.steps.remote import environment
 from nemotron_dpo.steps.remote.attend import Say, Unsure, attend, nothing_left_behind
 from nemotron_dpo.steps.remote.follow import Follower, NoAnswer
 from nemotron_dpo.steps.remote.paths import Places
+from nemotron_dpo.steps.remote.script import task_script
 from nemotron_dpo.steps.slurm.client import Client, File, SlurmJob
-from nemotron_dpo.steps.slurm.script import Layout, directives, job_script, task_script
+from nemotron_dpo.steps.slurm.script import Layout, directives, job_script
 from nemotron_dpo.steps.slurm.settings import Settings, read_settings
 from nemotron_dpo.steps.slurm.squash import Squash, squash_of, squash_script
 from nemotron_dpo.steps.slurm.tunnel import open_tunnel
@@ -45,7 +46,16 @@ class Job:
 
     @property
     def task(self) -> str:
-        return task_script(self.settings, self.layout)
+        settings, layout = self.settings, self.layout
+        return task_script(layout.folder, layout.config, settings.startup_commands, settings.run_command)
+
+    @property
+    def sees_our_files(self) -> bool:
+        return self.settings.tunnel == "local"
+
+    def report(self, tell: Callable[[Plan], str]) -> str:
+        """What `tell` says of the plan, with the paths that the cluster has."""
+        return self.places.text(tell(self.plan))
 
     def squash_script(self, *, force: bool) -> str:
         """The script that imports the container image."""

@@ -61,20 +61,6 @@ def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -
     return "\n".join(parts) + "\n"
 
 
-def task_script(settings: Settings, layout: Layout) -> str:
-    """The script that every task of a stage runs, in the container where there is one."""
-    run = settings.run_command.replace("{script}", '"$@"').replace("{config}", shlex.quote(layout.config))
-    start_up = ["set -eo pipefail", *settings.startup_commands, "set +e"] if settings.startup_commands else []
-    parts = [
-        "#!/bin/bash",
-        f"job={shlex.quote(layout.folder)}",
-        f"run_stage() {{ {run}; }}",
-        *start_up,
-        (_HERE / "task.sh").read_text(encoding="utf-8"),
-    ]
-    return "\n".join(parts)
-
-
 def lead_seconds(time: str | None) -> int:
     """How long before its end a job is told; a quarter of a short one."""
     return min(_LEAD_SECONDS, seconds_of(time) // 4) if time else _LEAD_SECONDS
