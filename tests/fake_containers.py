@@ -20,7 +20,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 GRACE_SECONDS = 10
+_STARTED: list[Container] = []
 
 
 class Container:
@@ -34,6 +37,7 @@ class Container:
             [*host, *argv], env={**plain, **env}, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
             start_new_session=True, cwd="/",
         )  # fmt: skip
+        _STARTED.append(self)
 
     @property
     def status(self) -> int | None:
@@ -50,11 +54,17 @@ class Container:
         """Wait for its end."""
         self._process.wait()
 
+    def kill(self) -> None:
+        """End all of it."""
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                process.kill()
+        self._process.kill()
+
     def _kill_late(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
 
     def log(self) -> Iterator[bytes]:
         """The log from its start, as it grows, until the container ends."""
@@ -129,7 +139,12 @@ def serve(answer: Answer, folder: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     (folder / "url.partial").write_text(f"http://127.0.0.1:{server.server_address[1]}")
     (folder / "url.partial").rename(folder / "url")
-    server.serve_forever()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.serve_forever()
+    finally:
+        for container in _STARTED:
+            container.kill()
 
 
 def leaves_nothing_out(given: Any, parsed: Any) -> bool:

@@ -7,6 +7,7 @@ distributed workloads only, reads no logs from outside the cluster, and its own 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class DgxJob:
     runai: RunAi
     kind: str
     job_id: str
+    name: str
+    project: str
     log: StreamedLog
     pause_seconds: float = 1.0
 
@@ -93,6 +96,12 @@ class DgxJob:
 
     def cancel(self) -> None:
         self.runai.request("DELETE", f"/workloads/{self.kind}/{self.job_id}")
+
+    def by_hand(self) -> tuple[str, str]:
+        """The commands that follow and cancel it."""
+        words = "runai training pytorch" if self.kind == "distributed" else "runai training"
+        follow = [*words.split(), "logs", self.name, "-p", self.project, "--follow"]
+        return shlex.join(follow), shlex.join([*words.split(), "delete", f"--uuid={self.job_id}", "-p", self.project])
 
 
 def submit(submission: Submission, staged: Path, say: Say) -> DgxJob:
@@ -112,20 +121,14 @@ def submit(submission: Submission, staged: Path, say: Say) -> DgxJob:
         if not project:
             remedy = "check project_name, and what the application may see"
             raise UserError(f"has no project {fields['project_name']}", source=runai.base_url, remedy=remedy)
-        executor.move_data(token, project, cluster, sleep=2)
+        executor.move_data(token, project, cluster, sleep=1)
         with submission.unsure("look at the workloads of the project"):
             answer = executor.create_training_job(runai.token(), project, cluster, submission.name)
     if answer.status_code not in (200, 202):
         raise vendor.refused(runai.base_url, answer.status_code, answer.text, login=_LOGIN, secrets=submission.secrets)
-    job_id, kind = answer.json()["workloadId"], "distributed" if fields["nodes"] > 1 else "trainings"
-    return DgxJob(runai, kind, job_id, StreamedLog(lambda: _stream(runai, job_id, fields), say))
-
-
-def by_hand(submission: Submission, job_id: str) -> tuple[str, str]:
-    """The commands that follow and cancel a job."""
-    runai = "runai training pytorch" if submission.fields["nodes"] > 1 else "runai training"
-    where = f"--uuid={job_id} -p {submission.fields['project_name']}"
-    return f"{runai} logs {where} --follow", f"{runai} delete {where}"
+    made, kind = answer.json(), "distributed" if fields["nodes"] > 1 else "trainings"
+    job_id, name = made["workloadId"], made.get("name") or submission.name
+    return DgxJob(runai, kind, job_id, name, fields["project_name"], StreamedLog(lambda: _stream(runai, job_id, fields), say))
 
 
 def _stream(runai: RunAi, job_id: str, fields: Any) -> Iterator[bytes]:

@@ -97,7 +97,7 @@ def launch(job: Job, *, attached: bool, force_squash: bool, say: Say, show: Call
         say("warning: --force-squash: the platform imports container images itself")
     with nothing_left_behind(job.plan.job), _staged(job.files) as folder:
         submitted = platform.submit(submission, Path(folder), say)
-    follow, cancel = platform.by_hand(submission, submitted.job_id)
+    follow, cancel = submitted.by_hand()
     if not attached:
         print(f"{submitted.job_id}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
         return 0

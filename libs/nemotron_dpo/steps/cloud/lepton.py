@@ -59,6 +59,10 @@ class LeptonJob:
         with vendor.explained("Lepton", login=_LOGIN, secrets=self.secrets):
             self.client.job.update(self.job_id, {"spec": {"stopped": True}})
 
+    def by_hand(self) -> tuple[str, str]:
+        """The commands that follow and cancel it."""
+        return f"lep job log --id {self.job_id}", f"lep job stop --id {self.job_id}"
+
 
 def submit(submission: Submission, staged: Path, say: Say) -> LeptonJob:
     """Copy `staged` to the nodes' storage and create the job. Raises UserError in one line."""
@@ -68,17 +72,12 @@ def submit(submission: Submission, staged: Path, say: Say) -> LeptonJob:
         executor = module.LeptonExecutor(**submission.fields)
         executor.job_dir, executor.lepton_job_dir = str(staged), submission.folder
         _check_node_group(client, executor.node_group, submission)
-        executor.move_data(poll_interval=2)
+        executor.move_data(poll_interval=1)
         with submission.unsure("lep job list"):
             created = executor.create_lepton_job(submission.name)
         job_id = created.metadata.id_ or submission.name
     log = StreamedLog(lambda: _stream(module, job_id), say)
     return LeptonJob(executor, client, job_id, log, submission.secrets)
-
-
-def by_hand(submission: Submission, job_id: str) -> tuple[str, str]:
-    """The commands that follow and cancel a job."""
-    return f"lep job log --id {job_id}", f"lep job stop --id {job_id}"
 
 
 def _client(module: Any) -> Any:

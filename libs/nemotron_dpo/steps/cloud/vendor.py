@@ -51,7 +51,7 @@ def explained(place: str, *, login: str, secrets: Collection[str]) -> Iterator[N
         raise NoAnswer(f"cannot be reached: {_reason(error)}", source=place) from None
     except RequestException as error:
         raise NoAnswer(one_line(str(error), secrets), source=place) from None
-    except (RuntimeError, ValueError, TimeoutError) as error:
+    except (RuntimeError, ValueError, KeyError, TimeoutError) as error:
         raise _refusal(error, place, login, secrets) from None
 
 
