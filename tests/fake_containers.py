@@ -92,10 +92,11 @@ class Refused(Exception):
 Answer = Callable[[str, str, Any, Mapping[str, str]], Any]
 
 
-def serve(answer: Answer, folder: Path) -> None:
+def serve(answer: Answer, folder: Path, *, chunked: bool) -> None:
     """Answer requests until killed: `answer` gets method, path, body and headers, and returns JSON or an iterator of bytes.
 
-    The address is written to `folder`/url, every request to `folder`/requests.jsonl.
+    A stream comes in chunks where `chunked`, else until the connection is closed. The address is written to `folder`/url,
+    every request to `folder`/requests.jsonl.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -119,13 +120,13 @@ def serve(answer: Answer, folder: Path) -> None:
         def _send(self, status: int, found: Any) -> None:
             self.send_response(status)
             if isinstance(found, Iterator):
-                self.send_header("Connection", "close")
+                self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")))
                 self.end_headers()
                 self.close_connection = True
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     for chunk in found:
-                        self.wfile.write(chunk)
-                        self.wfile.flush()
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk) if chunked else chunk)
+                    self.wfile.write(b"0\r\n\r\n" if chunked else b"")
                 return
             content = json.dumps(found).encode()
             self.send_header("Content-Type", "application/json")

@@ -106,4 +106,4 @@ class ControlPlane:
 
 
 if __name__ == "__main__":
-    fake_containers.serve(ControlPlane().answer, Path(sys.argv[1]))
+    fake_containers.serve(ControlPlane().answer, Path(sys.argv[1]), chunked=False)

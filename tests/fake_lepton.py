@@ -112,4 +112,4 @@ class Workspace:
 
 if __name__ == "__main__":
     where = Workspace((sys.argv[2], sys.argv[3]) if len(sys.argv) > 2 else None)
-    fake_containers.serve(where.answer, Path(sys.argv[1]))
+    fake_containers.serve(where.answer, Path(sys.argv[1]), chunked=True)

@@ -6,7 +6,6 @@ distributed workloads only, reads no logs from outside the cluster, and its own 
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.cloud import vendor
-from nemotron_dpo.steps.cloud.log import StreamedLog
+from nemotron_dpo.steps.cloud.log import StreamedLog, pieces
 from nemotron_dpo.steps.cloud.settings import CLIENT_ID, CLIENT_SECRET
 from nemotron_dpo.steps.cloud.submission import Submission
 from nemotron_dpo.steps.remote.attend import Say
@@ -144,5 +143,4 @@ def _stream(runai: RunAi, job_id: str, fields: Any) -> Iterator[bytes]:
     headers = {"Authorization": f"Bearer {runai.token()}"}
     with requests.get(url, params={"follow": "true"}, headers=headers, stream=True, timeout=(10, _STREAM_SECONDS)) as answer:
         answer.raise_for_status()
-        with contextlib.suppress(requests.ConnectionError):  # silence; the reader comes back
-            yield from answer.iter_content(chunk_size=None)
+        yield from pieces(answer)

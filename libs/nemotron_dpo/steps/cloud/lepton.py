@@ -6,7 +6,6 @@ has already failed; neither is used.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.cloud import vendor
-from nemotron_dpo.steps.cloud.log import StreamedLog
+from nemotron_dpo.steps.cloud.log import StreamedLog, pieces
 from nemotron_dpo.steps.cloud.submission import Submission
 from nemotron_dpo.steps.remote.attend import Say
 from nemotron_dpo.steps.remote.follow import JobState, NoAnswer
@@ -107,5 +106,4 @@ def _stream(module: Any, job_id: str) -> Iterator[bytes]:
     url = f"{client.url}/jobs/{job_id}/replicas/{first[-1]}/log"
     with requests.get(url, headers=headers, stream=True, timeout=(10, _STREAM_SECONDS)) as response:
         response.raise_for_status()
-        with contextlib.suppress(requests.ConnectionError):  # silence; the reader comes back
-            yield from response.iter_content(chunk_size=None)
+        yield from pieces(response)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from nemotron_dpo.steps.remote.follow import JobState
 
@@ -15,6 +17,15 @@ _LONGEST_ENDING = 200
 # How long the last lines of a job that has ended may take to arrive.
 _LAST_SECONDS = 5.0
 _MANY_FAILURES = 20
+
+
+def pieces(response: Any) -> Iterator[bytes]:
+    """The body of a response of `requests`, each piece as soon as it is there, until all is said or the server is silent."""
+    from requests import ConnectionError
+
+    # without chunks a larger size than 1 would be waited for
+    with contextlib.suppress(ConnectionError):
+        yield from response.iter_content(chunk_size=None if response.raw.chunked else 1)
 
 
 class StreamedLog:
