@@ -102,7 +102,8 @@ def test_attached_run_streams_and_succeeds(runs: Runs, tokenize: list[str]) -> N
     assert (folder / "pairs.arrow").is_file()
     assert SECRET not in said
     assert KEY not in said
-    _, mover, job = [request for request in runs.requests() if request["method"] == "POST"]
+    posted = [request for request in runs.requests() if request["method"] == "POST"]
+    mover, job = [request for request in posted if "/workloads/" in request["path"]]
     assert [mover["path"], job["path"]] == ["/api/v1/workloads/workspaces", "/api/v1/workloads/trainings"]
     assert job["body"]["spec"]["command"] == f"/bin/bash {folder}/launch_script.sh"
     assert {"name": "MY_WORD", "value": SECRET} in job["body"]["spec"]["environmentVariables"]
