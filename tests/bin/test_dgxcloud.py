@@ -46,9 +46,6 @@ project_name = "none"
 [bad_spec]
 extends = "one"
 custom_spec = {{ unheardOf = 1 }}
-[unread]
-extends = "seven"
-kube_apiserver_url = "http://127.0.0.1:1"
 """
 KEY = "right-secret-of-the-test"
 REMEDY = "check client_id, and the secret in DGXCLOUD_CLIENT_SECRET"
@@ -128,14 +125,6 @@ def test_a_job_that_fails_at_once_keeps_its_status_and_log(runs: Runs, tokenize:
     kept = [path for path in runs.folder.rglob("*") if path.is_file() and path.name != "env.toml"]
     assert {"job.yaml", "launch_script.sh", "log-0.txt"} <= {path.name for path in kept}
     assert not [path for path in kept if SECRET.encode() in path.read_bytes() or KEY.encode() in path.read_bytes()]
-
-
-def test_a_log_that_cannot_be_read_is_named(runs: Runs, tokenize: list[str]) -> None:
-    done = runs.run(*tokenize, "-r", "unread")
-    (line,) = error_lines(done.stderr.decode())
-    (folder,) = (runs.folder / "storage" / "nemo-run").iterdir()
-    assert done.returncode == 1
-    assert line.endswith(f"ended as failed: and its log does not tell why; the log is {folder}/log-0.txt")
 
 
 def test_detached_run_says_how_to_follow_and_cancel(runs: Runs, tokenize: list[str]) -> None:

@@ -62,7 +62,7 @@ class StreamedLog:
         if name == "COMPLETED":
             return JobState("FAILED", word, status, 0) if status else state
         if status is None:  # a name that nobody gives: its log did not tell why
-            return JobState("failed", "and its log does not tell why", 1, 0)
+            return JobState("failed", "its log does not tell why", 1, 0)
         return JobState("FAILED", word, status or 1, 0)
 
     def _wait_for_ending(self, seconds: float) -> int | None:

@@ -8,6 +8,7 @@ import pytest
 
 from nemotron_dpo.steps.cloud import log
 from nemotron_dpo.steps.cloud.log import StreamedLog
+from nemotron_dpo.steps.remote.follow import Ending, ending
 
 END = "nemotron-steps: job x-1 ends with exit status {}\n"
 
@@ -58,6 +59,9 @@ def test_what_the_log_tells_counts(name: str, told: int | None, wanted: tuple[st
 
 
 def test_a_log_that_cannot_be_read_is_said_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(log, "_LAST_SECONDS", 2)
+    monkeypatch.setattr(log, "_MANY_FAILURES", 3)
     said: list[str] = []
-    StreamedLog(connections(OSError("forbidden")), said.append).ending_of("FAILED", "Failed")
+    state = StreamedLog(connections(OSError("forbidden")), said.append).ending_of("FAILED", "Failed")
+    assert ending(state, "5") == Ending(1, "job 5 ended as failed: its log does not tell why")
     assert said == ["warning: the log cannot be read (OSError: forbidden): still trying"]
