@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_dpo.steps.slurm.paths import Places
+from nemotron_dpo.steps.remote.paths import Places
 from nemotron_dpo.steps.slurm.settings import Settings, seconds_of
 from nemotron_dpo.steps.stages import Plan
 
@@ -59,20 +59,6 @@ def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -
         *_stage_lines(plan, layout, places),
     ]
     return "\n".join(parts) + "\n"
-
-
-def task_script(settings: Settings, layout: Layout) -> str:
-    """The script that every task of a stage runs, in the container where there is one."""
-    run = settings.run_command.replace("{script}", '"$@"').replace("{config}", shlex.quote(layout.config))
-    start_up = ["set -eo pipefail", *settings.startup_commands, "set +e"] if settings.startup_commands else []
-    parts = [
-        "#!/bin/bash",
-        f"job={shlex.quote(layout.folder)}",
-        f"run_stage() {{ {run}; }}",
-        *start_up,
-        (_HERE / "task.sh").read_text(encoding="utf-8"),
-    ]
-    return "\n".join(parts)
 
 
 def lead_seconds(time: str | None) -> int:
