@@ -57,7 +57,10 @@ class Profile:
         return {"cluster": given} if given else {}
 
     def sizes(self) -> dict[str, str]:
-        """Key of a config's cluster section -> the key of ours that decides it; those that a config set come first."""
+        """Key of a config's cluster section -> the key of ours that decides it; those that a config set come first.
+
+        But for ntasks_per_node, which says how many processes there are only where nothing else does.
+        """
         keys = _DECISIVE[self.executor]
         keys = (*(key for key in keys if key in self.origins and key != "ntasks_per_node"), *keys)
         decisive = {"gpus_per_node": next((key for key in keys if self.settings.get(key)), None), "num_nodes": "nodes"}
