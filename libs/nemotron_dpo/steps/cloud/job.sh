@@ -28,7 +28,7 @@ start() {
   node=${LEPTON_JOB_WORKER_INDEX:-${RANK:-0}}
   ((num_nodes > 1)) || node=0
   stopped='' child=''
-  mkdir -p -- "$job/done" || exit 1
+  mkdir -p -- "$job/done" "$job/begun" || exit 1
   keep_log
   trap finish EXIT
   trap on_stop TERM
@@ -59,7 +59,8 @@ find_each_other() {
   unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT "${!PET_@}"
 }
 
-# stage NUMBER NAME NODES COMMAND...: on the first node or on all of them, unless it was done before the job was restarted.
+# stage NUMBER NAME NODES COMMAND...: on the first node or on all of them, it makes what `makes` lists, unless that was done
+# before the job was restarted.
 stage() {
   local number=$1 nodes=$3 status=0 code
   name=$2
@@ -74,6 +75,7 @@ stage() {
   fi
   [[ -z $stopped ]] || exit 143
   say "$name"
+  ((node > 0 || ${#makes[@]} == 0)) || clear_way "$number" "${makes[@]}"
   set -m # a process group of its own, which on_stop reaches as a whole
   bash "$job/task.sh" "$@" </dev/null &
   child=$!

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemotron_dpo.steps.cloud.settings import Settings
 from nemotron_dpo.steps.remote.paths import Places
+from nemotron_dpo.steps.remote.script import clear_way, makes_line
 from nemotron_dpo.steps.stages import Plan
 
 _HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -
         "{ set +x; } 2>/dev/null # a trace would show secrets",
         *_facts(settings, layout),
         (_HERE / "job.sh").read_text(encoding="utf-8"),
+        clear_way(),
         "start",
         *settings.setup_lines,
         *_stage_lines(plan, layout, places),
@@ -61,6 +63,7 @@ def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
     for number, stage in enumerate(plan.stages, start=1):
         command = places.command(stage.argv[stage.num_launcher_words :])
         is_launched = bool(stage.num_launcher_words)
+        yield makes_line(plan, stage, places)
         yield _stage_line(str(number), stage.name, layout.num_nodes if is_launched else 1, command, is_launched)
 
 

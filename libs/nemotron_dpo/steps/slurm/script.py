@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_dpo.steps.remote.paths import Places
+from nemotron_dpo.steps.remote.script import clear_way, makes_line
 from nemotron_dpo.steps.slurm.settings import Settings, seconds_of
 from nemotron_dpo.steps.stages import Plan
 
@@ -54,6 +55,7 @@ def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -
         "{ set +x; } 2>/dev/null # a trace would show secrets",
         *_facts(settings, layout),
         (_HERE / "job.sh").read_text(encoding="utf-8"),
+        clear_way(),
         "start",
         *settings.setup_lines,
         *_stage_lines(plan, layout, places),
@@ -130,8 +132,7 @@ def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
         assert set(stage.env) <= {"OMP_NUM_THREADS"}  # which depends on the node
         command = places.command(stage.argv[stage.num_launcher_words :])
         nodes = str(layout.num_nodes) if stage.num_launcher_words else "1"
-        made = [places.of(str(path)) for path in stage.outputs if path != plan.run_dir]  # training goes on in its folder
-        yield f"makes=({shlex.join(made)})"
+        yield makes_line(plan, stage, places)
         yield _stage_line(str(number), stage.name, nodes, command, launched=bool(stage.num_launcher_words))
 
 

@@ -104,6 +104,27 @@ def test_a_stopped_job_ends_its_stage_and_goes_on_when_restarted(tmp_path: Path)
     assert "once" not in said
 
 
+@pytest.mark.parametrize(("before", "status"), [(False, 0), (True, 1)])
+def test_what_a_stopped_stage_made_is_not_in_its_way(tmp_path: Path, before: bool, status: int):
+    """Of a stage that refuses a folder that is there, and is stopped when it has made it; but for one that is not its own."""
+    target = tmp_path / "made"
+    line = 'mkdir "$1" || exit 1; [[ -e $NEMO_RUN_DIR/up ]] || { touch $NEMO_RUN_DIR/up; while :; do sleep 0.1; done; }'
+    folder = written(tmp_path, Stage("make", ("bash", "-c", line, "make", str(target)), outputs=(target,)))
+    if before:
+        target.mkdir()
+        (target / "mine").touch()
+    else:
+        process = start(folder)
+        until = time.monotonic() + 20
+        while not (folder / "up").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert finished(process)[0] == 143
+        assert target.is_dir()
+    assert finished(start(folder))[0] == status
+    assert [path.name for path in target.iterdir()] == (["mine"] if before else [])
+
+
 def test_nodes_wait_for_the_first_and_learn_where_it_is(tmp_path: Path):
     """With a stand-in for torchrun that says how it was called, and takes longer than a look at the first node."""
     folder = written(tmp_path, shell("one", "sleep 0.5"), shell("two", ":", launched=True), num_nodes=2)
