@@ -6,7 +6,7 @@ dependency unasked), and runapy, the vendor's client of Run:ai, whose types the 
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import functools
 import hashlib
 import subprocess
@@ -28,13 +28,14 @@ _PINS = Path(__file__).with_name("launch_pins.txt")
 def launch_python() -> str:
     """Its interpreter. The test is skipped where the registry cannot be reached."""
     packages = sysconfig.get_path("purelib")
-    key = hashlib.sha256(f"{packages}\0{sys.version}\0{_PINS.read_text()}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{packages}\0{sys.base_prefix}\0{sys.version}\0{_PINS.read_text()}".encode()).hexdigest()[:12]
     target = cache_folder() / f"launch-{key}"
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            _make(Path(scratch) / "venv", packages)
-            with contextlib.suppress(OSError):  # another process was first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:  # one worker makes it, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                _make(Path(scratch) / "venv", packages)
                 Path(scratch, "venv").rename(target)
     return str(target / "bin" / "python")
 
@@ -50,5 +51,6 @@ def _make(folder: Path, packages: str) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(own), "-r", str(_PINS)]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"NeMo-Run could not be fetched: {done.stderr.strip().splitlines()[-1][:200]}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        pytest.skip(f"NeMo-Run could not be fetched: {lines[-1][:200]}")
     (own / "tests_own.pth").write_text(f"{packages}\n")
