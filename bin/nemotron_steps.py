@@ -209,7 +209,9 @@ def _executor(where: profile.Profile) -> Callable[[Run, Say], int]:
         from nemotron_dpo.steps.slurm.run import run_on_slurm
 
         return run_on_slurm
-    raise UserError(f"executor {where.executor} is not built yet", source=where.name, remedy="use a local profile")
+    from nemotron_dpo.steps.cloud.run import run_in_cloud
+
+    return run_in_cloud
 
 
 def _print_json(value: object) -> None:

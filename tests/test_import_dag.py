@@ -84,7 +84,10 @@ HELPS = [
     ("nemotron_steps", ["list"], HEAVY),
     ("nemotron_steps", ["show", "dpo"], HEAVY),
     ("nemotron_steps", ["run", "dpo", "-c", "tiny", "--dry-run"], HEAVY - {"omegaconf"}),
-    ("nemotron_steps", ["run", "dpo", "-c", "tiny", "-b", "slurm_rl_nemo_rl_dpo", "--dry-run"], HEAVY - {"omegaconf"}),
+    *(
+        ("nemotron_steps", ["run", "dpo", "-c", "tiny", "-b", f"{place}_rl_nemo_rl_dpo", "--dry-run"], HEAVY - {"omegaconf"})
+        for place in ("slurm", "lepton", "dgxcloud")
+    ),
 ]
 PROBE = """
 import runpy, sys
@@ -98,9 +101,11 @@ print("\\n@", *sorted({name.split(".")[0] for name in sys.modules}))
 
 
 @pytest.mark.parametrize(("program", "arguments", "heavy"), HELPS, ids=[" ".join([case[0], *case[1]]) for case in HELPS])
-def test_help_loads_nothing_heavy(program: str, arguments: list[str], heavy: set[str]):
+def test_help_loads_nothing_heavy(program: str, arguments: list[str], heavy: set[str], tmp_path: Path):
     argv = [sys.executable, "-c", PROBE, str(BIN / f"{program}.py"), *arguments]
-    profiles = ROOT / "configs" / "env" / "env_toml" / "templates" / "slurm.toml"
+    profiles = tmp_path / "env.toml"
+    templates = ROOT / "configs" / "env" / "env_toml" / "templates"
+    profiles.write_text("".join((templates / f"{place}.toml").read_text() for place in ("slurm", "lepton", "dgxcloud")))
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "NEMOTRON_ENV_FILE": str(profiles)})
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.rpartition("\n@ ")[2].split())

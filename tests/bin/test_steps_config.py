@@ -97,10 +97,77 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, arguments: list[str], statu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_executors_are_refused_by_name(tmp_path: Path):
-    (tmp_path / "env.toml").write_text('[far]\nexecutor = "lepton"\n')
-    done = run(PROGRAM, "run", "dpo", "-r", "far", cwd=tmp_path)
-    assert (done.returncode, error_line(done, PROGRAM)) == (1, "far: executor lepton is not built yet: use a local profile")
+CLOUDS = {
+    "lepton": """executor = "lepton"
+node_group = "group"
+resource_shape = "gpu.8xh100-sxm"
+nemo_run_dir = "/mnt/shared/nemo-run"
+mounts = [{ path = "/", mount_path = "/mnt/shared", from = "node-nfs:shared" }]
+""",
+    "dgxcloud": """executor = "dgxcloud"
+base_url = "https://runai.example.com/api/v1"
+kube_apiserver_url = "https://runai.example.com/k8s"
+client_id = "client"
+client_secret = "planted-by-the-test-0123456789"
+project_name = "project"
+pvc_nemo_run_dir = "/workspace/nemo-run"
+pvcs = [{ name = "storage", path = "/workspace", existingPvc = true, claimName = "claim" }]
+""",
+}
+
+
+COMMON = f"""container_image = "nvcr.io/nvidia/nemo:25.11"
+nodes = 2
+gpus_per_node = 8
+nprocs_per_node = 8
+env_vars = {{ API_KEY = "{SECRET}" }}
+"""
+NO_DATA = "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"
+
+
+@pytest.mark.parametrize("executor", CLOUDS)
+def test_documented_command_of_a_cloud_dry_run(tmp_path: Path, executor: str):
+    """Without NeMo-Run: only submitting needs it."""
+    (tmp_path / "env.toml").write_text(f"[lepton_rl_nemo_rl_dpo]\n{CLOUDS[executor]}{COMMON}")
+    given = ["dpo.reference_policy_kl_penalty=0.2", "dpo.max_num_steps=1000"]
+    done = check(PROGRAM, "run", "rl/nemo_rl/dpo", "-c", "default", "-r", "lepton_rl_nemo_rl_dpo", *given, "-d", cwd=tmp_path)
+    text = done.stdout.decode()
+    assert done.stderr.decode() == f"nemotron-steps: warning: {NO_DATA}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["env.toml"]
+    assert "  API_KEY: '***'\n" in text
+    assert SECRET not in text
+    assert "planted" not in text
+    assert "max_num_steps: 1000\n" in text
+    assert "nodes: 2\ngpus_per_node: 8\nnprocs_per_node: 8\n" in text
+    root = "/mnt/shared" if executor == "lepton" else "/workspace"
+    assert f'\nstage 3 dpo-train 2 torchrun "${{rendezvous[@]}}" dpo-train {root}/nemo-run/dpo-' in text
+
+
+@pytest.mark.parametrize("executor", CLOUDS)
+def test_a_config_wins_over_a_cloud_profile_where_it_says_how_large(tmp_path: Path, executor: str):
+    (tmp_path / "env.toml").write_text(f"[far]\n{CLOUDS[executor]}{COMMON}")
+    own = "run:\n  env: {nodes: 4, gpus_per_node: 2, container_image: own, env_vars: {C: '3'}, partition: p}\n"
+    (tmp_path / "own.yaml").write_text(f"data: {{train: {{path: /there/rows.jsonl}}}}\n{own}")
+    done = check(PROGRAM, "run", "dpo", "-c", "own.yaml", "-b", "far", "-d", cwd=tmp_path)
+    text = done.stdout.decode()
+    assert "\nnodes: 4\ngpus_per_node: 2\nnprocs_per_node: 2\n" in text
+    assert "\ncontainer_image: own\n" in text
+    assert "\n  C: '3'\n" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert {"cluster.num_nodes 4 # own.yaml:3", "cluster.gpus_per_node 2 # own.yaml:3"} <= set(lines)
+    place = {"lepton": "Lepton", "dgxcloud": "DGX Cloud"}[executor]
+    idle = f"nemotron-steps: warning: {tmp_path / 'env.toml'}: without effect on {place}: partition\n"
+    assert done.stderr.decode().endswith(idle)
+
+
+@pytest.mark.parametrize("executor", CLOUDS)
+def test_what_a_cloud_run_lacks_is_refused_once(tmp_path: Path, executor: str):
+    (tmp_path / "env.toml").write_text(f'[far]\n{CLOUDS[executor]}{COMMON}[odd]\nextends = "far"\nshared_mem_size = 1\n')
+    odd = f'{tmp_path / "env.toml"}: "shared_mem_size" profile odd: is no known key: did you mean shared_memory_size?'
+    for profile, line in (("far", NO_DATA), ("odd", odd)):
+        done = run(PROGRAM, "run", "dpo", "-b", profile, cwd=tmp_path)
+        assert (done.returncode, done.stderr.decode()) == (1, f"nemotron-steps: error: {line}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["env.toml"]
 
 
 def test_tokens_that_come_to_nothing_are_named(tmp_path: Path):
@@ -175,10 +242,9 @@ FAR = '[far]\nexecutor = "slurm"\nhost = "login.invalid"\nremote_job_dir = "/job
 
 def test_data_on_a_cluster_must_be_named_and_is_not_looked_for(tmp_path: Path):
     (tmp_path / "env.toml").write_text(FAR)
-    line = "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"
     done = run(PROGRAM, "run", "dpo", "-b", "far", cwd=tmp_path)
-    assert (done.returncode, error_line(done, PROGRAM)) == (1, line)
-    assert f"warning: {line}\n" in check(PROGRAM, "run", "dpo", "-b", "far", "-d", cwd=tmp_path).stderr.decode()
+    assert (done.returncode, error_line(done, PROGRAM)) == (1, NO_DATA)
+    assert f"warning: {NO_DATA}\n" in check(PROGRAM, "run", "dpo", "-b", "far", "-d", cwd=tmp_path).stderr.decode()
     env = {**os.environ, "RL_TRAIN_DATA": "/there/rows.jsonl"}
     done = check(PROGRAM, "run", "dpo", "-b", "far", "-d", cwd=tmp_path, env=env)
     assert done.stderr == b""

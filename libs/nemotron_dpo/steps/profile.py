@@ -27,6 +27,13 @@ KEYS = {
     "distributed_framework",
 }  # fmt: skip
 _NUM_PROCESSES = ("nproc_per_node", "gpus_per_node")
+# executor -> the keys that say how many processes a node runs; the first that is set counts
+_DECISIVE = {
+    "local": _NUM_PROCESSES,
+    "slurm": (*_NUM_PROCESSES, "ntasks_per_node"),
+    "lepton": ("nprocs_per_node", *_NUM_PROCESSES),
+    "dgxcloud": ("nprocs_per_node", *_NUM_PROCESSES),
+}
 _LOCAL_KEYS = ("executor", "extends", "env_vars", "nodes", *_NUM_PROCESSES)
 
 
@@ -50,8 +57,12 @@ class Profile:
         return {"cluster": given} if given else {}
 
     def sizes(self) -> dict[str, str]:
-        """Key of a config's cluster section -> the key of ours that decides it."""
-        keys = (*_NUM_PROCESSES, "ntasks_per_node") if self.executor == "slurm" else _NUM_PROCESSES
+        """Key of a config's cluster section -> the key of ours that decides it; those that a config set come first.
+
+        But for ntasks_per_node, which says how many processes there are only where nothing else does.
+        """
+        keys = _DECISIVE[self.executor]
+        keys = (*(key for key in keys if key in self.origins and key != "ntasks_per_node"), *keys)
         decisive = {"gpus_per_node": next((key for key in keys if self.settings.get(key)), None), "num_nodes": "nodes"}
         return {name: key for name, key in decisive.items() if key and self.settings.get(key) is not None}
 

@@ -15,8 +15,8 @@ from nemotron_dpo.steps.profile import Profile
 from nemotron_dpo.steps.run_env import with_environment
 
 
-def merged(own: dict[str, Any], theirs: dict[str, Any], *typed: str) -> Profile:
-    profile = Profile("p", "slurm", dict(theirs.get("env_vars", {})), theirs, Path("env.toml"))
+def merged(own: dict[str, Any], theirs: dict[str, Any], *typed: str, executor: str = "slurm") -> Profile:
+    profile = Profile("p", executor, dict(theirs.get("env_vars", {})), theirs, Path("env.toml"))
     return with_environment(profile, Environment(own, {key: f"own.yaml:{key}" for key in own}, frozenset(typed)))
 
 
@@ -40,6 +40,25 @@ def test_what_counts(own: dict[str, Any], theirs: dict[str, Any], typed: tuple[s
     made = merged(own, theirs, *typed)
     assert made.settings == counts
     assert made.env_vars == {key: str(value) for key, value in counts.get("env_vars", {}).items()}
+
+
+# executor, own, theirs -> how many processes a node runs
+SIZES = [
+    ("local", {"gpus_per_node": 1}, {"nproc_per_node": 2}, 1),
+    ("local", {"gpus_per_node": 8, "nproc_per_node": 4}, {"nproc_per_node": 2}, 4),
+    ("slurm", {"gpus_per_node": 1}, {"ntasks_per_node": 2}, 1),
+    ("slurm", {"ntasks_per_node": 1}, {"gpus_per_node": 8}, 8),
+    *(("lepton", own, {"nprocs_per_node": 8, "gpus_per_node": 8}, 2) for own in ({"gpus_per_node": 2}, {"nproc_per_node": 2})),
+    ("lepton", {"nprocs_per_node": 2}, {"nprocs_per_node": 8}, 8),
+    ("dgxcloud", {"gpus_per_node": 2}, {"nproc_per_node": 8}, 2),
+    ("dgxcloud", {"nprocs_per_node": 2}, {"gpus_per_node": 8}, 2),
+    ("dgxcloud", {}, {"nprocs_per_node": 2, "nproc_per_node": 4, "gpus_per_node": 8}, 2),
+]
+
+
+@pytest.mark.parametrize(("executor", "own", "theirs", "num_processes"), SIZES)
+def test_how_many_processes(executor: str, own: dict[str, Any], theirs: dict[str, Any], num_processes: int):
+    assert merged(own, theirs, executor=executor).cluster() == {"cluster": {"gpus_per_node": num_processes}}
 
 
 REFUSED = [

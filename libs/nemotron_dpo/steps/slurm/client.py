@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.slurm.tunnel import CALL_SECONDS, NoAnswer, Tunnel
+from nemotron_dpo.steps.remote.follow import JobState, NoAnswer
+from nemotron_dpo.steps.slurm.tunnel import CALL_SECONDS, Tunnel
 
 _UPLOAD = 'mkdir -p -- "${1%/*}" && { [ -n "$2" ] || mkdir -- "$1"; } && tar -xp --no-same-owner -f - -C "$1"'
 _UPLOAD_SECONDS = 120
-_ACTIVE = {
-    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING",
-    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,20 +23,6 @@ class File:
 
     content: bytes
     mode: int = 0o644
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What Slurm says of a job: its state, why it is in it, and `code`:`signal` that it ended with."""
-
-    name: str
-    reason: str
-    code: int
-    signal: int
-
-    @property
-    def has_ended(self) -> bool:
-        return self.name not in _ACTIVE
 
 
 @dataclass(frozen=True)
@@ -107,6 +90,28 @@ class Client:
             return None
         names = self.tunnel.run(["sinfo", "--noheader", "--format", "%R"]).stdout.decode(errors="replace").split()
         return f"the cluster has {', '.join(sorted(set(names)))}" if names else None
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One job, with its log."""
+
+    client: Client
+    job_id: str
+    log: str
+
+    @property
+    def pause_seconds(self) -> float:
+        return self.client.tunnel.pause_seconds
+
+    def state(self) -> JobState:
+        return self.client.state(self.job_id)
+
+    def read(self, offset: int) -> bytes:
+        return self.client.read(self.log, offset)
+
+    def cancel(self) -> None:
+        self.client.cancel(self.job_id)
 
 
 def _state(name: str, reason: str, exit_code: str) -> JobState:

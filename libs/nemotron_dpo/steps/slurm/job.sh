@@ -57,21 +57,6 @@ find_each_other() {
     --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" --no-python)
 }
 
-# clear_way NUMBER PATH...: remove what a stage of that number that did not end made before the job was requeued, for it
-# would refuse to write over that. What was there before it first began is somebody else's.
-clear_way() {
-  local begun=$job/begun/$1 path
-  shift
-  if [[ -e $begun ]]; then
-    rm -rf -- "$@"
-    return
-  fi
-  for path; do
-    [[ ! -e $path ]] || return 0
-  done
-  : >"$begun"
-}
-
 # stage NUMBER NAME NODES COMMAND...: one task on each of that many nodes makes what `makes` lists, unless that was done
 # before the job was requeued.
 stage() {

@@ -5,30 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_dpo.config.redact import HIDDEN
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import manifest
 from nemotron_dpo.steps.profile import Profile
-from nemotron_dpo.steps.slurm import environment
-from nemotron_dpo.steps.slurm.client import Client, File
-from nemotron_dpo.steps.slurm.follow import Follower, ending
-from nemotron_dpo.steps.slurm.paths import Places
-from nemotron_dpo.steps.slurm.script import Layout, directives, job_script, task_script
+from nemotron_dpo.steps.remote import environment
+from nemotron_dpo.steps.remote.attend import Say, Unsure, attend, nothing_left_behind
+from nemotron_dpo.steps.remote.follow import Follower, NoAnswer
+from nemotron_dpo.steps.remote.paths import Places
+from nemotron_dpo.steps.remote.script import task_script
+from nemotron_dpo.steps.slurm.client import Client, File, SlurmJob
+from nemotron_dpo.steps.slurm.script import Layout, directives, job_script
 from nemotron_dpo.steps.slurm.settings import Settings, read_settings
 from nemotron_dpo.steps.slurm.squash import Squash, squash_of, squash_script
-from nemotron_dpo.steps.slurm.tunnel import NoAnswer, open_tunnel
+from nemotron_dpo.steps.slurm.tunnel import open_tunnel
 from nemotron_dpo.steps.stages import Plan
-
-Say = Callable[[str], object]
-# Slurm gives what it cancels 30 s (KillWait) by default.
-_CANCEL_SECONDS = 45
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,10 @@ class Job:
     environment: dict[str, str]
 
     @property
+    def idle_keys(self) -> tuple[str, ...]:
+        return self.settings.idle_keys
+
+    @property
     def log(self) -> str:
         return f"{self.layout.folder}/log.txt"
 
@@ -52,7 +50,16 @@ class Job:
 
     @property
     def task(self) -> str:
-        return task_script(self.settings, self.layout)
+        settings, layout = self.settings, self.layout
+        return task_script(layout.folder, layout.config, settings.startup_commands, settings.run_command)
+
+    @property
+    def sees_our_files(self) -> bool:
+        return self.settings.tunnel == "local"
+
+    def report(self, tell: Callable[[Plan], str]) -> str:
+        """What `tell` says of the plan, with the paths that the cluster has."""
+        return self.places.text(tell(self.plan))
 
     def squash_script(self, *, force: bool) -> str:
         """The script that imports the container image."""
@@ -88,12 +95,6 @@ def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str
     return Job(plan, settings, layout, places, squash, names)
 
 
-def without_values(profile: Profile) -> Profile:
-    """`profile` for the record: of its variables only the names."""
-    hidden = dict.fromkeys(profile.env_vars, HIDDEN)
-    return replace(profile, env_vars=hidden, settings={**profile.settings, **({"env_vars": hidden} if hidden else {})})
-
-
 def dry_lines(job: Job, *, force_squash: bool) -> list[tuple[str, str]]:
     """(what, text) of every file and command, secrets hidden."""
     lines: list[tuple[str, str]] = []
@@ -110,7 +111,7 @@ def dry_lines(job: Job, *, force_squash: bool) -> list[tuple[str, str]]:
 def launch(job: Job, *, attached: bool, force_squash: bool, say: Say, show: Callable[[bytes], object]) -> int:
     """Submit `job`; where `attached`, follow it and return its exit status. The log goes to `show`, remarks to `say`."""
     with contextlib.ExitStack() as held:
-        with _nothing_left_behind(job):
+        with nothing_left_behind(job.plan.job):
             client = Client(held.enter_context(open_tunnel(job.settings)))
             job_id = _submit(client, job, force_squash=force_squash, say=say)
         by_hand = client.tunnel.by_hand
@@ -119,26 +120,10 @@ def launch(job: Job, *, attached: bool, force_squash: bool, say: Say, show: Call
             print(f"{job_id}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
             return 0
         say(f"job {job_id} is submitted; cancel it: {cancel}")
-        status = _attend(Follower(client, job_id, job.log, show, say), say)
+        status = attend(Follower(SlurmJob(client, job_id, job.log), job_id, job.log, show, say), say)
         if status == 0:
             _fetch_results(client, job)
         return status
-
-
-class _Unsure(UserError):
-    """Nobody knows whether the job was queued."""
-
-
-@contextlib.contextmanager
-def _nothing_left_behind(job: Job) -> Iterator[None]:
-    """Remove the local record of a run that was not queued."""
-    try:
-        yield
-    except _Unsure:
-        raise
-    except BaseException:
-        shutil.rmtree(job.plan.job, ignore_errors=True)
-        raise
 
 
 def _submit(client: Client, job: Job, *, force_squash: bool, say: Say) -> str:
@@ -150,7 +135,7 @@ def _submit(client: Client, job: Job, *, force_squash: bool, say: Say) -> str:
         return client.submit([*first, *_options(job)], f"{folder}/job.sh")
     except NoAnswer as error:
         remedy = f"it may be queued all the same: squeue --name {job.layout.name}"
-        raise _Unsure(error.message, source=error.source, remedy=remedy) from None
+        raise Unsure(error.message, source=error.source, remedy=remedy) from None
     except UserError as error:
         client.remove(folder)
         raise UserError(error.message, source=error.source or f"profile {settings.name}", remedy=error.remedy) from None
@@ -164,46 +149,6 @@ def _submit_squash(client: Client, job: Job, *, force: bool, say: Say) -> list[s
     squash_id = client.submit([f"--output={_literal(log)}"], f"{job.layout.folder}/image.sh")
     say(f"job {squash_id} imports {job.settings.container_image} to {job.squash.file}; its log is {log}")
     return [f"--dependency=afterok:{squash_id}", "--kill-on-invalid-dep=yes"]
-
-
-def _attend(follower: Follower, say: Say) -> int:
-    """Follow to the end. Ctrl-C asks once whether to cancel, SIGTERM cancels."""
-    while True:
-        try:
-            end = ending(follower.follow(), follower.job_id)
-        except KeyboardInterrupt:
-            if _wants_to_cancel(follower.job_id):
-                _cancel(follower, say)
-                raise
-        except Exception:
-            raise
-        except BaseException:  # SIGTERM, as cli.run raises it
-            _cancel(follower, say)
-            raise
-        else:
-            if end.line:
-                say(f"error: {end.line}; the log is {follower.log}")
-            return end.status
-
-
-def _wants_to_cancel(job_id: str) -> bool:
-    """Ask where there is somebody to ask; a second Ctrl-C, or no answer at all, is a yes."""
-    if not sys.stdin.isatty():
-        return True
-    try:
-        print(f"\nCancel job {job_id}? [Y/n] ", end="", file=sys.stderr, flush=True)
-        return not sys.stdin.readline().strip().lower().startswith("n")
-    except KeyboardInterrupt:
-        return True
-
-
-def _cancel(follower: Follower, say: Say) -> None:
-    """Cancel the job and show its last words, for as long as Slurm gives it."""
-    follower.client.cancel(follower.job_id)
-    say(f"job {follower.job_id} is cancelled")
-    brief = replace(follower, say=lambda line: None, patience_seconds=0)
-    with contextlib.suppress(KeyboardInterrupt, UserError):
-        brief.follow(until=time.monotonic() + _CANCEL_SECONDS)
 
 
 def _fetch_results(client: Client, job: Job) -> None:

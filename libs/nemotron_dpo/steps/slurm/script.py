@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_dpo.steps.slurm.paths import Places
+from nemotron_dpo.steps.remote.paths import Places
+from nemotron_dpo.steps.remote.script import clear_way, makes_line
 from nemotron_dpo.steps.slurm.settings import Settings, seconds_of
 from nemotron_dpo.steps.stages import Plan
 
@@ -54,25 +55,12 @@ def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -
         "{ set +x; } 2>/dev/null # a trace would show secrets",
         *_facts(settings, layout),
         (_HERE / "job.sh").read_text(encoding="utf-8"),
+        clear_way(),
         "start",
         *settings.setup_lines,
         *_stage_lines(plan, layout, places),
     ]
     return "\n".join(parts) + "\n"
-
-
-def task_script(settings: Settings, layout: Layout) -> str:
-    """The script that every task of a stage runs, in the container where there is one."""
-    run = settings.run_command.replace("{script}", '"$@"').replace("{config}", shlex.quote(layout.config))
-    start_up = ["set -eo pipefail", *settings.startup_commands, "set +e"] if settings.startup_commands else []
-    parts = [
-        "#!/bin/bash",
-        f"job={shlex.quote(layout.folder)}",
-        f"run_stage() {{ {run}; }}",
-        *start_up,
-        (_HERE / "task.sh").read_text(encoding="utf-8"),
-    ]
-    return "\n".join(parts)
 
 
 def lead_seconds(time: str | None) -> int:
@@ -144,8 +132,7 @@ def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
         assert set(stage.env) <= {"OMP_NUM_THREADS"}  # which depends on the node
         command = places.command(stage.argv[stage.num_launcher_words :])
         nodes = str(layout.num_nodes) if stage.num_launcher_words else "1"
-        made = [places.of(str(path)) for path in stage.outputs if path != plan.run_dir]  # training goes on in its folder
-        yield f"makes=({shlex.join(made)})"
+        yield makes_line(plan, stage, places)
         yield _stage_line(str(number), stage.name, nodes, command, launched=bool(stage.num_launcher_words))
 
 

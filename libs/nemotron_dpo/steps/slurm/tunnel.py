@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.remote.follow import NoAnswer
 from nemotron_dpo.steps.slurm.settings import Settings
 
 CALL_SECONDS = 30
@@ -22,10 +23,6 @@ _CONNECT_SECONDS = 15
 # Long enough to type a password and a second factor.
 _LOGIN_SECONDS = 90
 _SSH_FAILED = 255
-
-
-class NoAnswer(UserError):
-    """The other side could not be asked; it may answer later."""
 
 
 class Tunnel(Protocol):

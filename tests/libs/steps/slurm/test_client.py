@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.slurm.client import Client, JobState
-from nemotron_dpo.steps.slurm.follow import Follower, ending
-from nemotron_dpo.steps.slurm.tunnel import LocalTunnel, NoAnswer
+from nemotron_dpo.steps.remote.follow import Follower, JobState, NoAnswer, ending
+from nemotron_dpo.steps.slurm.client import Client, SlurmJob
+from nemotron_dpo.steps.slurm.tunnel import LocalTunnel
 
 # name, reason, code, signal -> our status and line
 ENDINGS = [
@@ -85,7 +85,8 @@ def test_submitting_to_a_federation_and_without_slurm():
 def test_silence_is_borne_for_a_while():
     said: list[str] = []
     down = (1, "", "Unable to contact slurm controller\n")
-    follower = Follower(Client(Recorded({"scontrol": down})), "5", "/log", lambda content: None, said.append, 0.05)
+    job = SlurmJob(Client(Recorded({"scontrol": down})), "5", "/log")
+    follower = Follower(job, "5", "/log", lambda content: None, said.append, 0.05)
     with pytest.raises(UserError, match="job 5 goes on without us; its log is /log"):
         follower.follow()
     assert said == ["warning: scontrol: Unable to contact slurm controller: still trying"]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.profile import Profile
+from nemotron_dpo.steps.remote.environment import job_environment, shell_text
+from nemotron_dpo.steps.remote.paths import Places
 from nemotron_dpo.steps.slurm import launch
-from nemotron_dpo.steps.slurm.environment import job_environment, shell_text
-from nemotron_dpo.steps.slurm.paths import Places
 from nemotron_dpo.steps.stages import Plan, Stage
 
 # Drops its own options, as srun does, and runs the rest. The stage's program notes the words that it was given.

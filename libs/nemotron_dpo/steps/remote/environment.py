@@ -1,4 +1,4 @@
-"""What a job finds in its environment besides what Slurm gives it, as shell text for a file that only its owner may read.
+"""What a job finds in its environment besides what the cluster gives it.
 
 Nobody can tell a secret from its name alone, so none of these values is written anywhere else.
 """
@@ -10,9 +10,11 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nemotron_dpo.config import redact
+from nemotron_dpo.config.redact import HIDDEN
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.profile import Profile
 
@@ -41,6 +43,12 @@ def shell_text(environment: Mapping[str, str]) -> str:
 def shown(environment: Mapping[str, str]) -> dict[str, str]:
     """What may be printed of it."""
     return {name: redact(value, name) for name, value in environment.items()}
+
+
+def without_values(profile: Profile) -> Profile:
+    """`profile` for the record: of its variables only the names."""
+    hidden = dict.fromkeys(profile.env_vars, HIDDEN)
+    return replace(profile, env_vars=hidden, settings={**profile.settings, **({"env_vars": hidden} if hidden else {})})
 
 
 def _hub_token() -> str | None:

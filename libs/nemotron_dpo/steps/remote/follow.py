@@ -6,22 +6,62 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.slurm.client import Client, JobState
-from nemotron_dpo.steps.slurm.tunnel import NoAnswer
 
 # A controller may be restarted, and a connection lost, under a running job.
 PATIENCE_SECONDS = 300
 # What a job waits for without need of a word.
 _USUAL = ("None", "Priority", "Prolog")
+_ACTIVE = {
+    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING",
+    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+}  # fmt: skip
+
+
+class NoAnswer(UserError):
+    """The other side could not be asked; it may answer later."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What is said of a job, in Slurm's words: its state, why it is in it, and `code`:`signal` that it ended with."""
+
+    name: str
+    reason: str
+    code: int
+    signal: int
+
+    @property
+    def has_ended(self) -> bool:
+        return self.name not in _ACTIVE
+
+
+class Watched(Protocol):
+    """A job somewhere else. `pause_seconds`: between two questions about it."""
+
+    @property
+    def pause_seconds(self) -> float: ...
+
+    def state(self) -> JobState:
+        """What is known of it now. Raises NoAnswer."""
+        ...
+
+    def read(self, offset: int) -> bytes:
+        """What its log holds from `offset` on. Raises NoAnswer."""
+        ...
+
+    def cancel(self) -> None:
+        """End it and everything it runs. Raises NoAnswer."""
+        ...
 
 
 @dataclass
 class Follower:
     """Where one reader of a job's log is. `show` gets the log's bytes, `say` one line about the job."""
 
-    client: Client
+    job: Watched
     job_id: str
     log: str
     show: Callable[[bytes], object]
@@ -33,12 +73,12 @@ class Follower:
     def follow(self, until: float = math.inf) -> JobState:
         """Return how the job ended, with all of its log shown; its state at time.monotonic() == `until` if it has not.
 
-        Raises UserError where Slurm stays silent.
+        Raises UserError where nobody answers.
         """
         silent_since: float | None = None
         while True:
             try:
-                state = self.client.state(self.job_id)
+                state = self.job.state()
                 self._tell(state)
                 self._read_on()
                 silent_since = None
@@ -48,10 +88,10 @@ class Follower:
             else:
                 if state.has_ended or time.monotonic() >= until:
                     return state
-            time.sleep(self.client.tunnel.pause_seconds)
+            time.sleep(self.job.pause_seconds)
 
     def _read_on(self) -> None:
-        content = self.client.read(self.log, self.offset)
+        content = self.job.read(self.offset)
         self.offset += len(content)
         if content:
             self.show(content)
