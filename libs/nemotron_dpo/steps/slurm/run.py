@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import job
-from nemotron_dpo.steps.compiled import Run, Say, print_config, print_parts
+from nemotron_dpo.steps.compiled import Run, Say, forecast_parts, print_config, print_parts
 from nemotron_dpo.steps.slurm import launch
 
 
@@ -22,7 +22,9 @@ def run_on_slurm(run: Run, say: Say) -> int:
         for line in missing:
             say(f"warning: {line}")
         print_config(run)
-        print_parts([*job.file_lines(run.plan), *launch.dry_lines(made, force_squash=request.force_squash)])
+        print_parts(
+            [*forecast_parts(run), *job.file_lines(run.plan), *launch.dry_lines(made, force_squash=request.force_squash)]
+        )
         return 0
     for line in missing:
         raise UserError(line)
