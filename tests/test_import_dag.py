@@ -25,8 +25,13 @@ ALLOWED = {
     "policy": {"streams", "sources", "errors", "objective", "preferences"},
     "checkpoint": {"streams", "sources", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
-    "steps": {"errors", "config", "sources", "preferences"},
+    "steps": {"errors", "config", "sources", "preferences", "policy", "checkpoint"},
     "wiring": {"config", "policy", "preferences", "objective", "training"},
+}
+# modules that a part may import of another; what its programs do not load is tested below
+ONLY_MODULES = {
+    ("steps", "policy"): {"architecture"},
+    ("steps", "checkpoint"): {"families", "run_config"},
 }
 # outside package -> the parts that alone may import it
 ONLY_IN = {
@@ -69,6 +74,9 @@ def test_imports_follow_the_dag(path: Path):
     part, imported = _part(path), _imports(path)
     ours = {name.split(".")[1] for name in imported if name.startswith("nemotron_dpo.")} - {"__version__", part}
     assert part == "bin" or ours <= ALLOWED.get(part, set())
+    for (importer, other), modules in ONLY_MODULES.items():
+        named = {name.split(".")[2] for name in imported if name.startswith(f"nemotron_dpo.{other}.")}
+        assert part != importer or named <= modules
     outside = {name.split(".")[0] for name in imported}
     assert not [name for name in outside & set(ONLY_IN) if part not in ONLY_IN[name]]
     assert not outside & PROGRAMS
@@ -83,7 +91,7 @@ HELPS = [
     ("nemotron_steps", ["--help"], HEAVY),
     ("nemotron_steps", ["list"], HEAVY),
     ("nemotron_steps", ["show", "dpo"], HEAVY),
-    ("nemotron_steps", ["run", "dpo", "-c", "tiny", "--dry-run"], HEAVY - {"omegaconf"}),
+    ("nemotron_steps", ["run", "dpo", "-c", "tiny", "--dry-run"], HEAVY - {"omegaconf"}),  # with its estimate
     *(
         ("nemotron_steps", ["run", "dpo", "-c", "tiny", "-b", f"{place}_rl_nemo_rl_dpo", "--dry-run"], HEAVY - {"omegaconf"})
         for place in ("slurm", "lepton", "dgxcloud")
@@ -106,7 +114,8 @@ def test_help_loads_nothing_heavy(program: str, arguments: list[str], heavy: set
     profiles = tmp_path / "env.toml"
     templates = ROOT / "configs" / "env" / "env_toml" / "templates"
     profiles.write_text("".join((templates / f"{place}.toml").read_text() for place in ("slurm", "lepton", "dgxcloud")))
-    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "NEMOTRON_ENV_FILE": str(profiles)})
+    env = {**os.environ, "NEMOTRON_ENV_FILE": str(profiles)}
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.rpartition("\n@ ")[2].split())
     assert "click" in loaded

@@ -27,6 +27,7 @@ def test_dry_run_touches_nothing(tmp_path: Path, arguments: list[str]):
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     shown = check(PROGRAM, *arguments, cwd=tmp_path, env=env).stdout.decode()
     assert "# dpo-train\n" in shown
+    assert shown.index("policy.optimizer.lr") < shown.index("\n# estimate\n") < shown.index("\n# job folder\n")
     assert "policy.optimizer.lr" in shown
     assert list(tmp_path.iterdir()) == []
 

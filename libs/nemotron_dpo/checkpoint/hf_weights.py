@@ -1,18 +1,20 @@
 """Hugging Face tensors <-> GPTModel parameters: the rules that the architectures' tables are made of.
 
 A rule names one parameter once and says, in both directions, which HF tensors make the full (unsharded) megatron tensor.
-In its names the first `{}` stands for the layer number and the second for the expert's.
+In its names the first `{}` stands for the layer number and the second for the expert's. The tables can be read without
+torch, which is imported where tensors are joined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nemotron_dpo.policy.architecture import Architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def copy(megatron: str, hf: str, *, halves: bool = False) -> Rule:
 
 def stack(megatron: str, gate: str, up: str) -> Rule:
     """Two projections of equal shape, the first over the second."""
-    return Rule(megatron, (gate, up), lambda shape, parts: torch.cat(list(parts)), lambda shape, full: full.chunk(2), True)
+    return Rule(megatron, (gate, up), lambda shape, parts: _joined(parts), lambda shape, full: full.chunk(2), True)
 
 
 def qkv(megatron: str, hf: str) -> Rule:
@@ -50,14 +52,14 @@ def fused_qkv(megatron: str, hf: str) -> Rule:
         megatron,
         (hf,),
         lambda shape, parts: merge_qkv(shape, parts[0].split(_qkv_rows(shape))),
-        lambda shape, full: [torch.cat(list(split_qkv(shape, full)))],
+        lambda shape, full: [_joined(split_qkv(shape, full))],
     )
 
 
 def merge_qkv(shape: Architecture, parts: Sequence[Tensor]) -> Tensor:
     """q [N*D, ...], k [G*D, ...], v [G*D, ...] -> [G * (N/G + 2) * D, ...]: per group its queries, its key, its value."""
     groups, size, rest = shape.num_query_groups, shape.kv_channels, parts[0].shape[1:]
-    return torch.cat([x.reshape(groups, -1, size, *rest) for x in parts], dim=1).reshape(-1, *rest)
+    return _joined([x.reshape(groups, -1, size, *rest) for x in parts], dim=1).reshape(-1, *rest)
 
 
 def split_qkv(shape: Architecture, full: Tensor) -> Sequence[Tensor]:
@@ -71,3 +73,9 @@ def split_qkv(shape: Architecture, full: Tensor) -> Sequence[Tensor]:
 def _qkv_rows(shape: Architecture) -> list[int]:
     group_rows = shape.num_query_groups * shape.kv_channels
     return [shape.num_attention_heads * shape.kv_channels, group_rows, group_rows]
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    import torch
+
+    return torch.cat(list(parts), dim=dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config import Environment, leaves, load_environment, redact
@@ -107,6 +108,13 @@ def print_config(run: Run) -> None:
             origins[f"cluster.{name}"] = origins[f"run.env.{key}"]
     merged = text.flat(redact(run.kind.tree(run.config) | ({"run": {"env": settings}} if settings else {})))
     print(text.with_origins(merged, origins, given.config.parent, given.profile.name))
+
+
+def forecast_parts(run: Run, pairs: Path | None = None) -> list[tuple[str, str]]:
+    """What the run will cost, for steps that train; `pairs` is the tokenized training set where there is one."""
+    if run.kind.forecast is None:
+        return []
+    return [("estimate", run.kind.forecast(run.config, run.profile, pairs))]
 
 
 def print_parts(parts: Sequence[tuple[str, str]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import cache, choice, job, local
-from nemotron_dpo.steps.compiled import Run, Say, print_config, print_parts
+from nemotron_dpo.steps.compiled import Run, Say, forecast_parts, print_config, print_parts
 from nemotron_dpo.steps.digests import Digests
+from nemotron_dpo.steps.plan import TOKENIZE_TRAIN
 
 
 def run_here(run: Run, say: Say) -> int:
@@ -35,9 +36,10 @@ def _print_plan(run: Run, say: Say) -> int:
     for line in run.kind.missing(run.config):
         say(f"warning: {line}")
     print_config(run)
-    decisions = choice.decide(run.plan, run.choices, Digests(cache.DIGESTS, peek=True))
+    decisions = list(choice.decide(run.plan, run.choices, Digests(cache.DIGESTS, peek=True)))
     stages = [job.decision_line(decision) for decision in decisions]
-    print_parts([*job.file_lines(run.plan), *job.prelude_lines(run.plan), *stages])
+    pairs = next((d.entry.places[0] for d in decisions if d.entry and d.stage.name == TOKENIZE_TRAIN), None)
+    print_parts([*forecast_parts(run, pairs), *job.file_lines(run.plan), *job.prelude_lines(run.plan), *stages])
     return 0
 
 

@@ -19,6 +19,7 @@ from nemotron_dpo.config.steps import (
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import neighbours, plan
 from nemotron_dpo.steps.manifest import Step
+from nemotron_dpo.steps.profile import Profile
 from nemotron_dpo.steps.stages import Plan
 from nemotron_dpo.steps.summary import read_metrics, summarize
 
@@ -31,7 +32,7 @@ class Kind:
 
     `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
-    `report` tells what came of it.
+    `report` tells what came of it; `forecast` what it will cost, on a profile and with the tokenized pairs where there are any.
     """
 
     config: type[Any]
@@ -41,6 +42,7 @@ class Kind:
     compile: Callable[[Any, Path, Path], Plan]
     missing: Callable[..., list[str]]
     report: Callable[[Plan], str]
+    forecast: Callable[[Any, Profile, Path | None], str] | None = None
 
 
 def kind_of(step: Step) -> Kind:
@@ -57,13 +59,21 @@ def _dpo_report(made: Plan) -> str:
     return summarize(read_metrics(made.run_dir / "metrics.jsonl"), made.export_dir)
 
 
+def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
+    from nemotron_dpo.steps.forecast import forecast
+
+    return forecast(run, profile, pairs)
+
+
 def _neighbour(config: type[Any], compile_: Callable[[Any, Path, Path], Plan]) -> Kind:
     load, where = partial(load_plain, config), partial(plain_origins, config)
     return Kind(config, load, where, asdict, compile_, neighbours.missing, neighbours.report)
 
 
 _KINDS = {
-    "rl/nemo_rl/dpo": Kind(RunConfig, _load_dpo, run_origins, run_tree, plan.compile_plan, plan.missing_inputs, _dpo_report),
+    "rl/nemo_rl/dpo": Kind(
+        RunConfig, _load_dpo, run_origins, run_tree, plan.compile_plan, plan.missing_inputs, _dpo_report, _dpo_forecast
+    ),
     "convert/hf_to_megatron": _neighbour(HfToMegatronConfig, neighbours.plan_hf_to_megatron),
     "convert/megatron_to_hf": _neighbour(MegatronToHfConfig, neighbours.plan_megatron_to_hf),
     "data_prep/preference_tokenize": _neighbour(PreferenceTokenizeConfig, neighbours.plan_tokenize),

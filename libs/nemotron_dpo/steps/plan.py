@@ -14,6 +14,7 @@ from nemotron_dpo.steps.programs import executable
 from nemotron_dpo.steps.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.tiny_sft import TINY_SFT, tiny_sft_prelude
 
+TOKENIZE_TRAIN = "preference-tokenize train"
 UNSET_DATA = "TRAIN.jsonl"
 
 

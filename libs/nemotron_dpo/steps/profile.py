@@ -24,7 +24,7 @@ KEYS = {
     "build_gpus_per_node", "nemo_run_dir", "node_group", "node_reservation", "resource_shape", "nprocs_per_node",
     "shared_memory_size", "image_pull_secrets", "pre_launch_commands", "custom_spec", "base_url", "kube_apiserver_url",
     "client_id", "client_secret", "app_id", "app_secret", "project_name", "pvc_nemo_run_dir", "pvcs",
-    "distributed_framework",
+    "distributed_framework", "gpu_memory_gb",
 }  # fmt: skip
 _NUM_PROCESSES = ("nproc_per_node", "gpus_per_node")
 # executor -> the keys that say how many processes a node runs; the first that is set counts
@@ -34,7 +34,7 @@ _DECISIVE = {
     "lepton": ("nprocs_per_node", *_NUM_PROCESSES),
     "dgxcloud": ("nprocs_per_node", *_NUM_PROCESSES),
 }
-_LOCAL_KEYS = ("executor", "extends", "env_vars", "nodes", *_NUM_PROCESSES)
+_LOCAL_KEYS = ("executor", "extends", "env_vars", "nodes", "gpu_memory_gb", *_NUM_PROCESSES)
 
 
 @dataclass(frozen=True)

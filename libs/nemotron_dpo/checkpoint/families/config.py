@@ -52,12 +52,17 @@ def read(folder: Path) -> Architecture:
     """Read the architecture of an HF folder. Raises UserError where config.json is damaged or of an unknown kind."""
     path = folder / "config.json"
     try:
-        config = orjson.loads(path.read_bytes())
-        return _architecture(_family(config, path), config, path)
+        return from_config(orjson.loads(path.read_bytes()), path)
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the download complete?") from None
     except orjson.JSONDecodeError as error:
         raise UserError(f"is not JSON ({error})", source=path) from None
+
+
+def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
+    """The architecture that the content of the file `path` describes. Raises UserError where it is of an unknown kind."""
+    try:
+        return _architecture(_family(config, path), config, path)
     except KeyError as error:
         raise UserError(f"lacks {error}", source=path, remedy="is the download complete?") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:

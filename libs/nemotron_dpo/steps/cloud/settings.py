@@ -14,7 +14,7 @@ from nemotron_dpo.steps.remote.table import Table
 _COMMON = {
     "executor": "text", "extends": "text", "container_image": "text", "nodes": "number", "gpus_per_node": "count",
     "nproc_per_node": "number", "nprocs_per_node": "number", "env_vars": "table", "startup_commands": "lines",
-    "run_command": "command", "workspace": "path", "custom_spec": "table",
+    "run_command": "command", "workspace": "path", "custom_spec": "table", "gpu_memory_gb": "number",
 }  # fmt: skip
 _LEPTON = _COMMON | {
     "nemo_run_dir": "plain_path", "node_group": "text", "node_reservation": "text", "resource_shape": "text",

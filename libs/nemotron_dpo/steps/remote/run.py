@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import job
-from nemotron_dpo.steps.compiled import Run, Say, print_config, print_parts
+from nemotron_dpo.steps.compiled import Run, Say, forecast_parts, print_config, print_parts
 from nemotron_dpo.steps.profile import Profile
 from nemotron_dpo.steps.remote.environment import without_values
 from nemotron_dpo.steps.stages import Plan
@@ -51,7 +51,8 @@ def run_elsewhere(run: Run, say: Say, executor: Executor[Any], place: str) -> in
         for line in missing:
             say(f"warning: {line}")
         print_config(run)
-        print_parts([*job.file_lines(run.plan), *executor.dry_lines(made, force_squash=request.force_squash)])
+        shown = executor.dry_lines(made, force_squash=request.force_squash)
+        print_parts([*forecast_parts(run), *job.file_lines(run.plan), *shown])
         return 0
     for line in missing:
         raise UserError(line)

@@ -18,7 +18,7 @@ _KEYS = {
     "exclusive": "exclusive", "tunnel": "text", "host": "text", "user": "text", "identity": "text",
     "remote_job_dir": "path", "mounts": "list", "lustre_mount": "text", "setup_lines": "lines",
     "build_partition": "word", "build_time": "word", "build_image": "text", "build_cache_dir": "path",
-    "build_include_gpus": "flag", "build_gpus_per_node": "number",
+    "build_include_gpus": "flag", "build_gpus_per_node": "number", "gpu_memory_gb": "number",
 }  # fmt: skip
 _TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(\d+)(?::(\d+)(?::(\d+))?)?)")
 

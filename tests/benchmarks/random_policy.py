@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Make a random Llama-shaped policy of a known size and pairs of random tokens: random_policy.py SIZE -o DIR [--pairs ...]
+
+Writes DIR/config.json and DIR/model.safetensors (bfloat16), and for each PROMPT,RESPONSE,COUNT of --pairs the file
+DIR/PROMPT-RESPONSE-COUNT.arrow with that many pairs of a prompt and two responses of so many tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+# hidden, feed-forward, layers, heads, key/value heads, vocabulary; the last two are the shapes of SmolLM2
+SIZES = {
+    "1M": (128, 384, 4, 4, 2, 1024),
+    "10M": (256, 768, 8, 4, 2, 8192),
+    "50M": (448, 1216, 16, 7, 7, 16384),
+    "135M": (576, 1536, 30, 9, 3, 49152),
+    "360M": (960, 2560, 32, 15, 5, 49152),
+}
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=[*SIZES, "none"], help="none: pairs alone")
+    parser.add_argument("-o", dest="folder", type=Path, required=True)
+    parser.add_argument("--pairs", nargs="*", default=[], metavar="PROMPT,RESPONSE,COUNT")
+    parser.add_argument("--vocabulary", type=int, default=1000, help="ids of the pairs' tokens are below it")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.size != "none":
+        write_policy(options.size, options.folder)
+    for spelled in options.pairs:
+        prompt, response, count = map(int, spelled.split(","))
+        write_pairs(options.folder / f"{prompt}-{response}-{count}.arrow", prompt, response, count, options.vocabulary)
+
+
+def config(size: str) -> dict[str, object]:
+    """config.json of one of SIZES."""
+    hidden, ffn, layers, heads, groups, vocabulary = SIZES[size]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": hidden // heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "dtype": "bfloat16",
+    }
+
+
+def write_policy(size: str, folder: Path) -> None:
+    """config.json and weights of std 0.02, norms at one."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = {
+        name: torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else (torch.randn(shape) * 0.02).bfloat16()
+        for name, shape in _shapes(size)
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config(size), indent=2) + "\n", encoding="utf-8")
+
+
+def write_pairs(path: Path, prompt: int, response: int, count: int, vocabulary: int) -> None:
+    """`count` pairs of random ids, as preference-tokenize would have written them."""
+    import numpy as np
+    import pyarrow as pa
+
+    from nemotron_dpo.streams import StreamInfo, open_writer
+
+    draw = np.random.default_rng(0)
+    with open_writer(path, StreamInfo("tokenized_pairs", "benchmarks", "0")) as writer:
+        for first in range(0, count, 1000):
+            rows = [
+                {
+                    "pair_id": number.to_bytes(16, "big"),
+                    "source_line": number + 1,
+                    "prompt_ids": draw.integers(3, vocabulary, prompt),
+                    "chosen_ids": draw.integers(3, vocabulary, response),
+                    "rejected_ids": draw.integers(3, vocabulary, response),
+                    "chosen_truncated": False,
+                    "rejected_truncated": False,
+                }
+                for number in range(first, min(count, first + 1000))
+            ]
+            writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+
+
+def _shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, ffn, layers, heads, groups, vocabulary = SIZES[size]
+    narrow = groups * (hidden // heads)
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    yield "model.norm.weight", (hidden,)
+    for n in range(layers):
+        attention, mlp = f"model.layers.{n}.self_attn", f"model.layers.{n}.mlp"
+        yield f"model.layers.{n}.input_layernorm.weight", (hidden,)
+        yield f"model.layers.{n}.post_attention_layernorm.weight", (hidden,)
+        yield from ((f"{attention}.{part}_proj.weight", (hidden, hidden)) for part in "qo")
+        yield from ((f"{attention}.{part}_proj.weight", (narrow, hidden)) for part in "kv")
+        yield from ((f"{mlp}.{part}_proj.weight", (ffn, hidden)) for part in ("gate", "up"))
+        yield f"{mlp}.down_proj.weight", (hidden, ffn)
+
+
+if __name__ == "__main__":
+    main()
