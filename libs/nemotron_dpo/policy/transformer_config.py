@@ -123,7 +123,9 @@ def _recompute(recompute: Recompute | None) -> dict[str, Any]:
         if "layernorm" in recompute.modules and importlib.util.find_spec("transformer_engine") is None:
             remedy = "leave it out of policy.megatron_cfg.recompute_modules"
             raise UserError("megatron-core recomputes layernorm only with Transformer Engine", remedy=remedy)
-        return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
+        # PairAttention keeps no scores as it is; what megatron-core would keep for it instead is more
+        modules = [module for module in recompute.modules if module != "core_attn"]
+        return {"recompute_granularity": "selective", "recompute_modules": modules} if modules else {}
     method, num_layers = recompute.method, recompute.num_layers
     return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": num_layers}
 

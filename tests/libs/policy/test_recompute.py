@@ -18,8 +18,8 @@ SETTINGS = {
     "whole layers": ({}, 0.3),
     "two layers at once": ({"num_layers": 2}, 0.3),
     "the first layer": ({"method": "block"}, 0.65),
-    "attention": ({"granularity": "selective"}, 1.05),  # it keeps no scores as it is: there is nothing more to save
-    "attention and feed-forward": ({"granularity": "selective", "modules": ("core_attn", "mlp")}, 0.7),
+    "attention": ({"granularity": "selective"}, 1.0),  # it keeps no scores as it is: there is nothing more to save
+    "attention and feed-forward": ({"granularity": "selective", "modules": ("core_attn", "mlp")}, 0.75),
 }
 
 
