@@ -13,9 +13,9 @@ Memory counts, for a rank of the first pipeline stage:
   gradients   float32, or the weights' precision without grad_reduce_in_fp32
   activations what each layer keeps of a row for its backward pass: what enters the two norms and the four linear layers (but
               for what silu makes, which is made again), both rotary tables, queries, keys and values, the first product of the
-              feed-forward layer; and
-              the most that one layer's backward pass takes beside it; on a CPU half as much again, which lies between them in
-              malloc's heap (in use 300 MB, grown by 450 MB, where the heap keeps what was freed; one figure for all policies)
+              feed-forward layer; and the most that one layer's backward pass takes beside it; on a CPU half as much again,
+              which lies between them in malloc's heap (in use 300 MB, grown by 450 MB, where the heap keeps what was freed; one
+              figure for all policies)
   logits      one chunk of tokens by this rank's vocabulary, in float32 and the weights' precision
   base        the interpreter, torch and megatron-core as loaded, measured on a CPU
 Not counted: what saving and loading take beside the weights, buffers of collectives, the imbalance of experts.
