@@ -66,7 +66,7 @@ def test_own_model_compiles(folder: Path):
 def test_recipes_exist():
     recipes = set(re.findall(r"^([a-z][\w-]*)(?: .*)?:", (ROOT / "Justfile").read_text(), re.M))
     named = set(re.findall(r"just ([a-z][\w-]+)", README)) - {"alone"}
-    assert named == {"dpo-tiny", "test", "dpo-smollm2"}
+    assert named == {"dpo-tiny", "test", "dpo-smollm2", "bench"}
     assert named <= recipes
 
 
