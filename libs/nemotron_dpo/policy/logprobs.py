@@ -1,7 +1,12 @@
-"""Log-probs of response tokens without the full logits: in chunks, forward and backward, vocabulary-parallel under TP.
+"""Log-probs of response tokens without the full logits: by blocks, forward and backward, vocabulary-parallel under TP.
 
-Legend: R response tokens, C tokens of one chunk, H hidden, V this rank's share of the vocabulary.
-The reduction over the vocabulary is float32 whatever the weights are.
+A block of logits, some tokens by some vocabulary entries, fits a CPU's cache: products write and read it there. What is known
+of a block after the forward pass is its share of each token's probability, from which the backward pass, which makes the block
+again, has the gradient of every entry but the target's; that one is known exactly from the log-prob and is added by itself, as
+1 - p must not be made of a rounded p.
+
+Legend: R response tokens, C tokens of a chunk, H hidden, V this rank's share of the vocabulary, B entries of a block of it,
+N such blocks. The reduction over the vocabulary is float32 whatever the weights are.
 """
 
 from __future__ import annotations
@@ -15,7 +20,8 @@ from torch import Tensor
 from nemotron_dpo.policy.gradients import add_product
 from nemotron_dpo.policy.workspace import room
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 2048
+BLOCK_ENTRIES, _BLOCK_ENTRIES_CUDA = 2048, 16384
 
 
 def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any = None) -> Tensor:
@@ -31,60 +37,99 @@ def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, grou
 class _ResponseLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any) -> Tensor:
-        local_R, mine_R = _local_targets(targets_R, weight_VH.shape[0], group)
-        logps_R, share_R = torch.empty_like(mine_R), torch.zeros_like(mine_R)
-        chunks = _Room(len(targets_R), weight_VH)
+        local_R = targets_R - (dist.get_rank(group) * len(weight_VH) if _is_split(group) else 0)
+        blocks, room_CB = _blocks(weight_VH), _Room(len(targets_R), weight_VH)
+        log_z_NR = torch.empty(len(blocks), len(targets_R), device=hidden_RH.device)
+        target_logit_R = torch.zeros_like(log_z_NR[0])
         for part in _chunks(len(targets_R)):
-            logits_CV = chunks.logits(hidden_RH[part])
-            first_C = logits_CV[:, 0].clone()
-            log_p_CV = torch.log_softmax(logits_CV, 1, out=logits_CV)
-            picked_C = log_p_CV.gather(1, local_R[part, None]).squeeze(1)
-            if _is_split(group):
-                log_z_C = first_C - log_p_CV[:, 0]  # of this rank's share of the vocabulary
-                total_C = _log_sum_exp_over(log_z_C, group)
-                picked_C, share_R[part] = (picked_C + log_z_C - total_C) * mine_R[part], log_z_C - total_C
-            logps_R[part] = picked_C
-        ctx.save_for_backward(hidden_RH, local_R, mine_R, share_R)
+            for block, log_z_R in zip(blocks, log_z_NR, strict=True):
+                logits_CB = room_CB.logits(hidden_RH[part], weight_VH[block]).wide()
+                place_C1, here_C = _within(block, local_R[part])
+                target_logit_R[part] += logits_CB.gather(1, place_C1).squeeze(1) * here_C
+                first_C = logits_CB[:, 0].clone()
+                log_z_R[part] = first_C - torch.log_softmax(logits_CB, 1, out=logits_CB)[:, 0]
+        log_z_R = _log_sum_exp_over(torch.logsumexp(log_z_NR, 0), group)
+        logps_R = _all_reduce(target_logit_R, group) - log_z_R
+        ctx.save_for_backward(hidden_RH, local_R, log_z_NR.sub_(log_z_R), logps_R)
         ctx.weight = weight_VH
-        return _all_reduce(logps_R, group)
+        return logps_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (grad_R,) = grads
-        hidden_RH, local_R, mine_R, share_R = ctx.saved_tensors
-        weight_VH = ctx.weight
-        grad_hidden_RH, grad_weight_VH = torch.empty_like(hidden_RH), _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
-        chunks = _Room(len(grad_R), weight_VH)
+        hidden_RH, local_R, log_share_NR, logps_R = ctx.saved_tensors
+        weight_VH, grad_hidden_RH = ctx.weight, torch.empty_like(hidden_RH)
+        grad_weight_VH, room_CB = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1]), _Room(len(grad_R), weight_VH)
         for part in _chunks(len(grad_R)):
-            logits_CV = chunks.logits(hidden_RH[part])
-            slope_CV = torch.softmax(logits_CV, 1, out=logits_CV).mul_((-grad_R[part] * share_R[part].exp())[:, None])
-            slope_CV.scatter_add_(1, local_R[part, None], (grad_R[part] * mine_R[part])[:, None])
-            slope_CV = chunks.in_dtype_of_weight(slope_CV)
-            grad_hidden_RH[part] = slope_CV @ weight_VH
-            if grad_weight_VH is not None:  # a policy with adapters does not train it
-                add_product(grad_weight_VH, slope_CV, hidden_RH[part])
+            hidden_CH, local_C = hidden_RH[part], local_R[part]
+            of_target_C = -grad_R[part] * logps_R[part].expm1()  # expm1(log p) is p - 1
+            grad_CH = _gradient_from_target(of_target_C, hidden_CH, local_C, weight_VH, grad_weight_VH)
+            for block, log_share_R in zip(_blocks(weight_VH), log_share_NR, strict=True):
+                p_CB = room_CB.logits(hidden_CH, weight_VH[block]).probabilities()
+                _clear_targets(p_CB, *_within(block, local_C))
+                scale_C1 = (-grad_R[part] * log_share_R[part].exp())[:, None]
+                grad_CH.addcmul_(_float_product(p_CB, weight_VH[block]), scale_C1)
+                if grad_weight_VH is not None:  # a policy with adapters does not train it
+                    scaled_CH = room("scaled hidden", *hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
+                    add_product(grad_weight_VH[block], p_CB, torch.mul(hidden_CH, scale_C1, out=scaled_CH))
+            grad_hidden_RH[part] = grad_CH
         if grad_weight_VH is None or hasattr(weight_VH, "main_grad"):
             return grad_hidden_RH, None, None, None
         return grad_hidden_RH, grad_weight_VH.to(weight_VH.dtype), None, None
 
 
+def _gradient_from_target(
+    slope_C: Tensor, hidden_CH: Tensor, local_C: Tensor, weight_VH: Tensor, grad_weight_VH: Tensor | None
+) -> Tensor:
+    """The float32 gradient of `hidden` that comes by the targets' own logits; that of the weight is added to `grad_weight`."""
+    place_C1, here_C = _within(slice(0, len(weight_VH)), local_C)
+    slope_C1 = (slope_C * here_C)[:, None]
+    if grad_weight_VH is not None:
+        grad_weight_VH.index_add_(0, place_C1.squeeze(1), (hidden_CH * slope_C1).to(grad_weight_VH.dtype))
+    return weight_VH[place_C1.squeeze(1)] * slope_C1
+
+
+def _float_product(p_CB: Tensor, weight_BH: Tensor) -> Tensor:
+    """p @ weight, rounded to their dtype, as float32; valid until the next call."""
+    shape, where = (len(p_CB), weight_BH.shape[1]), p_CB.device
+    product_CH = torch.mm(p_CB, weight_BH, out=room("hidden gradient", *shape, dtype=p_CB.dtype, device=where))
+    return room("wide hidden gradient", *shape, device=where).copy_(product_CH)
+
+
+def _clear_targets(p_CB: Tensor, place_C1: Tensor, here_C: Tensor) -> None:
+    """Set to 0 what lies at the targets, in their own places of memory: scatter_ copies all of `p`."""
+    at_C = torch.arange(len(p_CB), device=p_CB.device) * p_CB.shape[1] + place_C1.squeeze(1)
+    p_CB.view(-1).index_copy_(0, at_C, p_CB.view(-1)[at_C] * ~here_C)
+
+
 class _Room:
-    """Memory for the logits of one chunk, used for one after the other."""
+    """Memory for the logits of one block, used for one after the other; what a method returns is valid until the next."""
 
     def __init__(self, num_tokens: int, weight_VH: Tensor) -> None:
-        shape, where, dtype = (min(num_tokens, CHUNK_TOKENS), weight_VH.shape[0]), weight_VH.device, weight_VH.dtype
-        self._weight_VH = weight_VH
-        self._float = room("logits", *shape, device=where)
-        self._narrow = self._float if dtype is torch.float32 else room("logits", *shape, dtype=dtype, device=where)
+        shape, where, dtype = (min(num_tokens, CHUNK_TOKENS), _block_entries(weight_VH)), weight_VH.device, weight_VH.dtype
+        self._wide = room("logits", *shape, device=where)
+        self._narrow = self._wide if dtype is torch.float32 else room("logits", *shape, dtype=dtype, device=where)
+        self._shape = shape
 
-    def logits(self, hidden_CH: Tensor) -> Tensor:
-        """hidden @ weight.T, in float32 from there on; valid until the next call."""
-        product_CV = torch.mm(hidden_CH, self._weight_VH.t(), out=self._narrow[: len(hidden_CH)])
-        return product_CV if self._narrow is self._float else self._float[: len(hidden_CH)].copy_(product_CV)
+    def logits(self, hidden_CH: Tensor, weight_BH: Tensor) -> _Room:
+        """Compute hidden @ weight.T, for one of the following to read."""
+        self._shape = (len(hidden_CH), len(weight_BH))
+        torch.mm(hidden_CH, weight_BH.t(), out=_shaped(self._narrow, self._shape))
+        return self
 
-    def in_dtype_of_weight(self, values_CV: Tensor) -> Tensor:
-        """`values`, rounded to what the weight is stored in."""
-        return values_CV if self._narrow is self._float else self._narrow[: len(values_CV)].copy_(values_CV)
+    def wide(self) -> Tensor:
+        """The logits in float32."""
+        narrow = _shaped(self._narrow, self._shape)
+        return narrow if self._narrow is self._wide else _shaped(self._wide, self._shape).copy_(narrow)
+
+    def probabilities(self) -> Tensor:
+        """softmax of the logits over the block, computed in float32 and rounded to what the weight is stored in."""
+        narrow = _shaped(self._narrow, self._shape)
+        return torch.softmax(narrow, 1, out=narrow)
+
+
+def _shaped(whole: Tensor, shape: tuple[int, int]) -> Tensor:
+    return whole.flatten()[: shape[0] * shape[1]].view(shape)
 
 
 def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
@@ -100,21 +145,29 @@ def _chunks(num_tokens: int) -> list[slice]:
     return [slice(start, start + CHUNK_TOKENS) for start in range(0, max(1, num_tokens), CHUNK_TOKENS)]
 
 
+def _blocks(weight_VH: Tensor) -> list[slice]:
+    size = _block_entries(weight_VH)
+    return [slice(start, min(start + size, len(weight_VH))) for start in range(0, len(weight_VH), size)]
+
+
+def _block_entries(weight_VH: Tensor) -> int:
+    return _BLOCK_ENTRIES_CUDA if weight_VH.is_cuda else BLOCK_ENTRIES
+
+
+def _within(block: slice, local_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Places [C, 1] of targets within a block (clamped), and whether they lie in it at all [C]."""
+    here_C = (local_C >= block.start) & (local_C < block.stop)
+    return (local_C - block.start).clamp(0, block.stop - block.start - 1)[:, None], here_C
+
+
 def _is_split(group: Any) -> bool:
     return group is not None and dist.get_world_size(group) > 1
 
 
-def _local_targets(targets_R: Tensor, share: int, group: Any) -> tuple[Tensor, Tensor]:
-    """Target ids within this rank's share of the vocabulary (clamped), and 1.0 where the target lies in it."""
-    if not _is_split(group):
-        return targets_R, torch.ones_like(targets_R, dtype=torch.float32)
-    local_R = targets_R - dist.get_rank(group) * share
-    mine_R = (local_R >= 0) & (local_R < share)
-    return local_R.clamp(0, share - 1), mine_R.float()
-
-
 def _log_sum_exp_over(log_z_C: Tensor, group: Any) -> Tensor:
     """log(sum(exp(log_z))) over the ranks of `group`."""
+    if not _is_split(group):
+        return log_z_C
     highest_C = _all_reduce(log_z_C.clone(), group, dist.ReduceOp.MAX)
     return _all_reduce((log_z_C - highest_C).exp(), group).log() + highest_C
 

@@ -21,6 +21,7 @@ from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import response_logps
+from nemotron_dpo.policy.rotary import rotate_in_few_passes
 from nemotron_dpo.policy.rows import PackedRow
 from nemotron_dpo.policy.transformer_config import Recompute, transformer_config
 
@@ -95,6 +96,7 @@ def build_policy(shape: Architecture, dtype: torch.dtype, *, max_length: int, re
             remedy="lower policy.max_total_sequence_length",
         )
     config = transformer_config(shape, dtype, recompute=recompute)
+    rotate_in_few_passes(config)
     model = PairPolicy(
         config,
         block_spec(config),  # type: ignore[arg-type]

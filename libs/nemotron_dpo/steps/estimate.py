@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 
 from nemotron_dpo.policy.architecture import Architecture
 
-CHUNK_TOKENS = 512  # of policy.logprobs
+LOGITS_TOKENS, LOGITS_ENTRIES = 2048, 2048  # of a block of policy.logprobs
 CPU_BASE_BYTES = 400_000_000
 CPU_SPREAD = 1.5  # bytes that the heap grows by for each byte of activations in use, measured
 GPU_BASE_BYTES = 1_500_000_000  # a CUDA context and NCCL besides; assumed, not measured
@@ -240,7 +240,7 @@ def _kept_of_layer(shape: Architecture, sizes: Sizes) -> float:
     heads, groups, head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
     hidden = 4 * shape.hidden_size / (sizes.tensor if sizes.sequence else 1)
     normed = heads + groups if shape.qk_norm else 0
-    attention = ((2 * heads + 2 * groups + normed) * head) / sizes.tensor + 4 * head
+    attention = ((2 * heads + 2 * groups + normed) * head) / sizes.tensor
     return sizes.width * (hidden + attention + _feed_forward_elements(shape) / sizes.tensor) + 8
 
 
@@ -256,12 +256,14 @@ def _feed_forward_elements(shape: Architecture) -> float:
 def _beside(shape: Architecture, sizes: Sizes) -> float:
     """Bytes a token that the backward pass of one layer takes at most: in attention (in float32), feed-forward part or norm."""
     heads, groups, head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
-    attention = ((3 * heads + 4 * groups) * _FLOAT + 2 * (heads + groups) * sizes.width) * head / sizes.tensor
+    attention = (6 * groups * _FLOAT + (2 * heads + 2 * groups) * sizes.width) * head / sizes.tensor
     picked = shape.experts.top_k if shape.experts else 1
     feed_forward = 5 * sizes.width * picked * shape.ffn_hidden_size / sizes.tensor
     return max(attention, feed_forward, 4 * _FLOAT * shape.hidden_size)
 
 
 def _logits(shape: Architecture, sizes: Sizes) -> float:
-    width = _FLOAT + (sizes.width if sizes.width < _FLOAT else 0)
-    return min(CHUNK_TOKENS, sizes.tokens) * shape.vocab_size / sizes.tensor * width
+    """A block of logits, and what the gradient of the tokens in it takes beside it."""
+    tokens, narrow = min(LOGITS_TOKENS, sizes.tokens), sizes.width if sizes.width < _FLOAT else 0
+    entries = min(LOGITS_ENTRIES, shape.vocab_size / sizes.tensor)
+    return tokens * (entries * (_FLOAT + narrow) + shape.hidden_size * (2 * _FLOAT + 2 * sizes.width))

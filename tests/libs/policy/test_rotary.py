@@ -1,0 +1,27 @@
+"""Rotary positions against megatron-core's own, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+from nemotron_dpo.policy.rotary import rotate
+
+
+@pytest.mark.parametrize("rotated", [16, 8])
+def test_values_and_gradients_equal_megatron_core(rotated: int) -> None:
+    torch.manual_seed(rotated)
+    x, slope = torch.randn(5, 1, 3, 16, requires_grad=True), torch.randn(5, 1, 3, 16)
+    half = torch.rand(5, 1, 1, rotated // 2) * 6
+    angles = torch.cat((half, half), -1)
+    expected, got = _apply_rotary_pos_emb_bshd(x, angles), rotate(x, angles)
+    assert torch.allclose(got, expected, atol=1e-6)
+    (wanted,), (ours,) = (torch.autograd.grad(out, x, slope) for out in (expected, got))
+    assert torch.allclose(ours, wanted, atol=1e-6)
+
+
+def test_angles_of_another_row_are_not_mistaken_for_the_last() -> None:
+    x = torch.randn(4, 1, 1, 8)
+    for angles in (torch.zeros(4, 1, 1, 8), torch.ones(4, 1, 1, 8)):
+        assert torch.allclose(rotate(x, angles), _apply_rotary_pos_emb_bshd(x, angles), atol=1e-6)
