@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -24,36 +24,64 @@ def pair_id(ids: PairIds) -> bytes:
     return hashlib.blake2b(packed, digest_size=16).digest()
 
 
-def to_batches(pairs: Sequence[PairIds], pair_ids: Sequence[bytes], lines: Sequence[int]) -> Iterator[pa.RecordBatch]:
-    """Record batches of at most MAX_BATCH_TOKENS tokens each, or of one pair that is longer."""
-    start, tokens = 0, 0
-    for row, ids in enumerate(pairs):
+def to_batches(rows: Iterable[tuple[int, PairIds, bytes]]) -> Iterator[pa.RecordBatch]:
+    """Record batches of (source line, ids, pair id), of at most MAX_BATCH_TOKENS tokens each, or of one pair that is longer."""
+    columns = _Columns()
+    for line, ids, digest in rows:
         length = len(ids.prompt) + len(ids.chosen) + len(ids.rejected)
-        if row > start and tokens + length > MAX_BATCH_TOKENS:
-            yield _batch(pairs[start:row], pair_ids[start:row], lines[start:row])
-            start, tokens = row, 0
-        tokens += length
-    if start < len(pairs):
-        yield _batch(pairs[start:], pair_ids[start:], lines[start:])
+        if columns.lines and columns.num_tokens + length > MAX_BATCH_TOKENS:
+            yield columns.batch()
+            columns = _Columns()
+        columns.append(line, ids, digest)
+    if columns.lines:
+        yield columns.batch()
 
 
-def _batch(pairs: Sequence[PairIds], pair_ids: Sequence[bytes], lines: Sequence[int]) -> pa.RecordBatch:
-    columns = [
-        pa.array(pair_ids, pa.binary(16)),
-        pa.array(lines, pa.int64()),
-        _lists([p.prompt for p in pairs]),
-        _lists([p.chosen for p in pairs]),
-        _lists([p.rejected for p in pairs]),
-        pa.array([p.chosen_truncated for p in pairs], pa.bool_()),
-        pa.array([p.rejected_truncated for p in pairs], pa.bool_()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)
+class _Lists:
+    """A list column that grows: 4 bytes a token, where the ids as Python objects take ten times that."""
+
+    def __init__(self) -> None:
+        self.values = array("i")
+        self.offsets = array("i", [0])
+
+    def append(self, ids: list[int]) -> None:
+        self.values.fromlist(ids)
+        self.offsets.append(len(self.values))
+
+    def column(self) -> pa.ListArray:
+        offsets, values = (pa.array(np.frombuffer(a, np.int32)) for a in (self.offsets, self.values))
+        return pa.ListArray.from_arrays(offsets, values, type=pa.list_(pa.int32()))
 
 
-def _lists(lists: Sequence[list[int]]) -> pa.ListArray:
-    offsets = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-    values = array("i")
-    for ids in lists:
-        values.fromlist(ids)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.frombuffer(values, np.int32)), type=pa.list_(pa.int32()))
+class _Columns:
+    """The columns of one record batch that grows."""
+
+    def __init__(self) -> None:
+        self.digests: list[bytes] = []
+        self.lines: list[int] = []
+        self.prompts, self.chosen, self.rejected = _Lists(), _Lists(), _Lists()
+        self.truncated: list[tuple[bool, bool]] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(column.values) for column in (self.prompts, self.chosen, self.rejected))
+
+    def append(self, line: int, ids: PairIds, digest: bytes) -> None:
+        self.digests.append(digest)
+        self.lines.append(line)
+        self.prompts.append(ids.prompt)
+        self.chosen.append(ids.chosen)
+        self.rejected.append(ids.rejected)
+        self.truncated.append((ids.chosen_truncated, ids.rejected_truncated))
+
+    def batch(self) -> pa.RecordBatch:
+        columns = [
+            pa.array(self.digests, pa.binary(16)),
+            pa.array(self.lines, pa.int64()),
+            self.prompts.column(),
+            self.chosen.column(),
+            self.rejected.column(),
+            pa.array([chosen for chosen, _ in self.truncated], pa.bool_()),
+            pa.array([rejected for _, rejected in self.truncated], pa.bool_()),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)

@@ -7,7 +7,7 @@ dummy prefix, byte-level add_prefix_space) does so for the prompt only, so the i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Truncation = Literal["drop", "response", "prompt-left"]
 TRUNCATIONS: tuple[Truncation, ...] = ("response", "drop", "prompt-left")
+MAX_CALL_CHARACTERS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,15 @@ class Encoder:
     responses: Tokenizer
     bos_id: int | None = None
 
-    def encode(self, texts: Sequence[Texts]) -> list[PairIds]:
-        """The ids of many pairs at once, in the tokenizer's own threads."""
+    def encode(self, texts: Iterable[Texts]) -> Iterator[PairIds]:
+        """The ids of pairs in order, many at once in the tokenizer's own threads.
+
+        What the tokenizer returns takes some 200 bytes a token, far more than the ids: hence not all at once.
+        """
+        for group in _groups(texts):
+            yield from self._encode(group)
+
+    def _encode(self, texts: list[Texts]) -> list[PairIds]:
         if self.prompts is self.responses:
             flat = [t for pair in texts for t in (pair.prompt, pair.chosen, pair.rejected)]
             ids = [e.ids for e in self.prompts.encode_batch_fast(flat, add_special_tokens=False)]
@@ -96,6 +104,20 @@ def _cut_prompt(ids: PairIds, max_length: int, longest: int, bos_id: int | None)
         message = f"a response has {longest} tokens and leaves no room for a prompt in --max-length {max_length}"
         raise drop("no room", message)
     return PairIds([*head, *ids.prompt[-keep:]], ids.chosen, ids.rejected, prompt_truncated=True)
+
+
+def _groups(texts: Iterable[Texts]) -> Iterator[list[Texts]]:
+    """`texts` in lists that end with the pair that brings them to MAX_CALL_CHARACTERS."""
+    group: list[Texts] = []
+    num_characters = 0
+    for pair in texts:
+        group.append(pair)
+        num_characters += len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+        if num_characters >= MAX_CALL_CHARACTERS:
+            yield group
+            group, num_characters = [], 0
+    if group:
+        yield group
 
 
 def _own_bos(tokenizer: Tokenizer) -> int | None:

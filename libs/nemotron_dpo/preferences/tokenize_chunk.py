@@ -81,16 +81,19 @@ class Worker:
                 rendered.append((line, self.renderer.render(self.preference(row, chunk.shape)), row))
             except RowProblem as problem:
                 rejects.append(_reject(chunk.source, line, problem, row))
-        kept = list(self._encoded(rendered, chunk.source, rejects))
-        ids, digests = [k[2] for k in kept], [k[3] for k in kept]
-        return Result(
-            source=chunk.source,
-            num_rows=len(chunk.rows),
-            batches=list(to_batches(ids, digests, [k[0] for k in kept])),
-            rejects=sorted(rejects, key=lambda r: r.line),
-            facts=_facts([(texts, pair) for _, texts, pair, _ in kept]),
-            shown=[(texts, pair) for _, texts, pair, _ in kept[: self.num_shown]],
-        )
+        facts: list[tuple[Any, ...]] = []
+        shown: list[tuple[Texts, PairIds]] = []
+
+        def noted() -> Iterator[tuple[int, PairIds, bytes]]:
+            for line, texts, ids in self._encoded(rendered, chunk.source, rejects):
+                facts.append(_facts(texts, ids))
+                if len(shown) < self.num_shown:
+                    shown.append((texts, ids))
+                yield line, ids, pair_id(ids)
+
+        batches = list(to_batches(noted()))
+        rejects.sort(key=lambda r: r.line)
+        return Result(chunk.source, len(chunk.rows), batches, rejects, np.array(facts, FACTS), shown)
 
     def preference(self, row: Any, shape: str) -> Preference:
         """The preference in one row. Raises RowProblem."""
@@ -99,8 +102,8 @@ class Worker:
 
     def _encoded(
         self, rendered: list[tuple[int, Texts, Any]], source: str, rejects: list[Reject]
-    ) -> Iterator[tuple[int, Texts, PairIds, bytes]]:
-        encoded = self.encoder.encode([texts for _, texts, _ in rendered])
+    ) -> Iterator[tuple[int, Texts, PairIds]]:
+        encoded = self.encoder.encode(texts for _, texts, _ in rendered)
         for (line, texts, row), ids in zip(rendered, encoded, strict=True):
             try:
                 cut = truncate(ids, self.settings.max_length, self.settings.truncation, self.bos_id)
@@ -110,7 +113,7 @@ class Worker:
             except RowProblem as problem:
                 rejects.append(_reject(source, line, problem, row, pair_id(ids)))
                 continue
-            yield line, texts, cut, pair_id(cut)
+            yield line, texts, cut
 
 
 def make_worker(settings: Settings, num_shown: int = 0) -> Worker:
@@ -163,13 +166,10 @@ def _reject(source: str, line: int, problem: RowProblem, row: Any, pair: bytes |
     return Reject(source, line, problem.reason, problem.message, problem.field, problem.drop, pair_hex, digest)
 
 
-def _facts(kept: list[tuple[Texts, PairIds]]) -> np.ndarray:
-    facts = np.empty(len(kept), FACTS)
-    for row, (texts, ids) in enumerate(kept):
-        cut = CUT_CHOSEN * ids.chosen_truncated | CUT_REJECTED * ids.rejected_truncated | CUT_PROMPT * ids.prompt_truncated
-        digests = (_digest(texts.prompt), _digest(texts.chosen), _digest(texts.rejected))
-        facts[row] = (len(ids.prompt), len(ids.chosen), len(ids.rejected), cut, texts.rewritten, *digests)
-    return facts
+def _facts(texts: Texts, ids: PairIds) -> tuple[Any, ...]:
+    cut = CUT_CHOSEN * ids.chosen_truncated | CUT_REJECTED * ids.rejected_truncated | CUT_PROMPT * ids.prompt_truncated
+    digests = (_digest(texts.prompt), _digest(texts.chosen), _digest(texts.rejected))
+    return (len(ids.prompt), len(ids.chosen), len(ids.rejected), cut, texts.rewritten, *digests)
 
 
 def _digest(text: str) -> int:

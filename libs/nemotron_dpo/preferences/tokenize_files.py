@@ -44,7 +44,7 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     """
     files = list(job.inputs) if job.split else expand(job.inputs)
     info = stream_info(job, settings, files)
-    tally = Tally()
+    tally = Tally(for_report=job.stats is not None)
     raw = dataset_chunks(files, job.split) if job.split else read_chunks(files, settings.max_line_bytes)
     chunks = with_shapes(limit_rows(raw, job.limit), job.shape, settings.keys, settings.max_line_bytes)
     with contextlib.ExitStack() as stack:

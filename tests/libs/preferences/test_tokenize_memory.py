@@ -1,0 +1,66 @@
+"""Tokenization takes the memory of the rows under way: ten times the pairs take hardly more."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import orjson
+import pytest
+
+from chat_templates import CHATML
+from nemotron_dpo.preferences.tally import Tally
+from preference_rows import tokenize
+from programs import BIN
+from small_tokenizers import byte_level, merging, save
+
+# Runs preference-tokenize with the arguments and prints the peak of resident memory, in bytes.
+PROGRAM = """
+import re, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import preference_tokenize
+
+try:
+    preference_tokenize.main()
+finally:
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+"""
+ROW = {"chosen": "The quick brown fox jumps. " * 4, "rejected": "How are you today? " * 4}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc")
+def test_ten_times_the_pairs_take_hardly_more_memory(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path / "chat", byte_level(), chat_template=CHATML, eos_token="<|im_end|>")
+    few, many = (_peak(tmp_path, tokenizer, num_pairs) for num_pairs in (3_000, 30_000))
+    assert many <= 1.35 * few
+
+
+def _peak(tmp_path: Path, tokenizer: Path, num_pairs: int) -> int:
+    data = tmp_path / f"{num_pairs}.jsonl"
+    data.write_bytes(b"\n".join(orjson.dumps({"prompt": f"question {n}", **ROW}) for n in range(num_pairs)))
+    argv = [sys.executable, "-c", PROGRAM, BIN, data, "-o", tmp_path / "out.arrow", "--tokenizer", tokenizer]
+    return int(subprocess.run(argv, capture_output=True, check=True).stdout)
+
+
+def test_without_a_report_a_tally_keeps_counts_alone(tmp_path: Path) -> None:
+    folder = save(tmp_path, merging(), eos_token="</s>")
+    result = tokenize(folder, *[{"prompt": "x", "chosen": "c", "rejected": "d"}] * 1000)
+    bare, full = Tally(for_report=False), Tally()
+    held = []
+    tracemalloc.start()
+    try:
+        for num_added in range(1, 101):
+            bare.add(copy.deepcopy(result))
+            if num_added in (10, 100):
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[1] - held[0] < 10 * result.facts.nbytes  # where 90 came in between
+    for _ in range(100):
+        full.add(result)
+    assert bare.closing_line() == full.closing_line()
