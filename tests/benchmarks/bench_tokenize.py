@@ -77,7 +77,7 @@ def _tokenize(data: Path, out: Path, folder: TokenizerFolder) -> Timed:
 
 
 def _raw(once: Path, folder: TokenizerFolder, copies: int) -> Callable[[], Timed]:
-    """encode_batch_fast alone on the texts that the program gives it, in batches of the same size."""
+    """encode_batch_fast alone on the texts that the program gives it, a chunk of rows at a time."""
     worker = make_worker(Settings(folder, datetime.datetime(2026, 1, 31)), num_shown=1 << 30)
     chunks = with_shapes(read_chunks([str(once)], 1 << 24), "auto", Keys(), 1 << 24)
     batches = [[t for texts, _ in worker(c).shown for t in (texts.prompt, texts.chosen, texts.rejected)] for c in chunks]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from chat_templates import CHATML
-from nemotron_dpo.preferences import columns
+from nemotron_dpo.preferences import columns, encoding
+from nemotron_dpo.preferences.encoding import Encoder
 from nemotron_dpo.preferences.tally import Tally
 from preference_rows import only_pair, only_reject, pairs, tokenize
 from small_tokenizers import byte_level, merging, save
@@ -110,6 +111,19 @@ def test_batches_hold_a_bounded_number_of_tokens(plain: Path, monkeypatch: pytes
     result = tokenize(plain, *[ROW] * 4, {**ROW, "prompt": "x" * 30}, ROW)
     assert [batch.num_rows for batch in result.batches] == [2, 2, 1, 1]
     assert [row["source_line"] for row in pairs(result)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_calls_of_the_tokenizer_are_bounded_and_leave_no_trace(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "a" * n, "rejected": "b"} for n in range(1, 8)]
+    at_once = tokenize(chat, *rows)
+    calls: list[int] = []
+    encode = Encoder._encode
+    monkeypatch.setattr(encoding, "MAX_CALL_CHARACTERS", 200)  # a pair has 73 + n, of them 70 of the template
+    monkeypatch.setattr(Encoder, "_encode", lambda self, texts: calls.append(len(texts)) or encode(self, texts))
+    apart = tokenize(chat, *rows)
+    assert calls == [3, 3, 1]
+    assert apart.batches == at_once.batches
+    assert apart.facts.tolist() == at_once.facts.tolist()
 
 
 def test_report(plain: Path) -> None:

@@ -1,11 +1,12 @@
-"""Tokenization takes the memory of the rows under way: ten times the pairs take hardly more."""
+"""Tokenization takes the memory of the rows under way, however many pairs there are."""
 
 from __future__ import annotations
 
-import copy
+import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -34,33 +35,32 @@ ROW = {"chosen": "The quick brown fox jumps. " * 4, "rejected": "How are you tod
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc")
-def test_ten_times_the_pairs_take_hardly_more_memory(tmp_path: Path) -> None:
+def test_memory_levels_off(tmp_path: Path) -> None:
     tokenizer = save(tmp_path / "chat", byte_level(), chat_template=CHATML, eos_token="<|im_end|>")
     few, many = (_peak(tmp_path, tokenizer, num_pairs) for num_pairs in (3_000, 30_000))
-    assert many <= 1.35 * few
+    assert many <= 1.5 * few  # 1.3, and 1.7 where the tokenizer is given a whole chunk
 
 
 def _peak(tmp_path: Path, tokenizer: Path, num_pairs: int) -> int:
     data = tmp_path / f"{num_pairs}.jsonl"
     data.write_bytes(b"\n".join(orjson.dumps({"prompt": f"question {n}", **ROW}) for n in range(num_pairs)))
     argv = [sys.executable, "-c", PROGRAM, BIN, data, "-o", tmp_path / "out.arrow", "--tokenizer", tokenizer]
-    return int(subprocess.run(argv, capture_output=True, check=True).stdout)
+    env = {**os.environ, "RAYON_NUM_THREADS": "2"}
+    return int(subprocess.run(argv, capture_output=True, check=True, env=env).stdout)
 
 
 def test_without_a_report_a_tally_keeps_counts_alone(tmp_path: Path) -> None:
     folder = save(tmp_path, merging(), eos_token="</s>")
     result = tokenize(folder, *[{"prompt": "x", "chosen": "c", "rejected": "d"}] * 1000)
     bare, full = Tally(for_report=False), Tally()
-    held = []
     tracemalloc.start()
     try:
-        for num_added in range(1, 101):
-            bare.add(copy.deepcopy(result))
-            if num_added in (10, 100):
-                held.append(tracemalloc.get_traced_memory()[0])
+        for _ in range(100):
+            bare.add(replace(result, facts=result.facts.copy()))
+        held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held[1] - held[0] < 10 * result.facts.nbytes  # where 90 came in between
+    assert held < 2 * result.facts.nbytes
     for _ in range(100):
         full.add(result)
     assert bare.closing_line() == full.closing_line()
