@@ -12,11 +12,11 @@ Memory counts, for a rank of the first pipeline stage:
               the optimizer is distributed
   gradients   float32, or the weights' precision without grad_reduce_in_fp32
   activations what each layer keeps of a row for its backward pass: what enters the two norms and the four linear layers (but
-              for what silu makes, which is made again), both rotary tables, queries, keys and values, the first product of the
-              feed-forward layer; and the most that one layer's backward pass takes beside it; on a CPU half as much again,
-              which lies between them in malloc's heap (in use 300 MB, grown by 450 MB, where the heap keeps what was freed; one
-              figure for all policies)
-  logits      one chunk of tokens by this rank's vocabulary, in float32 and the weights' precision
+              for what silu makes, which is made again), queries, keys and values, the first product of the feed-forward layer;
+              and the most that one layer's backward pass takes beside it; on a CPU half as much again, which lies between them
+              in malloc's heap (in use 300 MB, grown by 450 MB, where the heap keeps what was freed; one figure for all policies)
+  logits      one block of them in float32 and in the weights' precision, and the gradients of its tokens; blocks are taken to
+              be as small as on a CPU
   base        the interpreter, torch and megatron-core as loaded, measured on a CPU
 Not counted: what saving and loading take beside the weights, buffers of collectives, the imbalance of experts.
 """
