@@ -14,7 +14,7 @@ Memory counts, for a rank of the first pipeline stage:
   activations what each layer keeps of a row for its backward pass: what enters the two norms and the four linear layers (but
               for what silu makes, which is made again), queries, keys and values, the first product of the feed-forward layer;
               and the most that one layer's backward pass takes beside it; on a CPU half as much again, which lies between them
-              in malloc's heap (in use 300 MB, grown by 450 MB, where the heap keeps what was freed; one figure for all policies)
+              in malloc's heap (in use 300 MB, grown by 450 MB, as it keeps what was freed; one figure for all policies)
   logits      one block of them in float32 and in the weights' precision, and the gradients of its tokens; blocks are taken to
               be as small as on a CPU
   base        the interpreter, torch and megatron-core as loaded, measured on a CPU
