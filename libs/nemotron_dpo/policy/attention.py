@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nemotron_dpo.policy.rows import PackedRow
-from nemotron_dpo.policy.segment_attention import Run, attend
+from nemotron_dpo.policy.rows import PackedRow, Segment
+from nemotron_dpo.policy.segment_attention import Plan, Run, attend
+
+TILE = 192  # tokens of a short pair, or of several, that cost less at once, hidden scores included, than in their parts
 
 
 class PairAttention(nn.Module):
@@ -45,22 +48,59 @@ def _whole(held: Tensor, row: PackedRow) -> Tensor:
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
     """Queries [L, 1, N, D] against keys [S, 1, G, D]: each run of held tokens causally, after what it may see before it."""
-    return attend(query, key, value, _runs(row), scale)
+    return attend(query, key, value, _plan(row), scale)
 
 
 @functools.lru_cache(maxsize=1)
-def _runs(row: PackedRow) -> tuple[Run, ...]:
+def _plan(row: PackedRow) -> Plan:
     """Queries as places in L and keys as places in S, in the order of L; made once for all layers of a pass."""
     runs, held = [], 0
     for chunk in row.chunks:
-        for s in row.segments:
-            for first, last in ((s.prompt, s.rejected), (s.rejected, s.end)):
-                start, stop = max(first, chunk.start), min(last, chunk.stop)
-                if start < stop:
-                    before = () if first == s.prompt else (slice(s.prompt, s.chosen),)
-                    runs.append(Run(slice(held, held + stop - start), (*before, slice(first, stop))))
-                    held += stop - start
-    return tuple(runs)
+        for tile in _tiles(row.segments):
+            for tokens, keys, hidden in _tile_at_once(tile, chunk) or _causally(tile, chunk):
+                num_tokens = tokens.stop - tokens.start
+                runs.append(Run(slice(held, held + num_tokens), keys, hidden))
+                held += num_tokens
+    return Plan(tuple(runs))
+
+
+_Part = tuple[slice, tuple[slice, ...], Tensor | None]  # of S: queries, the keys they may see, what of them is hidden
+
+
+def _tiles(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Neighbouring pairs, as many as have TILE tokens together; a longer one is alone."""
+    tiles: list[list[Segment]] = []
+    for segment in segments:
+        if tiles and segment.end - tiles[-1][0].prompt <= TILE:
+            tiles[-1].append(segment)
+        else:
+            tiles.append([segment])
+    return tiles
+
+
+def _tile_at_once(tile: Sequence[Segment], chunk: slice) -> list[_Part]:
+    """All queries against all keys of a tile that is small enough and wholly in `chunk`; else nothing."""
+    first, end = tile[0].prompt, tile[-1].end
+    if end - first > TILE or first < chunk.start or end > chunk.stop:
+        return []
+    hidden = torch.full((end - first, end - first), -torch.inf)
+    for s in tile:
+        own, chosen, rejected = (
+            slice(a - first, b - first) for a, b in ((s.prompt, s.end), (s.chosen, s.rejected), (s.rejected, s.end))
+        )
+        hidden[own, own].triu_(1)
+        hidden[rejected, chosen] = -torch.inf
+    return [(slice(first, end), (slice(first, end),), hidden)]
+
+
+def _causally(tile: Sequence[Segment], chunk: slice) -> Iterator[_Part]:
+    """What of the tile is in `chunk`: prompt and chosen response behind one another, the rejected one after the prompt."""
+    for s in tile:
+        for first, last in ((s.prompt, s.rejected), (s.rejected, s.end)):
+            start, stop = max(first, chunk.start), min(last, chunk.stop)
+            if start < stop:
+                before = () if first == s.prompt else (slice(s.prompt, s.chosen),)
+                yield slice(start, stop), (*before, slice(first, stop)), None
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:

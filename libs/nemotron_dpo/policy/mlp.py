@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
+from nemotron_dpo.policy.workspace import room
+
 
 class GatedMLP(MLP):
     """megatron-core's MLP; where the activation is a gated SiLU without biases it is computed by `swiglu`."""
@@ -24,17 +26,18 @@ class GatedMLP(MLP):
         if not plain or per_token_scale is not None:
             return super().forward(hidden_states, per_token_scale=per_token_scale, **kwargs)
         gate_and_up, _ = self.linear_fc1(hidden_states)
-        activated = swiglu(gate_and_up)
-        with torch.autograd.graph.saved_tensors_hooks(*_made_again(activated, gate_and_up.detach())):
+        owner = object()
+        activated = _SwiGlu.apply(gate_and_up, owner)
+        with torch.autograd.graph.saved_tensors_hooks(*_made_again(activated, gate_and_up.detach(), owner)):
             return self.linear_fc2(activated)
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """silu(gate) * up of the two halves [..., 2F] -> [..., F]."""
-    return _SwiGlu.apply(gate_and_up)  # type: ignore[return-value]
+    return _SwiGlu.apply(gate_and_up, object())  # type: ignore[return-value]
 
 
-def _made_again(activated: Tensor, gate_and_up: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _made_again(activated: Tensor, gate_and_up: Tensor, owner: object) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Hooks by which autograd keeps nothing of `activated`, where it would save it, and makes it again from what it is of."""
     address, shape = activated.data_ptr(), activated.shape
 
@@ -42,28 +45,47 @@ def _made_again(activated: Tensor, gate_and_up: Tensor) -> tuple[Callable[..., A
         return None if tensor.data_ptr() == address and tensor.shape == shape else tensor
 
     def unpack(kept: Tensor | None) -> Tensor:
-        return _activate(gate_and_up) if kept is None else kept
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return _SILU.of(gate, owner) * up if kept is None else kept
 
     return pack, unpack
 
 
-def _activate(gate_and_up: Tensor) -> Tensor:
-    gate, up = gate_and_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
-
-
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_and_up: Tensor, owner: object) -> Tensor:
         ctx.save_for_backward(gate_and_up)
-        return _activate(gate_and_up)
+        ctx.owner = owner
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gate_and_up,) = ctx.saved_tensors
         gate, up = gate_and_up.chunk(2, dim=-1)
         grad = torch.empty_like(gate_and_up)
         grad_gate, grad_up = grad.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), grads[0], out=grad_up)
+        torch.mul(_SILU.taken(gate, ctx.owner), grads[0], out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=grad_gate)
-        return grad
+        return grad, None
+
+
+class _Silu:
+    """silu(gate) of the activation that was last made again, which is about to be asked for its gradient."""
+
+    def __init__(self) -> None:
+        self._owner: object = None
+
+    def of(self, gate: Tensor, owner: object) -> Tensor:
+        """Computed, and kept for `owner`; valid until another's is asked for."""
+        self._owner = owner
+        return torch.ops.aten.silu.out(gate, out=room("silu", *gate.shape, dtype=gate.dtype, device=gate.device))
+
+    def taken(self, gate: Tensor, owner: object) -> Tensor:
+        """As it was computed for `owner`, if that was the last one and rooms keep what is in them (on a CPU); else computed."""
+        if self._owner is not owner or gate.device.type != "cpu":
+            return self.of(gate, owner)
+        return room("silu", *gate.shape, dtype=gate.dtype)
+
+
+_SILU = _Silu()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,116 +27,183 @@ BLOCK = 128  # of queries: large enough for the matrix products, small enough th
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive queries, and the keys they may see: `keys` in order, the last of which are the queries' own."""
+    """Consecutive queries, and the keys they may see: `keys` in order, the last of which are the queries' own.
+
+    hidden: None where a query sees its own key and all keys before it; else the run is one block, and this [queries, keys] is
+    added to its scores: -inf where a query must not see a key, 0 elsewhere.
+    """
 
     queries: slice
     keys: tuple[slice, ...]
+    hidden: Tensor | None = None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float) -> Tensor:
-    """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D]; every query is in one run."""
-    return _Attend.apply(query, key, value, runs, scale)  # type: ignore[return-value]
+@dataclass(frozen=True, eq=False)  # known by what it is, not by what is in it: so what is made ready for it can be kept
+class Plan:
+    """What a row's queries see; every query is in one run."""
+
+    runs: tuple[Run, ...]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
+    """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D]."""
+    return _Attend.apply(query, key, value, plan, scale)  # type: ignore[return-value]
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.runs, ctx.scale = runs, scale
-        out, work = torch.empty(query.shape, dtype=query.dtype), _Work.of(query, key, runs, scale)
+        ctx.plan, ctx.scale = plan, scale
+        out = torch.empty(query.shape, dtype=query.dtype)
         with _products(query.dtype):
-            for run in runs:
-                k_GED, v_GED = _keys("k", key, run), _keys("v", value, run)
-                for block, num_keys in _blocks(run):
-                    p_GBE = work.probabilities(work.scaled_query(query, block), _first(k_GED, num_keys))
-                    out_GBD = torch.bmm(p_GBE, _first(v_GED, num_keys), out=work.block("out", block))
-                    work.tokens_first(out, block).copy_(out_GBD.view(work.grouped(block)))
+            q_GLQD, out_GLQD = (_heads_first(x, key.shape[2]) for x in (query, out))
+            for run in _made_ready(plan, *q_GLQD.shape[::2], query.shape[3]):
+                run.load(key, value, scale)
+                for block in run.blocks:
+                    block.q_GTQD.copy_(q_GLQD[:, block.queries])
+                    p_GBE = block.probabilities(block.seen(run.k_GED))
+                    torch.bmm(p_GBE, block.seen(run.v_GED), out=block.out_GBD)
+                    out_GLQD[:, block.queries].copy_(block.out_GTQD)
         return out.flatten(2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value = ctx.saved_tensors
-        dq, grad, work = torch.empty_like(query), grads[0].view(query.shape), _Work.of(query, key, ctx.runs, ctx.scale)
+        dq, grad = torch.empty_like(query), grads[0].view(query.shape)
         dk_SGD, dv_SGD = (room(f"attention {name}", *x.squeeze(1).shape).zero_() for name, x in (("dk", key), ("dv", value)))
         with _products(query.dtype):
-            for run in ctx.runs:
-                k_GED, v_GED = _keys("k", key, run), _keys("v", value, run)
-                dk_GED, dv_GED = (room(f"attention {name} of run", *k_GED.shape) for name in ("dk", "dv"))
-                for block, num_keys in reversed(_blocks(run)):  # the last sees all keys, the others add to the first of them
-                    q_GBD, grad_GBD = work.scaled_query(query, block), work.copied("grad", grad, block)
-                    seen_k, seen_v = _first(k_GED, num_keys), _first(v_GED, num_keys)
-                    p_GBE = work.probabilities(q_GBD, seen_k)
-                    _add_product(dv_GED, p_GBE.mT, grad_GBD)
-                    ds_GBE = work.score_gradients(grad_GBD, seen_v, p_GBE)
-                    _add_product(dk_GED, ds_GBE.mT, q_GBD)
-                    dq_GBD = torch.bmm(ds_GBE, seen_k, out=work.block("out", block))
-                    work.tokens_first(dq, block).copy_(dq_GBD.mul_(ctx.scale).view(work.grouped(block)))
-                _add_seen(dk_SGD, dk_GED, run)
-                _add_seen(dv_SGD, dv_GED, run)
+            q_GLQD, dq_GLQD, grad_GLQD = (_heads_first(x, key.shape[2]) for x in (query, dq, grad))
+            for run in _made_ready(ctx.plan, *q_GLQD.shape[::2], query.shape[3]):
+                run.load(key, value, ctx.scale)
+                for block in reversed(run.blocks):  # the last sees all keys, the others add to the first of them
+                    block.q_GTQD.copy_(q_GLQD[:, block.queries])
+                    block.grad_GTQD.copy_(grad_GLQD[:, block.queries])
+                    seen_k = block.seen(run.k_GED)
+                    p_GBE = block.probabilities(seen_k)
+                    block.add_product(run.dv_GED, p_GBE, block.grad_GBD)
+                    ds_GBE = block.score_gradients(block.seen(run.v_GED))
+                    block.add_product(run.dk_GED, ds_GBE, block.q_GBD)
+                    torch.bmm(ds_GBE, seen_k, out=block.out_GBD)
+                    dq_GLQD[:, block.queries].copy_(block.out_GTQD)
+                run.add_to(dk_SGD, run.dk_GED)
+                run.add_to(dv_SGD, run.dv_GED)
+            dk_SGD.mul_(ctx.scale)
         dk, dv = (torch.empty_like(x).copy_(total[:, None]) for total, x in ((dk_SGD, key), (dv_SGD, value)))
         return dq, dk, dv, None, None
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Room for one block: its queries, its scores and their gradients; and the part of them that causality hides."""
+class _Run:
+    """A run with float32 room for its keys, scaled, its values and the gradients of both, each in memory of their own."""
 
-    scale: float
-    num_groups: int
-    per_group: int
-    head_size: int
-    scores: Tensor
-    gradients: Tensor
+    keys: tuple[tuple[slice, slice], ...]  # in S and in E
+    blocks: tuple[_Block, ...]
+    k_GED: Tensor
+    v_GED: Tensor
+    dk_GED: Tensor
+    dv_GED: Tensor
+
+    def load(self, key: Tensor, value: Tensor, scale: float) -> None:
+        """Take the run's part of key and value [S, 1, G, D]."""
+        for into_GED, x in ((self.k_GED, key), (self.v_GED, value)):
+            x_GSD = x.squeeze(1).transpose(0, 1)
+            for theirs, ours in self.keys:
+                into_GED[:, ours].copy_(x_GSD[:, theirs])
+        self.k_GED.mul_(scale)
+
+    def add_to(self, total_SGD: Tensor, part_GED: Tensor) -> None:
+        """Add the run's part of a gradient to the whole."""
+        for theirs, ours in self.keys:
+            total_SGD[theirs] += part_GED[:, ours].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of a run with room for what is made of them: [G, B, D], and the same with tokens T and heads apart."""
+
+    queries: slice
+    num_keys: int
+    q_GBD: Tensor
+    q_GTQD: Tensor
+    grad_GBD: Tensor
+    grad_GTQD: Tensor
+    out_GBD: Tensor
+    out_GTQD: Tensor
+    s_GBE: Tensor
+    ds_GBE: Tensor
+    own_GTQE: Tensor  # of the scores, those to which `hidden` is added
     hidden: Tensor
+    product_GED: Tensor
 
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, runs: Sequence[Run], scale: float) -> _Work:
-        num_groups = key.shape[2]
-        per_group = query.shape[2] // num_groups
-        size = num_groups * BLOCK * per_group * max((_num_keys(run) for run in runs), default=0)
-        scores, gradients = room("scores", size), room("score gradients", size)
-        return cls(scale, num_groups, per_group, query.shape[3], scores, gradients, _hidden(per_group))
+    def seen(self, x_GED: Tensor) -> Tensor:
+        """The first of the keys, in memory of their own: a product of a part is one of a copy of it, made each time."""
+        return x_GED if self.num_keys == x_GED.shape[1] else x_GED[:, : self.num_keys].contiguous()
 
-    def block(self, name: str, block: slice) -> Tensor:
-        """[G, B, D] for the queries of a block."""
-        return room(f"attention {name}", self.num_groups, (block.stop - block.start) * self.per_group, self.head_size)
+    def probabilities(self, k_GED: Tensor) -> Tensor:
+        """softmax [G, B, E] of the scores of the queries; valid until the next block's."""
+        torch.bmm(self.q_GBD, k_GED.mT, out=self.s_GBE)
+        self.own_GTQE.add_(self.hidden)
+        return torch.softmax(self.s_GBE, -1, out=self.s_GBE)
 
-    def grouped(self, block: slice) -> tuple[int, int, int, int]:
-        """The shape of [G, B, D] with tokens and the heads of a group apart."""
-        return self.num_groups, block.stop - block.start, self.per_group, self.head_size
-
-    def tokens_first(self, x: Tensor, block: slice) -> Tensor:
-        """A block of `x` [L, 1, G * Q, D] in the order of `grouped`."""
-        return x[block].squeeze(1).unflatten(1, (self.num_groups, self.per_group)).transpose(0, 1)
-
-    def copied(self, name: str, x: Tensor, block: slice) -> Tensor:
-        """A block of `x` [L, 1, G * Q, D] as float32 [G, B, D]."""
-        copy_GBD = self.block(name, block)
-        copy_GBD.view(self.grouped(block)).copy_(self.tokens_first(x, block))
-        return copy_GBD
-
-    def scaled_query(self, query: Tensor, block: slice) -> Tensor:
-        """A block of the queries, scaled, as float32 [G, B, D]."""
-        return self.copied("q", query, block).mul_(self.scale)
-
-    def probabilities(self, q_GBD: Tensor, k_GED: Tensor) -> Tensor:
-        """softmax of the scores [G, B, E] of scaled queries, the block's own keys seen causally; valid until the next call."""
-        s_GBE = _view(self.scores, len(q_GBD), q_GBD.shape[1], k_GED.shape[1])
-        torch.bmm(q_GBD, k_GED.mT, out=s_GBE)
-        num_own = q_GBD.shape[1] // self.per_group
-        s_GBE[:, :, -num_own:] += self.hidden[: q_GBD.shape[1], :num_own]
-        return torch.softmax(s_GBE, -1, out=s_GBE)
-
-    def score_gradients(self, grad_GBD: Tensor, v_GED: Tensor, p_GBE: Tensor) -> Tensor:
+    def score_gradients(self, v_GED: Tensor) -> Tensor:
         """The gradient [G, B, E] of the scores: p * (dp - sum(p * dp)), where dp = grad @ v."""
-        dp_GBE = torch.bmm(grad_GBD, v_GED.mT, out=_view(self.gradients, *p_GBE.shape))
-        return torch.ops.aten._softmax_backward_data.out(dp_GBE, p_GBE, -1, torch.float32, grad_input=dp_GBE)
+        torch.bmm(self.grad_GBD, v_GED.mT, out=self.ds_GBE)
+        return torch.ops.aten._softmax_backward_data.out(self.ds_GBE, self.s_GBE, -1, torch.float32, grad_input=self.ds_GBE)
+
+    def add_product(self, total_GED: Tensor, a_GBE: Tensor, b_GBD: Tensor) -> None:
+        """Add a.T @ b to the first keys of `total`, or be it all of them: set it."""
+        if self.num_keys == total_GED.shape[1]:
+            torch.bmm(a_GBE.mT, b_GBD, out=total_GED)
+        else:
+            total_GED[:, : self.num_keys] += torch.bmm(a_GBE.mT, b_GBD, out=self.product_GED)
+
+
+@functools.lru_cache(maxsize=1)
+@torch.inference_mode(False)
+def _made_ready(plan: Plan, num_groups: int, per_group: int, head_size: int) -> tuple[_Run, ...]:
+    """The runs of a plan with views of the rooms all of them share; made once for the layers of a pass."""
+    largest = max((_num_queries(run) * _num_keys(run) for run in plan.runs), default=0)
+    for name in ("scores", "score gradients"):
+        room(name, num_groups * per_group * largest)
+    return tuple(_run_ready(run, num_groups, per_group, head_size) for run in plan.runs)
+
+
+def _run_ready(run: Run, num_groups: int, per_group: int, head_size: int) -> _Run:
+    keys, end = [], 0
+    for part in run.keys:
+        start, end = end, end + part.stop - part.start
+        keys.append((part, slice(start, end)))
+    rooms = [room(f"attention {name} of run", num_groups, end, head_size) for name in ("k", "v", "dk", "dv")]
+    blocks = []
+    first = run.queries.start
+    before = end - (run.queries.stop - first)
+    for start in range(first, run.queries.stop, _num_queries(run)):
+        queries = slice(start, min(run.queries.stop, start + _num_queries(run)))
+        num_keys = before + queries.stop - first
+        blocks.append(_block_ready(run, queries, num_keys, (num_groups, queries.stop - start, per_group, head_size)))
+    return _Run(tuple(keys), tuple(blocks), *rooms)
+
+
+def _block_ready(run: Run, queries: slice, num_keys: int, shape: tuple[int, int, int, int]) -> _Block:
+    num_groups, num_tokens, per_group, head_size = shape
+    rows = num_tokens * per_group
+    apart = [room(f"attention {name}", *shape) for name in ("q", "grad", "out")]
+    together = [x.view(num_groups, rows, head_size) for x in apart]
+    s_GBE, ds_GBE = (room(name, num_groups, rows, num_keys) for name in ("scores", "score gradients"))
+    own_GTQE = s_GBE.view(num_groups, num_tokens, per_group, num_keys)
+    hidden = run.hidden
+    if hidden is None:
+        own_GTQE, hidden = own_GTQE[..., -num_tokens:], _triangle()[:num_tokens, :num_tokens]
+    product = room("attention product", num_groups, num_keys, head_size)
+    pairs = [x for pair in zip(together, apart, strict=True) for x in pair]
+    return _Block(queries, num_keys, *pairs, s_GBE, ds_GBE, own_GTQE, hidden[:, None], product)
 
 
 @functools.cache
-def _hidden(per_group: int) -> Tensor:
-    """-inf where one of BLOCK queries, each `per_group` times, must not see one of their own keys; else 0."""
-    return torch.full((BLOCK, BLOCK), -torch.inf).triu_(1).repeat_interleave(per_group, dim=0)
+def _triangle() -> Tensor:
+    """-inf where one of BLOCK queries must not see one of their own keys, else 0."""
+    return torch.full((BLOCK, BLOCK), -torch.inf).triu_(1)
 
 
 @contextlib.contextmanager
@@ -146,53 +213,16 @@ def _products(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def _blocks(run: Run) -> list[tuple[slice, int]]:
-    """(some of the run's queries, how many of its keys they see), in order."""
-    first = run.queries.start
-    before = _num_keys(run) - (run.queries.stop - first)
-    blocks = []
-    for start in range(first, run.queries.stop, BLOCK):
-        stop = min(run.queries.stop, start + BLOCK)
-        blocks.append((slice(start, stop), before + stop - first))
-    return blocks
+def _heads_first(x: Tensor, num_groups: int) -> Tensor:
+    """[L, 1, G * Q, D] seen as [G, L, Q, D]."""
+    return x.squeeze(1).unflatten(1, (num_groups, -1)).transpose(0, 1)
+
+
+def _num_queries(run: Run) -> int:
+    """Of the largest block of a run."""
+    num_queries = run.queries.stop - run.queries.start
+    return num_queries if run.hidden is not None else min(num_queries, BLOCK)
 
 
 def _num_keys(run: Run) -> int:
     return sum(part.stop - part.start for part in run.keys)
-
-
-def _keys(name: str, x: Tensor, run: Run) -> Tensor:
-    """The keys of `run` out of [S, 1, G, D] as float32 [G, E, D]."""
-    keys_GED = room(f"attention {name}", x.shape[2], _num_keys(run), x.shape[3])
-    start = 0
-    for part in run.keys:
-        stop = start + part.stop - part.start
-        keys_GED[:, start:stop].copy_(x[part].squeeze(1).transpose(0, 1))
-        start = stop
-    return keys_GED
-
-
-def _first(x_GED: Tensor, num_keys: int) -> Tensor:
-    """The first of the keys, in memory of their own: a product of a part is one of a copy of it, made each time."""
-    return x_GED if num_keys == x_GED.shape[1] else x_GED[:, :num_keys].contiguous()
-
-
-def _add_product(total_GED: Tensor, a_GEB: Tensor, b_GBD: Tensor) -> None:
-    """Add a @ b to the first keys of `total`, or be it all of them: set it."""
-    if a_GEB.shape[1] == total_GED.shape[1]:
-        torch.bmm(a_GEB, b_GBD, out=total_GED)
-    else:
-        total_GED[:, : a_GEB.shape[1]] += torch.bmm(a_GEB, b_GBD)
-
-
-def _add_seen(total_SGD: Tensor, run_GED: Tensor, run: Run) -> None:
-    """Add what `_keys` put together back to where it came from."""
-    start = 0
-    for part in run.keys:
-        stop = start + part.stop - part.start
-        total_SGD[part] += run_GED[:, start:stop].transpose(0, 1)
-        start = stop
-
-
-def _view(whole: Tensor, *shape: int) -> Tensor:
-    return whole[: shape[0] * shape[1] * shape[2]].view(shape)
