@@ -69,7 +69,7 @@ def logps(path: Path) -> np.ndarray:
         pairs = Pairs.of(reader.read_all())
     assert pairs.ref_chosen is not None
     assert pairs.ref_rejected is not None
-    return np.concatenate([pairs.ref_chosen.values, pairs.ref_rejected.values])
+    return np.concatenate([*pairs.ref_chosen.by_part(), *pairs.ref_rejected.by_part()])
 
 
 OPTIONS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nemotron_dpo.policy.rows import PackedRow, Segment
 from nemotron_dpo.policy.segment_attention import Plan, Run, attend
 
-TILE = 192  # tokens of a short pair, or of several, that cost less at once, hidden scores included, than in their parts
+SHORT = 192  # tokens of a pair that costs less at once, hidden scores included, than in its parts
 
 
 class PairAttention(nn.Module):
@@ -56,8 +56,8 @@ def _plan(row: PackedRow) -> Plan:
     """Queries as places in L and keys as places in S, in the order of L; made once for all layers of a pass."""
     runs, held = [], 0
     for chunk in row.chunks:
-        for tile in _tiles(row.segments):
-            for tokens, keys, hidden in _tile_at_once(tile, chunk) or _causally(tile, chunk):
+        for pair in row.segments:
+            for tokens, keys, hidden in _at_once(pair, chunk) or _causally(pair, chunk):
                 num_tokens = tokens.stop - tokens.start
                 runs.append(Run(slice(held, held + num_tokens), keys, hidden))
                 held += num_tokens
@@ -67,40 +67,24 @@ def _plan(row: PackedRow) -> Plan:
 _Part = tuple[slice, tuple[slice, ...], Tensor | None]  # of S: queries, the keys they may see, what of them is hidden
 
 
-def _tiles(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Neighbouring pairs, as many as have TILE tokens together; a longer one is alone."""
-    tiles: list[list[Segment]] = []
-    for segment in segments:
-        if tiles and segment.end - tiles[-1][0].prompt <= TILE:
-            tiles[-1].append(segment)
-        else:
-            tiles.append([segment])
-    return tiles
-
-
-def _tile_at_once(tile: Sequence[Segment], chunk: slice) -> list[_Part]:
-    """All queries against all keys of a tile that is small enough and wholly in `chunk`; else nothing."""
-    first, end = tile[0].prompt, tile[-1].end
-    if end - first > TILE or first < chunk.start or end > chunk.stop:
+def _at_once(pair: Segment, chunk: slice) -> list[_Part]:
+    """All queries against all keys of a pair that is short and wholly in `chunk`; else nothing."""
+    whole = slice(pair.prompt, pair.end)
+    num_tokens = whole.stop - whole.start
+    if num_tokens > SHORT or whole.start < chunk.start or whole.stop > chunk.stop:
         return []
-    hidden = torch.full((end - first, end - first), -torch.inf)
-    for s in tile:
-        own, chosen, rejected = (
-            slice(a - first, b - first) for a, b in ((s.prompt, s.end), (s.chosen, s.rejected), (s.rejected, s.end))
-        )
-        hidden[own, own].triu_(1)
-        hidden[rejected, chosen] = -torch.inf
-    return [(slice(first, end), (slice(first, end),), hidden)]
+    hidden = torch.full((num_tokens, num_tokens), -torch.inf).triu_(1)
+    hidden[pair.rejected - whole.start :, pair.chosen - whole.start : pair.rejected - whole.start] = -torch.inf
+    return [(whole, (whole,), hidden)]
 
 
-def _causally(tile: Sequence[Segment], chunk: slice) -> Iterator[_Part]:
-    """What of the tile is in `chunk`: prompt and chosen response behind one another, the rejected one after the prompt."""
-    for s in tile:
-        for first, last in ((s.prompt, s.rejected), (s.rejected, s.end)):
-            start, stop = max(first, chunk.start), min(last, chunk.stop)
-            if start < stop:
-                before = () if first == s.prompt else (slice(s.prompt, s.chosen),)
-                yield slice(start, stop), (*before, slice(first, stop)), None
+def _causally(pair: Segment, chunk: slice) -> Iterator[_Part]:
+    """What of a pair is in `chunk`: prompt and chosen response behind one another, the rejected one after the prompt."""
+    for first, last in ((pair.prompt, pair.rejected), (pair.rejected, pair.end)):
+        start, stop = max(first, chunk.start), min(last, chunk.stop)
+        if start < stop:
+            before = () if first == pair.prompt else (slice(pair.prompt, pair.chosen),)
+            yield slice(start, stop), (*before, slice(first, stop)), None
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:

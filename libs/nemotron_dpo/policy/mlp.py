@@ -70,7 +70,7 @@ class _SwiGlu(torch.autograd.Function):
         return grad, None
 
 
-class _Silu:
+class Silu:
     """silu(gate) of the activation that was last made again, which is about to be asked for its gradient."""
 
     def __init__(self) -> None:
@@ -88,4 +88,4 @@ class _Silu:
         return room("silu", *gate.shape, dtype=gate.dtype)
 
 
-_SILU = _Silu()
+_SILU = Silu()

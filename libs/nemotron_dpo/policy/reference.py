@@ -79,10 +79,10 @@ def check_fits(window: pa.RecordBatch, vocab_size: int, max_positions: int, sour
     """Raise UserError where the policy could not read the ids: outside its vocabulary, or beyond its positions."""
     pairs = Pairs.of(window)
     for column in (pairs.prompt, pairs.chosen, pairs.rejected):
-        ids = column.values[column.offsets[0] : column.offsets[-1]]
-        if len(ids) and (ids.max() >= vocab_size or ids.min() < 0):
-            remedy = "tokenize with the policy's own tokenizer"
-            raise UserError(f"has token id {ids.max()}; the policy knows {vocab_size} tokens", source=source, remedy=remedy)
+        for ids in column.by_part():
+            if len(ids) and (ids.max() >= vocab_size or ids.min() < 0):
+                remedy = "tokenize with the policy's own tokenizer"
+                raise UserError(f"has token id {ids.max()}; the policy knows {vocab_size} tokens", source=source, remedy=remedy)
     if pairs.sequence_lengths.max() > max_positions:
         raise UserError(
             f"has a sequence of {pairs.sequence_lengths.max()} tokens; the policy has {max_positions} positions",

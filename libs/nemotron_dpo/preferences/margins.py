@@ -96,7 +96,12 @@ def summed(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 def _sums(side: Ragged) -> np.ndarray:
     """Sum of every row; a response always has a token."""
-    return np.add.reduceat(side.values[: side.offsets[-1]].astype(np.float64), side.offsets[:-1])
+    return np.concatenate(
+        [
+            np.add.reduceat(values.astype(np.float64), offsets[:-1] - offsets[0])
+            for values, (_, offsets) in zip(side.by_part(), side.parts, strict=True)
+        ]
+    )
 
 
 def _read(source: str) -> Pairs:

@@ -1,8 +1,8 @@
-"""Tokenized pairs in memory as flat numpy arrays over the Arrow buffers, zero-copy where the file is mapped."""
+"""Tokenized pairs as numpy arrays over the Arrow buffers of each record batch, zero-copy where the file is mapped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,23 +11,32 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Ragged:
-    """A list column: row i is values[offsets[i]:offsets[i + 1]]."""
+    """A list column in the parts it is stored in: row i of a part is values[offsets[i]:offsets[i + 1]].
 
-    values: np.ndarray
-    offsets: np.ndarray
+    firsts: the row that each part begins with. lengths: int64, of every row.
+    """
+
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    firsts: np.ndarray
+    lengths: np.ndarray
 
     @classmethod
-    def of(cls, column: pa.Array) -> Ragged:
-        """A view of a list array, sliced arrays included."""
-        return cls(column.values.to_numpy(), column.offsets.to_numpy())  # type: ignore[attr-defined]
+    def of(cls, column: pa.Array | pa.ChunkedArray) -> Ragged:
+        """A view of a list array or of the chunks of one, sliced arrays included."""
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        parts = tuple((chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks)  # type: ignore[attr-defined]
+        lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for _, offsets in parts)])
+        return cls(parts, np.cumsum([0, *map(len, chunks)])[:-1], lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
+        part = int(np.searchsorted(self.firsts, row, side="right")) - 1
+        (values, offsets), i = self.parts[part], row - self.firsts[part]
+        return values[offsets[i] : offsets[i + 1]]
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per row."""
-        return np.diff(self.offsets)
+    def by_part(self) -> Iterator[np.ndarray]:
+        """The values of all rows behind one another, a part at a time, without a copy."""
+        for values, offsets in self.parts:
+            yield values[offsets[0] : offsets[-1]]
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,6 @@ class Pairs:
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch) -> Pairs:
         """The pairs of a table or batch."""
-        if isinstance(table, pa.Table):
-            batches = table.combine_chunks().to_batches()
-            table = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
         scored = "ref_chosen_logps" in table.schema.names
         return cls(
             pair_ids=table.column("pair_id").to_pylist(),

@@ -56,7 +56,8 @@ def _check_scores(pairs: Pairs, path: Path) -> None:
     for name, ids, scores in (("chosen", pairs.chosen, pairs.ref_chosen), ("rejected", pairs.rejected, pairs.ref_rejected)):
         if not np.array_equal(ids.lengths, scores.lengths):
             raise UserError(f"has {name} responses whose tokens are not all scored", source=path)
-        bad = np.flatnonzero(~np.isfinite(scores.values[scores.offsets[0] : scores.offsets[-1]]))
-        if len(bad):
-            row = int(np.searchsorted(scores.offsets - scores.offsets[0], bad[0], side="right")) - 1
-            raise UserError(f"ref_{name}_logps of row {row} is not finite", source=path, remedy="score it again")
+        for first, values, (_, offsets) in zip(scores.firsts, scores.by_part(), scores.parts, strict=True):
+            bad = np.flatnonzero(~np.isfinite(values))
+            if len(bad):
+                row = first + int(np.searchsorted(offsets - offsets[0], bad[0], side="right")) - 1
+                raise UserError(f"ref_{name}_logps of row {row} is not finite", source=path, remedy="score it again")

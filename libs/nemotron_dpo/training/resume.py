@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.pairs import Pairs, Ragged
+from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.sources import ModelSource, resolve
 from nemotron_dpo.training.record import Totals
 from nemotron_dpo.training.retention import step_folders
@@ -113,15 +113,12 @@ def digest(pairs: Pairs) -> str:
     for column in (pairs.prompt, pairs.chosen, pairs.rejected, pairs.ref_chosen, pairs.ref_rejected):
         if column is not None:
             whole.update(np.ascontiguousarray(column.lengths, dtype=np.int64).data)
-            whole.update(_used(column).data)
+            for values in column.by_part():
+                whole.update(np.ascontiguousarray(values).data)
     return f"sha256:{whole.hexdigest()}"
 
 
 _WITH = {"policy": "from another initial policy", "INPUT": "on other pairs"}
-
-
-def _used(column: Ragged) -> np.ndarray:
-    return np.ascontiguousarray(column.values[column.offsets[0] : column.offsets[-1]])
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

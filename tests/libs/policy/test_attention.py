@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemotron_dpo.policy.attention import flex_attention, segment_attention
+from nemotron_dpo.policy.attention import SHORT, flex_attention, segment_attention
 from nemotron_dpo.policy.rows import Cut, PackedRow, pack_row
 from nemotron_dpo.policy.segment_attention import BLOCK
 
@@ -33,7 +33,8 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, sca
 
 
 LENGTHS = [((5, 3, 4),), ((1, 1, 1),), ((9, 1, 6), (2, 7, 1), (4, 4, 4))]
-LONG = ((3, BLOCK, 1), (BLOCK + 5, 2, 2 * BLOCK + 1))  # queries of more than one block, whole and not
+LONG = ((3, BLOCK, SHORT), (BLOCK + 5, 2, 2 * BLOCK + 1))  # queries of more than one block, whole and not
+EDGE = ((SHORT - 2, 1, 1), (SHORT - 2, 1, 2), (1, SHORT - 2, 1))  # as many tokens as are taken at once, and one more
 
 
 def random_inputs(row: PackedRow) -> list[torch.Tensor]:
@@ -41,7 +42,7 @@ def random_inputs(row: PackedRow) -> list[torch.Tensor]:
     return [torch.randn(len(row.input_ids_S), 1, n, SIZE, requires_grad=True) for n in (HEADS, GROUPS, GROUPS)]
 
 
-@pytest.mark.parametrize("lengths", [*LENGTHS, LONG])
+@pytest.mark.parametrize("lengths", [*LENGTHS, LONG, EDGE])
 def test_segment_attention_and_its_gradient_follow_the_rule(lengths: tuple[tuple[int, int, int], ...]) -> None:
     row = packed(*lengths)
     q, k, v = random_inputs(row)
@@ -85,6 +86,17 @@ def test_context_parallel_ranks_attend_for_their_own_tokens(attend, size: int, l
         held += mine.tolist()
     assert sorted(held) == list(range(rows[0].num_tokens))
     assert rows[0].num_tokens % (4 * size) == 0
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS[2], EDGE, LONG])
+def test_a_pair_does_not_depend_on_its_neighbours(lengths: tuple[tuple[int, int, int], ...]) -> None:
+    """To the last bit: the reference is scored in other rows than the policy is trained in."""
+    row = packed(*lengths)
+    q, k, v = (x.detach() for x in random_inputs(row))
+    together = segment_attention(q, k, v, row, 0.25)
+    for pair, s in zip(lengths, row.segments, strict=True):
+        alone = segment_attention(*(x[s.prompt : s.end] for x in (q, k, v)), packed(pair), 0.25)
+        assert torch.equal(alone, together[s.prompt : s.end])
 
 
 def test_positions_of_the_rejected_response_restart_at_the_prompts_end() -> None:

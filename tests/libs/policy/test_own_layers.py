@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nemotron_dpo.policy.gradients import accumulate_in_place, add_product, skip_collectives_of_one
-from nemotron_dpo.policy.mlp import swiglu
+from nemotron_dpo.policy.mlp import Silu, swiglu
 from nemotron_dpo.policy.norm import Norm
 
 # bfloat16's inputs are exact in float32, so a float32 oracle tells how far one rounding of the result may be off
@@ -57,6 +57,16 @@ def test_swiglu(dtype: torch.dtype) -> None:
     assert close(got, expected, dtype)
     (ours,), (theirs,) = torch.autograd.grad(got, (x,), grad), torch.autograd.grad(expected, (x_f,), grad.float())
     assert close(ours, theirs, dtype)
+
+
+def test_silu_made_again_is_not_taken_for_anothers() -> None:
+    silu, gates = Silu(), torch.randn(2, 5, 6)
+    for owner, gate in enumerate(gates):
+        assert torch.equal(silu.of(gate, owner), F.silu(gate))
+    for owner, gate in enumerate(gates):
+        assert torch.equal(silu.taken(gate, owner), F.silu(gate))
+        silu.taken(gate, owner).zero_()  # nothing is computed for the one it is there for already
+        assert not silu.taken(gate, owner).any()
 
 
 @pytest.mark.parametrize(("total", "factors"), [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2])
