@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,21 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import workloads
+from processes import Took, measure, took
 
-ROOT = Path(__file__).parents[2]
 BETAS = (0.05, 0.1, 0.2)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What some processes took: seconds by the wall clock and of CPU time, and the largest peak memory in bytes."""
-
-    wall: float
-    cpu: float
-    peak: float
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak))
 
 
 @dataclass(frozen=True)
@@ -77,9 +62,9 @@ def main() -> None:
 
 
 def _compare(case: Case, options: argparse.Namespace, scratch: Path) -> None:
-    ours: list[tuple[Cost, float, float]] = []
-    theirs: list[Cost] = []
-    sweeps: list[tuple[Cost, Cost]] = []
+    ours: list[tuple[Took, float, float]] = []
+    theirs: list[Took] = []
+    sweeps: list[tuple[Took, Took]] = []
     for round_ in range(options.rounds):
         if options.peer:
             theirs.append(_trl(case, options, scratch / f"trl{round_}"))
@@ -102,7 +87,7 @@ def _compare(case: Case, options: argparse.Namespace, scratch: Path) -> None:
     _ratio("training stage, seconds", [seconds for _, _, seconds in ours])
 
 
-def _report(case: Case, who: str, costs: Sequence[Cost]) -> None:
+def _report(case: Case, who: str, costs: Sequence[Took]) -> None:
     wall = statistics.median(cost.wall for cost in costs)
     cpu = statistics.median(cost.cpu for cost in costs)
     peak = statistics.median(cost.peak for cost in costs)
@@ -116,14 +101,14 @@ def _ratio(what: str, values: Sequence[float]) -> None:
     print(f"  {what}: {statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})", flush=True)
 
 
-def _ours(case: Case, folder: Path, betas: Sequence[float]) -> tuple[Cost, float]:
+def _ours(case: Case, folder: Path, betas: Sequence[float]) -> tuple[Took, float]:
     """All stages, the training stage once a beta; and the seconds of the steps of its last run's last epoch."""
     folder.mkdir()
     mb_tokens = 2 * case.micro_batch * case.length
     pairs, scored = folder / "pairs.arrow", folder / "scored.arrow"
-    cost = _timed("preference-tokenize", case.data, "-o", pairs, "--tokenizer", case.policy, "--max-length", case.length)
+    cost = took("preference-tokenize", case.data, "-o", pairs, "--tokenizer", case.policy, "--max-length", case.length)
     precision = ("--precision", case.precision)
-    cost += _timed("ref-logprobs", pairs, "-o", scored, "--policy", case.policy, *precision)
+    cost += took("ref-logprobs", pairs, "-o", scored, "--policy", case.policy, *precision)
     run = folder
     for beta in betas:
         run = folder / f"run{beta}"
@@ -137,37 +122,18 @@ def _ours(case: Case, folder: Path, betas: Sequence[float]) -> tuple[Cost, float
             f"dpo.max_num_epochs={case.epochs}",
             f"dpo.reference_policy_kl_penalty={beta}",
         ]
-        cost += _timed("dpo-train", scored, "--policy", case.policy, "--run-dir", run, *settings)
-        cost += _timed("ckpt-export", run, "-o", folder / f"hf{beta}", "--to", "hf")
+        cost += took("dpo-train", scored, "--policy", case.policy, "--run-dir", run, *settings)
+        cost += took("ckpt-export", run, "-o", folder / f"hf{beta}", "--to", "hf")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = [record["timing/train/total_step_time"] for record in records if "train/loss" in record]
     return cost, sum(seconds[-len(seconds) // case.epochs :])
 
 
-def _timed(program: str, *arguments: object) -> Cost:
-    script = ROOT / "bin" / f"{program.replace('-', '_')}.py"
-    return _cost([sys.executable, str(script), *map(str, arguments)])
-
-
-def _trl(case: Case, options: argparse.Namespace, output: Path) -> Cost:
+def _trl(case: Case, options: argparse.Namespace, output: Path) -> Took:
     script = Path(__file__).with_name("trl_peer.py")
     argv = [options.peer, str(script), str(case.data), str(case.policy), str(output), "--precision", case.precision]
     argv += ["--batch", str(case.batch), "--micro-batch", str(case.micro_batch), "--length", str(case.length)]
-    return _cost([*argv, *(["--gradient-checkpointing"] if options.gradient_checkpointing else [])])
-
-
-def _cost(argv: Sequence[str]) -> Cost:
-    """Run a command to its end; it must succeed."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            sys.exit(f"bench_dpo: {' '.join(argv[:3])} failed:\n{log.read().decode(errors='replace')[-2000:]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return measure([*argv, *(["--gradient-checkpointing"] if options.gradient_checkpointing else [])])
 
 
 def _gemm_rate(precision: str) -> float:

@@ -25,6 +25,10 @@ class Took:
     cpu: float
     peak: float
 
+    def __add__(self, other: Took) -> Took:
+        """One after the other."""
+        return Took(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak))
+
 
 def took(program: str, *arguments: object, env: Mapping[str, str] | None = None) -> Took:
     """What one of our executables takes to its end; it must succeed."""
