@@ -7,8 +7,8 @@
 Ours is preference-tokenize, ref-logprobs, dpo-train and the export to a Hugging Face folder, each timed as a process; TRL is
 one process of trl_peer.py with its online reference. Figures are medians of the rounds. The share of the matrix-product limit
 is the model FLOPs of the training steps (shared prompts once) over their time, against the rate of a large product of the same
-precision that this machine sustains just before and after: of all steps, or with --epochs (ours alone) of the last epoch's,
-which are not slowed by memory met for the first time.
+precision that this machine sustains for two seconds, the median of all times it is measured, before and after each run of
+ours: of all steps, or with --epochs (ours alone) of the last epoch's, which are not slowed by memory met for the first time.
 """
 
 from __future__ import annotations
@@ -62,29 +62,31 @@ def main() -> None:
 
 
 def _compare(case: Case, options: argparse.Namespace, scratch: Path) -> None:
-    ours: list[tuple[Took, float, float]] = []
+    ours: list[tuple[Took, float]] = []
+    rates: list[float] = []
     theirs: list[Took] = []
     sweeps: list[tuple[Took, Took]] = []
     for round_ in range(options.rounds):
         if options.peer:
             theirs.append(_trl(case, options, scratch / f"trl{round_}"))
-        before = _gemm_rate(case.precision)
-        stages, seconds = _ours(case, scratch / f"ours{round_}", BETAS[1:2])
-        rate = (before + _gemm_rate(case.precision)) / 2
-        ours.append((stages, _model_flops(case) / seconds / rate, seconds))
+        rates.append(_gemm_rate(case.precision))
+        ours.append(_ours(case, scratch / f"ours{round_}", BETAS[1:2]))
+        rates.append(_gemm_rate(case.precision))
         if options.sweep and options.peer:
             swept, _ = _ours(case, scratch / f"sweep{round_}", BETAS)
             sweeps.append((swept, theirs[-1] + theirs[-1] + theirs[-1]))
-    _report(case, "ours", [cost for cost, _, _ in ours])
+    _report(case, "ours", [cost for cost, _ in ours])
     if theirs:
         _report(case, "TRL", theirs)
-        _ratio("pairs/s", [b.wall / a.wall for (a, _, _), b in zip(ours, theirs, strict=True)])
-        _ratio("CPU seconds", [b.cpu / a.cpu for (a, _, _), b in zip(ours, theirs, strict=True)])
-        _ratio("peak memory", [a.peak / b.peak for (a, _, _), b in zip(ours, theirs, strict=True)])
+        _ratio("pairs/s", [b.wall / a.wall for (a, _), b in zip(ours, theirs, strict=True)])
+        _ratio("CPU seconds", [b.cpu / a.cpu for (a, _), b in zip(ours, theirs, strict=True)])
+        _ratio("peak memory", [a.peak / b.peak for (a, _), b in zip(ours, theirs, strict=True)])
     if sweeps:
         _ratio("pairs/s over a sweep of 3 betas", [b.wall / a.wall for a, b in sweeps])
-    _ratio("training stage, share of the matrix-product limit", [share for _, share, _ in ours])
-    _ratio("training stage, seconds", [seconds for _, _, seconds in ours])
+    limit = statistics.median(rates)
+    _ratio("matrix products, GFLOP/s", [rate / 1e9 for rate in rates])
+    _ratio("training stage, share of the matrix-product limit", [_model_flops(case) / seconds / limit for _, seconds in ours])
+    _ratio("training stage, seconds", [seconds for _, seconds in ours])
 
 
 def _report(case: Case, who: str, costs: Sequence[Took]) -> None:
