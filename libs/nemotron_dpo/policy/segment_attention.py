@@ -188,16 +188,26 @@ def _run_ready(run: Run, num_groups: int, per_group: int, head_size: int) -> _Ru
 def _block_ready(run: Run, queries: slice, num_keys: int, shape: tuple[int, int, int, int]) -> _Block:
     num_groups, num_tokens, per_group, head_size = shape
     rows = num_tokens * per_group
-    apart = [room(f"attention {name}", *shape) for name in ("q", "grad", "out")]
-    together = [x.view(num_groups, rows, head_size) for x in apart]
+    q_GTQD, grad_GTQD, out_GTQD = (room(f"attention {name}", *shape) for name in ("q", "grad", "out"))
     s_GBE, ds_GBE = (room(name, num_groups, rows, num_keys) for name in ("scores", "score gradients"))
-    own_GTQE = s_GBE.view(num_groups, num_tokens, per_group, num_keys)
-    hidden = run.hidden
+    own_GTQE, hidden = s_GBE.view(num_groups, num_tokens, per_group, num_keys), run.hidden
     if hidden is None:
         own_GTQE, hidden = own_GTQE[..., -num_tokens:], _triangle()[:num_tokens, :num_tokens]
-    product = room("attention product", num_groups, num_keys, head_size)
-    pairs = [x for pair in zip(together, apart, strict=True) for x in pair]
-    return _Block(queries, num_keys, *pairs, s_GBE, ds_GBE, own_GTQE, hidden[:, None], product)
+    return _Block(
+        queries,
+        num_keys,
+        q_GBD=q_GTQD.view(num_groups, rows, head_size),
+        q_GTQD=q_GTQD,
+        grad_GBD=grad_GTQD.view(num_groups, rows, head_size),
+        grad_GTQD=grad_GTQD,
+        out_GBD=out_GTQD.view(num_groups, rows, head_size),
+        out_GTQD=out_GTQD,
+        s_GBE=s_GBE,
+        ds_GBE=ds_GBE,
+        own_GTQE=own_GTQE,
+        hidden=hidden[:, None],
+        product_GED=room("attention product", num_groups, num_keys, head_size),
+    )
 
 
 @functools.cache

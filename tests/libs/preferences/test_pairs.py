@@ -17,7 +17,7 @@ def test_rows_are_found_in_the_batch_that_holds_them_and_not_copied() -> None:
     rows = [row for lists in LISTS for row in lists]
     assert [ragged[i].tolist() for i in range(len(rows))] == rows
     assert ragged.lengths.tolist() == [len(row) for row in rows]
-    assert [values.tolist() for values in ragged.by_part()] == [sum(lists, []) for lists in LISTS]
+    assert [values.tolist() for values in ragged.by_part()] == [[x for row in lists for x in row] for lists in LISTS]
     assert all(np.shares_memory(ragged[i], chunks[part].values.to_numpy()) for i, part in ((0, 0), (3, 2), (5, 3)))
 
 
