@@ -2,20 +2,21 @@
 
 Legend: S packed tokens, L those that this context-parallel rank holds (all of them without context parallelism), N query
 heads, G key/value heads, D head size.
-Two implementations of the same rule: by segment, which needs no mask over the whole row (CPU), and FlexAttention with a block
-mask (GPU). Tests hold them equal.
+The same rule is implemented by segment, which needs no mask over the whole row, in kernels of ours or else in torch's products
+(CPU), and by FlexAttention with a block mask (GPU). Tests hold them equal.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nemotron_dpo.policy.kernels import attention as kernels
 from nemotron_dpo.policy.rows import PackedRow, Segment
 from nemotron_dpo.policy.segment_attention import Plan, Run, attend
 
@@ -31,9 +32,15 @@ class PairAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedRow, **__: Any) -> Tensor:
         """query [L, 1, N, D], key and value [L, 1, G, D] -> [L, 1, N * D]."""
-        attend = flex_attention if query.is_cuda else segment_attention
+        attend = _implementation(query)
         key, value = (_whole(x, packed_seq_params) for x in (key, value.contiguous()))  # a view keeps all it is cut from
         return attend(query, key, value, packed_seq_params, self.scale)
+
+
+def _implementation(query: Tensor) -> Callable[[Tensor, Tensor, Tensor, PackedRow, float], Tensor]:
+    if query.is_cuda:
+        return flex_attention
+    return kernel_attention if kernels.serves(query) else segment_attention
 
 
 def _whole(held: Tensor, row: PackedRow) -> Tensor:
@@ -44,6 +51,26 @@ def _whole(held: Tensor, row: PackedRow) -> Tensor:
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
     return gather_from_sequence_parallel_region(held, group=get_context_parallel_group())[row.share.order_S]
+
+
+def kernel_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
+    """What `segment_attention` computes, by the compiled kernels."""
+    return kernels.attend(query, key, value, _runs(row), scale)
+
+
+@functools.lru_cache(maxsize=1)
+def _runs(row: PackedRow) -> Tensor:
+    """The runs of held tokens as the kernels take them; made once for all layers of a pass."""
+    runs, held = [], 0
+    for chunk in row.chunks:
+        for pair in row.segments:
+            for tokens, keys, _ in _causally(pair, chunk):
+                first, *others = ((part.start, part.stop - part.start) for part in keys)
+                then, num_others = others[0] if others else (0, 0)
+                num_tokens = tokens.stop - tokens.start
+                runs.append((held, num_tokens, first[1] + num_others, *first, then))
+                held += num_tokens
+    return torch.tensor(runs, dtype=torch.int64).view(-1, 6)
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:

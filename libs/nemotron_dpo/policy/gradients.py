@@ -25,6 +25,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
+from nemotron_dpo.policy.kernels import layers as kernels
 from nemotron_dpo.policy.workspace import room
 
 _BLOCK_ROWS = 4096  # of a gradient: as much of a product as stays in a CPU's cache until it is added
@@ -38,7 +39,10 @@ def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
     rows, where = len(total_NK) if total_NK.is_cuda else _BLOCK_ROWS, total_NK.device
     for part, columns in zip(total_NK.split(rows), grad_SN.split(rows, dim=1), strict=True):
         product = torch.mm(columns.t(), x_SK, out=room("product", *part.shape, dtype=x_SK.dtype, device=where))
-        part += room("wide product", *part.shape, device=where).copy_(product)  # torch adds one dtype many times faster
+        if kernels.serve(product) and part.dtype is torch.float32 and part.is_contiguous():
+            kernels.add_half(part, product)
+        else:
+            part += room("wide product", *part.shape, device=where).copy_(product)  # torch adds one dtype many times faster
 
 
 def accumulate_in_place(model: nn.Module) -> None:

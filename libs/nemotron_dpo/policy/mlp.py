@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
+from nemotron_dpo.policy.kernels import layers as kernels
 from nemotron_dpo.policy.workspace import room
 
 
@@ -45,8 +46,12 @@ def _made_again(activated: Tensor, gate_and_up: Tensor, owner: object) -> tuple[
         return None if tensor.data_ptr() == address and tensor.shape == shape else tensor
 
     def unpack(kept: Tensor | None) -> Tensor:
+        if kept is not None:
+            return kept
+        if kernels.serve(gate_and_up):
+            return kernels.swiglu(gate_and_up)
         gate, up = gate_and_up.chunk(2, dim=-1)
-        return _SILU.of(gate, owner) * up if kept is None else kept
+        return _SILU.of(gate, owner) * up
 
     return pack, unpack
 
@@ -56,12 +61,16 @@ class _SwiGlu(torch.autograd.Function):
     def forward(ctx: Any, gate_and_up: Tensor, owner: object) -> Tensor:
         ctx.save_for_backward(gate_and_up)
         ctx.owner = owner
+        if kernels.serve(gate_and_up):
+            return kernels.swiglu(gate_and_up)
         gate, up = gate_and_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gate_and_up,) = ctx.saved_tensors
+        if kernels.serve(gate_and_up):
+            return kernels.swiglu_backward(gate_and_up, grads[0]), None
         gate, up = gate_and_up.chunk(2, dim=-1)
         grad = torch.empty_like(gate_and_up)
         grad_gate, grad_up = grad.chunk(2, dim=-1)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemotron_dpo.policy.kernels import layers as kernels
 from nemotron_dpo.policy.workspace import room
 
 
@@ -45,16 +46,23 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tensor:
+        ctx.zero_centered = zero_centered
+        if kernels.serve(x):
+            out, scale_T = kernels.rms_norm(x, _gain(weight, zero_centered), eps)
+            ctx.save_for_backward(x, weight, scale_T[:, None])
+            return out
         normed_TH = _room("norm", x).copy_(x.reshape(-1, x.shape[-1]))
         scale_T1 = torch.square(normed_TH, out=_room("norm product", x)).mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale_T1)
-        ctx.zero_centered = zero_centered
         return _narrow(normed_TH.mul_(scale_T1).mul_(_gain(weight, zero_centered)), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale_T1 = ctx.saved_tensors
         gain_H = _gain(weight, ctx.zero_centered)
+        if kernels.serve(x):
+            grad, grad_gain_H = kernels.rms_norm_backward(x, gain_H, scale_T1, grads[0])
+            return grad, grad_gain_H.to(weight.dtype), None, None
         normed_TH = _room("norm", x).copy_(x.reshape(-1, x.shape[-1])).mul_(scale_T1)
         grad_TH = _room("norm gradient", x).copy_(grads[0].reshape(normed_TH.shape))
         product_TH = torch.mul(grad_TH, normed_TH, out=_room("norm product", x))

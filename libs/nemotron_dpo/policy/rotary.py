@@ -16,6 +16,8 @@ from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from nemotron_dpo.policy.kernels import layers as kernels
+
 
 def rotate_in_few_passes(config: TransformerConfig) -> None:
     """Make megatron-core rotate by `rotate`, in the place where it calls Transformer Engine's kernel on GPUs."""
@@ -43,6 +45,8 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x_SND: Tensor, cos_ST: Tensor, sin_ST: Tensor, direction: int) -> Tensor:
+    if kernels.serve(cos_ST, sin_ST):
+        return kernels.rotate(x_SND, cos_ST, sin_ST, direction)
     size = cos_ST.shape[-1]
     turned_SNT = x_SND[..., :size]
     opposite_SNT = turned_SNT.roll(size // 2, -1)

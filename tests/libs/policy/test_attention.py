@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from nemotron_dpo.policy.attention import SHORT, flex_attention, segment_attention
-from nemotron_dpo.policy.rows import Cut, PackedRow, pack_row
+from nemotron_dpo.policy.rows import Cut, PackedRow
 from nemotron_dpo.policy.segment_attention import BLOCK
+from policy_rows import packed
 
 HEADS, GROUPS, SIZE = 4, 2, 16
-
-
-def packed(*lengths: tuple[int, int, int], cut: Cut | None = None) -> PackedRow:
-    prompts, chosen, rejected = ([np.zeros(n[side], dtype=np.int32) for n in lengths] for side in range(3))
-    return pack_row(prompts, chosen, rejected, cut or Cut())
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, scale: float) -> torch.Tensor:

@@ -13,6 +13,13 @@ from nemotron_dpo.policy.gradients import accumulate_in_place, add_product, skip
 from nemotron_dpo.policy.mlp import Silu, swiglu
 from nemotron_dpo.policy.norm import Norm
 
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def _kernels_or_torch(request: pytest.FixtureRequest) -> None:
+    if request.param == "torch":
+        request.getfixturevalue("no_kernels")
+
+
 # bfloat16's inputs are exact in float32, so a float32 oracle tells how far one rounding of the result may be off
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}
 

@@ -9,16 +9,23 @@ from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_
 from nemotron_dpo.policy.rotary import rotate
 
 
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def _kernels_or_torch(request: pytest.FixtureRequest) -> None:
+    if request.param == "torch":
+        request.getfixturevalue("no_kernels")
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-6)])
 @pytest.mark.parametrize("rotated", [16, 8])
-def test_values_and_gradients_equal_megatron_core(rotated: int) -> None:
+def test_values_and_gradients_equal_megatron_core(rotated: int, dtype: torch.dtype, bound: float) -> None:
     torch.manual_seed(rotated)
-    x, slope = torch.randn(5, 1, 3, 16, requires_grad=True), torch.randn(5, 1, 3, 16)
+    x, slope = torch.randn(5, 1, 3, 16).to(dtype).requires_grad_(), torch.randn(5, 1, 3, 16).to(dtype)
     half = torch.rand(5, 1, 1, rotated // 2) * 6
     angles = torch.cat((half, half), -1)
     expected, got = _apply_rotary_pos_emb_bshd(x, angles), rotate(x, angles)
-    assert torch.allclose(got, expected, atol=1e-6)
+    assert torch.allclose(got, expected, atol=bound)
     (wanted,), (ours,) = (torch.autograd.grad(out, x, slope) for out in (expected, got))
-    assert torch.allclose(ours, wanted, atol=1e-6)
+    assert torch.allclose(ours, wanted, atol=bound)
 
 
 def test_angles_of_another_row_are_not_mistaken_for_the_last() -> None:

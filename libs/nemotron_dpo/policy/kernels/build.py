@@ -1,0 +1,90 @@
+"""The library of kernels, built once for the CPU that runs it by the machine's own compiler (`CC`, else `cc`).
+
+There is none where no compiler is found, where it fails, or where NEMOTRON_DPO_KERNELS=0 says so. What is built is kept beside
+the other things made once; its name tells the sources, the compiler and the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c")]
+_HEADERS = [Path(__file__).with_name("vectors.h")]
+_FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
+    "forward_room": "p",
+    "backward_room": "p",
+    "parts_room": "p",
+    "attend": "ppp",
+    "attend_backward": "pppp",
+    "swiglu": "ppiii",
+    "swiglu_backward": "pppiii",
+    "rms_norm": "ppppiifi",
+    "rms_norm_backward": "pppppppiii",
+    "rotate": "ppppiiiifi",
+    "add_half": "ppii",
+}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-std=gnu11")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library of all kernels; None where there is none."""
+    command = shlex.split(os.environ.get("CC") or "cc")
+    compiler = shutil.which(command[0]) if platform.system() == "Linux" else None
+    if compiler is None or os.environ.get("NEMOTRON_DPO_KERNELS") == "0":
+        return None
+    try:
+        return load(_built([compiler, *command[1:]]))
+    except (OSError, subprocess.CalledProcessError):  # of a compiler that knows no -march=native, say
+        return None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library that `build` made. Raises OSError."""
+    loaded = ctypes.CDLL(str(path))
+    for name, types in _FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.argtypes = [_TYPES[one] for one in types]
+        function.restype = ctypes.c_int64 if name.endswith("_room") else None
+    return loaded
+
+
+def build(target: Path, compiler: list[str], cpu: str = "native") -> None:
+    """Compile all kernels into the library `target`. Raises OSError and CalledProcessError."""
+    command = [*compiler, f"-march={cpu}", *_FLAGS, "-o", str(target), *map(str, _SOURCES), "-lm"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _built(compiler: list[str]) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemotron-dpo"
+    target = root / f"kernels-{_digest(compiler)}.so"
+    if not target.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f"{target.stem}-") as scratch:
+            build(Path(scratch, target.name), compiler)
+            os.replace(Path(scratch, target.name), target)
+    return target
+
+
+def _digest(compiler: list[str]) -> str:
+    """Of everything that decides what is built, found without starting the compiler."""
+    binary = Path(compiler[0]).resolve()
+    known = [*compiler, str(binary), str(binary.stat().st_mtime_ns), *_FLAGS, _cpu()]
+    sources = (path.read_bytes() for path in (*_SOURCES, *_HEADERS))
+    return hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in known)])).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """Its instructions; a home folder may be shared by hosts that differ in them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return platform.machine() + next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
