@@ -1,4 +1,5 @@
-"""Causal attention by segment on a CPU, forward and backward, as matrix products over blocks of queries that fit its caches.
+"""Causal attention by segment on a CPU, forward and backward, as matrix products over blocks of queries that fit its caches;
+where our kernels cannot be built.
 
 torch's own CPU kernel multiplies in float32 through small tiles and has no way to say "these queries are the last of those
 keys" but a mask; here each block of queries meets just the keys it may see. Scores and probabilities are float32, whatever the

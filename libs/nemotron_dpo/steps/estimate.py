@@ -236,12 +236,12 @@ def _activations(shape: Architecture, sizes: Sizes) -> float:
 
 
 def _kept_of_layer(shape: Architecture, sizes: Sizes) -> float:
-    """Bytes a token that a layer keeps."""
+    """Bytes a token that a layer keeps: activations, and in float32 what its two norms and each head's softmax divided by."""
     heads, groups, head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
     hidden = 4 * shape.hidden_size / (sizes.tensor if sizes.sequence else 1)
     normed = heads + groups if shape.qk_norm else 0
     attention = ((2 * heads + 2 * groups + normed) * head) / sizes.tensor
-    return sizes.width * (hidden + attention + _feed_forward_elements(shape) / sizes.tensor) + 8
+    return sizes.width * (hidden + attention + _feed_forward_elements(shape) / sizes.tensor) + _FLOAT * (2 + heads / sizes.tensor)
 
 
 def _feed_forward_elements(shape: Architecture) -> float:
@@ -256,7 +256,7 @@ def _feed_forward_elements(shape: Architecture) -> float:
 def _beside(shape: Architecture, sizes: Sizes) -> float:
     """Bytes a token that the backward pass of one layer takes at most: in attention (in float32), feed-forward part or norm."""
     heads, groups, head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
-    attention = (6 * groups * _FLOAT + (2 * heads + 2 * groups) * sizes.width) * head / sizes.tensor
+    attention = (max(6 * groups, 2 * heads) * _FLOAT + (2 * heads + 2 * groups) * sizes.width) * head / sizes.tensor
     picked = shape.experts.top_k if shape.experts else 1
     feed_forward = 5 * sizes.width * picked * shape.ffn_hidden_size / sizes.tensor
     return max(attention, feed_forward, 4 * _FLOAT * shape.hidden_size)

@@ -50,4 +50,4 @@ def _built(cpu: str) -> ctypes.CDLL:
 
 
 def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CC") or "cc")
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]

@@ -198,7 +198,7 @@ def test_built_once(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CC", "/nowhere/cc"), ("CC", "false"), ("CC", "true"), ("NEMOTRON_DPO_KERNELS", "0")]
+    ("name", "value"), [("CC", "/nowhere/cc"), ("CC", "false"), ("CC", "true"), ("CC", '"'), ("NEMOTRON_DPO_KERNELS", "0")]
 )
 def test_torch_serves_where_nothing_can_be_built(name: str, value: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)

@@ -96,9 +96,9 @@ def test_model_parallel_ranks_hold_parts() -> None:
 
 
 def test_activations_of_a_layer() -> None:
-    """x and its norm, twice; q and k rotated and v; attention's result; gate and up."""
+    """x and its norm, twice; q and k rotated and v; attention's result; gate and up; a float a norm and a query head."""
     elements = 4 * 8 + (2 + 1 + 1) * 4 + 2 * 4 + 2 * 16
-    kept = 4 * elements + 8
+    kept = 4 * (elements + 2 + 2)
     one, two = (
         estimate.memory(replace(SHAPE, num_layers=n), Sizes("float32", tokens=10, spread=1)).activations for n in (1, 2)
     )

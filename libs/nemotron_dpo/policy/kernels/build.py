@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c")]
-_HEADERS = [Path(__file__).with_name("vectors.h")]
+_HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
 _FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
     "forward_room": "p",
     "backward_room": "p",
@@ -39,13 +39,13 @@ _FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library of all kernels; None where there is none."""
-    command = shlex.split(os.environ.get("CC") or "cc")
-    compiler = shutil.which(command[0]) if platform.system() == "Linux" else None
-    if compiler is None or os.environ.get("NEMOTRON_DPO_KERNELS") == "0":
+    if platform.system() != "Linux" or os.environ.get("NEMOTRON_DPO_KERNELS") == "0":
         return None
     try:
-        return load(_built([compiler, *command[1:]]))
-    except (OSError, subprocess.CalledProcessError):  # of a compiler that knows no -march=native, say
+        command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+        compiler = shutil.which(command[0])
+        return load(_built([compiler, *command[1:]])) if compiler else None
+    except (OSError, ValueError, subprocess.CalledProcessError):  # of a compiler that knows no -march=native, say
         return None
 
 
