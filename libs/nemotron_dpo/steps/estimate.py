@@ -241,7 +241,8 @@ def _kept_of_layer(shape: Architecture, sizes: Sizes) -> float:
     hidden = 4 * shape.hidden_size / (sizes.tensor if sizes.sequence else 1)
     normed = heads + groups if shape.qk_norm else 0
     attention = ((2 * heads + 2 * groups + normed) * head) / sizes.tensor
-    return sizes.width * (hidden + attention + _feed_forward_elements(shape) / sizes.tensor) + _FLOAT * (2 + heads / sizes.tensor)
+    divisors = 2 + heads / sizes.tensor
+    return sizes.width * (hidden + attention + _feed_forward_elements(shape) / sizes.tensor) + _FLOAT * divisors
 
 
 def _feed_forward_elements(shape: Architecture) -> float:
