@@ -191,6 +191,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_built_once(cache: Path) -> None:
     assert build.library() is not None
     (made,) = cache.iterdir()
+    assert b"libgomp" not in made.read_bytes()  # torch's threads serve
     before = made.stat().st_mtime_ns
     build.library.cache_clear()
     assert build.library() is not None
@@ -209,6 +210,16 @@ def test_torch_serves_where_nothing_can_be_built(name: str, value: str, cache: P
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(cache: Path) -> None:
     cache.write_text("not a folder")
+    assert build.library() is None
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_user_without_a_home_is_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
     assert build.library() is None
 
 

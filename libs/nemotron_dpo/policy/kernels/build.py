@@ -33,7 +33,7 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
     "add_half": "ppii",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
-_FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-std=gnu11")
+_FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=gnu11")
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | None:
         command = shlex.split(os.environ.get("CC", "")) or ["cc"]
         compiler = shutil.which(command[0])
         return load(_built([compiler, *command[1:]])) if compiler else None
-    except (OSError, ValueError, subprocess.CalledProcessError):  # of a compiler that knows no -march=native, say
+    except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError):  # no home, a compiler without -march=native
         return None
 
 
@@ -60,8 +60,18 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def build(target: Path, compiler: list[str], cpu: str = "native") -> None:
-    """Compile all kernels into the library `target`. Raises OSError and CalledProcessError."""
-    command = [*compiler, f"-march={cpu}", *_FLAGS, "-o", str(target), *map(str, _SOURCES), "-lm"]
+    """Compile all kernels into the library `target`, with objects beside it. Raises OSError and CalledProcessError.
+
+    It is not linked with an OpenMP library but takes the one that torch has loaded, whatever that is called: the threads of a
+    second one would fight with torch's for the cores.
+    """
+    objects = [target.with_name(f"{source.stem}.o") for source in _SOURCES]
+    for source, made in zip(_SOURCES, objects, strict=True):
+        _run([*compiler, f"-march={cpu}", *_FLAGS, "-c", str(source), "-o", str(made)])
+    _run([*compiler, "-shared", "-o", str(target), *map(str, objects), "-lm"])
+
+
+def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -80,7 +90,7 @@ def _digest(compiler: list[str]) -> str:
     """Of everything that decides what is built, found without starting the compiler."""
     binary = Path(compiler[0]).resolve()
     known = [*compiler, str(binary), str(binary.stat().st_mtime_ns), *_FLAGS, _cpu()]
-    sources = (path.read_bytes() for path in (*_SOURCES, *_HEADERS))
+    sources = (path.read_bytes() for path in (*_SOURCES, *_HEADERS, Path(__file__)))
     return hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in known)])).hexdigest()[:16]
 
 
