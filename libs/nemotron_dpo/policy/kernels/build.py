@@ -1,7 +1,8 @@
 """The library of kernels, built once for the CPU that runs it by the machine's own compiler (`CC`, else `cc`).
 
-There is none where no compiler is found, where it fails, or where NEMOTRON_DPO_KERNELS=0 says so. What is built is kept beside
-the other things made once; its name tells the sources, the compiler and the CPU.
+There is none where no compiler is found, where it fails (as Clang does, for want of GCC's OpenMP), or where
+NEMOTRON_DPO_KERNELS=0 says so. What is built is kept beside the other things made once; its name tells the sources, the
+compiler and the CPU.
 """
 
 from __future__ import annotations
