@@ -19,6 +19,7 @@ from policy_rows import packed
 SHORT = ((5, 3, 4), (1, 1, 1), (9, 1, 6))
 LONG = ((3, BLOCK, 2 * BLOCK), (BLOCK + 5, 2, 2 * BLOCK + 1), (31, 1, 32))
 HEADS = [(4, 2, 16), (3, 3, 64), (6, 2, 80), (2, 1, 7), (2, 2, 130)]  # query heads, their groups, size
+WIDEST = (1, 1, 512)
 
 
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -104,11 +105,12 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("heads", [*HEADS, WIDEST], ids=str)
+@pytest.mark.parametrize("lengths", [((1, 1, 1),), LONG], ids=["short", "long"])
 def test_rooms_suffice_and_are_written_before_they_are_read(
-    heads: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    lengths: tuple, heads: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, guard, made = packed(*LONG), 64, []
+    row, guard, made = packed(*lengths), 64, []
 
     def spoiled(_: str, size: int) -> torch.Tensor:
         made.append(torch.full((size + guard,), torch.nan))

@@ -17,7 +17,7 @@ from torch import Tensor
 from nemotron_dpo.policy.kernels.build import library
 from nemotron_dpo.policy.workspace import room
 
-_LARGEST_SIZE = 1024  # of a head
+_LARGEST_SIZE = 512  # of a head: a row of it must fit where a block's scores against the fewest keys do (pack in attention.c)
 
 
 def serves(query: Tensor) -> bool:

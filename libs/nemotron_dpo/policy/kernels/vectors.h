@@ -39,22 +39,13 @@ INLINE float sum(vec x) {
     return total;
 }
 
-/* what __builtin_convertvector says, of which GCC 12 makes several instructions */
-INLINE words longer(halves x) {
-#ifdef __AVX512F__
-    return (words)_mm512_cvtepu16_epi32((__m256i)x);
+#ifdef __AVX512F__ /* of __builtin_convertvector GCC 12 makes several instructions */
+INLINE words longer(halves x) { return (words)_mm512_cvtepu16_epi32((__m256i)x); }
+INLINE halves shorter(words x) { return (halves)_mm512_cvtepi32_epi16((__m512i)x); }
 #else
-    return __builtin_convertvector(x, words);
+INLINE words longer(halves x) { return __builtin_convertvector(x, words); }
+INLINE halves shorter(words x) { return __builtin_convertvector(x, halves); }
 #endif
-}
-
-INLINE halves shorter(words x) {
-#ifdef __AVX512F__
-    return (halves)_mm512_cvtepi32_epi16((__m512i)x);
-#else
-    return __builtin_convertvector(x, halves);
-#endif
-}
 
 /* the bits of the nearest bfloat16, ties to even, and some below them */
 INLINE words nearest(vec x) {
