@@ -40,7 +40,7 @@ PROGRAM = "ref-logprobs"
 @click.option("--hf-model", metavar="ID_OR_DIR", help="HF model that --policy, a checkpoint of Megatron-LM, holds.")
 @click.option("--tokenizer", metavar="ID_OR_DIR", help="Tokenizer INPUT must have been made with [default: not checked].")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
-@click.option("--micro-batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Tokens in a forward pass.")
+@click.option("--micro-batch-tokens", type=click.IntRange(1), help="Tokens in a forward pass  [default: 4096; on a GPU 16384].")
 @click.option("--reuse", multiple=True, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated.")
 @click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide each layer.")
 @click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide the layers.")
@@ -59,7 +59,7 @@ def command(
     hf_model: str | None,
     tokenizer: str | None,
     precision: str,
-    micro_batch_tokens: int,
+    micro_batch_tokens: int | None,
     reuse: tuple[str, ...],
     tensor_parallel: int,
     pipeline_parallel: int,
@@ -100,7 +100,7 @@ def command(
 
 
 def _score(
-    reader: Reader, policy: ModelSource, precision: str, max_tokens: int, known: dict, writer: Writer | None
+    reader: Reader, policy: ModelSource, precision: str, max_tokens: int | None, known: dict, writer: Writer | None
 ) -> tuple[int, int]:
     """Score every window of the stream; (pairs, pairs computed here and now)."""
     import pyarrow as pa
@@ -110,6 +110,7 @@ def _score(
 
     model, shape = open_policy(policy, precision)
     model.eval()
+    max_tokens = max_tokens or reference.row_tokens()
     num_pairs = num_new = 0
     bar = cli.counter(unit="pair", label="scoring")
     for window in reference.windows(reader, max_tokens):

@@ -98,8 +98,9 @@ def _torchrun(processes: int) -> tuple[str, ...]:
 
 
 def measured(run_dir: Path) -> list[dict]:
-    """All records, without the timings."""
-    return [{name: value for name, value in record.items() if "timing" not in name} for record in metrics(run_dir)]
+    """All records, without timings and memory."""
+    apart = ("timing", "memory")
+    return [{name: value for name, value in record.items() if not name.startswith(apart)} for record in metrics(run_dir)]
 
 
 def info(run_dir: Path) -> dict:

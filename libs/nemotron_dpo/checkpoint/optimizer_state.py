@@ -71,8 +71,8 @@ def _parts(optimizer: Any) -> list[Any]:
 def _allocate(part: Any) -> None:
     """Zero state for every parameter, the step count that torch's AdamW keeps and megatron-core forgets included."""
     part.init_state_fn(part.optimizer, part.config)
-    for state in part.optimizer.state.values():
-        state.setdefault("step", torch.tensor(0.0))
+    for parameter, state in part.optimizer.state.items():
+        state.setdefault("step", torch.tensor(0.0, device=parameter.device))
 
 
 def _restore(part: Any, state: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def _restore(part: Any, state: dict[str, Any]) -> None:
     steps = {parameter: its_state.pop("step") for parameter, its_state in inner.items() if "step" in its_state}
     part.load_parameter_state_from_fully_reshardable(tensors)
     for parameter, step in steps.items():
-        inner[parameter]["step"] = step.clone()
+        inner[parameter]["step"] = step.to(parameter.device, copy=True)
 
 
 def _reason(error: Exception) -> str:

@@ -77,6 +77,8 @@ def responses(logps_R: Tensor, ref_logps_R: Tensor, response_R: Tensor, num_pair
 
     def by_response(values_R: Tensor) -> Tensor:
         sums = torch.zeros(2 * num_pairs, dtype=values_R.dtype, device=values_R.device)
+        if values_R.is_cuda:  # where index_add adds in the order that threads come by
+            return sums.index_put((response_R,), values_R, accumulate=True).view(num_pairs, 2)
         return sums.index_add(0, response_R, values_R).view(num_pairs, 2)
 
     logp, log_ratio = by_response(logps_R), by_response(logps_R - ref_logps_R)

@@ -2,8 +2,8 @@
 
 Legend: S packed tokens, L those that this context-parallel rank holds (all of them without context parallelism), N query
 heads, G key/value heads, D head size.
-The same rule is implemented by segment, which needs no mask over the whole row, in kernels of ours or else in torch's products
-(CPU), and by FlexAttention with a block mask (GPU). Tests hold them equal.
+The rule is implemented by runs of causal queries, which needs no mask over the whole row: in kernels of ours or else in
+torch's products on a CPU, by torch's FlashAttention on a GPU. Tests hold them equal.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nemotron_dpo.policy.flash_attention import flash_attention, flash_serves, run_attention
 from nemotron_dpo.policy.kernels import attention as kernels
-from nemotron_dpo.policy.rows import PackedRow, Segment
+from nemotron_dpo.policy.rows import PackedRow, Segment, causal_parts, causal_runs
 from nemotron_dpo.policy.segment_attention import Plan, Run, attend
 
 SHORT = 192  # tokens of a pair that costs less at once, hidden scores included, than in its parts
@@ -39,7 +40,7 @@ class PairAttention(nn.Module):
 
 def _implementation(query: Tensor) -> Callable[[Tensor, Tensor, Tensor, PackedRow, float], Tensor]:
     if query.is_cuda:
-        return flex_attention
+        return flash_attention if flash_serves(query) else run_attention
     return kernel_attention if kernels.serves(query) else segment_attention
 
 
@@ -61,15 +62,11 @@ def kernel_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, 
 @functools.lru_cache(maxsize=1)
 def _runs(row: PackedRow) -> Tensor:
     """The runs of held tokens as the kernels take them; made once for all layers of a pass."""
-    runs, held = [], 0
-    for chunk in row.chunks:
-        for pair in row.segments:
-            for tokens, keys, _ in _causally(pair, chunk):
-                first, *others = ((part.start, part.stop - part.start) for part in keys)
-                then, num_others = others[0] if others else (0, 0)
-                num_tokens = tokens.stop - tokens.start
-                runs.append((held, num_tokens, first[1] + num_others, *first, then))
-                held += num_tokens
+    runs = []
+    for held, tokens, keys in causal_runs(row):
+        first, *others = ((part.start, part.stop - part.start) for part in keys)
+        then, num_others = others[0] if others else (0, 0)
+        runs.append((held, tokens.stop - tokens.start, first[1] + num_others, *first, then))
     return torch.tensor(runs, dtype=torch.int64).view(-1, 6)
 
 
@@ -106,45 +103,4 @@ def _at_once(pair: Segment, chunk: slice) -> list[_Part]:
 
 
 def _causally(pair: Segment, chunk: slice) -> Iterator[_Part]:
-    """What of a pair is in `chunk`: prompt and chosen response behind one another, the rejected one after the prompt."""
-    for first, last in ((pair.prompt, pair.rejected), (pair.rejected, pair.end)):
-        start, stop = max(first, chunk.start), min(last, chunk.stop)
-        if start < stop:
-            before = () if first == pair.prompt else (slice(pair.prompt, pair.chosen),)
-            yield slice(start, stop), (*before, slice(first, stop)), None
-
-
-def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
-    """The same through FlexAttention; compiled on a GPU, eager elsewhere."""
-    from torch.nn.attention import flex_attention as flex
-
-    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-    run = _compiled_flex() if query.is_cuda else flex.flex_attention
-    out = run(q, k, v, block_mask=_block_mask(row), scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out.permute(2, 0, 1, 3).flatten(2)
-
-
-@functools.cache
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention as run
-
-    return torch.compile(run, dynamic=True)
-
-
-@functools.lru_cache(maxsize=1)
-def _block_mask(row: PackedRow) -> Any:
-    """The block mask of `row`, made once for all layers of a forward pass."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    num_tokens, where = row.num_tokens, row.input_ids_S.device
-    spans = torch.tensor([[s.prompt, s.chosen, s.rejected, s.end] for s in row.segments], device=where)
-    pair_S = torch.bucketize(torch.arange(num_tokens, device=where), spans[:, 3].contiguous(), right=True)
-    chosen_S, rejected_S = spans[pair_S, 1], spans[pair_S, 2]
-    tokens_L = None if row.share is None else row.share.tokens_L
-
-    def visible(batch: Tensor, head: Tensor, held: Tensor, k: Tensor) -> Tensor:
-        q = held if tokens_L is None else tokens_L[held]
-        across = (q >= rejected_S[q]) & (k >= chosen_S[q]) & (k < rejected_S[q])
-        return (k <= q) & (pair_S[q] == pair_S[k]) & ~across
-
-    return create_block_mask(visible, None, None, len(row.input_ids_L), num_tokens, device=str(where))
+    return ((tokens, keys, None) for tokens, keys in causal_parts(pair, chunk))

@@ -1,9 +1,10 @@
-"""Let megatron-core, which is written for CUDA, run on a CPU; does nothing where CUDA is present.
+"""Let megatron-core, which is written for CUDA, run on a CPU.
 
 megatron-core names the device "cuda" in its own source. Where there is none, `redirect()` maps those names to the CPU:
 device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimizers compare against, the current device and
 stream, synchronisation, and the CUDA random state. It is one torch function mode and six functions, so what runs on a CPU is
-otherwise the very code that runs on GPUs. torch.compile, which megatron-core applies to small fusions on import, does nothing.
+otherwise the very code that runs on GPUs. torch.compile, which megatron-core applies to small fusions on import, does nothing
+on either.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -25,9 +27,23 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def to_device(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor on this process's device; on its way there, nothing waits for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device(), non_blocking=True) if torch.cuda.is_available() else tensor
+
+
+def peak_memory() -> dict[str, float]:
+    """The most bytes that tensors of this process ever took of its GPU, as a metric; nothing on a CPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"memory/train/max_allocated_bytes": float(torch.cuda.max_memory_allocated())}
+
+
 def redirect() -> None:
     """Prepare this process for megatron-core; call once, before importing it. Idempotent."""
     global _active
+    torch.compile = _eager  # its kernels differ between training and inference, and it doubles the time to start
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
         return
@@ -39,7 +55,6 @@ def redirect() -> None:
     torch.cuda.empty_cache = lambda: None
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
-    torch.compile = _eager  # its kernels differ between training and inference, and it doubles the time to start
     _active = CudaNamesMeanCpu()
     _active.__enter__()
 

@@ -28,13 +28,17 @@ from torch import Tensor, nn
 from nemotron_dpo.policy.kernels import layers as kernels
 from nemotron_dpo.policy.workspace import room
 
+_ADDS_WIDE = hasattr(torch.ops.aten.addmm, "dtype_out")  # from torch 2.8 on
 _BLOCK_ROWS = 4096  # of a gradient: as much of a product as stays in a CPU's cache until it is added
 
 
 def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
-    """total += grad.T @ x, the product rounded to the dtype of its factors."""
+    """total += grad.T @ x, the product rounded to the dtype of its factors, or on a GPU not at all."""
     if total_NK.dtype is grad_SN.dtype:
         total_NK.addmm_(grad_SN.t(), x_SK)
+        return
+    if total_NK.is_cuda and _ADDS_WIDE:
+        torch.ops.aten.addmm.dtype_out(total_NK, grad_SN.t(), x_SK, total_NK.dtype, out=total_NK)
         return
     rows, where = len(total_NK) if total_NK.is_cuda else _BLOCK_ROWS, total_NK.device
     for part, columns in zip(total_NK.split(rows), grad_SN.split(rows, dim=1), strict=True):
@@ -43,6 +47,15 @@ def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
             kernels.add_half(part, product)
         else:
             part += room("wide product", *part.shape, device=where).copy_(product)  # torch adds one dtype many times faster
+
+
+def add_rows(total_VH: Tensor, places_S: Tensor, rows_SH: Tensor) -> None:
+    """total[places] += rows, where places may be the same; in one order on every device."""
+    rows_SH = rows_SH.to(total_VH.dtype)
+    if total_VH.is_cuda:  # where index_add_ adds in the order that threads come by
+        total_VH.index_put_((places_S,), rows_SH, accumulate=True)
+    else:
+        total_VH.index_add_(0, places_S, rows_SH)
 
 
 def accumulate_in_place(model: nn.Module) -> None:
@@ -56,9 +69,9 @@ def accumulate_in_place(model: nn.Module) -> None:
 
 
 def update_in_one_pass(optimizer: Any) -> None:
-    """Let torch's AdamW, where megatron-core falls back to it on a CPU, update a weight in one pass and without temporaries."""
+    """Let torch's AdamW, where megatron-core falls back to it, update a weight in one pass and without temporaries."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(part.optimizer, torch.optim.AdamW) and not torch.cuda.is_available():
+        if isinstance(part.optimizer, torch.optim.AdamW):
             for group in part.optimizer.param_groups:
                 group["fused"] = True
 
@@ -99,14 +112,15 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx: Any, ids: Tensor, weight_VH: Tensor, first: int) -> Tensor:
         local = ids - first
         elsewhere = (local < 0) | (local >= len(weight_VH))
-        ctx.weight, ctx.local, ctx.here = weight_VH, local, ~elsewhere
-        return F.embedding(local.masked_fill(elsewhere, 0), weight_VH).masked_fill_(elsewhere[..., None], 0)
+        ctx.weight, ctx.local, ctx.elsewhere = weight_VH, local.masked_fill(elsewhere, 0), elsewhere
+        return F.embedding(ctx.local, weight_VH).masked_fill_(elsewhere[..., None], 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, None]:
         main_grad = getattr(ctx.weight, "main_grad", None)
         total_VH = torch.zeros_like(ctx.weight) if main_grad is None else main_grad
-        total_VH.index_add_(0, ctx.local[ctx.here], grads[0][ctx.here].to(total_VH.dtype))
+        rows_SH = grads[0].masked_fill(ctx.elsewhere[..., None], 0).flatten(0, 1)  # no choice of rows: GPUs would wait for it
+        add_rows(total_VH, ctx.local.flatten(), rows_SH)
         return None, total_VH if main_grad is None else None, None
 
 

@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemotron_dpo.policy.gradients import add_product
+from nemotron_dpo.policy.gradients import add_product, add_rows
+from nemotron_dpo.policy.kernels import layers as kernels
 from nemotron_dpo.policy.workspace import room
 
-CHUNK_TOKENS = 2048
-BLOCK_ENTRIES, _BLOCK_ENTRIES_CUDA = 2048, 16384
+CHUNK_TOKENS, BLOCK_ENTRIES = 2048, 2048
+GPU_CHUNK_TOKENS, GPU_BLOCK_ENTRIES = 8192, 16384  # large products; a gradient of weights is read and written once a chunk
 
 
 def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any = None) -> Tensor:
@@ -41,13 +42,12 @@ class _ResponseLogps(torch.autograd.Function):
         blocks, room_CB = _blocks(weight_VH), _Room(len(targets_R), weight_VH)
         log_z_NR = torch.empty(len(blocks), len(targets_R), device=hidden_RH.device)
         target_logit_R = torch.zeros_like(log_z_NR[0])
-        for part in _chunks(len(targets_R)):
+        for part in _chunks(len(targets_R), weight_VH):
             for block, log_z_R in zip(blocks, log_z_NR, strict=True):
-                logits_CB = room_CB.logits(hidden_RH[part], weight_VH[block]).wide()
+                logits_CB = room_CB.logits(hidden_RH[part], weight_VH[block])
                 place_C1, here_C = _within(block, local_R[part])
-                target_logit_R[part] += logits_CB.gather(1, place_C1).squeeze(1) * here_C
-                first_C = logits_CB[:, 0].clone()
-                log_z_R[part] = first_C - torch.log_softmax(logits_CB, 1, out=logits_CB)[:, 0]
+                target_logit_R[part] += logits_CB.at(place_C1) * here_C
+                log_z_R[part] = logits_CB.log_sum_exp()
         log_z_R = _log_sum_exp_over(torch.logsumexp(log_z_NR, 0), group)
         logps_R = _all_reduce(target_logit_R, group) - log_z_R
         ctx.save_for_backward(hidden_RH, local_R, log_z_NR.sub_(log_z_R), logps_R)
@@ -60,7 +60,7 @@ class _ResponseLogps(torch.autograd.Function):
         hidden_RH, local_R, log_share_NR, logps_R = ctx.saved_tensors
         weight_VH, grad_hidden_RH = ctx.weight, torch.empty_like(hidden_RH)
         grad_weight_VH, room_CB = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1]), _Room(len(grad_R), weight_VH)
-        for part in _chunks(len(grad_R)):
+        for part in _chunks(len(grad_R), weight_VH):
             hidden_CH, local_C = hidden_RH[part], local_R[part]
             of_target_C = -grad_R[part] * logps_R[part].expm1()  # expm1(log p) is p - 1
             grad_CH = _gradient_from_target(of_target_C, hidden_CH, local_C, weight_VH, grad_weight_VH)
@@ -85,7 +85,7 @@ def _gradient_from_target(
     place_C1, here_C = _within(slice(0, len(weight_VH)), local_C)
     slope_C1 = (slope_C * here_C)[:, None]
     if grad_weight_VH is not None:
-        grad_weight_VH.index_add_(0, place_C1.squeeze(1), (hidden_CH * slope_C1).to(grad_weight_VH.dtype))
+        add_rows(grad_weight_VH, place_C1.squeeze(1), hidden_CH * slope_C1)
     return weight_VH[place_C1.squeeze(1)] * slope_C1
 
 
@@ -106,26 +106,39 @@ class _Room:
     """Memory for the logits of one block, used for one after the other; what a method returns is valid until the next."""
 
     def __init__(self, num_tokens: int, weight_VH: Tensor) -> None:
-        shape, where, dtype = (min(num_tokens, CHUNK_TOKENS), _block_entries(weight_VH)), weight_VH.device, weight_VH.dtype
-        self._wide = room("logits", *shape, device=where)
-        self._narrow = self._wide if dtype is torch.float32 else room("logits", *shape, dtype=dtype, device=where)
-        self._shape = shape
+        tokens, entries = _most(weight_VH)
+        self._most = self._shape = min(num_tokens, tokens), entries
+        self._narrow = room("logits", *self._most, dtype=weight_VH.dtype, device=weight_VH.device)
 
     def logits(self, hidden_CH: Tensor, weight_BH: Tensor) -> _Room:
         """Compute hidden @ weight.T, for one of the following to read."""
         self._shape = (len(hidden_CH), len(weight_BH))
-        torch.mm(hidden_CH, weight_BH.t(), out=_shaped(self._narrow, self._shape))
+        torch.mm(hidden_CH, weight_BH.t(), out=self._logits())
         return self
 
-    def wide(self) -> Tensor:
-        """The logits in float32."""
-        narrow = _shaped(self._narrow, self._shape)
-        return narrow if self._narrow is self._wide else _shaped(self._wide, self._shape).copy_(narrow)
+    def at(self, place_C1: Tensor) -> Tensor:
+        """The logits of one entry of each token, float32 [C]."""
+        return self._logits().gather(1, place_C1).squeeze(1).float()
+
+    def log_sum_exp(self) -> Tensor:
+        """log(sum(exp(logits))) over the block, float32 [C]; the logits are gone after it."""
+        narrow = self._logits()
+        if narrow.is_cuda and kernels.serve(narrow):
+            return kernels.log_sum_exp(narrow)
+        wide = narrow if narrow.dtype is torch.float32 else self._wide().copy_(narrow)
+        first_C = wide[:, 0].clone()
+        return first_C - torch.log_softmax(wide, 1, out=wide)[:, 0]
 
     def probabilities(self) -> Tensor:
         """softmax of the logits over the block, computed in float32 and rounded to what the weight is stored in."""
-        narrow = _shaped(self._narrow, self._shape)
+        narrow = self._logits()
         return torch.softmax(narrow, 1, out=narrow)
+
+    def _logits(self) -> Tensor:
+        return _shaped(self._narrow, self._shape)
+
+    def _wide(self) -> Tensor:
+        return _shaped(room("logits", *self._most, device=self._narrow.device), self._shape)
 
 
 def _shaped(whole: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -140,18 +153,20 @@ def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
     return torch.zeros_like(weight_VH, dtype=torch.float32) if main_grad is None else main_grad
 
 
-def _chunks(num_tokens: int) -> list[slice]:
+def _chunks(num_tokens: int, weight_VH: Tensor) -> list[slice]:
     """At least one chunk, be it empty: a rank may hold no response token."""
-    return [slice(start, start + CHUNK_TOKENS) for start in range(0, max(1, num_tokens), CHUNK_TOKENS)]
+    size, _ = _most(weight_VH)
+    return [slice(start, start + size) for start in range(0, max(1, num_tokens), size)]
 
 
 def _blocks(weight_VH: Tensor) -> list[slice]:
-    size = _block_entries(weight_VH)
+    _, size = _most(weight_VH)
     return [slice(start, min(start + size, len(weight_VH))) for start in range(0, len(weight_VH), size)]
 
 
-def _block_entries(weight_VH: Tensor) -> int:
-    return _BLOCK_ENTRIES_CUDA if weight_VH.is_cuda else BLOCK_ENTRIES
+def _most(weight_VH: Tensor) -> tuple[int, int]:
+    """Tokens of a chunk and entries of a block."""
+    return (GPU_CHUNK_TOKENS, GPU_BLOCK_ENTRIES) if weight_VH.is_cuda else (CHUNK_TOKENS, BLOCK_ENTRIES)
 
 
 def _within(block: slice, local_C: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,13 @@ pairs), M those of them that this rank predicts, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from nemotron_dpo.policy.device import device
+from nemotron_dpo.policy.device import to_device
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,27 @@ def pack_row(
         positions.append(np.zeros(padding))
     arrays = [_joined(parts) for parts in (ids, positions, predictors, targets, responses)]
     share = None if cut.size == 1 else _share(cut, start + padding, arrays[2])
-    tensors = [_tensor(array) for array in arrays]
+    tensors = [to_device(array) for array in arrays]
     return PackedRow(*tensors, segments=tuple(segments), num_pairs=len(prompts), share=share)
+
+
+def causal_runs(row: PackedRow) -> Iterator[tuple[int, slice, tuple[slice, ...]]]:
+    """Each run of held tokens: where it begins in L, its tokens in S, and its keys in S, of which the last are its own."""
+    held = 0
+    for chunk in row.chunks:
+        for pair in row.segments:
+            for tokens, keys in causal_parts(pair, chunk):
+                yield held, tokens, keys
+                held += tokens.stop - tokens.start
+
+
+def causal_parts(pair: Segment, chunk: slice) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """What of a pair is in `chunk`: prompt and chosen response behind one another, the rejected one after the prompt."""
+    for first, last in ((pair.prompt, pair.rejected), (pair.rejected, pair.end)):
+        start, stop = max(first, chunk.start), min(last, chunk.stop)
+        if start < stop:
+            before = () if first == pair.prompt else (slice(pair.prompt, pair.chosen),)
+            yield slice(start, stop), (*before, slice(first, stop))
 
 
 def _share(cut: Cut, num_tokens: int, predictors_R: np.ndarray) -> Share:
@@ -142,13 +161,9 @@ def _share(cut: Cut, num_tokens: int, predictors_R: np.ndarray) -> Share:
     local_R = order_S[predictors_R] - mine.start
     held_M = np.flatnonzero((local_R >= 0) & (local_R < 2 * chunk))
     early, late = (slice(start, start + chunk) for start in starts[cut.rank])
-    tensors = [_tensor(array) for array in (places[mine], order_S, held_M, local_R[held_M])]
+    tensors = [to_device(array) for array in (places[mine], order_S, held_M, local_R[held_M])]
     return Share((early, late), *tensors)
 
 
 def _joined(parts: list) -> np.ndarray:
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(device())

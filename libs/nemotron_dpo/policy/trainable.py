@@ -110,7 +110,7 @@ def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callabl
         # over context-parallel ranks too, of which each has all pairs' losses and its own tokens' part of the gradients
         total, sums = loss(batch, logps_R)
         num_pairs = batch.row.num_pairs if parallel_state.get_context_parallel_rank() == 0 else 0
-        return total, torch.tensor(num_pairs, dtype=torch.int, device=total.device), sums
+        return total, torch.full((), num_pairs, dtype=torch.int, device=total.device), sums
 
     return model(batch.row), counted
 

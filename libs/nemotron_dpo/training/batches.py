@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.cost import balanced, pair_flops
-from nemotron_dpo.policy.device import device
+from nemotron_dpo.policy.device import device, to_device
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow, pack_row
 from nemotron_dpo.preferences.packing import pack
@@ -64,5 +64,5 @@ def _batch(pairs: Pairs, members: list[int]) -> PairBatch:
         ref = torch.zeros(len(row.targets_R), device=device())
     else:
         parts = [side for i in members for side in (pairs.ref_chosen[i], pairs.ref_rejected[i])]
-        ref = torch.from_numpy(np.concatenate(parts)).to(device())
+        ref = to_device(np.concatenate(parts))
     return PairBatch(row, ref, tuple(members))

@@ -16,6 +16,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective import metrics
 from nemotron_dpo.objective.dpo import Objective, pair_losses, responses
 from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.device import peak_memory
 from nemotron_dpo.policy.trainable import Loss, TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batch_indices, batches_per_epoch
@@ -24,6 +25,7 @@ from nemotron_dpo.training.batches import Packing, PairBatch, micro_batches, sha
 from nemotron_dpo.training.stopping import Stop
 
 Record = dict[str, float]
+_Finite = tuple[tuple[int, ...], Tensor]  # pairs of a micro batch, and whether the loss of each is finite
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: 
     rows = batch_indices(step - 1, len(data), settings.batch_size, seed=settings.seed, shuffle=settings.shuffle).tolist()
     mine = share(policy.model, data, rows)
     batches = micro_batches(data, mine, settings.packing)
-    suspects: list[int] = []
+    suspects: list[_Finite] = []
     total = _total(policy.accumulate(batches, _loss(settings.objective, suspects)))
     values = metrics.means(total, settings.objective)
     guards.check_finite(step, values, _lines(data, suspects))
@@ -119,6 +121,7 @@ def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: 
         "timing/train/total_step_time": seconds,
         "timing/train/pairs_per_sec": len(rows) / seconds,
         "timing/train/valid_tokens_per_sec_per_gpu": values["global_valid_toks"] / seconds / parallel.world_size(),
+        **peak_memory(),
     }
 
 
@@ -137,14 +140,13 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
         }
 
 
-def _loss(objective: Objective, suspects: list[int]) -> Loss:
-    """The loss of a packed row; rows of pairs whose loss is not finite are added to `suspects`."""
+def _loss(objective: Objective, suspects: list[_Finite]) -> Loss:
+    """The loss of a packed row; `suspects` gets its pairs, and which of their losses are finite."""
 
     def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, Tensor]:
         sides = responses(logps_R, batch.ref_logps_R, batch.row.response_R, batch.row.num_pairs)
         losses = pair_losses(objective, sides)
-        finite = torch.isfinite(losses.loss.detach()).tolist()
-        suspects.extend(pair for pair, fine in zip(batch.pairs, finite, strict=True) if not fine)
+        suspects.append((batch.pairs, torch.isfinite(losses.loss.detach())))  # read later: a GPU would be waited for
         return losses.loss.sum(), metrics.sums(losses, sides)
 
     return loss
@@ -156,7 +158,8 @@ def _total(sums: Sequence[Tensor]) -> Tensor:
     return parallel.sum_over_job(mine)
 
 
-def _lines(data: Pairs, suspects: Sequence[int]) -> list[int]:
-    """Lines of the original input that the suspect rows of all ranks came from."""
-    everyone = {row for part in parallel.gather(list(suspects)) for row in part}
+def _lines(data: Pairs, suspects: Sequence[_Finite]) -> list[int]:
+    """Lines of the original input that pairs of all ranks came from whose loss is not finite."""
+    mine = [pair for pairs, finite in suspects for pair, fine in zip(pairs, finite.tolist(), strict=True) if not fine]
+    everyone = {row for part in parallel.gather(mine) for row in part}
     return sorted(int(data.source_lines[row]) for row in everyone)

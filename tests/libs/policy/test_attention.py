@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 
-from nemotron_dpo.policy.attention import SHORT, flex_attention, segment_attention
+from nemotron_dpo.policy import flash_attention
+from nemotron_dpo.policy.attention import SHORT, segment_attention
+from nemotron_dpo.policy.flash_attention import run_attention
 from nemotron_dpo.policy.rows import Cut, PackedRow
 from nemotron_dpo.policy.segment_attention import BLOCK
 from policy_rows import packed
@@ -13,14 +18,19 @@ from policy_rows import packed
 HEADS, GROUPS, SIZE = 4, 2, 16
 
 
-def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, scale: float) -> torch.Tensor:
-    """Softmax over an explicit [S, S] mask: same pair, not later, and no rejected token sees a chosen one."""
+def visible_by_the_rule(row: PackedRow) -> torch.Tensor:
     total = len(row.input_ids_S)
     mask = torch.zeros(total, total, dtype=torch.bool)
     for s in row.segments:
         for i in range(s.prompt, s.end):
             for j in range(s.prompt, i + 1):
                 mask[i, j] = not (i >= s.rejected and s.chosen <= j < s.rejected)
+    return mask
+
+
+def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow, scale: float) -> torch.Tensor:
+    """Softmax over an explicit [S, S] mask: same pair, not later, and no rejected token sees a chosen one."""
+    mask = visible_by_the_rule(row)
     k, v = (x.repeat_interleave(HEADS // GROUPS, dim=2) for x in (k, v))
     scores = torch.einsum("ibhd,jbhd->hij", q, k) * scale
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
@@ -37,14 +47,15 @@ def random_inputs(row: PackedRow) -> list[torch.Tensor]:
     return [torch.randn(len(row.input_ids_S), 1, n, SIZE, requires_grad=True) for n in (HEADS, GROUPS, GROUPS)]
 
 
+@pytest.mark.parametrize("attend", [segment_attention, run_attention])
 @pytest.mark.parametrize("lengths", [*LENGTHS, LONG, EDGE])
-def test_segment_attention_and_its_gradient_follow_the_rule(lengths: tuple[tuple[int, int, int], ...]) -> None:
+def test_values_and_gradients_follow_the_rule(attend: Any, lengths: tuple[tuple[int, int, int], ...]) -> None:
     row = packed(*lengths)
     q, k, v = random_inputs(row)
     weight = torch.randn(len(row.input_ids_S), 1, HEADS * SIZE)
     expected = dense(q, k, v, row, 0.25)
     wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
-    got = segment_attention(q, k, v, row, 0.25)
+    got = attend(q, k, v, row, 0.25)
     assert torch.allclose(got, expected, atol=1e-5)
     for ours, theirs in zip(torch.autograd.grad((got * weight).sum(), (q, k, v)), wanted, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
@@ -61,13 +72,23 @@ def test_bfloat16_is_rounded_at_the_end_alone() -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_flex_attention_follows_the_same_rule(lengths: tuple[tuple[int, int, int], ...]) -> None:
-    row = packed(*lengths)
-    q, k, v = (x.detach() for x in random_inputs(row))  # FlexAttention has no backward on a CPU
-    assert torch.allclose(flex_attention(q, k, v, row, 0.25), dense(q, k, v, row, 0.25), atol=1e-5)
+@pytest.mark.parametrize("size", [1, 2])
+def test_flash_attention_is_given_every_key_that_is_seen(size: int, lengths: tuple) -> None:
+    """Of each run the last query sees all keys, and each before it one less."""
+    for rank in range(size):
+        row = packed(*lengths, cut=Cut(rank, size))
+        held = torch.arange(row.num_tokens) if row.share is None else row.share.tokens_L
+        places, (queries, keys, most_queries, most_keys) = flash_attention._plan(row)
+        seen = torch.zeros(len(held), row.num_tokens, dtype=torch.bool)
+        for (first, last), (start, stop) in zip(pairwise(queries.tolist()), pairwise(keys.tolist()), strict=True):
+            assert last - first <= most_queries
+            assert stop - start <= most_keys
+            for query in range(first, last):
+                seen[query, places[start : stop - (last - 1 - query)]] = True
+        assert torch.equal(seen, visible_by_the_rule(row)[held])
 
 
-@pytest.mark.parametrize("attend", [segment_attention, flex_attention])
+@pytest.mark.parametrize("attend", [segment_attention, run_attention])
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("size", [2, 3])
 def test_context_parallel_ranks_attend_for_their_own_tokens(attend, size: int, lengths: tuple) -> None:
