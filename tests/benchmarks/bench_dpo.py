@@ -85,7 +85,7 @@ def _compare(case: Case, options: argparse.Namespace, scratch: Path) -> None:
         _ratio("pairs/s over a sweep of 3 betas", [b.wall / a.wall for a, b in sweeps])
     limit = statistics.median(rates)
     _ratio("matrix products, GFLOP/s", [rate / 1e9 for rate in rates])
-    _ratio("training stage, share of the matrix-product limit", [_model_flops(case) / seconds / limit for _, seconds in ours])
+    _ratio("training stage, share of the matrix-product limit", [model_flops(case) / seconds / limit for _, seconds in ours])
     _ratio("training stage, seconds", [seconds for _, seconds in ours])
 
 
@@ -154,7 +154,7 @@ def _gemm_rate(precision: str) -> float:
     return done / seconds
 
 
-def _model_flops(case: Case) -> float:
+def model_flops(case: Case) -> float:
     """Matrix-product FLOPs that training on the case needs: layers on every packed token, the output layer on responses.
 
     Forward and backward, 6 a weight and token; attention scores are counted as causal, half the square.

@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-# hidden, feed-forward, layers, heads, key/value heads, vocabulary; the last two are the shapes of SmolLM2
+# hidden, feed-forward, layers, heads, key/value heads, vocabulary; the last three are the shapes of SmolLM2 and Llama-3.2
 SIZES = {
     "1M": (128, 384, 4, 4, 2, 1024),
     "10M": (256, 768, 8, 4, 2, 8192),
     "50M": (448, 1216, 16, 7, 7, 16384),
     "135M": (576, 1536, 30, 9, 3, 49152),
     "360M": (960, 2560, 32, 15, 5, 49152),
+    "1B": (2048, 8192, 16, 32, 8, 128256),
 }
 
 

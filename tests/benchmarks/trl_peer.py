@@ -31,7 +31,7 @@ def main() -> None:
     import datasets  # pyright: ignore[reportMissingImports]
     import torch
     import trl  # pyright: ignore[reportMissingImports]
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     datasets.disable_progress_bars()
     datasets.disable_caching()
@@ -39,7 +39,7 @@ def main() -> None:
         rows = [json.loads(line) for line in file]
     arguments = trl.DPOConfig(
         output_dir=options.output,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=options.precision == "bfloat16",
         per_device_train_batch_size=options.micro_batch,
         gradient_accumulation_steps=options.batch // options.micro_batch,
@@ -61,12 +61,25 @@ def main() -> None:
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(options.policy),
     )
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     trainer.save_model(options.output)
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    print(json.dumps({"training_seconds": seconds, "losses": losses}))
+    result = {"training_seconds": seconds, "losses": losses}
+    result["step_seconds"] = [end - begin for begin, end in zip([started, *ends], ends, strict=False)]
+    if torch.cuda.is_available():
+        result["max_allocated_bytes"] = torch.cuda.max_memory_allocated()
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
