@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,6 +62,8 @@ _BRIDGE = """megatron-bridge==0.3.1 transformers==4.57.6 huggingface_hub==0.36.2
 antlr4-python3-runtime==4.9.3 omegaconf==2.3.1 rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 six==1.17.0
 regex==2026.11.15 einops==0.8.2 requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.18 charset-normalizer==3.5.2"""
 
+_TRITON = "triton==3.9.0"
+
 
 @functools.cache
 def megatron_bridge() -> Path:
@@ -68,12 +71,25 @@ def megatron_bridge() -> Path:
     installed = version("megatron-core")
     if not installed.startswith("0.16."):
         pytest.skip(f"Megatron-Bridge 0.3.1 is for megatron-core 0.16, not {installed}")
-    target = cache_folder() / f"megatron-bridge-0.3.1-py{sys.version_info.major}{sys.version_info.minor}"
+    return _packages("megatron-bridge-0.3.1", _BRIDGE.split())
+
+
+@functools.cache
+def triton() -> Path:
+    """A folder for PYTHONPATH under which this interpreter imports Triton, which torch brings along only for GPUs."""
+    if sys.platform != "linux":
+        pytest.skip("Triton's wheels are for Linux")
+    return _packages(_TRITON.replace("==", "-"), [_TRITON])
+
+
+def _packages(name: str, requirements: Sequence[str]) -> Path:
+    """A folder with these packages and nothing that they require, for this interpreter."""
+    target = cache_folder() / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/packages"]
-            _run([*pip, *_BRIDGE.split()], None)
+            _run([*pip, *requirements], None)
             with contextlib.suppress(OSError):  # another process was first
                 Path(scratch, "packages").rename(target)
     return target

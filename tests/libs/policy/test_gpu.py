@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import small
+from kernel_checks import CHECKS, TOLERANCE, off
 from nemotron_dpo.policy.attention import segment_attention
 from nemotron_dpo.policy.flash_attention import flash_attention, run_attention
 from nemotron_dpo.policy.gradients import add_product, add_rows
@@ -23,13 +23,6 @@ from programs import check, losses
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 DTYPES = [torch.float32, torch.bfloat16]
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-
-
-def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """How far `ours` is from `theirs`, relative to these."""
-    difference = (ours.cpu().float() - theirs.cpu().float()).norm()
-    return float(difference.detach() / theirs.detach().cpu().float().norm())
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -42,40 +35,10 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [24, 2048, 5000])
-def test_swiglu(size: int, dtype: torch.dtype) -> None:
-    x, slope = draw(300, 1, 2 * size, dtype=dtype), draw(300, 1, size, dtype=dtype)
-    assert layers.serve(x)
-    wide = x.float().requires_grad_()
-    gate, up = wide.chunk(2, -1)
-    expected = F.silu(gate) * up
-    assert off(layers.swiglu(x), expected) < TOLERANCE[dtype]
-    (wanted,) = torch.autograd.grad(expected, wide, slope.float())
-    assert off(layers.swiglu_backward(x, slope), wanted) < TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [24, 2048, 5000])
-def test_rms_norm(size: int, dtype: torch.dtype) -> None:
-    x, gain, slope = draw(1100, 1, size, dtype=dtype), draw(size), draw(1100, 1, size, dtype=dtype)
-    wide, wide_gain = x.float().requires_grad_(), gain.clone().requires_grad_()
-    expected = F.rms_norm(wide, (size,), wide_gain, 1e-5)
-    got, scales = layers.rms_norm(x, gain, 1e-5)
-    assert off(got, expected) < TOLERANCE[dtype]
-    wanted = torch.autograd.grad(expected, (wide, wide_gain), slope.float())
-    for ours, theirs in zip(layers.rms_norm_backward(x, gain, scales, slope), wanted, strict=True):
-        assert off(ours, theirs) < TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "size", "turned"), [(32, 64, 64), (3, 16, 8), (5, 96, 96)])
-def test_rotate(heads: int, size: int, turned: int, dtype: torch.dtype) -> None:
-    x = draw(300, 1, heads, 2 * size, dtype=dtype)[..., :size]  # a view, as of queries, keys and values together
-    cosines, sines = draw(300, 1, 1, turned, dtype=dtype), draw(300, 1, 1, turned, dtype=dtype)
-    part = x[..., :turned].float()
-    expected = part * cosines.float() - part.roll(turned // 2, -1) * sines.float()
-    expected = torch.cat((expected, x[..., turned:].float()), -1)
-    assert off(layers.rotate(x, cosines, sines, -1), expected) < TOLERANCE[dtype]
+@pytest.mark.parametrize("size", [24, 64, 2048, 5000])
+@pytest.mark.parametrize("agrees", CHECKS)
+def test_kernels(agrees: Any, size: int, dtype: torch.dtype) -> None:
+    agrees(layers, "cuda", dtype, size)
 
 
 @pytest.mark.parametrize(("attend", "dtype"), [(flash_attention, torch.bfloat16), (run_attention, torch.float32)])

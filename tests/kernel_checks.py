@@ -1,0 +1,116 @@
+"""The kernels for GPUs against torch in float32, on a GPU or, as a program with TRITON_INTERPRET=1, by Triton's interpreter.
+
+As a program it names each kernel that agrees, or without that setting each that it could compile: Triton decides when it is
+imported whether it interprets.
+"""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def swiglu(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
+    """[..., 2 * size] -> [..., size], both ways."""
+    x, slope = _draw(70, 1, 2 * size, device=device, dtype=dtype), _draw(70, 1, size, device=device, dtype=dtype)
+    wide = x.float().requires_grad_()
+    gate, up = wide.chunk(2, -1)
+    expected = F.silu(gate) * up
+    agree(kernels.swiglu(x), expected, dtype)
+    agree(kernels.swiglu_backward(x, slope), torch.autograd.grad(expected, wide, slope.float())[0], dtype)
+
+
+def rms_norm(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
+    """More tokens than programs, both ways."""
+    x, slope = (_draw(300, 1, size, device=device, dtype=dtype) for _ in range(2))
+    gain = _draw(size, device=device)
+    wide, wide_gain = x.float().requires_grad_(), gain.clone().requires_grad_()
+    expected = F.rms_norm(wide, (size,), wide_gain, 1e-5)
+    got, scales = kernels.rms_norm(x, gain, 1e-5)
+    agree(got, expected, dtype)
+    wanted = torch.autograd.grad(expected, (wide, wide_gain), slope.float())
+    for ours, theirs in zip(kernels.rms_norm_backward(x, gain, scales, slope), wanted, strict=True):
+        agree(ours, theirs, dtype)
+
+
+def rotate(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
+    """All of a head and a part of it."""
+    size = min(size, 96)  # of heads
+    for turned, heads in ((size, 3), (size // 4 * 2, 32)):
+        x = _draw(5, 1, heads, 2 * size, device=device, dtype=dtype)[..., :size]  # a view, as of queries, keys and values
+        cosines, sines = (_draw(5, 1, 1, turned, device=device, dtype=dtype) for _ in range(2))
+        part = x[..., :turned].float()
+        expected = part * cosines.float() - part.roll(turned // 2, -1) * sines.float()
+        agree(kernels.rotate(x, cosines, sines, -1), torch.cat((expected, x[..., turned:].float()), -1), dtype)
+
+
+def log_sum_exp(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
+    """Of fewer entries than a program reads at once, and of more."""
+    for entries in (size, 9000):
+        logits = _draw(9, entries, device=device, dtype=dtype) * 10
+        agree(kernels.log_sum_exp(logits), torch.logsumexp(logits.float(), 1), torch.float32)
+
+
+def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+    """Stop unless `ours` is as near `theirs` as roundings to `dtype` leave it."""
+    assert off(ours, theirs) < TOLERANCE[dtype]
+
+
+def off(ours: Tensor, theirs: Tensor) -> float:
+    """How far `ours` is from `theirs`, relative to these."""
+    wide, wanted = (x.detach().cpu().float() for x in (ours, theirs))
+    return float((wide - wanted).norm() / wanted.norm())
+
+
+def _draw(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, device=device).to(dtype)
+
+
+CHECKS = (swiglu, rms_norm, rotate, log_sum_exp)
+
+
+# what a kernel is given by which name; the rest are integers, and capitals are constants
+_TYPES = {"gain scales parts": "*fp32", "x grad out logits cosines sines": "*bf16", "eps direction": "fp32"}
+_CONSTANTS = {"BLOCK": 1024, "HEADS": 4, "HALF": 16, "REST": 8}
+
+
+def compile_for_gpu(name: str, kernel: Any) -> None:
+    """Compile a kernel to machine code of an H100, which takes no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    types = {word: kind for words, kind in _TYPES.items() for word in words.split()}
+    names = kernel.arg_names
+    signature = {arg: "constexpr" if arg.isupper() else types.get(arg, "i32") for arg in names}
+    constants = {(names.index(arg),): value for arg, value in _CONSTANTS.items() if arg in names}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"], name
+
+
+def main() -> None:
+    """By the interpreter all kernels in both precisions; without it all are compiled."""
+    from nemotron_dpo.policy.kernels import gpu_layers
+
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        kernels = {name: value for name, value in vars(gpu_layers).items() if hasattr(value, "arg_names")}
+        for name, kernel in kernels.items():
+            compile_for_gpu(name, kernel)
+            print(name)
+        return
+    for dtype in TOLERANCE:
+        for check in CHECKS:
+            torch.manual_seed(0)
+            check(gpu_layers, "cpu", dtype, 36)
+            print(check.__name__)
+
+
+if __name__ == "__main__":
+    main()
