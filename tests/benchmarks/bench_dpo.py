@@ -54,9 +54,8 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as scratch:
                     data = Path(scratch) / "pairs.jsonl"
                     counts = workloads.write(kind, options.hh, options.pairs, length, tokenizer, data)
-                    case = Case(
-                        data, options.policy, counts, precision, length, options.batch, options.micro_batch, options.epochs
-                    )
+                    micro_batch = max(1, options.micro_batch * 512 // length)
+                    case = Case(data, options.policy, counts, precision, length, options.batch, micro_batch, options.epochs)
                     print(f"\n{kind}, length {length}, {precision}: {counts}", flush=True)
                     _compare(case, options, Path(scratch))
 
@@ -180,7 +179,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument(
-        "--micro-batch", type=int, default=2, help="pairs in a forward pass; ours: that many x 2 x length tokens"
+        "--micro-batch", type=int, default=4, help="pairs of 512 tokens in a forward pass, fewer if longer; ours: their tokens"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="of ours, without --peer: the share is that of the last one")
