@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +82,9 @@ def _compare(case: Case, options: argparse.Namespace, scratch: Path) -> None:
         _ratio("peak memory", [a.peak / b.peak for (a, _), b in zip(ours, theirs, strict=True)])
     if sweeps:
         _ratio("pairs/s over a sweep of 3 betas", [b.wall / a.wall for a, b in sweeps])
-    limit = statistics.median(rates)
+    limit, flops = statistics.median(rates), model_flops(case.policy, case.counts)
     _ratio("matrix products, GFLOP/s", [rate / 1e9 for rate in rates])
-    _ratio("training stage, share of the matrix-product limit", [model_flops(case) / seconds / limit for _, seconds in ours])
+    _ratio("training stage, share of the matrix-product limit", [flops / seconds / limit for _, seconds in ours])
     _ratio("training stage, seconds", [seconds for _, seconds in ours])
 
 
@@ -153,19 +153,20 @@ def _gemm_rate(precision: str) -> float:
     return done / seconds
 
 
-def model_flops(case: Case) -> float:
-    """Matrix-product FLOPs that training on the case needs: layers on every packed token, the output layer on responses.
+def model_flops(policy: Path, counts: Mapping[str, int]) -> float:
+    """Matrix-product FLOPs that training needs: layers on every packed token, the output layer on responses.
 
-    Forward and backward, 6 a weight and token; attention scores are counted as causal, half the square.
+    Forward and backward, 6 a weight and token; attention scores are counted as causal, half the square. `counts`
+    are workloads.write's.
     """
-    config = json.loads((case.policy / "config.json").read_text())
+    config = json.loads((policy / "config.json").read_text())
     hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
     groups = config["num_key_value_heads"]
     layer = hidden * head * (2 * heads + 2 * groups) + 3 * hidden * config["intermediate_size"]
-    tokens, pairs = case.counts["unique_tokens"], case.counts["pairs"]
-    attention = 6 * 2 * heads * head * layers * tokens * (case.counts["sequence_tokens"] / pairs / 2) / 2
-    return 6.0 * (layers * layer * tokens + hidden * config["vocab_size"] * case.counts["response_tokens"]) + attention
+    tokens, pairs = counts["unique_tokens"], counts["pairs"]
+    attention = 6 * 2 * heads * head * layers * tokens * (counts["sequence_tokens"] / pairs / 2) / 2
+    return 6.0 * (layers * layer * tokens + hidden * config["vocab_size"] * counts["response_tokens"]) + attention
 
 
 def _options() -> argparse.Namespace:

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import workloads
-from bench_dpo import Case, model_flops
+from bench_dpo import model_flops
 from processes import took
 
 LENGTH = 1024
@@ -51,7 +51,7 @@ def _compare(kind: str, policy: Path, folder: Path, options: argparse.Namespace)
     print(f"{kind}: {counts}", flush=True)
     if options.peer:
         _report("TRL", options.batch / _trl(data, policy, folder, options), "with its online reference")
-    training, flops = _ours(data, policy, folder, options), model_flops(Case(data, policy, counts, "bfloat16", LENGTH, 0, 0, 1))
+    training, flops = _ours(data, policy, folder, options), model_flops(policy, counts)
     _report("ours", options.batch / training, f"training, {flops / options.steps / training / 1e12:.0f} TFLOP/s of the model")
     scoring = _scoring_rate(data, policy, folder, options)
     _report("ours", scoring, "scoring")
