@@ -24,8 +24,7 @@ import workloads
 from bench_dpo import model_flops
 from processes import took
 
-LENGTH = 1024
-SCORED = 4096  # pairs, where the scoring pass is timed
+SCORED = 4_000_000  # tokens, where the scoring pass is timed
 
 
 def main() -> None:
@@ -47,13 +46,14 @@ def _compare(kind: str, policy: Path, folder: Path, options: argparse.Namespace)
     from transformers import AutoTokenizer
 
     data, num_pairs = folder / "pairs.jsonl", options.batch * options.steps
-    counts = workloads.write(kind, options.hh, num_pairs, LENGTH, AutoTokenizer.from_pretrained(options.tokenizer), data)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    counts = workloads.write(kind, options.hh, num_pairs, options.length, tokenizer, data)
     print(f"{kind}: {counts}", flush=True)
     if options.peer:
         _report("TRL", options.batch / _trl(data, policy, folder, options), "with its online reference")
     training, flops = _ours(data, policy, folder, options), model_flops(policy, counts)
     _report("ours", options.batch / training, f"training, {flops / options.steps / training / 1e12:.0f} TFLOP/s of the model")
-    scoring = _scoring_rate(data, policy, folder, options)
+    scoring = _scoring_rate(data, policy, folder, counts["unique_tokens"], options)
     _report("ours", scoring, "scoring")
     _report("ours", 1 / (training / options.batch + 1 / scoring), "both")
 
@@ -61,12 +61,12 @@ def _compare(kind: str, policy: Path, folder: Path, options: argparse.Namespace)
 def _ours(data: Path, policy: Path, folder: Path, options: argparse.Namespace) -> float:
     """Seconds of a training step."""
     pairs, scored, run = folder / "pairs.arrow", folder / "scored.arrow", folder / "run"
-    took("preference-tokenize", data, "-o", pairs, "--tokenizer", policy, "--max-length", LENGTH)
+    took("preference-tokenize", data, "-o", pairs, "--tokenizer", policy, "--max-length", options.length)
     whole = took("ref-logprobs", pairs, "-o", scored, "--policy", policy)
     settings = [
         f"policy.train_global_batch_size={options.batch}",
-        f"policy.max_total_sequence_length={LENGTH}",
-        f"policy.sequence_packing.train_mb_tokens={2 * options.micro_batch * LENGTH}",
+        f"policy.max_total_sequence_length={options.length}",
+        f"policy.sequence_packing.train_mb_tokens={2 * options.micro_batch * options.length}",
         "policy.optimizer.lr=1e-6",
         "policy.scheduler.warmup_steps=0",
         "dpo.max_num_epochs=1",
@@ -80,14 +80,14 @@ def _ours(data: Path, policy: Path, folder: Path, options: argparse.Namespace) -
     return _steady([record["timing/train/total_step_time"] for record in steps])
 
 
-def _scoring_rate(data: Path, policy: Path, folder: Path, options: argparse.Namespace) -> float:
-    """Pairs/s of ref-logprobs after its start: the pairs so often that it takes a while, against once."""
-    rows, times = data.read_text(), max(2, SCORED // (options.batch * options.steps))
+def _scoring_rate(data: Path, policy: Path, folder: Path, num_tokens: int, options: argparse.Namespace) -> float:
+    """Pairs/s of ref-logprobs after its start: the pairs, of `num_tokens`, so often that it takes a while, against once."""
+    rows, times = data.read_text(), max(2, SCORED // num_tokens)
     seconds = []
     for count in (1, times):
         source, pairs = folder / "some.jsonl", folder / "some.arrow"
         source.write_text(rows * count)
-        took("preference-tokenize", source, "-o", pairs, "--tokenizer", policy, "--max-length", LENGTH)
+        took("preference-tokenize", source, "-o", pairs, "--tokenizer", policy, "--max-length", options.length)
         seconds.append(took("ref-logprobs", pairs, "-o", folder / "some-scored.arrow", "--policy", policy).wall)
     return (times - 1) * options.batch * options.steps / (seconds[1] - seconds[0])
 
@@ -96,7 +96,7 @@ def _trl(data: Path, policy: Path, folder: Path, options: argparse.Namespace) ->
     """Seconds of a step of TRL's."""
     script = Path(__file__).with_name("trl_peer.py")
     argv = [options.peer, script, data, policy, folder / "trl", "--batch", options.batch, "--micro-batch", options.micro_batch]
-    argv += ["--length", LENGTH, "--precision", "bfloat16"]
+    argv += ["--length", options.length, "--precision", "bfloat16"]
     done = subprocess.run([str(part) for part in argv], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"TRL failed:\n{done.stderr[-2000:]}")
@@ -140,8 +140,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with Llama 3's, which has the vocabulary")
     parser.add_argument("--peer", help="a Python with torch and trl; without it only ours is measured")
     parser.add_argument("--kind", nargs="+", choices=["hh", "long"], default=["hh", "long"])
+    parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--micro-batch", type=int, default=8, help="pairs in a forward pass; ours: that many x 2 x 1024 tokens")
+    parser.add_argument("--micro-batch", type=int, default=8, help="pairs in a forward pass; ours: their tokens")
     parser.add_argument("--steps", type=int, default=4)
     return parser.parse_args()
 

@@ -99,13 +99,15 @@ def _torchrun(processes: int) -> tuple[str, ...]:
 
 def measured(run_dir: Path) -> list[dict]:
     """All records, without timings and memory."""
-    apart = ("timing", "memory")
-    return [{name: value for name, value in record.items() if not name.startswith(apart)} for record in metrics(run_dir)]
+    return [_repeatable(record) for record in metrics(run_dir)]
 
 
 def info(run_dir: Path) -> dict:
-    content = orjson.loads((run_dir / "checkpoints" / "step_6" / "training_info.json").read_bytes())
-    return {name: value for name, value in content.items() if "timing" not in name}
+    return _repeatable(orjson.loads((run_dir / "checkpoints" / "step_6" / "training_info.json").read_bytes()))
+
+
+def _repeatable(values: dict) -> dict:
+    return {name: value for name, value in values.items() if not name.startswith(("timing", "memory", "val:timing"))}
 
 
 def weights(run_dir: Path) -> dict[str, bytes]:

@@ -1,9 +1,9 @@
 """Log-probs of response tokens without the full logits: by blocks, forward and backward, vocabulary-parallel under TP.
 
-A block of logits, some tokens by some vocabulary entries, fits a CPU's cache: products write and read it there. What is known
-of a block after the forward pass is its share of each token's probability, from which the backward pass, which makes the block
-again, has the gradient of every entry but the target's; that one is known exactly from the log-prob and is added by itself, as
-1 - p must not be made of a rounded p.
+What is known of a block of logits after the forward pass is its share of each token's probability, from which comes the
+gradient of every entry but the target's; that one is known exactly from the log-prob and is added by itself, as 1 - p must not
+be made of a rounded p. `response_logps` makes each block again in the backward pass. Where it is known what the loss makes of
+the log-probs of some pairs, `trained_logps` has their gradients as soon as their logits, and makes none twice.
 
 Legend: R response tokens, C tokens of a chunk, H hidden, V this rank's share of the vocabulary, B entries of a block of it,
 N such blocks. The reduction over the vocabulary is float32 whatever the weights are.
@@ -11,6 +11,7 @@ N such blocks. The reduction over the vocabulary is float32 whatever the weights
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemotron_dpo.policy.gradients import add_product, add_rows
-from nemotron_dpo.policy.kernels import layers as kernels
+from nemotron_dpo.policy.logits import Logits, blocks, chunks
 from nemotron_dpo.policy.workspace import room
 
-CHUNK_TOKENS, BLOCK_ENTRIES = 2048, 2048
-GPU_CHUNK_TOKENS, GPU_BLOCK_ENTRIES = 8192, 16384  # large products; a gradient of weights is read and written once a chunk
+# d loss / d log-prob, float32 [R], at log-probs float32 [R], where a pair's depend on its own log-probs alone
+Slope = Callable[[Tensor], Tensor]
 
 
 def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any = None) -> Tensor:
@@ -35,22 +36,39 @@ def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, grou
     return _ResponseLogps.apply(hidden_RH, weight_VH, targets_R, group)  # type: ignore[return-value]
 
 
+def trained_logps(
+    hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, slope: Slope, parts: Sequence[slice], group: Any = None
+) -> Tensor:
+    """`response_logps` of a loss with that slope, which must be the one that is differentiated, by 1.
+
+    `parts` divide R at the ends of pairs; the logits of one part are held whole, and the slope is asked with 0 for the
+    log-probs of the parts behind it. Gradients of weights are added before the backward pass begins.
+    """
+    return _TrainedLogps.apply(hidden_RH, weight_VH, targets_R, slope, parts, group)  # type: ignore[return-value]
+
+
+def slope_of(loss: Callable[[Tensor], Tensor]) -> Slope:
+    """The slope of a loss that is a sum over pairs, by autograd."""
+
+    def slope(logps_R: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf_R = logps_R.detach().requires_grad_()
+            (slope_R,) = torch.autograd.grad(loss(leaf_R), leaf_R)
+        return slope_R
+
+    return slope
+
+
 class _ResponseLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any) -> Tensor:
-        local_R = targets_R - (dist.get_rank(group) * len(weight_VH) if _is_split(group) else 0)
-        blocks, room_CB = _blocks(weight_VH), _Room(len(targets_R), weight_VH)
-        log_z_NR = torch.empty(len(blocks), len(targets_R), device=hidden_RH.device)
-        target_logit_R = torch.zeros_like(log_z_NR[0])
-        for part in _chunks(len(targets_R), weight_VH):
-            for block, log_z_R in zip(blocks, log_z_NR, strict=True):
-                logits_CB = room_CB.logits(hidden_RH[part], weight_VH[block])
-                place_C1, here_C = _within(block, local_R[part])
-                target_logit_R[part] += logits_CB.at(place_C1) * here_C
-                log_z_R[part] = logits_CB.log_sum_exp()
-        log_z_R = _log_sum_exp_over(torch.logsumexp(log_z_NR, 0), group)
-        logps_R = _all_reduce(target_logit_R, group) - log_z_R
-        ctx.save_for_backward(hidden_RH, local_R, log_z_NR.sub_(log_z_R), logps_R)
+        local_R = _local(targets_R, weight_VH, group)
+        log_share_NR = torch.empty(len(blocks(weight_VH)), len(targets_R), device=hidden_RH.device)
+        logps_R = torch.empty_like(log_share_NR[0])
+        for part in chunks(len(targets_R), weight_VH):
+            logits = Logits(hidden_RH[part], weight_VH, keep=False)
+            logps_R[part], log_share_NR[:, part] = _logps(logits, local_R[part], group)
+        ctx.save_for_backward(hidden_RH, local_R, log_share_NR, logps_R)
         ctx.weight = weight_VH
         return logps_R
 
@@ -59,34 +77,82 @@ class _ResponseLogps(torch.autograd.Function):
         (grad_R,) = grads
         hidden_RH, local_R, log_share_NR, logps_R = ctx.saved_tensors
         weight_VH, grad_hidden_RH = ctx.weight, torch.empty_like(hidden_RH)
-        grad_weight_VH, room_CB = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1]), _Room(len(grad_R), weight_VH)
-        for part in _chunks(len(grad_R), weight_VH):
-            hidden_CH, local_C = hidden_RH[part], local_R[part]
-            of_target_C = -grad_R[part] * logps_R[part].expm1()  # expm1(log p) is p - 1
-            grad_CH = _gradient_from_target(of_target_C, hidden_CH, local_C, weight_VH, grad_weight_VH)
-            for block, log_share_R in zip(_blocks(weight_VH), log_share_NR, strict=True):
-                p_CB = room_CB.logits(hidden_CH, weight_VH[block]).probabilities()
-                _clear_targets(p_CB, *_within(block, local_C))
-                scale_C1 = (-grad_R[part] * log_share_R[part].exp())[:, None]
-                grad_CH.addcmul_(_float_product(p_CB, weight_VH[block]), scale_C1)
-                if grad_weight_VH is not None:  # a policy with adapters does not train it
-                    scaled_CH = room("scaled hidden", *hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
-                    add_product(grad_weight_VH[block], p_CB, torch.mul(hidden_CH, scale_C1, out=scaled_CH))
-            grad_hidden_RH[part] = grad_CH
-        if grad_weight_VH is None or hasattr(weight_VH, "main_grad"):
-            return grad_hidden_RH, None, None, None
-        return grad_hidden_RH, grad_weight_VH.to(weight_VH.dtype), None, None
+        total_VH = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
+        for part in chunks(len(grad_R), weight_VH):
+            hidden_CH = hidden_RH[part]
+            gradients = _Gradients(hidden_CH, weight_VH, local_R[part], total_VH)
+            logits = Logits(hidden_CH, weight_VH, keep=False)
+            grad_hidden_RH[part] = gradients.add(logits, grad_R[part], logps_R[part], log_share_NR[:, part])
+        return grad_hidden_RH, _returned(total_VH, weight_VH), None, None
 
 
-def _gradient_from_target(
-    slope_C: Tensor, hidden_CH: Tensor, local_C: Tensor, weight_VH: Tensor, grad_weight_VH: Tensor | None
-) -> Tensor:
-    """The float32 gradient of `hidden` that comes by the targets' own logits; that of the weight is added to `grad_weight`."""
-    place_C1, here_C = _within(slice(0, len(weight_VH)), local_C)
-    slope_C1 = (slope_C * here_C)[:, None]
-    if grad_weight_VH is not None:
-        add_rows(grad_weight_VH, place_C1.squeeze(1), hidden_CH * slope_C1)
-    return weight_VH[place_C1.squeeze(1)] * slope_C1
+class _TrainedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, slope: Slope, parts: Sequence[slice], group: Any
+    ) -> Tensor:
+        local_R, grad_hidden_RH = _local(targets_R, weight_VH, group), torch.empty_like(hidden_RH)
+        total_VH = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
+        logps_R, slope_R = torch.zeros(2, len(targets_R), device=hidden_RH.device)
+        for part in parts:
+            logits = Logits(hidden_RH[part], weight_VH, keep=True)
+            logps_R[part], log_share_NC = _logps(logits, local_R[part], group)
+            slope_R[part] = slope(logps_R)[part]
+            gradients = _Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH)
+            grad_hidden_RH[part] = gradients.add(logits, slope_R[part], logps_R[part], log_share_NC)
+        ctx.save_for_backward(grad_hidden_RH, slope_R)
+        ctx.grad_weight_VH = _returned(total_VH, weight_VH)
+        return logps_R
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_RH, slope_R = ctx.saved_tensors
+        as_told = slope_R.is_cuda or torch.allclose(
+            grads[0], slope_R, rtol=0, atol=0, equal_nan=True
+        )  # GPUs would be waited for
+        if not as_told:
+            raise RuntimeError("the loss is not the one whose slope was given, or not a sum over pairs")
+        return grad_hidden_RH, ctx.grad_weight_VH, None, None, None, None
+
+
+def _logps(logits: Logits, local_C: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Log-probs [C] of the targets, and the logarithm of each block's share of their tokens' probability [N, C]."""
+    log_z_NC = torch.empty(len(logits.blocks), len(local_C), device=local_C.device)
+    target_logit_C = torch.zeros_like(log_z_NC[0])
+    for index, block in enumerate(logits.blocks):
+        place_C1, here_C = _within(block, local_C)
+        target_logit_C += logits.at(index, place_C1) * here_C
+        log_z_NC[index] = logits.log_sum_exp(index)
+    log_z_C = _log_sum_exp_over(torch.logsumexp(log_z_NC, 0), group)
+    return _all_reduce(target_logit_C, group) - log_z_C, log_z_NC.sub_(log_z_C)
+
+
+class _Gradients:
+    """The gradients that come from the log-probs of one chunk; that of the weight is added to `total_VH`, if there is one."""
+
+    def __init__(self, hidden_CH: Tensor, weight_VH: Tensor, local_C: Tensor, total_VH: Tensor | None) -> None:
+        self._hidden_CH, self._weight_VH, self._local_C, self._total_VH = hidden_CH, weight_VH, local_C, total_VH
+
+    def add(self, logits: Logits, slope_C: Tensor, logps_C: Tensor, log_share_NC: Tensor) -> Tensor:
+        """The gradient of `hidden`, float32 [C, H]; the logits are gone after it."""
+        grad_CH = self._from_target(-slope_C * logps_C.expm1())  # expm1(log p) is p - 1
+        for index, block in enumerate(logits.blocks):
+            p_CB = logits.probabilities(index)
+            _clear_targets(p_CB, *_within(block, self._local_C))
+            scale_C1 = (-slope_C * log_share_NC[index].exp())[:, None]
+            grad_CH.addcmul_(_float_product(p_CB, self._weight_VH[block]), scale_C1)
+            if self._total_VH is not None:  # a policy with adapters does not train it
+                scaled_CH = room("scaled hidden", *self._hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
+                add_product(self._total_VH[block], p_CB, torch.mul(self._hidden_CH, scale_C1, out=scaled_CH))
+        return grad_CH
+
+    def _from_target(self, slope_C: Tensor) -> Tensor:
+        """What comes by the targets' own logits."""
+        place_C1, here_C = _within(slice(0, len(self._weight_VH)), self._local_C)
+        slope_C1, place_C = (slope_C * here_C)[:, None], place_C1.squeeze(1)
+        if self._total_VH is not None:
+            add_rows(self._total_VH, place_C, self._hidden_CH * slope_C1)
+        return self._weight_VH[place_C] * slope_C1
 
 
 def _float_product(p_CB: Tensor, weight_BH: Tensor) -> Tensor:
@@ -102,49 +168,6 @@ def _clear_targets(p_CB: Tensor, place_C1: Tensor, here_C: Tensor) -> None:
     p_CB.view(-1).index_copy_(0, at_C, p_CB.view(-1)[at_C] * ~here_C)
 
 
-class _Room:
-    """Memory for the logits of one block, used for one after the other; what a method returns is valid until the next."""
-
-    def __init__(self, num_tokens: int, weight_VH: Tensor) -> None:
-        tokens, entries = _most(weight_VH)
-        self._most = self._shape = min(num_tokens, tokens), entries
-        self._narrow = room("logits", *self._most, dtype=weight_VH.dtype, device=weight_VH.device)
-
-    def logits(self, hidden_CH: Tensor, weight_BH: Tensor) -> _Room:
-        """Compute hidden @ weight.T, for one of the following to read."""
-        self._shape = (len(hidden_CH), len(weight_BH))
-        torch.mm(hidden_CH, weight_BH.t(), out=self._logits())
-        return self
-
-    def at(self, place_C1: Tensor) -> Tensor:
-        """The logits of one entry of each token, float32 [C]."""
-        return self._logits().gather(1, place_C1).squeeze(1).float()
-
-    def log_sum_exp(self) -> Tensor:
-        """log(sum(exp(logits))) over the block, float32 [C]; the logits are gone after it."""
-        narrow = self._logits()
-        if narrow.is_cuda and kernels.serve(narrow):
-            return kernels.log_sum_exp(narrow)
-        wide = narrow if narrow.dtype is torch.float32 else self._wide().copy_(narrow)
-        first_C = wide[:, 0].clone()
-        return first_C - torch.log_softmax(wide, 1, out=wide)[:, 0]
-
-    def probabilities(self) -> Tensor:
-        """softmax of the logits over the block, computed in float32 and rounded to what the weight is stored in."""
-        narrow = self._logits()
-        return torch.softmax(narrow, 1, out=narrow)
-
-    def _logits(self) -> Tensor:
-        return _shaped(self._narrow, self._shape)
-
-    def _wide(self) -> Tensor:
-        return _shaped(room("logits", *self._most, device=self._narrow.device), self._shape)
-
-
-def _shaped(whole: Tensor, shape: tuple[int, int]) -> Tensor:
-    return whole.flatten()[: shape[0] * shape[1]].view(shape)
-
-
 def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
     """Where the weight's gradient is to be added up."""
     if not is_trained:
@@ -153,20 +176,14 @@ def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
     return torch.zeros_like(weight_VH, dtype=torch.float32) if main_grad is None else main_grad
 
 
-def _chunks(num_tokens: int, weight_VH: Tensor) -> list[slice]:
-    """At least one chunk, be it empty: a rank may hold no response token."""
-    size, _ = _most(weight_VH)
-    return [slice(start, start + size) for start in range(0, max(1, num_tokens), size)]
+def _returned(total_VH: Tensor | None, weight_VH: Tensor) -> Tensor | None:
+    """What autograd is told of the weight's gradient."""
+    return None if total_VH is None or hasattr(weight_VH, "main_grad") else total_VH.to(weight_VH.dtype)
 
 
-def _blocks(weight_VH: Tensor) -> list[slice]:
-    _, size = _most(weight_VH)
-    return [slice(start, min(start + size, len(weight_VH))) for start in range(0, len(weight_VH), size)]
-
-
-def _most(weight_VH: Tensor) -> tuple[int, int]:
-    """Tokens of a chunk and entries of a block."""
-    return (GPU_CHUNK_TOKENS, GPU_BLOCK_ENTRIES) if weight_VH.is_cuda else (CHUNK_TOKENS, BLOCK_ENTRIES)
+def _local(targets_R: Tensor, weight_VH: Tensor, group: Any) -> Tensor:
+    """Targets counted from the first entry of this rank's share of the vocabulary."""
+    return targets_R - (dist.get_rank(group) * len(weight_VH) if _is_split(group) else 0)
 
 
 def _within(block: slice, local_C: Tensor) -> tuple[Tensor, Tensor]:

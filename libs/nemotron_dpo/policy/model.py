@@ -20,9 +20,10 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
-from nemotron_dpo.policy.logprobs import response_logps
+from nemotron_dpo.policy.logits import kept_tokens
+from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
 from nemotron_dpo.policy.rotary import rotate_in_few_passes
-from nemotron_dpo.policy.rows import PackedRow
+from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
 from nemotron_dpo.policy.transformer_config import Recompute, transformer_config
 
 
@@ -32,10 +33,11 @@ class PairPolicy(GPTModel):
     The one override is `forward`: rotary positions come from the row, and the output layer runs on response tokens alone.
     """
 
-    def forward(self, row: PackedRow) -> Tensor:  # type: ignore[override]
+    def forward(self, row: PackedRow, slope: Slope | None = None) -> Tensor:  # type: ignore[override]
         """Log-probs float32 [R] on the last pipeline stage, hidden states [L, 1, H] on the others.
 
-        Under sequence parallelism the hidden states are this rank's part of L.
+        Under sequence parallelism the hidden states are this rank's part of L. With the slope of the loss that is going to be
+        differentiated the output layer has its gradients at once.
         """
         hidden = None
         if self.pre_process:
@@ -47,9 +49,9 @@ class PairPolicy(GPTModel):
             rotary_pos_emb=rotary[row.positions_L],
             packed_seq_params=row,
         )
-        return self._logps(hidden, row) if self.post_process else hidden
+        return self._logps(hidden, row, slope) if self.post_process else hidden
 
-    def _logps(self, hidden: Tensor, row: PackedRow) -> Tensor:
+    def _logps(self, hidden: Tensor, row: PackedRow, slope: Slope | None) -> Tensor:
         """Log-probs [R]: of the tokens predicted here, then of all, where context-parallel ranks predict some each."""
         share, group = row.share, parallel_state.get_tensor_model_parallel_group()
         predictors, targets = row.predictors_R, row.targets_R
@@ -59,9 +61,13 @@ class PairPolicy(GPTModel):
             hidden_MH = gather_from_sequence_parallel_region(hidden)[predictors, 0]
         else:
             hidden_MH = copy_to_tensor_model_parallel_region(hidden[predictors, 0])
-        logps_M = response_logps(hidden_MH, self.output_weight(), targets, group)
+        weight = self.output_weight()
         if share is None:
-            return logps_M
+            parts = None if slope is None else parts_of_pairs(row, kept_tokens(weight))
+            if slope is not None and parts is not None:
+                return trained_logps(hidden_MH, weight, targets, slope, parts, group)
+            return response_logps(hidden_MH, weight, targets, group)
+        logps_M = response_logps(hidden_MH, weight, targets, group)
         spread_R = torch.zeros(len(row.targets_R), device=logps_M.device).index_copy(0, share.held_M, logps_M)
         return reduce_from_tensor_model_parallel_region(spread_R, parallel_state.get_context_parallel_group())
 

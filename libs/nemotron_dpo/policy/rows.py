@@ -133,6 +133,21 @@ def pack_row(
     return PackedRow(*tensors, segments=tuple(segments), num_pairs=len(prompts), share=share)
 
 
+def parts_of_pairs(row: PackedRow, max_tokens: int) -> list[slice] | None:
+    """R in parts of whole pairs, of at most `max_tokens` response tokens each; None where a pair has more."""
+    parts: list[slice] = []
+    end = 0
+    for pair in row.segments[: row.num_pairs]:
+        start, end = end, end + pair.end - pair.chosen
+        if end - start > max_tokens:
+            return None
+        if parts and end - parts[-1].start <= max_tokens:
+            parts[-1] = slice(parts[-1].start, end)
+        else:
+            parts.append(slice(start, end))
+    return parts
+
+
 def causal_runs(row: PackedRow) -> Iterator[tuple[int, slice, tuple[slice, ...]]]:
     """Each run of held tokens: where it begins in L, its tokens in S, and its keys in S, of which the last are its own."""
     held = 0

@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from nemotron_dpo.policy.gradients import accumulate_in_place, skip_collectives_of_one, update_in_one_pass
+from nemotron_dpo.policy.logprobs import slope_of
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow
 
@@ -26,8 +27,9 @@ class MicroBatch(Protocol):
     def row(self) -> PackedRow: ...
 
 
-# (micro batch, log-probs float32 [R]) -> (loss summed over the row's pairs, detached sums to be added up)
-Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+# (micro batch, log-probs float32 [R]) -> (loss summed over the row's pairs, of which a pair's depends on its own log-probs
+# alone; what the caller gets of it). It may be called with the log-probs of some pairs missing, which are 0
+Loss = Callable[[Any, Tensor], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,15 @@ class TrainablePolicy:
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self._ddp.no_sync
 
-    def accumulate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:
-        """Gradients of one global batch, of which `batches` is this rank's part (at least one); its sums, last stage only."""
+    def accumulate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Any]:
+        """Gradients of one global batch, of which `batches` is this rank's part (at least one); what `evaluate` gives."""
         self._ddp.train()
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         return self._schedule(batches, loss, forward_only=False)
 
-    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:
-        """The sums of `batches` (at least one), without gradients; last stage only."""
+    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Any]:
+        """What `loss` gives for `batches` (at least one), without gradients; last stage only."""
         self._ddp.eval()
         with torch.no_grad():
             return self._schedule(batches, loss, forward_only=True)
@@ -82,11 +84,11 @@ class TrainablePolicy:
         _, norm, _ = self.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues] - the base class returns nothing
         return float(norm)
 
-    def _schedule(self, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Tensor]:
+    def _schedule(self, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Any]:
         return run_schedule(self._ddp, batches, loss, forward_only=forward_only)
 
 
-def run_schedule(model: nn.Module, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Tensor]:
+def run_schedule(model: nn.Module, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Any]:
     """Run `batches` through this rank's part of the policy by megatron-core's schedule.
 
     Gives what `loss` returned second for each batch on the pipeline's last stage, nothing on the others.
@@ -102,17 +104,18 @@ def run_schedule(model: nn.Module, batches: Sequence[MicroBatch], loss: Loss, *,
     )
 
 
-def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
+def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Any]]]:
     batch = next(batches)
 
-    def counted(logps_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def counted(logps_R: Tensor) -> tuple[Tensor, Tensor, Any]:
         # megatron-core divides the summed gradients by the global sum of this count: pairs, where it expects tokens. It sums
         # over context-parallel ranks too, of which each has all pairs' losses and its own tokens' part of the gradients
         total, sums = loss(batch, logps_R)
         num_pairs = batch.row.num_pairs if parallel_state.get_context_parallel_rank() == 0 else 0
         return total, torch.full((), num_pairs, dtype=torch.int, device=total.device), sums
 
-    return model(batch.row), counted
+    slope = slope_of(lambda logps_R: loss(batch, logps_R)[0]) if torch.is_grad_enabled() else None
+    return model(batch.row, slope=slope), counted
 
 
 def _optimizer_config(model: PairPolicy, settings: Optimization) -> OptimizerConfig:

@@ -1,10 +1,11 @@
 """What a run costs, from its sizes alone: matrix-product FLOPs, memory of the fullest rank, the largest row that fits.
 
 FLOPs count matrix products only, 2 for each multiplication and addition. One weight and token of a layer costs 2 forward and 4
-backward (2 more where layers are computed again); the output layer runs on response tokens alone and computes its logits again,
-so it costs 8. A query and a key that meet cost 4 a channel of a head forward and 10 backward (scores again, then the gradients
-of values, probabilities, queries and keys). Prompts are counted once a pair. Frozen weights under adapters cost 4, without the
-gradient of the weight. Only the picked experts of a mixture count. Validation, norms, rope and the optimizer do not.
+backward (2 more where layers are computed again); so does the output layer, which runs on response tokens alone, and 2 more
+under context parallelism, where it computes its logits again. A query and a key that meet cost 4 a channel of a head forward
+and 10 backward (scores again, then the gradients of values, probabilities, queries and keys). Prompts are counted once a pair.
+Frozen weights under adapters cost 4, without the gradient of the weight. Only the picked experts of a mixture count.
+Validation, norms, rope and the optimizer do not.
 
 Memory counts, for a rank of the first pipeline stage:
   weights     in the run's precision
@@ -15,8 +16,8 @@ Memory counts, for a rank of the first pipeline stage:
               for what silu makes, which is made again), queries, keys and values, the first product of the feed-forward layer;
               and the most that one layer's backward pass takes beside it; on a CPU half as much again, which lies between them
               in malloc's heap (in use 300 MB, grown by 450 MB, as it keeps what was freed; one figure for all policies)
-  logits      one block of them in float32 and in the weights' precision, and the gradients of its tokens; blocks are taken to
-              be as small as on a CPU: on a GPU they are larger, but gone before a layer's backward pass takes its part
+  logits      those of response tokens, as many as are kept at once, a block of them in float32 and the gradients of its tokens;
+              all tokens of a row are taken to be responses, and blocks to be as small as on a CPU
   base        the interpreter, torch and megatron-core as loaded, measured on a CPU
 Not counted: what saving and loading take beside the weights, buffers of collectives, the imbalance of experts.
 """
@@ -28,7 +29,8 @@ from dataclasses import dataclass, replace
 
 from nemotron_dpo.policy.architecture import Architecture
 
-LOGITS_TOKENS, LOGITS_ENTRIES = 2048, 2048  # of a block of policy.logprobs
+LOGITS_TOKENS, LOGITS_ENTRIES = 4096, 2048  # of a block of policy.logits
+CPU_LOGITS_BYTES, GPU_LOGITS_BYTES = 2**29, 2**31  # that policy.logits keeps at once
 CPU_BASE_BYTES = 400_000_000
 CPU_SPREAD = 1.5  # bytes that the heap grows by for each byte of activations in use, measured
 GPU_BASE_BYTES = 1_500_000_000  # a CUDA context (0.55 GB on an H100) and NCCL besides
@@ -61,7 +63,7 @@ class Sizes:
     `layers` are those of the fullest stage, `in_flight` the rows whose activations it holds at a time. `recomputed` names what
     is computed again: "layer" for whole layers (`unit` of them at a time), else megatron-core's modules. `adapter_rank` None
     trains all weights, otherwise adapters of this rank beside the linear layers in `adapted`. `spread` is how much memory a
-    byte of activations takes.
+    byte of activations takes, `logits_bytes` the most logits that are kept.
     """
 
     precision: str
@@ -83,6 +85,7 @@ class Sizes:
     adapted: frozenset[str] = frozenset()
     base_bytes: int = CPU_BASE_BYTES
     spread: float = CPU_SPREAD
+    logits_bytes: int = CPU_LOGITS_BYTES
 
     @property
     def width(self) -> int:
@@ -132,7 +135,8 @@ def training_flops(shape: Architecture, sizes: Sizes, lengths: Lengths) -> float
     """Of one pair, forward and backward."""
     again = 2 if "layer" in sizes.recomputed else 0
     frozen = sizes.adapter_rank is not None
-    weight, output, meeting = (4, 6, 14) if frozen else (6, 8, 14)
+    weight, meeting = (4 if frozen else 6), 14
+    output = weight if sizes.context == 1 else weight + 2
     return _flops(shape, lengths, weight + again, output, meeting + 2 * again) + 6 * _adapters(shape, sizes) * lengths.pair
 
 
@@ -264,7 +268,7 @@ def _beside(shape: Architecture, sizes: Sizes) -> float:
 
 
 def _logits(shape: Architecture, sizes: Sizes) -> float:
-    """A block of logits, and what the gradient of the tokens in it takes beside it."""
-    tokens, narrow = min(LOGITS_TOKENS, sizes.tokens), sizes.width if sizes.width < _FLOAT else 0
-    entries = min(LOGITS_ENTRIES, shape.vocab_size / sizes.tensor)
-    return tokens * (entries * (_FLOAT + narrow) + shape.hidden_size * (2 * _FLOAT + 2 * sizes.width))
+    """What is kept of logits, a block of them, and what the gradient of the tokens in it takes beside it."""
+    tokens, entries = min(LOGITS_TOKENS, sizes.tokens), shape.vocab_size / sizes.tensor
+    block, gradient = _FLOAT * min(LOGITS_ENTRIES, entries), shape.hidden_size * (2 * _FLOAT + 2 * sizes.width)
+    return min(sizes.tokens * entries * sizes.width, sizes.logits_bytes) + tokens * (block + gradient)

@@ -35,9 +35,10 @@ class Room:
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What a process takes there before it does anything, and how activations lie there."""
-        base = estimate.GPU_BASE_BYTES if self.is_gpu else estimate.CPU_BASE_BYTES
-        return {"base_bytes": base, "spread": 1.0 if self.is_gpu else estimate.CPU_SPREAD}
+        """What a process takes there before it does anything, how activations lie there, and how many logits are kept."""
+        if self.is_gpu:
+            return {"base_bytes": estimate.GPU_BASE_BYTES, "spread": 1.0, "logits_bytes": estimate.GPU_LOGITS_BYTES}
+        return {}  # as Sizes has it
 
 
 def forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:

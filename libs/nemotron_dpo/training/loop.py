@@ -25,7 +25,14 @@ from nemotron_dpo.training.batches import Packing, PairBatch, micro_batches, sha
 from nemotron_dpo.training.stopping import Stop
 
 Record = dict[str, float]
-_Finite = tuple[tuple[int, ...], Tensor]  # pairs of a micro batch, and whether the loss of each is finite
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Of one micro batch: metrics.SUMS, and whether the loss of each pair is finite. Read late: a GPU would be waited for."""
+
+    sums: Tensor
+    finite_P: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,9 @@ def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: 
     rows = batch_indices(step - 1, len(data), settings.batch_size, seed=settings.seed, shuffle=settings.shuffle).tolist()
     mine = share(policy.model, data, rows)
     batches = micro_batches(data, mine, settings.packing)
-    suspects: list[_Finite] = []
-    total = _total(policy.accumulate(batches, _loss(settings.objective, suspects)))
-    values = metrics.means(total, settings.objective)
-    guards.check_finite(step, values, _lines(data, suspects))
+    reports = policy.accumulate(batches, _loss(settings.objective))
+    values = metrics.means(_total(reports), settings.objective)
+    guards.check_finite(step, values, _lines(data, batches, reports))
     if step == 1 and settings.gate_precision and settings.objective.needs_reference:
         guards.check_first_step(values["preference_loss"], settings.gate_precision, settings.objective.beta)
     lr = settings.learning_rates[step - 1]
@@ -131,8 +137,8 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
         rows = list(range(min(limit, len(pairs))))
         mine = share(policy.model, pairs, rows)
         started = time.perf_counter()
-        total = _total(policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective, [])))
-        values = metrics.means(total, settings.objective)
+        reports = policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective))
+        values = metrics.means(_total(reports), settings.objective)
         yield {
             "step": step,
             **{f"validation-{name}/{key}": value for key, value in values.items()},
@@ -140,26 +146,27 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
         }
 
 
-def _loss(objective: Objective, suspects: list[_Finite]) -> Loss:
-    """The loss of a packed row; `suspects` gets its pairs, and which of their losses are finite."""
+def _loss(objective: Objective) -> Loss:
+    """The loss of a packed row, and of it what a step reports."""
 
-    def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, _Report]:
         sides = responses(logps_R, batch.ref_logps_R, batch.row.response_R, batch.row.num_pairs)
         losses = pair_losses(objective, sides)
-        suspects.append((batch.pairs, torch.isfinite(losses.loss.detach())))  # read later: a GPU would be waited for
-        return losses.loss.sum(), metrics.sums(losses, sides)
+        return losses.loss.sum(), _Report(metrics.sums(losses, sides), torch.isfinite(losses.loss.detach()))
 
     return loss
 
 
-def _total(sums: Sequence[Tensor]) -> Tensor:
+def _total(reports: Sequence[_Report]) -> Tensor:
     """Sums of all micro batches of all ranks; ranks before the last pipeline stage have none of their own."""
-    mine = torch.stack(list(sums)).sum(0) if parallel.is_last_stage() else torch.zeros(len(metrics.SUMS), dtype=torch.float64)
-    return parallel.sum_over_job(mine)
+    if parallel.is_last_stage():
+        return parallel.sum_over_job(torch.stack([row.sums for row in reports]).sum(0))
+    return parallel.sum_over_job(torch.zeros(len(metrics.SUMS), dtype=torch.float64))
 
 
-def _lines(data: Pairs, suspects: Sequence[_Finite]) -> list[int]:
+def _lines(data: Pairs, batches: Sequence[PairBatch], reports: Sequence[_Report]) -> list[int]:
     """Lines of the original input that pairs of all ranks came from whose loss is not finite."""
-    mine = [pair for pairs, finite in suspects for pair, fine in zip(pairs, finite.tolist(), strict=True) if not fine]
+    rows = zip(batches, reports, strict=True) if parallel.is_last_stage() else ()
+    mine = [pair for batch, row in rows for pair, fine in zip(batch.pairs, row.finite_P.tolist(), strict=True) if not fine]
     everyone = {row for part in parallel.gather(mine) for row in part}
     return sorted(int(data.source_lines[row]) for row in everyone)

@@ -11,7 +11,8 @@ import torch
 import families
 import small
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.rows import pack_row
+from nemotron_dpo.policy.rows import Cut, pack_row, parts_of_pairs
+from policy_rows import packed
 
 pytestmark = pytest.mark.usefixtures("megatron")
 
@@ -55,16 +56,21 @@ def test_packing_neighbours_do_not_matter(llama: Path) -> None:
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path, at_once: bool) -> None:
     from nemotron_dpo.checkpoint.families import config, rules
     from nemotron_dpo.objective.dpo import Objective, pair_losses, responses
+    from nemotron_dpo.policy.logprobs import slope_of
 
     pairs, beta, sft = small.random_pairs(4, seed=7), 0.3, 0.1
     row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
     ours, theirs = open_float32(llama), small.load_llama(llama)
     ref_R = torch.linspace(-6, -2, len(row.targets_R))
-    sides = responses(ours(row), ref_R, row.response_R, 4)
-    pair_losses(Objective(beta=beta, sft_weight=sft), sides).loss.mean().backward()
+
+    def loss_of(logps_R: torch.Tensor) -> torch.Tensor:
+        return pair_losses(Objective(beta=beta, sft_weight=sft), responses(logps_R, ref_R, row.response_R, 4)).loss.mean()
+
+    loss_of(ours(row, slope=slope_of(loss_of) if at_once else None)).backward()
 
     theirs.zero_grad()
     loss, start = torch.zeros(()), 0
@@ -86,6 +92,17 @@ def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path
             merged = rule.merge(shape, [g for key in rule.hf if (g := expected[key.format(layer)].grad) is not None])
             assert grad is not None
             assert (grad - merged).norm() <= 1e-4 * merged.norm(), rule.megatron
+
+
+def test_response_tokens_are_divided_at_the_ends_of_pairs() -> None:
+    row = packed((9, 2, 2), (1, 3, 3), (5, 1, 1))
+    assert parts_of_pairs(row, 12) == [slice(0, 12)]
+    assert parts_of_pairs(row, 11) == [slice(0, 10), slice(10, 12)]
+    assert parts_of_pairs(row, 9) == [slice(0, 4), slice(4, 12)]
+    assert parts_of_pairs(row, 6) == [slice(0, 4), slice(4, 10), slice(10, 12)]
+    assert parts_of_pairs(row, 5) is None
+    assert parts_of_pairs(packed((3, 1, 1), cut=Cut(tokens_together=8)), 5) == [slice(0, 2)]
+    assert parts_of_pairs(packed(), 5) == []
 
 
 @pytest.mark.parametrize("model_type", sorted(families.FAMILIES))

@@ -48,12 +48,14 @@ def test_flops_of_a_pair() -> None:
     sizes = Sizes("float32", tokens=10)
     layers, scores, output = 2 * LAYER * 10, 2 * 8 * MEETINGS, 32 * 8 * 6
     assert estimate.scoring_flops(SHAPE, LENGTHS) == 2 * layers + 4 * scores + 2 * output
-    assert estimate.training_flops(SHAPE, sizes, LENGTHS) == 6 * layers + 14 * scores + 8 * output
+    assert estimate.training_flops(SHAPE, sizes, LENGTHS) == 6 * layers + 14 * scores + 6 * output
+    parted = replace(sizes, context=2)
+    assert estimate.training_flops(SHAPE, parted, LENGTHS) == 6 * layers + 14 * scores + 8 * output
     again = replace(sizes, recomputed=frozenset({"layer"}))
-    assert estimate.training_flops(SHAPE, again, LENGTHS) == 8 * layers + 18 * scores + 8 * output
+    assert estimate.training_flops(SHAPE, again, LENGTHS) == 8 * layers + 18 * scores + 6 * output
     lora = replace(sizes, adapter_rank=2, adapted=frozenset({"linear_qkv"}))
     adapters = 2 * 2 * (8 + 16)
-    assert estimate.training_flops(SHAPE, lora, LENGTHS) == 4 * layers + 14 * scores + 6 * output + 6 * 10 * adapters
+    assert estimate.training_flops(SHAPE, lora, LENGTHS) == 4 * layers + 14 * scores + 4 * output + 6 * 10 * adapters
 
 
 def test_a_token_of_a_mixture_meets_the_picked_experts_alone() -> None:
@@ -106,6 +108,17 @@ def test_activations_of_a_layer() -> None:
     full = replace(Sizes("float32", tokens=10, spread=1), recomputed=frozenset({"layer"}))
     one, two = (estimate.memory(replace(SHAPE, num_layers=n), full).activations for n in (1, 2))
     assert two - one == 10 * 4 * 8
+
+
+def test_logits_are_kept_as_the_output_layer_keeps_them() -> None:
+    from nemotron_dpo.policy import logits
+
+    assert (estimate.CPU_LOGITS_BYTES, estimate.GPU_LOGITS_BYTES) == (logits.KEPT_BYTES, logits.GPU_KEPT_BYTES)
+    assert (estimate.LOGITS_TOKENS, estimate.LOGITS_ENTRIES) == (logits.KEPT_TOKENS, logits.BLOCK_ENTRIES)
+    few, most = (estimate.memory(SHAPE, Sizes("bfloat16", tokens=10, logits_bytes=size)).logits for size in (100, 600))
+    assert most - few == 500
+    whole = estimate.memory(SHAPE, Sizes("bfloat16", tokens=10)).logits
+    assert whole - few == 10 * SHAPE.vocab_size * 2 - 100
 
 
 def test_largest_row_is_the_last_that_fits() -> None:
