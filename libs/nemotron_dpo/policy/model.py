@@ -62,12 +62,12 @@ class PairPolicy(GPTModel):
         else:
             hidden_MH = copy_to_tensor_model_parallel_region(hidden[predictors, 0])
         weight = self.output_weight()
-        if share is None:
-            parts = None if slope is None else parts_of_pairs(row, kept_tokens(weight))
-            if slope is not None and parts is not None:
-                return trained_logps(hidden_MH, weight, targets, slope, parts, group)
-            return response_logps(hidden_MH, weight, targets, group)
+        parts = None if slope is None or share is not None else parts_of_pairs(row, kept_tokens(weight))
+        if slope is not None and parts is not None:
+            return trained_logps(hidden_MH, weight, targets, slope, parts, group)
         logps_M = response_logps(hidden_MH, weight, targets, group)
+        if share is None:
+            return logps_M
         spread_R = torch.zeros(len(row.targets_R), device=logps_M.device).index_copy(0, share.held_M, logps_M)
         return reduce_from_tensor_model_parallel_region(spread_R, parallel_state.get_context_parallel_group())
 
