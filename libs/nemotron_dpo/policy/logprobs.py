@@ -100,6 +100,7 @@ class _TrainedLogps(torch.autograd.Function):
             slope_R[part] = slope(logps_R)[part]
             gradients = _Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH)
             grad_hidden_RH[part] = gradients.add(logits, slope_R[part], logps_R[part], log_share_NC)
+            del logits  # before the next part's are made, which on a GPU take as much again
         ctx.save_for_backward(grad_hidden_RH, slope_R)
         ctx.grad_weight_VH = _returned(total_VH, weight_VH)
         return logps_R
@@ -107,10 +108,8 @@ class _TrainedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_RH, slope_R = ctx.saved_tensors
-        as_told = slope_R.is_cuda or torch.allclose(
-            grads[0], slope_R, rtol=0, atol=0, equal_nan=True
-        )  # GPUs would be waited for
-        if not as_told:
+        # on CPUs alone: a GPU would be waited for
+        if not (slope_R.is_cuda or torch.allclose(grads[0], slope_R, rtol=0, atol=0, equal_nan=True)):
             raise RuntimeError("the loss is not the one whose slope was given, or not a sum over pairs")
         return grad_hidden_RH, ctx.grad_weight_VH, None, None, None, None
 

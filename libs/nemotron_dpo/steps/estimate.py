@@ -2,10 +2,10 @@
 
 FLOPs count matrix products only, 2 for each multiplication and addition. One weight and token of a layer costs 2 forward and 4
 backward (2 more where layers are computed again); so does the output layer, which runs on response tokens alone, and 2 more
-under context parallelism, where it computes its logits again. A query and a key that meet cost 4 a channel of a head forward
-and 10 backward (scores again, then the gradients of values, probabilities, queries and keys). Prompts are counted once a pair.
-Frozen weights under adapters cost 4, without the gradient of the weight. Only the picked experts of a mixture count.
-Validation, norms, rope and the optimizer do not.
+under context parallelism, where it computes its logits again (as it does for a pair too long, which is not counted). A query
+and a key that meet cost 4 a channel of a head forward and 10 backward (scores again, then the gradients of values,
+probabilities, queries and keys). Prompts are counted once a pair. Frozen weights under adapters cost 4, without the gradient of
+the weight. Only the picked experts of a mixture count. Validation, norms, rope and the optimizer do not.
 
 Memory counts, for a rank of the first pipeline stage:
   weights     in the run's precision
