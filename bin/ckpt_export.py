@@ -21,24 +21,28 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import cli
+from nemotron_dpo import cli, launcher
 
 PROGRAM = "ckpt-export"
 
 
 @click.command(help=__doc__)
-@click.argument("source")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.argument("source", type=cli.PATH)
+@click.option("-o", "--output", required=True, type=cli.PATH, help="Folder to create.")
 @click.option("--to", "form", required=True, type=click.Choice(["megatron", "hf", "peft"]), help="Format to write.")
-@click.option("--hf-model", metavar="ID_OR_DIR", help="HF model that SOURCE, a checkpoint of Megatron-LM, holds.")
+@click.option(
+    "--hf-model", type=cli.PATH, metavar="ID_OR_DIR", help="HF model that SOURCE, a checkpoint of Megatron-LM, holds."
+)
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
 @click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
-def command(source: str, output: Path, form: str, hf_model: str | None, precision: str | None, verify: int) -> None:
+def command(source: str, output: str, form: str, hf_model: str | None, precision: str | None, verify: int) -> None:
     from nemotron_dpo.sources import refuse_existing, resolve_pretrained, resolve_run
 
+    launcher.refuse_job()
     if verify and form == "peft":
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
-    refuse_existing(output)
+    target = Path(output)
+    refuse_existing(target)
     found = resolve_pretrained(source, "megatron_lm", hf_model) if hf_model else resolve_run(source)
     from nemotron_dpo.policy import parallel
 
@@ -46,11 +50,11 @@ def command(source: str, output: Path, form: str, hf_model: str | None, precisio
     try:
         from nemotron_dpo.checkpoint.export import export
 
-        difference = export(found, output, form, precision, verify)
+        difference = export(found, target, form, precision, verify)
     finally:
         parallel.shut_down()
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
-    cli.say(PROGRAM, f"{found.path} -> {output} ({form}){verified}")
+    cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
 
 
 def main() -> NoReturn:

@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from nemotron_dpo import cli, wiring
+from nemotron_dpo import cli, launcher, wiring
+from nemotron_dpo.paths import expand_home
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
@@ -43,34 +45,57 @@ PROGRAM = "dpo-train"
 
 
 @click.command(help=__doc__)
-@click.argument("source", metavar="INPUT")
+@click.argument("source", metavar="INPUT", type=cli.PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
-@click.option("--policy", required=True, metavar="ID_OR_DIR", help="Initial policy: HF id, HF folder or Megatron checkpoint.")
-@click.option("--run-dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of this run.")
+@click.option(
+    "--policy",
+    required=True,
+    type=cli.PATH,
+    metavar="ID_OR_DIR",
+    help="Initial policy: HF id, HF folder or Megatron checkpoint.",
+)
+@click.option("--run-dir", required=True, type=cli.PATH, help="Folder of this run.")
 @click.option("--validation", multiple=True, metavar="[NAME=]INPUT", help="Scored pairs to validate on [NAME: default].")
-@click.option("-c", "--config", metavar="CONFIG", help="YAML file of the run's configuration.")
+@click.option("-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file of the run's configuration.")
 def command(
-    source: str, overrides: tuple[str, ...], policy: str, run_dir: Path, validation: tuple[str, ...], config: str | None
+    source: str, overrides: tuple[str, ...], policy: str, run_dir: str, validation: tuple[str, ...], config: str | None
 ) -> None:
-    from nemotron_dpo.config import load_run
+    from nemotron_dpo.config import load_run, with_home
     from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.training.resume import newest
 
+    launcher.check_job()
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
     run, warnings = load_run(config, overrides)
+    run, folder = with_home(run), Path(run_dir)
     for warning in warnings:
         cli.say(PROGRAM, f"warning: {warning}")
     pretrained = run.checkpointing.pretrained_checkpoint
     found = resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
-    earlier = newest(_checkpoint_dir(run, run_dir))
-    data, reference_is_policy = _open_input(run, source, run_dir, found, is_first=earlier is None)
-    sets = {name: _open(run, Path(path), found)[0] for name, path in map(_named, validation)}
-    settings = wiring.settings(run, data, sets, gate=reference_is_policy)
-    identity = _identity(run, found, data, sets) if earlier or run.checkpointing.save_optimizer else None
-    resumed = _resumed(earlier, identity, len(settings.learning_rates)) if earlier and identity else None
-    if resumed is None or resumed.step < len(settings.learning_rates):
-        _train(run, found, run_dir, data, sets, settings, identity, resumed)
+    files = dict(map(_named, validation))
+    with _held(run, folder):
+        earlier = newest(_checkpoint_dir(run, folder))
+        data, reference_is_policy = _open_input(run, source, folder, found, is_first=earlier is None)
+        sets = {name: _open(run, Path(path), found)[0] for name, path in files.items()}
+        settings = wiring.settings(run, data, sets, gate=reference_is_policy)
+        identity = _identity(run, found, data, sets) if earlier or run.checkpointing.save_optimizer else None
+        resumed = _resumed(earlier, identity, len(settings.learning_rates)) if earlier and identity else None
+        if resumed is None or resumed.step < len(settings.learning_rates):
+            _train(run, found, folder, data, sets, settings, identity, resumed)
+
+
+@contextlib.contextmanager
+def _held(run: RunConfig, run_dir: Path) -> Iterator[None]:
+    """Keep other runs out of the folders that this one writes; the first rank does it for all."""
+    from nemotron_dpo.training.lock import only_run
+
+    own = [Path(run.checkpointing.checkpoint_dir)] if run.checkpointing.checkpoint_dir else []
+    folders = {folder.resolve(): folder for folder in (run_dir, *own)}
+    with contextlib.ExitStack() as held:
+        for folder in folders.values() if cli.is_first_rank() else ():
+            held.enter_context(only_run(folder, functools.partial(cli.say, PROGRAM)))
+        yield
 
 
 def _checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
@@ -79,16 +104,15 @@ def _checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
 
 def _named(argument: str) -> tuple[str, str]:
     name, found, path = argument.partition("=")
-    return (name, path) if found else ("default", argument)
+    return (name, expand_home(path)) if found else ("default", expand_home(argument))
 
 
 def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource, *, is_first: bool) -> tuple[Pairs, bool]:
     """As `_open`; what comes through a pipe is kept, and where a run is resumed must not replace what it began with."""
     from nemotron_dpo.streams import spool
 
-    if source == "-":
-        run_dir.mkdir(parents=True, exist_ok=True)
-    path = spool(source, run_dir / ("input.arrow" if is_first else "input.again.arrow"))
+    kept = run_dir / ("input.arrow" if is_first else "input.again.arrow")
+    path = spool(source, kept)
     try:
         return _open(run, path, policy)
     finally:
@@ -152,7 +176,7 @@ def _train(
 
     checkpoints = _checkpoints(run, run_dir, policy, identity)
     run_dir.mkdir(parents=True, exist_ok=True)
-    parallel.initialize(wiring.layout(run), run.dpo.seed)
+    parallel.initialize(wiring.layout(run), run.dpo.seed, functools.partial(cli.say, PROGRAM))
     try:
         from nemotron_dpo.training.run import train
 
@@ -221,7 +245,7 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
 
 def main() -> NoReturn:
     """Entry point."""
-    cli.run(command, PROGRAM)
+    cli.run(command, PROGRAM, joins_job=True)
 
 
 if __name__ == "__main__":

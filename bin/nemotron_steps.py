@@ -24,7 +24,7 @@ from typing import NoReturn
 import click
 import orjson
 
-from nemotron_dpo import __version__, cli
+from nemotron_dpo import __version__, cli, launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import completion, manifest, profile, text
 from nemotron_dpo.steps.compiled import Request, Run, Say, compile_run
@@ -109,6 +109,7 @@ def show_help(context: click.Context, topic: str | None) -> None:
 @click.option(
     "-c",
     "--config",
+    type=cli.PATH,
     metavar="NAME|PATH",
     shell_complete=_complete_config,
     help="A config of the step, or a YAML file; default: default.",
@@ -178,6 +179,7 @@ def run_step(
     Exit status: 0 done; 1 refused; 2 called wrongly; that of the stage or the job that failed; 130 interrupted; 143 cancelled;
     124 out of time; 137 out of memory.
     """
+    launcher.refuse_job()
     if attached is not None and detached is not None:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     request = Request(

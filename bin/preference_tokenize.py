@@ -42,13 +42,17 @@ PROGRAM = "preference-tokenize"
 
 
 @click.command(PROGRAM, help=__doc__, no_args_is_help=True)
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="OUT", help='File to write, or "-" for stdout.')
-@click.option("--tokenizer", required=True, metavar="ID_OR_DIR", help="Hugging Face id or folder, or Megatron checkpoint.")
-@click.option("--chat-template", metavar="FILE", help="Jinja file to use instead of the tokenizer's own template.")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=cli.PATH)
+@click.option("-o", "--output", required=True, type=cli.PATH, metavar="OUT", help='File to write, or "-" for stdout.')
+@click.option(
+    "--tokenizer", required=True, type=cli.PATH, metavar="ID_OR_DIR", help="Hugging Face id or folder, or Megatron checkpoint."
+)
+@click.option(
+    "--chat-template", type=cli.PATH, metavar="FILE", help="Jinja file to use instead of the tokenizer's own template."
+)
 @click.option("--chat-template-kwargs", metavar="JSON", help='Variables for the template, such as {"enable_thinking":false}.')
 @click.option("--template-date", metavar="YYYY-MM-DD", help="What templates take for the present day [default: today].")
-@click.option("--system-prompt-file", metavar="FILE", help="System message for rows that have none.")
+@click.option("--system-prompt-file", type=cli.PATH, metavar="FILE", help="System message for rows that have none.")
 @click.option("--split", metavar="NAME", help="INPUT is a Hugging Face dataset (ID or ID:CONFIG); needs `datasets`.")
 @click.option(
     "--format",
@@ -73,8 +77,8 @@ PROGRAM = "preference-tokenize"
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Read the first N rows only.")
 @click.option("--num-workers", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
-@click.option("--rejects", metavar="FILE", help="JSONL of the rows not written: place, reason, digests.")
-@click.option("--stats", metavar="FILE", help="JSON report: counts, lengths, length bias, duplicates, digests.")
+@click.option("--rejects", type=cli.PATH, metavar="FILE", help="JSONL of the rows not written: place, reason, digests.")
+@click.option("--stats", type=cli.PATH, metavar="FILE", help="JSON report: counts, lengths, length bias, duplicates, digests.")
 @click.option(
     "--show", "num_shown", metavar="N", type=click.IntRange(min=0), default=0, help="Print the first N pairs to stderr."
 )
@@ -108,6 +112,7 @@ def command(**options: Any) -> None:
         rejects=options["rejects"],
         stats=options["stats"],
         num_shown=options["num_shown"],
+        beside=(options["tokenizer"], options["chat_template"], options["system_prompt_file"]),
     )
     tally = tokenize_files(job, settings, _shower(settings) if job.num_shown else _no_show)
     cli.say(PROGRAM, tally.closing_line())

@@ -18,13 +18,14 @@ ones. Under torchrun the pairs are divided over the processes. A policy too larg
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from nemotron_dpo import __version__, cli
+from nemotron_dpo import __version__, cli, launcher
 
 if TYPE_CHECKING:
     from nemotron_dpo.sources import ModelSource
@@ -34,14 +35,22 @@ PROGRAM = "ref-logprobs"
 
 
 @click.command(help=__doc__)
-@click.argument("source", metavar="INPUT")
-@click.option("-o", "--output", required=True, help="Arrow stream to write.")
-@click.option("--policy", required=True, metavar="ID_OR_DIR", help="Reference: HF id, HF folder or Megatron checkpoint.")
-@click.option("--hf-model", metavar="ID_OR_DIR", help="HF model that --policy, a checkpoint of Megatron-LM, holds.")
-@click.option("--tokenizer", metavar="ID_OR_DIR", help="Tokenizer INPUT must have been made with [default: not checked].")
+@click.argument("source", metavar="INPUT", type=cli.PATH)
+@click.option("-o", "--output", required=True, type=cli.PATH, help="Arrow stream to write.")
+@click.option(
+    "--policy", required=True, type=cli.PATH, metavar="ID_OR_DIR", help="Reference: HF id, HF folder or Megatron checkpoint."
+)
+@click.option(
+    "--hf-model", type=cli.PATH, metavar="ID_OR_DIR", help="HF model that --policy, a checkpoint of Megatron-LM, holds."
+)
+@click.option(
+    "--tokenizer", type=cli.PATH, metavar="ID_OR_DIR", help="Tokenizer INPUT must have been made with [default: not checked]."
+)
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--micro-batch-tokens", type=click.IntRange(1), help="Tokens in a forward pass  [default: 4096; on a GPU 16384].")
-@click.option("--reuse", multiple=True, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated.")
+@click.option(
+    "--reuse", multiple=True, type=cli.PATH, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated."
+)
 @click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide each layer.")
 @click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide the layers.")
 @click.option(
@@ -68,12 +77,15 @@ def command(
     first_stage_layers: int | None,
     last_stage_layers: int | None,
 ) -> None:
+    from nemotron_dpo.paths import refuse_overwriting
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.streams import open_reader
 
     started = time.perf_counter()
+    launcher.check_job()
+    refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
         found = resolve_pretrained(policy, "megatron_lm", hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer)
@@ -88,7 +100,7 @@ def command(
             last_stage_layers=last_stage_layers,
         )
         keep_freed_memory()
-        parallel.initialize(layout)
+        parallel.initialize(layout, say=functools.partial(cli.say, PROGRAM))
         try:
             with _writer(output, info) as writer:
                 num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
@@ -170,7 +182,7 @@ def _writer(output: str, info: StreamInfo) -> Iterator[Writer | None]:
 
 def main() -> NoReturn:
     """Entry point."""
-    cli.run(command, PROGRAM)
+    cli.run(command, PROGRAM, joins_job=True)
 
 
 if __name__ == "__main__":

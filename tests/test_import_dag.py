@@ -16,16 +16,18 @@ LIBS, BIN = ROOT / "libs" / "nemotron_dpo", ROOT / "bin"
 # part -> the parts of nemotron_dpo that it may import, besides itself
 ALLOWED = {
     "errors": set(),
-    "cli": {"errors"},
-    "streams": {"errors"},
+    "launcher": {"errors"},
+    "paths": {"errors"},
+    "cli": {"errors", "launcher", "paths"},
+    "streams": {"errors", "launcher"},
     "sources": {"errors"},
-    "config": {"errors"},
-    "preferences": {"streams", "sources", "errors"},
+    "config": {"errors", "paths"},
+    "preferences": {"paths", "streams", "sources", "errors"},
     "objective": set(),
-    "policy": {"streams", "sources", "errors", "objective", "preferences"},
+    "policy": {"launcher", "streams", "sources", "errors", "objective", "preferences"},
     "checkpoint": {"streams", "sources", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
-    "steps": {"errors", "config", "sources", "preferences", "policy", "checkpoint"},
+    "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "policy", "checkpoint"},
     "wiring": {"config", "policy", "preferences", "objective", "training"},
 }
 # modules that a part may import of another; what its programs do not load is tested below

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import click
 
+from nemotron_dpo import launcher, paths
 from nemotron_dpo.errors import UserError
 
 
@@ -26,8 +27,27 @@ class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that `with` blocks clean up on the way out."""
 
 
-def run(command: click.Command, program: str) -> NoReturn:
-    """Run `command` as `program` and exit with its status; a mistake of the user's becomes one line on stderr."""
+class _UserPath(click.ParamType):
+    """A file, a folder, "-", or an id of a model: text, with ~ for a home folder."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return paths.expand_home(value)
+
+
+PATH = _UserPath()
+
+
+def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoReturn:
+    """Run `command` as `program` and exit with its status; a mistake of the user's becomes one line on stderr.
+
+    One that `joins_job` is a process of the job that the environment tells of, others are alone.
+    """
+    _read_names_as_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - in a container they may take ASCII alone
+    launcher.forget_other_jobs(joins_job=joins_job)
     _complete(command, program)
     signal.signal(signal.SIGTERM, _raise_terminated)
     if not sys.warnoptions:
@@ -40,8 +60,8 @@ def run(command: click.Command, program: str) -> NoReturn:
 
 
 def is_first_rank() -> bool:
-    """True in a single process and on rank 0 of a torchrun job."""
-    return os.environ.get("RANK", "0") == "0"
+    """True in a single process and on rank 0 of a job."""
+    return launcher.is_first()
 
 
 def say(program: str, text: str) -> None:
@@ -86,6 +106,12 @@ def completer(argument: str, candidates: Callable[[str], Sequence[str | tuple[st
         return [CompletionItem(word, help=what) for word, what in pairs if word.startswith(incomplete)]
 
     return complete
+
+
+def _read_names_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode where names of files are taken for ASCII: no other file could be found by its name."""
+    if sys.getfilesystemencoding() == "ascii" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _complete(command: click.Command, program: str) -> None:
@@ -150,7 +176,7 @@ _ENVIRONMENT_ERRORS = {
 
 
 def _complain(program: str, line: str, status: int) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if launcher.is_first_of_node():
         print(f"{program}: error: {line}", file=sys.stderr, flush=True)
     return status
 

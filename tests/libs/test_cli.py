@@ -63,10 +63,14 @@ def test_a_bug_of_ours_shows_its_traceback() -> None:
     assert done.returncode == 1
 
 
+JOB = {"WORLD_SIZE": "16", "TORCHELASTIC_RUN_ID": "none"}
+
+
 def test_the_first_rank_of_a_node_speaks_for_it() -> None:
-    assert run("raise UserError('odd')", RANK="1", LOCAL_RANK="1").stderr == ""
-    assert run("raise UserError('odd')", RANK="8", LOCAL_RANK="0").stderr == "program: error: odd\n"
-    assert run("cli.say('program', 'facts')", RANK="8", LOCAL_RANK="0").stderr == ""
+    assert run("raise UserError('odd')", **JOB, RANK="1", LOCAL_RANK="1").stderr == ""
+    assert run("raise UserError('odd')", **JOB, RANK="8", LOCAL_RANK="0").stderr == "program: error: odd\n"
+    assert run("cli.say('program', 'facts')", **JOB, RANK="8", LOCAL_RANK="0").stderr == ""
+    assert run("raise UserError('odd')", RANK="1", LOCAL_RANK="1").stderr == "program: error: odd\n"
 
 
 def test_progress_shows_on_a_terminal() -> None:

@@ -5,6 +5,7 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 
 from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.environment import Environment, leaves, load_environment
+from nemotron_dpo.config.home import with_home
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.load import dump_run, load_plain, load_run, plain_origins, run_origins, run_tree, to_yaml
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
@@ -53,4 +54,5 @@ __all__ = [
     "run_origins",
     "run_tree",
     "to_yaml",
+    "with_home",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from nemotron_dpo.config.redact import redact_override
 from nemotron_dpo.config.shapes import Tree
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.paths import expand_home
 
 # In a YAML file this stands for the folder the file lies in, so that a config can name data beside it.
 HERE = "${config_dir}"
@@ -91,6 +92,7 @@ def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError("names a file or a list of files", source=path, field="defaults")
+    names = [expand_home(name) for name in names]
     for name in names:
         if not (path.parent / name).exists():
             raise UserError(f"names {name}, and there is no such file", source=path, field="defaults")

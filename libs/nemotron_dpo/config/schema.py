@@ -9,6 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# Of a field that names a file, a folder or a model: see `with_home`.
+PATH = {"is_path": True}
+
 
 @dataclass(frozen=True)
 class DpoConfig:
@@ -37,8 +40,8 @@ class DpoConfig:
 class TokenizerConfig:
     """None: the policy's own tokenizer and its own chat template."""
 
-    name: str | None = None
-    chat_template: str | None = None
+    name: str | None = field(default=None, metadata=PATH)
+    chat_template: str | None = field(default=None, metadata=PATH)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class SequencePackingConfig:
 class PolicyConfig:
     """The model and how it is trained; `model_name` is an HF id, an HF folder or a Megatron checkpoint."""
 
-    model_name: str = "meta-llama/Llama-3.2-1B-Instruct"
+    model_name: str = field(default="meta-llama/Llama-3.2-1B-Instruct", metadata=PATH)
     tokenizer: TokenizerConfig = TokenizerConfig()
     train_global_batch_size: int = field(default=32, metadata={"minimum": 1})
     train_micro_batch_size: int = field(default=1, metadata={"minimum": 1})
@@ -134,7 +137,7 @@ class PolicyConfig:
 class DatasetConfig:
     """A file of preference rows, the names of its columns where unusual, how many rows to read, what to do with bad ones."""
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
     prompt_key: str | None = None
     chosen_key: str | None = None
     rejected_key: str | None = None
@@ -155,7 +158,7 @@ class DataConfig:
 class PretrainedCheckpoint:
     """A Megatron checkpoint whose weights training starts from; of Megatron-LM's, policy.model_name says what model it is."""
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
     format: Literal["megatron_bridge", "megatron_lm"] = "megatron_bridge"
 
 
@@ -168,7 +171,7 @@ class CheckpointingConfig:
     """
 
     enabled: bool = True
-    checkpoint_dir: str | None = None
+    checkpoint_dir: str | None = field(default=None, metadata=PATH)
     metric_name: str | None = "val:validation-default_loss"
     higher_is_better: bool = False
     keep_top_k: int | None = field(default=3, metadata={"minimum": 1})
@@ -182,7 +185,7 @@ class CheckpointingConfig:
 class LoggerConfig:
     """metrics.jsonl is always written; these name what else is."""
 
-    log_dir: str | None = None
+    log_dir: str | None = field(default=None, metadata=PATH)
     tensorboard_enabled: bool = False
     wandb_enabled: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nemotron_dpo.config.schema import ClusterConfig, DatasetConfig
+from nemotron_dpo.config.schema import PATH, ClusterConfig, DatasetConfig
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -14,8 +14,8 @@ Precision = Literal["bfloat16", "float32"]
 class HfToMegatronConfig:
     """`hf_model_id` is a Hugging Face id or folder; `torch_dtype` None keeps the stored precision."""
 
-    hf_model_id: str | None = None
-    megatron_path: str | None = None
+    hf_model_id: str | None = field(default=None, metadata=PATH)
+    megatron_path: str | None = field(default=None, metadata=PATH)
     torch_dtype: Precision | None = None
 
 
@@ -23,8 +23,8 @@ class HfToMegatronConfig:
 class MegatronToHfConfig:
     """`megatron_path` is a Megatron checkpoint (root or iter_*), or a run folder of dpo-train."""
 
-    megatron_path: str | None = None
-    hf_path: str | None = None
+    megatron_path: str | None = field(default=None, metadata=PATH)
+    hf_path: str | None = field(default=None, metadata=PATH)
     torch_dtype: Precision | None = None
 
 
@@ -33,8 +33,8 @@ class PreferenceTokenizeConfig:
     """`tokenizer` is a Hugging Face id or folder, or a Megatron checkpoint; `chat_template` a file instead of its own."""
 
     data: DatasetConfig = field(default_factory=DatasetConfig)
-    tokenizer: str | None = None
-    chat_template: str | None = None
+    tokenizer: str | None = field(default=None, metadata=PATH)
+    chat_template: str | None = field(default=None, metadata=PATH)
     max_length: int | None = field(default=None, metadata={"minimum": 2})
     num_workers: int = field(default=1, metadata={"minimum": 1})
 
@@ -43,7 +43,7 @@ class PreferenceTokenizeConfig:
 class ScoredModelConfig:
     """A Hugging Face id or folder, or a Megatron checkpoint."""
 
-    model_name: str | None = None
+    model_name: str | None = field(default=None, metadata=PATH)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PreferenceScoreConfig:
 class EnvTomlConfig:
     """`template` is the file to start from; `sections` maps profiles to the keys to set in them."""
 
-    template: str | None = None
-    output_path: str | None = None
+    template: str | None = field(default=None, metadata=PATH)
+    output_path: str | None = field(default=None, metadata=PATH)
     force: bool = False
     sections: dict[str, Any] = field(default_factory=dict)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
+from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
 from nemotron_dpo.policy.products import prefer_onednn
 from nemotron_dpo.policy.rows import Cut
 
@@ -60,8 +62,12 @@ class Layout:
 _layout = Layout()
 
 
-def initialize(layout: Layout = Layout(), seed: int = 42) -> None:
-    """Join the job (or be alone) and build megatron-core's groups; NCCL on GPUs, gloo on CPUs."""
+def initialize(layout: Layout = Layout(), seed: int = 42, say: Callable[[str], object] = lambda line: None) -> None:
+    """Join the job (or be alone) and build megatron-core's groups; NCCL on GPUs, gloo on CPUs.
+
+    Processes that are waited for are told to `say`. Raises UserError where they do not divide into `layout`, or where a job
+    that something other than torchrun started does not say which of its processes this is and where they meet.
+    """
     global _layout
     redirect()
     from megatron.core import parallel_state
@@ -69,7 +75,7 @@ def initialize(layout: Layout = Layout(), seed: int = 42) -> None:
 
     layout.data(job_size())
     if not dist.is_initialized():
-        _join(job_size())
+        _join(job_size(), say)
     parallel_state.initialize_model_parallel(
         layout.tensor,
         layout.pipeline,
@@ -120,8 +126,8 @@ def data_size() -> int:
 
 
 def job_size() -> int:
-    """The number of processes torchrun started, 1 without it; known before `initialize`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """The number of processes in the job, 1 without one; known before `initialize`."""
+    return launcher.job_size()
 
 
 def world_size() -> int:
@@ -189,9 +195,12 @@ def gather(mine: list[int]) -> list[list[int]]:
     return parts
 
 
-def _join(world_size: int) -> None:
+def _join(world_size: int, say: Callable[[str], object]) -> None:
     backend = "nccl" if device().type == "cuda" else "gloo"
     if world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    else:
+    elif launcher.under_torchrun():
+        keep_to_this_machine()
         dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=meet(say), rank=launcher.rank(), world_size=world_size)

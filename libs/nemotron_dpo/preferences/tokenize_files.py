@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.preferences.inputs import dataset_chunks, digest, expand, limit_rows, read_chunks
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import Reject
@@ -23,7 +24,7 @@ Show = Callable[[Any, Any], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What to read and where to put it."""
+    """What to read and where to put it; `beside` are the other files and folders that are read."""
 
     inputs: tuple[str, ...]
     output: str
@@ -35,6 +36,7 @@ class Job:
     rejects: str | None = None
     stats: str | None = None
     num_shown: int = 0
+    beside: tuple[str | None, ...] = ()
 
 
 def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
@@ -43,6 +45,8 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     Raises UserError for what a user can fix; nothing is left under the output's name then.
     """
     files = list(job.inputs) if job.split else expand(job.inputs)
+    outputs = {"-o": job.output, "--rejects": job.rejects, "--stats": job.stats}
+    refuse_overwriting(outputs, [*([] if job.split else files), *job.beside])
     info = stream_info(job, settings, files)
     tally = Tally(for_report=job.stats is not None)
     raw = dataset_chunks(files, job.split) if job.split else read_chunks(files, settings.max_line_bytes)

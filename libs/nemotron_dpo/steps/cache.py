@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 CACHE = Path(".nemotron") / "cache"
+JOBS = Path(".nemotron") / "jobs"
 DIGESTS = CACHE / "digests.json"
 # Files that are only ever replaced are linked; others are copied, so that a run that goes on leaves the job before alone.
 _LINKED = (".distcp", ".safetensors", ".arrow")
@@ -47,9 +48,7 @@ def record(key: str, stage: str, outputs: Sequence[Path]) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     places = [path if path.is_dir() else _kept(key, n, path) for n, path in enumerate(outputs)]
     noted = {"stage": stage, "outputs": [{"place": str(path), "state": _state(path)} for path in places]}
-    temporary = CACHE / f".{key}.{os.getpid()}"
-    temporary.write_bytes(orjson.dumps(noted, option=orjson.OPT_INDENT_2))
-    os.replace(temporary, CACHE / f"{key}.json")
+    _note(CACHE / f"{key}.json", orjson.dumps(noted, option=orjson.OPT_INDENT_2))
     (CACHE / f"{key}.started").unlink(missing_ok=True)
 
 
@@ -74,20 +73,29 @@ def copy_folder(place: Path, target: Path) -> None:
 def note_start(key: str, folder: Path) -> None:
     """Note that the stage of `key` works in `folder`, in case it does not come to its end."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    (CACHE / f"{key}.started").write_text(str(folder), encoding="utf-8")
+    _note(CACHE / f"{key}.started", os.fsencode(folder))
 
 
 def interrupted(key: str) -> Path | None:
-    """The folder where the stage of `key` worked last, if it is still there."""
-    note = CACHE / f"{key}.started"
-    folder = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
-    return folder if folder is not None and folder.is_dir() else None
+    """The folder where the stage of `key` worked last, if it is still there; only one of a job is believed."""
+    try:
+        folder = Path(os.fsdecode((CACHE / f"{key}.started").read_bytes()))
+        return folder if folder.is_dir() and JOBS.resolve() in folder.resolve().parent.parents else None
+    except (FileNotFoundError, ValueError):  # ValueError: a damaged note need not be a path
+        return None
 
 
 def by_hand(entry: Entry, outputs: Sequence[Path]) -> list[tuple[str, ...]]:
     """Commands that do what `bring` does."""
     pairs = zip(entry.places, outputs, strict=True)
     return [("cp", "-r" if place.is_dir() else "-lf", str(place), str(target)) for place, target in pairs if place != target]
+
+
+def _note(file: Path, content: bytes) -> None:
+    """Write `file` whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)
 
 
 def _kept(key: str, number: int, path: Path) -> Path:

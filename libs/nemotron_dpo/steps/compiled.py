@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import Environment, leaves, load_environment, redact
+from nemotron_dpo.config import Environment, leaves, load_environment, redact, with_home
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import choice, job, kinds, manifest, text
 from nemotron_dpo.steps.arguments import sort_arguments
@@ -79,6 +79,7 @@ def compile_run(request: Request, where: Profile, say: Say) -> Run:
         say(f"warning: {remark}")
     where = with_environment(where, given := load_environment(path, arguments.overrides))
     config, warnings = kind.load(path, arguments.overrides, where.cluster())
+    config = with_home(config) if where.executor == "local" else config
     _check_sizes(config, where, given)
     for warning in warnings:
         say(f"warning: {warning}")

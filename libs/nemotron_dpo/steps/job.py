@@ -17,8 +17,6 @@ from nemotron_dpo.steps.profile import Profile
 from nemotron_dpo.steps.stages import Plan, Stage
 from nemotron_dpo.steps.text import command_line
 
-JOBS = Path(".nemotron") / "jobs"
-
 
 @dataclass(frozen=True)
 class Provenance:
@@ -34,7 +32,7 @@ class Provenance:
 def job_folder(step_id: str, now: datetime) -> Path:
     """`.nemotron/jobs/<timestamp>-<step>` below the working folder; with a number where that is taken."""
     name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}"
-    taken = (JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    taken = (cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
     return next(folder for folder in taken if not folder.exists())
 
 

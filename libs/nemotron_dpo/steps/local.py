@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import cache
 from nemotron_dpo.steps.choice import Choice, decide
@@ -100,6 +101,7 @@ def run_stage(stage: Stage, env: Mapping[str, str], log: Path | None = None) -> 
     """
     with tee_stderr(log) if log else contextlib.nullcontext() as stderr:
         environment = {**os.environ, **env, **stage.env}
+        launcher.remove_job(environment)
         try:
             process = subprocess.Popen(stage.argv, stdin=subprocess.DEVNULL, stderr=stderr, env=environment, process_group=0)
         except FileNotFoundError:

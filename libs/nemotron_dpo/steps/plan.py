@@ -82,7 +82,7 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
 
 def named_files(path: str) -> list[Path]:
     """What a path or a glob of rows names, or nothing."""
-    whole = Path(path).expanduser()
+    whole = Path(path)
     return [whole] if whole.exists() else list(whole.parent.glob(whole.name))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.paths import expand_home
 
 NOT_PROFILES = ("wandb", "cli", "cache", "artifacts")
 EXECUTORS = ("local", "slurm", "lepton", "dgxcloud")
@@ -116,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def _env_file() -> Path:
-    named = os.environ.get("NEMOTRON_ENV_FILE")
+    named = expand_home(os.environ.get("NEMOTRON_ENV_FILE", ""))
     if named:
         if not Path(named).is_file():
             raise UserError("no such file", source=named, remedy="NEMOTRON_ENV_FILE names it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +68,23 @@ def launched(stage: Stage, num_processes: int) -> Stage:
     argv = (executable(stage.argv[0]), *stage.argv[1:])
     if num_processes == 1:
         return replace(stage, argv=argv)
-    launcher = (executable("torchrun"), "--standalone", "--nproc-per-node", str(num_processes), "--no-python")
+    launcher = (executable("torchrun"), *_ON_LOOPBACK[_has_ipv4()], "--nproc-per-node", str(num_processes), "--no-python")
     threads = str(max(1, (os.cpu_count() or 1) // num_processes))
     return replace(stage, argv=launcher + argv, env={"OMP_NUM_THREADS": threads}, num_launcher_words=len(launcher))
+
+
+# torchrun would give its machine's host name to the processes, and that need not resolve.
+_ON_LOOPBACK = {
+    True: ("--standalone", "--local-addr", "127.0.0.1"),
+    False: ("--rdzv-backend", "c10d", "--rdzv-endpoint", "[::1]:0", "--local-addr", "::1"),
+}
+
+
+def _has_ipv4() -> bool:
+    """Whether this machine's loopback interface has an address of IPv4."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return False
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.streams.publish import published_file
 from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo
@@ -66,5 +66,5 @@ def _sink(target: str | Path) -> Iterator[BinaryIO]:
 
 def refuse_pipe_in_job(argument: str) -> None:
     """Raise UserError (usage) when this is one of several processes: only rank 0 would see the pipe."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launcher.job_size() > 1:
         raise UserError(f"{argument} cannot be used with WORLD_SIZE > 1", remedy="use a file", usage=True)

@@ -113,3 +113,22 @@ def test_by_hand_does_the_same():
 
 def test_unknown_key():
     assert cache.find("none", []) is None
+
+
+def test_interrupted_work_is_found_where_it_was_noted():
+    folder = _folder(str(cache.JOBS / "job1" / "run"))
+    cache.note_start("key", folder)
+    assert cache.interrupted("key") == folder
+    cache.record("key", "stage", [folder])
+    assert cache.interrupted("key") is None
+
+
+# An empty note, one cut short, one that names what no job made: copying these took a whole working folder along.
+@pytest.mark.parametrize(
+    "note", ["", ".", ".nemotron", str(cache.JOBS), str(cache.JOBS / "job1"), "..", "/", "job1\0x", "gone"]
+)
+def test_only_a_folder_of_a_job_is_gone_on_with(note: str):
+    _folder(str(cache.JOBS / "job1" / "run"))
+    cache.CACHE.mkdir(parents=True)
+    (cache.CACHE / "key.started").write_text(note)
+    assert cache.interrupted("key") is None

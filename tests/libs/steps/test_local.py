@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps import cache
 from nemotron_dpo.steps.choice import choose
 from nemotron_dpo.steps.local import StageFailed, run_plan, run_stage
 from nemotron_dpo.steps.stages import Input, Plan, Stage
@@ -115,22 +116,22 @@ def test_interrupted_stage_goes_on_from_what_it_left(tmp_path: Path, monkeypatch
     count = "mkdir -p $1; echo step >> $1/metrics; test $(wc -l < $1/metrics) = 3"
 
     def plan(name: str, *, resumes: bool) -> Plan:
-        folder = Path(name) / "run"
+        folder = cache.JOBS / name / "run"
         stage = Stage("work", ("bash", "-c", count, "work", str(folder)), outputs=(folder,), resumes=resumes)
-        return Plan(Path(name), folder, None, {}, None, (stage,))
+        return Plan(cache.JOBS / name, folder, None, {}, None, (stage,))
 
     for name in ("job1", "job2"):
-        Path(name).mkdir()
+        (cache.JOBS / name).mkdir(parents=True)
         with pytest.raises(StageFailed):
             _run(plan(name, resumes=True))
-    Path("job3").mkdir()
-    assert _run(plan("job3", resumes=True)) == ["work: goes on from job2/run"]
-    assert [len(Path(name, "run/metrics").read_text().split()) for name in ("job1", "job2", "job3")] == [1, 2, 3]
-    assert _run(plan("job4", resumes=True))[0] == "work: up to date, taken from job3/run"
-    Path("job5").mkdir()
+    (cache.JOBS / "job3").mkdir()
+    assert _run(plan("job3", resumes=True)) == [f"work: goes on from {cache.JOBS}/job2/run"]
+    assert [len((cache.JOBS / name / "run/metrics").read_text().split()) for name in ("job1", "job2", "job3")] == [1, 2, 3]
+    assert _run(plan("job4", resumes=True))[0] == f"work: up to date, taken from {cache.JOBS}/job3/run"
+    (cache.JOBS / "job5").mkdir()
     with pytest.raises(StageFailed):
         _run(plan("job5", resumes=True), force=True)
-    assert Path("job5/run/metrics").read_text() == "step\n"
+    assert (cache.JOBS / "job5/run/metrics").read_text() == "step\n"
 
 
 def test_stage_that_may_stop_early_is_never_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

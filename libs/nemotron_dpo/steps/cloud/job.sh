@@ -45,7 +45,7 @@ start() {
 # The words by which torchrun starts processes_per_node workers on every node and finds the other nodes. What else the
 # platform says of processes would make a stage that is one process believe that there are more.
 find_each_other() {
-  rendezvous=(--standalone --nproc-per-node "$processes_per_node" --no-python)
+  rendezvous=(--standalone --local-addr 127.0.0.1 --nproc-per-node "$processes_per_node" --no-python)
   if ((num_nodes > 1)); then
     local head=${MASTER_ADDR:-}
     if [[ -n ${LEPTON_JOB_NAME:-} ]]; then

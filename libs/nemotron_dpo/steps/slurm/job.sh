@@ -49,7 +49,7 @@ start() {
 
 # The words by which torchrun starts processes_per_node workers on every node and finds the other nodes.
 find_each_other() {
-  rendezvous=(--standalone --nproc-per-node "$processes_per_node" --no-python)
+  rendezvous=(--standalone --local-addr 127.0.0.1 --nproc-per-node "$processes_per_node" --no-python)
   ((num_nodes > 1)) || return 0
   local head
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -1,0 +1,75 @@
+"""Paths as people write them: `~` is a home folder, and what a program writes must not be what it reads."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from nemotron_dpo.errors import UserError
+
+# What is read of the folder of a policy or a tokenizer.
+_OF_MODELS = (
+    "*config.json", "*config.yaml", "tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*",
+    "*.safetensors", "*.safetensors.index.json", "*.distcp", ".metadata", "common.pt", "latest*",
+)  # fmt: skip
+
+
+def expand_home(path: str) -> str:
+    """`path` with a home folder for its leading ~ or ~user; shells leave that as it is in --option=~/x and in quotes.
+
+    Raises UserError where there is no such user, or no home folder is known.
+    """
+    if not path.startswith("~") or os.path.lexists(path):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded != path:
+        return expanded
+    user = path.split("/", 1)[0]
+    what = "the home folder is not known: HOME is not set" if user == "~" else f"there is no user {user[1:]}"
+    raise UserError(what, source=path, remedy=f"./{path} would be a file here")
+
+
+def refuse_overwriting(outputs: Mapping[str, str | None], inputs: Iterable[str | Path | None]) -> None:
+    """Raise UserError (usage) where an output would be written over an input or over another output.
+
+    `outputs` maps options to files, `inputs` are files and the folders of models; "-" is the standard stream, None is not
+    given. Names do not count, files do: a link to an input is the input.
+    """
+    written: dict[str, tuple[str, object]] = {}
+    read = {identity: str(path) for path in inputs if path for identity in _inputs(str(path))}
+    for option, path in outputs.items():
+        identity = _identity(path, 1) if path else None
+        if path is None or identity is None:
+            continue
+        if identity in read:
+            what = f"{option} would be written over what is read: {read[identity]}"
+            raise UserError(what, source=_shown(path), remedy="name another file", usage=True)
+        for other, (_, theirs) in written.items():
+            if theirs == identity:
+                raise UserError(f"is named by {other} and by {option}", source=_shown(path), usage=True)
+        written[option] = (path, identity)
+
+
+def _inputs(path: str) -> Iterable[object]:
+    folder = Path(path)
+    if path != "-" and folder.is_dir():
+        files = [file for file in folder.iterdir() if any(fnmatch(file.name, pattern) for pattern in _OF_MODELS)]
+    else:
+        files = [path]
+    return filter(None, (_identity(str(file), 0) for file in files))
+
+
+def _identity(path: str, descriptor: int) -> object:
+    """What two names of one regular file share, whether it exists or not; None for a terminal, a pipe or /dev/null."""
+    try:
+        state = os.fstat(descriptor) if path == "-" else os.stat(path)
+    except OSError:
+        return None if path == "-" else os.path.realpath(path)
+    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+
+
+def _shown(path: str) -> str:
+    return "<stdout>" if path == "-" else path

@@ -1,0 +1,98 @@
+"""Where the processes of a job meet.
+
+torch's own rendezvous waits in C++, where Python hears no signal, and says nothing. For a job that something other than
+torchrun started it therefore happens in a thread of its own. Under torchrun all processes are there already, and torchrun
+itself watches over them; but it names the machine by its host name, which need not resolve, or not to this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from threading import Thread
+
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from nemotron_dpo import launcher
+from nemotron_dpo.errors import UserError
+
+_TIMEOUT = timedelta(minutes=30)
+_SILENT_SECONDS = 2.0
+_PAUSE_SECONDS = 0.1
+_KEY = "nemotron_dpo_present"
+
+
+def keep_to_this_machine() -> None:
+    """Let a job of torchrun's that is on one machine meet on its loopback interface, where that is up.
+
+    Changes MASTER_ADDR and, where nobody has set it, gloo's interface.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return
+    _, port = launcher.master_address()
+    for address in ("127.0.0.1", "::1"):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=5):
+            os.environ["MASTER_ADDR"] = address
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+            return
+
+
+def meet(say: Callable[[str], object]) -> Store:
+    """The store of this job, when all its processes are there; what is waited for is told to `say`.
+
+    Raises UserError where the environment does not say where to meet, where that is no place to meet, and after 30 minutes.
+    """
+    (host, port), rank, size = launcher.master_address(), launcher.rank(), launcher.job_size()
+    place = f"{host}:{port} (WORLD_SIZE={size})"
+    waiting = _Waiting(say)
+    store = _connected(host, port, rank, place, waiting)
+    try:
+        present = store.add(_KEY, 1)
+        while present < size:
+            waiting.pause(f"waits for {size - present} of {size} processes at {place}")
+            present = store.add(_KEY, 0)
+    except RuntimeError:
+        raise UserError(f"process 0 of the job at {place} has gone") from None
+    return PrefixStore("default_pg", store)
+
+
+def _connected(host: str, port: int, rank: int, place: str, waiting: _Waiting) -> Store:
+    made: list[Store | Exception] = []
+
+    def connect() -> None:
+        try:
+            made.append(TCPStore(host, port, is_master=rank == 0, timeout=_TIMEOUT, wait_for_workers=False))
+        except Exception as error:
+            made.append(error)
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        waiting.pause(f"waits for process 0 at {place}")
+    if isinstance(made[0], Exception):
+        reason = str(made[0]).splitlines()[0]
+        raise UserError(f"cannot meet the other processes at {place}: {reason}", remedy="unset WORLD_SIZE if there are none")
+    return made[0]
+
+
+class _Waiting:
+    """Short pauses, in which signals are heard; what they are for is said once it has taken a while, and when it changes."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._started = time.monotonic()
+        self._said = ""
+
+    def pause(self, line: str) -> None:
+        waited = time.monotonic() - self._started
+        if waited > _TIMEOUT.total_seconds():
+            raise UserError(f"{line}: gave up after {waited:.0f} s", remedy="unset WORLD_SIZE if there are none")
+        if waited > _SILENT_SECONDS and line != self._said:
+            self._said = line
+            self._say(line)
+        time.sleep(_PAUSE_SECONDS)

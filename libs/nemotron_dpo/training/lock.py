@@ -1,0 +1,66 @@
+"""One run in a folder at a time: a lock that dies with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nemotron_dpo.errors import UserError
+
+NAME = ".lock"
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold `folder`, made where it is missing, for the block; what the block leaves empty of what was made is removed.
+
+    Raises UserError where another process holds it. A file system without locks is told to `say`.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _locked(folder, say)
+    try:
+        yield
+    finally:
+        (folder / NAME).unlink(missing_ok=True)  # while it is still held: whoever has opened it looks again
+        os.close(file)
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _locked(folder: Path, say: Callable[[str], object]) -> int:
+    """A descriptor of the lock file, which is locked and has its name."""
+    path = folder / NAME
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+            os.close(file)
+            if error.errno in _UNSUPPORTED:
+                say(f"warning: {folder}: its file system has no locks: no other run may work in it")
+                return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            remedy = "wait for it, or name another folder"
+            raise UserError(
+                f"another dpo-train works in it ({holder or 'it has just begun'})", source=folder, remedy=remedy
+            ) from None
+        if _is_named(file, path):
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return file
+        os.close(file)
+
+
+def _is_named(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
