@@ -22,6 +22,7 @@ import orjson
 
 from nemotron_dpo.config import redact
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.paths import refuse_overwriting
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 _TIMES = ("time", "build_time")
@@ -48,6 +49,7 @@ def write_env_toml(template: Path, settings: Sequence[str], output: Path, *, for
         raise UserError("exists already", source=output, remedy="force=true replaces it, output_path=FILE writes another")
     if not template.is_file():
         raise UserError("no such template", source=template)
+    refuse_overwriting({"-o": str(output)}, [template])
     text = template.read_text(encoding="utf-8")
     for setting in settings:
         text = with_setting(text, setting)
