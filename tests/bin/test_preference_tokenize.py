@@ -93,6 +93,60 @@ def test_every_container_gives_the_same_pairs(tmp_path: Path, tokenizer: Path) -
         assert [pair["source_line"] for pair in pairs] == [1, 2, 3] * len(files)
 
 
+def test_tables_are_read_where_they_are_sound_and_no_further(tmp_path: Path, tokenizer: Path) -> None:
+    """A column that nobody reads does not matter; a value that cannot be read is the error of its row, by its number."""
+    texts = pa.array([b"one", b"\xff", b"three"]).view(pa.string())
+    far = pa.array([1 << 60] * 3).view(pa.timestamp("us", "Mars/Olympus"))
+    columns = [texts, pa.array(["a"] * 3), pa.array(["b"] * 3), far, texts]
+    pq.write_table(pa.table(columns, names=["prompt", "chosen", "rejected", "when", "note"]), data := tmp_path / "t.parquet")
+    failed = tokenize(tmp_path, tokenizer, data)
+    assert error_line(failed, PROGRAM) == f'{data}:2: "prompt" is not valid UTF-8'
+    skipped = tokenize(tmp_path, tokenizer, data, "--on-error", "skip", "--rejects", tmp_path / "rejects")
+    assert [pair["source_line"] for pair in read(tmp_path / "out.arrow")[1]] == [1, 3]
+    assert b"3 rows read, 2 pairs written (0 truncated), 0 dropped, 1 errors (1 invalid UTF-8)" in skipped.stderr
+    (reject,) = [orjson.loads(line) for line in (tmp_path / "rejects").read_bytes().splitlines()]
+    assert (reject["line"], reject["field"], reject["reason"]) == (2, "prompt", "invalid UTF-8")
+
+
+def test_a_folder_of_shards_counts_the_empty_ones_and_names_all(tmp_path: Path, tokenizer: Path) -> None:
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    (stored / "a.jsonl").write_bytes(LINE)
+    (stored / "b.jsonl").touch()
+    (stored / "c.json").write_bytes(b"[" + LINE + b"," + LINE + b"]")
+    done = tokenize(tmp_path, tokenizer, stored, "--stats", tmp_path / "stats")
+    assert done.stderr.decode().startswith(f"{PROGRAM}: 3 rows read from 3 files (1 empty), 3 pairs written")
+    files = orjson.loads((tmp_path / "stats").read_bytes())["files"]
+    assert files == {str(stored / name): count for name, count in (("a.jsonl", 1), ("b.jsonl", 0), ("c.json", 2))}
+
+
+@pytest.mark.multiprocess
+def test_workers_and_limits_treat_tables_and_arrays_as_lines(tmp_path: Path, tokenizer: Path) -> None:
+    table = [{**ROW, "prompt": f"q{i}", "tools": [{"name": "t"}] if i % 2 else [{"parameters": {"a": i}}]} for i in range(1200)]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
+    (tmp_path / "array.json").write_bytes(orjson.dumps(table))
+    for name in ("t.parquet", "array.json"):
+        outputs = set()
+        for num_workers in (1, 2):
+            done = tokenize(tmp_path, tokenizer, tmp_path / name, "--num-workers", num_workers, "--limit", 1100)
+            assert done.returncode == 0, done.stderr
+            outputs.add((tmp_path / "out.arrow").read_bytes())
+        assert len(outputs) == 1, name
+        assert [pair["source_line"] for pair in read(tmp_path / "out.arrow")[1]] == list(range(1, 1101)), name
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, tokenizer: Path) -> None:
+    (data := tmp_path / "a").write_bytes(LINE)
+
+    def change(texts: Any, ids: Any) -> None:
+        data.write_bytes(LINE * 2)
+
+    job = Job((str(data),), str(tmp_path / "out"), num_shown=1)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON), change)
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_pipes(tokenizer: Path) -> None:
     done = check(PROGRAM, "-", "-o", "-", "--tokenizer", tokenizer, input=gzip.compress(LINE))
     with pa.ipc.open_stream(done.stdout) as stream:
@@ -131,8 +185,10 @@ BAD_INPUTS = {
     ),
     "invalid UTF-8": (b'{"prompt":"\xff"}', "{f}:1: is not valid UTF-8 at byte 12"),
     "lone surrogate": (b'{"prompt":"\\ud800"}', "{f}:1: is broken JSON at column 12: no low surrogate in string"),
-    "no object": (b"[1]\n", "{f}:1: holds a list where an object is due"),
-    "deep nesting": (b"[" * 100_000, "{f}:1: is broken JSON at column 1026: depth limit exceeded"),
+    "no object": (b'"a"\n[1]\n', "{f}:1: holds a string where an object is due"),
+    "no object in an array": (b"[" + LINE + b",[1]]", "{f}:2: holds a list where an object is due"),
+    "deep nesting": (b'{"a":' * 100_000, "{f}:1: is broken JSON at column 5122: depth limit exceeded"),
+    "array without end": (b"[" * 100_000, "{f}: is cut or damaged after row 0: its JSON array has no end"),
     "NUL bytes": (bytes(1000), "{f}:1: is broken JSON at column 1: unexpected character, expected a JSON value"),
     "nothing left": (b'{"prompt":"a","chosen":"b","rejected":"b"}', "{f}: no pair is left: 1 rows read, 0 pairs written "
         "(0 truncated), 1 dropped (1 equal responses), 0 errors, 0 tokens"),

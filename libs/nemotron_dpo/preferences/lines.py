@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
-DAMAGED = (EOFError, zlib.error, OSError)  # what decompressors raise
 CHUNK_ROWS = 4096
+
+
+class Damaged(Exception):
+    """A file that ends too early or goes on too long."""
+
+
+DAMAGED = (Damaged, EOFError, zlib.error, lzma.LZMAError, OSError)  # the others are what decompressors raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +27,29 @@ class TooLong:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of one source: undecoded lines, or values from a table. The first one has number `first_line`."""
+    """Consecutive rows of one source: undecoded lines, or values from a table. The first one has number `first_line`.
+
+    `unread` are the columns of a table that the rows leave out. A chunk without rows stands for a source that has none.
+    """
 
     source: str
     first_line: int
     rows: list[Any]
     shape: str = ""
+    unread: tuple[str, ...] = ()
 
 
 def line_chunks(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Chunk]:
-    """The lines of `file` as chunks, cut by size alone, so that they are the same however many workers there are."""
+    """The lines of `file` as chunks."""
+    return in_chunks(_bounded_lines(file, max_line_bytes), source)
+
+
+def in_chunks(lines: Iterable[bytes | TooLong], source: str) -> Iterator[Chunk]:
+    """`lines` as chunks, cut by size alone, so that they are the same however many workers there are."""
     rows: list[Any] = []
     first, num_bytes = 1, 0
     try:
-        for line in _bounded_lines(file, max_line_bytes):
+        for line in lines:
             rows.append(line)
             num_bytes += len(line) if isinstance(line, bytes) else 0
             if num_bytes >= CHUNK_BYTES or len(rows) >= CHUNK_ROWS:

@@ -16,6 +16,14 @@ class RowProblem(Exception):
         self.drop = drop
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a value of a row that cannot be read: a problem for who asks for it, and for nobody else."""
+
+    reason: str
+    message: str
+
+
 def drop(reason: str, message: str) -> RowProblem:
     """A row that is left out on purpose and counted."""
     return RowProblem(reason, message, drop=True)

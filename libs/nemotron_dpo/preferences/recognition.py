@@ -15,7 +15,10 @@ _FIRST_ROWS = 10
 
 
 def with_shapes(chunks: Iterator[Chunk], shape: str, keys: Keys, max_line_bytes: int) -> Iterator[Chunk]:
-    """`chunks` with their shape set: `shape`, or what the first readable row of each source looks like for "auto"."""
+    """`chunks` with their shape set: `shape`, or what the first readable row of each source looks like for "auto".
+
+    Rows that bring their prompt along count as pairs then: some of the file's rows may have a prompt of their own.
+    """
     source, found = None, shape
     for chunk in chunks:
         if shape == AUTO and chunk.source != source:
@@ -26,7 +29,8 @@ def with_shapes(chunks: Iterator[Chunk], shape: str, keys: Keys, max_line_bytes:
 def _first_shape(chunk: Chunk, keys: Keys, max_line_bytes: int) -> str:
     for row in chunk.rows[:_FIRST_ROWS]:
         try:
-            return recognise(parse(row, max_line_bytes), keys)
+            shape = recognise(parse(row, max_line_bytes), keys)
+            return "pair" if shape in ("conversation", "transcript") else shape
         except RowProblem:
             continue
     return "pair"

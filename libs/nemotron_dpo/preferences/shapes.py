@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_dpo.preferences.problems import RowProblem, drop, missing, wrong_type
+from nemotron_dpo.preferences.problems import RowProblem, Unreadable, drop, missing, wrong_type
 from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
 
 Message = dict[str, Any]
@@ -30,6 +30,12 @@ class Keys:
     rejected: str = "rejected"
 
 
+def columns_read(keys: Keys) -> frozenset[str]:
+    """The names of all columns that a row of any shape is asked for."""
+    fixed = "context completions response1 response2 overall_preference tools chat_template_kwargs"
+    return frozenset([keys.prompt, keys.chosen, keys.rejected, *fixed.split()])
+
+
 @dataclass(frozen=True, slots=True)
 class Preference:
     """One comparison: a prompt (text or turns) and what was preferred over what (text or the turns that follow)."""
@@ -43,24 +49,29 @@ class Preference:
 
 def recognise(row: Row, keys: Keys) -> str:
     """The name of the shape of `row`; one of no known shape is taken for a `pair`, whose reader says what is missing."""
-    if keys.prompt in row:
+    if row.get(keys.prompt) is not None:
         return "pair"
-    if "completions" in row:
+    if row.get("completions") is not None:
         return "ranked"
-    if "overall_preference" in row or "response1" in row:
+    if row.get("overall_preference") is not None or row.get("response1") is not None:
         return "helpsteer3"
+    return _without_prompt(row, keys) or "pair"
+
+
+def _without_prompt(row: Row, keys: Keys) -> str | None:
+    """The shape of a row whose responses bring their prompt along; None where they do not."""
     chosen = row.get(keys.chosen)
     if isinstance(chosen, list):
         return "conversation"
     if isinstance(chosen, str) and is_transcript(chosen):
         return "transcript"
-    return "pair"
+    return None
 
 
 def read_row(row: Row, shape: str, keys: Keys) -> Preference:
     """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
     prompt, chosen, rejected = _READERS[shape](row, keys)
-    tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    tools, template_kwargs = _value(row, "tools"), _value(row, "chat_template_kwargs")
     if tools is not None and not isinstance(tools, list):
         raise wrong_type("tools", "a list", tools)
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
@@ -71,6 +82,8 @@ def read_row(row: Row, shape: str, keys: Keys) -> Preference:
 
 
 def _read_pair(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
+    if _value(row, keys.prompt) is None and (shape := _without_prompt(row, keys)):
+        return _READERS[shape](row, keys)
     prompt, chosen, rejected = _text(row, keys.prompt), _text(row, keys.chosen), _text(row, keys.rejected)
     if isinstance(chosen, list) and isinstance(rejected, list) and _repeats_prompt(chosen, rejected):
         return _agreeing(prompt, *_common_prefix(chosen, rejected), keys)
@@ -142,10 +155,17 @@ def _agreeing(prompt: Text, shared: Text, chosen: Text, rejected: Text, keys: Ke
     return shared, chosen, rejected
 
 
+def _value(row: Row, key: str) -> Any:
+    value = row.get(key)
+    if isinstance(value, Unreadable):
+        raise RowProblem(value.reason, value.message, field=key)
+    return value
+
+
 def _field(row: Row, key: str) -> Any:
     if key not in row:
         raise missing(key)
-    return row[key]
+    return _value(row, key)
 
 
 def _string(row: Row, key: str) -> str:

@@ -21,6 +21,7 @@ class Tally:
     """Adds up results. Only `for_report` are the facts kept: 38 bytes a pair, and about 130 while the report is made."""
 
     for_report: bool = True
+    files: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     num_pairs: int = 0
     num_tokens: int = 0
@@ -32,6 +33,7 @@ class Tally:
 
     def add(self, result: Result) -> None:
         """Count the rows of `result`."""
+        self.files[result.source] = self.files.get(result.source, 0) + result.num_rows
         self.num_rows += result.num_rows
         self.num_pairs += len(result.facts)
         self.num_tokens += sum(int(result.facts[name].sum(dtype=np.int64)) for name in ("prompt", "chosen", "rejected"))
@@ -51,12 +53,18 @@ class Tally:
         """One line of exact counts."""
         written = f"{self.num_pairs} pairs written ({self.num_truncated} truncated)"
         errors, drops = (_counts(c, what) for c, what in ((self.errors, "errors"), (self.drops, "dropped")))
-        return f"{self.num_rows} rows read, {written}, {drops}, {errors}, {self.num_tokens} tokens"
+        return f"{self.num_rows} rows read{self._places()}, {written}, {drops}, {errors}, {self.num_tokens} tokens"
+
+    def _places(self) -> str:
+        """How many files were read, where that is more than the one that the caller named."""
+        num_empty = sum(not num_rows for num_rows in self.files.values())
+        return f" from {len(self.files)} files ({num_empty} empty)" if len(self.files) > 1 else ""
 
     def report(self, digests: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
         """The content of the --stats file."""
         facts = self._all()
         return {
+            "files": self.files,
             "rows": self.num_rows,
             "pairs": len(facts),
             "dropped": dict(self.drops),

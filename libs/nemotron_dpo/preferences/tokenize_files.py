@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
-from nemotron_dpo.preferences.inputs import dataset_chunks, digest, expand, limit_rows, read_chunks
+from nemotron_dpo.preferences.inputs import dataset_chunks, digest, expand, limit_rows, read_chunks, states
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import Reject
 from nemotron_dpo.preferences.recognition import with_shapes
+from nemotron_dpo.preferences.shapes import columns_read
 from nemotron_dpo.preferences.tally import Tally
 from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
 from nemotron_dpo.preferences.workers import ordered_map
@@ -47,9 +48,11 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     files = list(job.inputs) if job.split else expand(job.inputs)
     outputs = {"-o": job.output, "--rejects": job.rejects, "--stats": job.stats}
     refuse_overwriting(outputs, [*([] if job.split else files), *job.beside])
+    before = states(files)
     info = stream_info(job, settings, files)
     tally = Tally(for_report=job.stats is not None)
-    raw = dataset_chunks(files, job.split) if job.split else read_chunks(files, settings.max_line_bytes)
+    columns = columns_read(settings.keys)
+    raw = dataset_chunks(files, job.split, columns) if job.split else read_chunks(files, settings.max_line_bytes, columns)
     chunks = with_shapes(limit_rows(raw, job.limit), job.shape, settings.keys, settings.max_line_bytes)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
@@ -58,6 +61,8 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
             _note(result, job, tally, rejects, show)
             for batch in result.batches:
                 writer.write(batch)
+        for file in (file for file, old, new in zip(files, before, states(files), strict=True) if old != new):
+            raise UserError("was changed while it was read", source=file)
         if not tally.num_pairs:
             raise UserError(f"no pair is left: {tally.closing_line()}", source=", ".join(job.inputs))
         if job.stats:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from nemotron_dpo.preferences.problems import RowProblem
+from nemotron_dpo.preferences.lines import Chunk
+from nemotron_dpo.preferences.problems import RowProblem, Unreadable
+from nemotron_dpo.preferences.recognition import with_shapes
 from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
 
 USER, MORE = {"role": "user", "content": "q"}, {"role": "user", "content": "more"}
@@ -60,6 +62,33 @@ def test_shapes(row: dict[str, Any], shape: str, prompt: Any, chosen: Any, rejec
     assert recognise(row, Keys()) == shape
     preference = read_row(row, shape, Keys())
     assert (preference.prompt, preference.chosen, preference.rejected) == (prompt, chosen, rejected)
+
+
+def test_no_prompt_is_a_null_one_or_none() -> None:
+    """Beside whole conversations and transcripts, whatever the shape of the file's first rows."""
+    for prompt in ({}, {"prompt": None}):
+        for row, shape in ((CONVERSATION, "conversation"), (TRANSCRIPT, "transcript")):
+            assert recognise({**prompt, **row}, Keys()) == shape
+            read = [read_row({**prompt, **row}, name, Keys()) for name in (shape, "pair")]
+            assert [(r.prompt, r.chosen, r.rejected) for r in read] == [([USER, BAD, MORE], [GOOD], [BAD])] * 2
+
+
+def test_rows_after_the_first_may_have_a_prompt_of_their_own() -> None:
+    rows = [CONVERSATION, {**CONVERSATION, "prompt": "other"}, {"prompt": None, **TRANSCRIPT}]
+    (chunk,) = with_shapes(iter([Chunk("s", 1, rows)]), "auto", Keys(), 99)
+    with pytest.raises(RowProblem, match="is not what the two conversations have in common"):
+        read_row(chunk.rows[1], chunk.shape, Keys())
+    assert [read_row(chunk.rows[i], chunk.shape, Keys()).chosen for i in (0, 2)] == [[GOOD], [GOOD]]
+
+
+def test_a_value_that_cannot_be_read_is_a_problem_where_it_is_asked_for() -> None:
+    bad = Unreadable("invalid UTF-8", "is not valid UTF-8")
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "completions": bad}
+    assert read_row(row, "pair", Keys()).prompt == "q"
+    for key in ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs"):
+        with pytest.raises(RowProblem) as caught:
+            read_row({**row, key: bad}, recognise({**row, key: bad}, Keys()), Keys())
+        assert (caught.value.reason, caught.value.message, caught.value.field) == (bad.reason, bad.message, key)
 
 
 def test_custom_keys_and_extra_columns() -> None:
