@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Tokenize preference pairs: JSONL, Parquet or Arrow rows to a stream of tokenized_pairs/1.
+"""Tokenize preference pairs: JSON, Parquet or Arrow rows to a stream of tokenized_pairs/1.
 
 \b
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
   preference-tokenize data/*.jsonl.gz -o - --tokenizer $POLICY | ref-logprobs - -o scored.arrow --policy $POLICY
 
-INPUT is a file, a glob, a folder or "-" for stdin; .jsonl, .jsonl.gz, .jsonl.zst, Parquet and Arrow are told apart by
-their content. Rows may be
+INPUT is a file, a glob, a folder or "-" for stdin; JSON lines, a JSON array (both also .gz, .zst, .bz2, .xz), Parquet and
+Arrow are told apart by their content. A folder may be one that `datasets` saved; files of several splits in one folder
+(train, test) are refused, as they are not to be mixed. Rows may be
 
 \b
   {prompt, chosen, rejected}                  strings or lists of {role, content} messages
@@ -15,10 +16,13 @@ their content. Rows may be
   {context, completions: [{rank, completion}, {rank, completion}]}
   {context, response1, response2, overall_preference}
 
-and may have `tools` and `chat_template_kwargs` columns. The prompt is the chat template's text with the generation prompt,
-the response what the template adds after it, up to and including the end-of-turn token; they are tokenized apart. A prompt
-that ends with an assistant's message is continued by the response. Where no exact split exists the row is an error. With a
-tokenizer that has no chat template, strings are taken as plain text and the end-of-sequence token follows each response.
+and may have `tools` and `chat_template_kwargs` columns; other columns are not read. Parquet and Arrow keep null where a row
+lacks a field of an object, so null counts as absent there. Places in errors are lines, or rows of a table or an array.
+
+The prompt is the chat template's text with the generation prompt, the response what the template adds after it, up to and
+including the end-of-turn token; they are tokenized apart. A prompt that ends with an assistant's message is continued by the
+response. Where no exact split exists the row is an error. With a tokenizer that has no chat template, strings are taken as
+plain text and the end-of-sequence token follows each response.
 
 Rows that carry no signal (equal responses, a tie, no room for a response) are dropped and counted. An error in a row ends
 the run (--on-error fail) or is counted and skipped. stderr closes with exact counts. Digests of input, tokenizer and

@@ -3,7 +3,8 @@
 A struct has all the fields that any of its rows has; those that a row lacks are null in it. Nobody wrote these nulls, so
 they are left out, at any depth and at the top. A null in a list or a map was written and stays. Text of a column of JSON is
 decoded. What JSON cannot say (times, bytes, NaN, text that is no UTF-8) becomes Unreadable: whether that matters is for those
-who read the column. Whole numbers in a column of floats stay floats: nobody knows any more how they were written.
+who read the column. Whole numbers in a column of floats stay floats, and keys come in the struct's order: how a row had them
+is not kept.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from nemotron_dpo.preferences.problems import Unreadable
 
 Convert = Callable[[Any], Any]
 _FAILURES = (ValueError, OverflowError, TypeError, pa.ArrowException)  # what as_py raises for a value Python cannot hold
-_LISTS = (
-    types.is_list, types.is_large_list, types.is_fixed_size_list,
-    *(getattr(types, name) for name in ("is_list_view", "is_large_list_view") if hasattr(types, name)),
-)  # fmt: skip
-_PLAIN = (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean, types.is_integer, types.is_null)
+
+
+def _tests(*names: str) -> list[Callable[[pa.DataType], bool]]:
+    return [getattr(types, name) for name in names if hasattr(types, name)]  # views came late
+
+
+_LISTS = _tests("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+_TEXTS = _tests("is_string", "is_large_string", "is_string_view")
+_PLAIN = [*_TEXTS, types.is_boolean, types.is_integer, types.is_null]
 _JSON, _JSON_KEY = "arrow.json", b"ARROW:extension:name"
 
 
@@ -56,7 +61,7 @@ def converter(field: pa.Field) -> Convert | None:
         return _list_converter(kind)
     if types.is_struct(kind):
         return _struct_converter(kind)
-    if types.is_map(kind) and any(is_kind(kind.key_type) for is_kind in _PLAIN[:3]):
+    if types.is_map(kind) and any(is_kind(kind.key_type) for is_kind in _TEXTS):
         return _map_converter(kind)
     if types.is_floating(kind):
         return _number

@@ -23,7 +23,7 @@ _SPLIT_WORDS = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 _SHARD = re.compile(r"(?:^|/)(?!data-|part-)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
-_BETWEEN_WORDS = re.compile(r"[-._ 0-9/]+")
+_BETWEEN_WORDS = re.compile(r"[-._ 0-9/=]+")
 
 
 def folder_files(folder: Path) -> list[str]:

@@ -58,7 +58,8 @@ class Tally:
     def _places(self) -> str:
         """How many files were read, where that is more than the one that the caller named."""
         num_empty = sum(not num_rows for num_rows in self.files.values())
-        return f" from {len(self.files)} files ({num_empty} empty)" if len(self.files) > 1 else ""
+        empty = f" ({num_empty} empty)" if num_empty else ""
+        return f" from {len(self.files)} files{empty}" if len(self.files) > 1 else ""
 
     def report(self, digests: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
         """The content of the --stats file."""

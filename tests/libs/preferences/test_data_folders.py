@@ -113,6 +113,7 @@ SPLITS = {
         "test_prefs (1), train_prefs (1), train_sft (1)", "data/train_prefs-00000-of-00001.parquet",
     ),
     "folders": (["dev/a.jsonl", "training/a.jsonl", "training/b.jsonl"], "validation (1), train (2)", "training/*"),
+    "partitions": (["split=test/a.parquet", "split=train/a.parquet"], "test (1), train (1)", "split=train/a.parquet"),
     "folders of each": (["x/test.jsonl.gz", "x/train.jsonl.gz", "y/train.jsonl.gz"], "test (1), train (2)", "x/train.jsonl.gz"),
     "files": (["valid.json", "train.json"], "train (1), validation (1)", "train.json"),
     "a test set beside": (["a.jsonl", "b.jsonl", "eval_set.jsonl"], "no split by name (2), test (1)", "eval_set.jsonl"),
