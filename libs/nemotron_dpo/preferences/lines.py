@@ -29,14 +29,13 @@ class TooLong:
 class Chunk:
     """Consecutive rows of one source: undecoded lines, or values from a table. The first one has number `first_line`.
 
-    `unread` are the columns of a table that the rows leave out. A chunk without rows stands for a source that has none.
+    A chunk without rows stands for a source that has none.
     """
 
     source: str
     first_line: int
     rows: list[Any]
     shape: str = ""
-    unread: tuple[str, ...] = ()
 
 
 def line_chunks(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Chunk]:

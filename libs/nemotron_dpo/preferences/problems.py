@@ -24,6 +24,9 @@ class Unreadable:
     message: str
 
 
+NOT_READ = Unreadable("column not read", "is a column that is not read")  # that it is there may be said
+
+
 def drop(reason: str, message: str) -> RowProblem:
     """A row that is left out on purpose and counted."""
     return RowProblem(reason, message, drop=True)

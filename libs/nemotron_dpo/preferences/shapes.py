@@ -31,9 +31,16 @@ class Keys:
 
 
 def columns_read(keys: Keys) -> frozenset[str]:
-    """The names of all columns that a row of any shape is asked for."""
-    fixed = "context completions response1 response2 overall_preference tools chat_template_kwargs"
-    return frozenset([keys.prompt, keys.chosen, keys.rejected, *fixed.split()])
+    """The names, in small letters but for those of `keys`, of all columns that a row is asked for, be it to refuse it."""
+    return _COLUMNS | {keys.prompt, keys.chosen, keys.rejected}
+
+
+_COLUMNS = frozenset(
+    {
+        "context", "completions", "response1", "response2", "overall_preference", "tools", "chat_template_kwargs",
+        "conversations", "system", "input", "image", "images", "video", "videos", "audio", "audios", "pixel_values",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

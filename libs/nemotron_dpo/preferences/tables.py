@@ -8,6 +8,7 @@ from typing import Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.lines import Chunk
+from nemotron_dpo.preferences.problems import NOT_READ
 
 _PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 TABLE_MAGICS = (_PARQUET, _ARROW_FILE, _ARROW_STREAM)
@@ -25,6 +26,7 @@ def table_chunks(raw: io.BufferedReader, name: str, magic: bytes, columns: Colle
     first = 1
     try:
         names, batches = _opened(raw, name, magic, columns)
+        _refuse_repeated_columns(names, name)
         for batch in batches:
             for chunk in batch_chunks(batch, name, first, columns, names):
                 yield chunk
@@ -37,23 +39,41 @@ def table_chunks(raw: io.BufferedReader, name: str, magic: bytes, columns: Colle
 def batch_chunks(
     batch: Any, source: str, first: int, columns: Collection[str] | None, table_columns: Sequence[str]
 ) -> Iterator[Chunk]:
-    """The rows of a record batch, whose first one has number `first`, without what is null in them."""
-    from nemotron_dpo.preferences.arrow_values import column_values
+    """The rows of a record batch, whose first one has number `first`, without what is null in them.
 
-    read = [i for i, column in enumerate(batch.schema.names) if columns is None or column in columns]
-    names = [batch.schema.names[i] for i in read]
-    for twice in (column for column in names if names.count(column) > 1):
-        raise UserError(f'has two columns named "{twice}"', source=source)
-    unread = tuple(column for column in table_columns if column not in names)
+    Columns that are not in `columns` have NOT_READ in place of their values, be they in the batch or not.
+    """
     for start in range(0, batch.num_rows, _ROWS):
         part = batch.slice(start, _ROWS)
-        values = [column_values(part.column(i), part.schema.field(i)) for i in read]
-        rows = [_without_nulls(names, row) for row in zip(*values, strict=True)] if values else [{}] * part.num_rows
-        yield Chunk(source, first + start, rows, unread=unread)
+        values = [_values(part, column, _is_read(column, columns)) for column in table_columns]
+        rows = [_without_nulls(table_columns, row) for row in zip(*values, strict=True)] if values else [{}] * part.num_rows
+        yield Chunk(source, first + start, rows)
 
 
-def _without_nulls(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
+def _is_read(column: str, columns: Collection[str] | None) -> bool:
+    return columns is None or column in columns or column.lower() in columns
+
+
+def _values(part: Any, column: str, is_read: bool) -> list[Any]:
+    from nemotron_dpo.preferences.arrow_values import column_values
+
+    index = part.schema.get_field_index(column)
+    if is_read:
+        return column_values(part.column(index), part.schema.field(index))
+    if index < 0:
+        return [NOT_READ] * part.num_rows
+    return [NOT_READ if is_there else None for is_there in part.column(index).is_valid().to_pylist()]
+
+
+def _without_nulls(names: Sequence[str], values: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+
+def _refuse_repeated_columns(columns: Sequence[str], name: str) -> None:
+    """Raise UserError where two columns have one name: a row could hold the values of one of them alone."""
+    repeated = next((column for column in columns if columns.count(column) > 1), None)
+    if repeated is not None:
+        raise UserError("is the name of more than one column", source=name, field=repeated, remedy="rename or drop one")
 
 
 def _opened(
@@ -73,8 +93,9 @@ def _opened(
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(raw, page_checksum_verification=True)
-    wanted = None if columns is None else list(columns)
-    return parquet.schema_arrow.names, parquet.iter_batches(batch_size=_ROWS, columns=wanted)
+    names = parquet.schema_arrow.names
+    wanted = [column for column in names if _is_read(column, columns)]
+    return names, parquet.iter_batches(batch_size=_ROWS, columns=wanted)
 
 
 def _stream_batches(stream: Any, ending: _Ending) -> Iterator[Any]:

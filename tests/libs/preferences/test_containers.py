@@ -18,6 +18,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.inputs import limit_rows, read_chunks
+from nemotron_dpo.preferences.problems import NOT_READ
 
 ROWS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -58,10 +59,14 @@ def read(path: Path, content: bytes, limit: int | None = None) -> list[tuple[int
     """(number, row) of all rows; a table's columns but for "when"."""
     path.write_bytes(content)
     chunks = limit_rows(read_chunks([str(path)], 1 << 20, {"prompt", "chosen", "rejected"}), limit)
-    numbered = [pair for chunk in chunks for pair in enumerate(chunk.rows, chunk.first_line)]
-    return [
-        (number, row if isinstance(row, dict) else orjson.loads(row.removeprefix(b"\xef\xbb\xbf"))) for number, row in numbered
-    ]
+    return [(number, plain(row)) for chunk in chunks for number, row in enumerate(chunk.rows, chunk.first_line)]
+
+
+def plain(row: Any) -> Any:
+    """A row of a table without what was not read, or the JSON of a line."""
+    if isinstance(row, dict):
+        return {name: value for name, value in row.items() if value is not NOT_READ}
+    return orjson.loads(row.removeprefix(b"\xef\xbb\xbf"))
 
 
 def test_every_kind_gives_the_same_numbered_rows(tmp_path: Path) -> None:
@@ -70,11 +75,22 @@ def test_every_kind_gives_the_same_numbered_rows(tmp_path: Path) -> None:
             assert read(tmp_path / name, content, limit) == list(enumerate(ROWS, 1))[:limit], name
 
 
-def test_the_columns_that_are_left_out_are_named(tmp_path: Path) -> None:
-    for name in ("table.parquet", "table.arrow", "stream.arrow"):
-        (tmp_path / name).write_bytes(READ[name])
+def test_columns_that_are_not_read_are_there_without_their_values(tmp_path: Path) -> None:
+    table = TABLE.append_column("none", pa.nulls(len(ROWS), pa.string())).append_column("PROMPT", pa.array([7] * len(ROWS)))
+    for name, content in {"t.parquet": parquet(table), "t.arrow": arrow(pa.ipc.new_stream, table)}.items():
+        (tmp_path / name).write_bytes(content)
         (first, *_) = read_chunks([str(tmp_path / name)], 99, {"prompt"})
-        assert (first.rows[0], first.unread) == ({"prompt": "q0"}, ("chosen", "rejected", "when")), name
+        seen = {"prompt": "q0", "PROMPT": 7, **dict.fromkeys(("chosen", "rejected", "when"), NOT_READ)}
+        unknown = {"none": NOT_READ} if name == "t.parquet" else {}  # the column is not looked at, so nor are its nulls
+        assert first.rows[0] == seen | unknown, name
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"])] * 2, ["prompt", "prompt"])
+    for content in (parquet(table), arrow(pa.ipc.new_stream, table), arrow(pa.ipc.new_file, table)):
+        (tmp_path / "t").write_bytes(content)
+        with pytest.raises(UserError, match='"prompt" is the name of more than one column'):
+            list(read_chunks([str(tmp_path / "t")], 99, {"prompt"}))
 
 
 def tar() -> bytes:
@@ -84,7 +100,6 @@ def tar() -> bytes:
     return buffer.getvalue()
 
 
-TWICE = pa.Table.from_arrays([pa.array(["a"])] * 2, ["prompt", "prompt"])
 BYTES_OF_A_PAGE = bytearray(parquet(TABLE, write_page_checksum=True, compression="none"))
 BYTES_OF_A_PAGE[BYTES_OF_A_PAGE.index(b"q0")] = ord("r")
 REFUSED = {
@@ -102,14 +117,13 @@ REFUSED = {
     "tar.gz": (gzip.compress(tar()), "is a tar archive: unpack it"),
     "parquet.gz": (gzip.compress(parquet(TABLE)), "is compressed twice, or a compressed table: decompress it"),
     "gz.gz": (gzip.compress(gzip.compress(LINES)), "is compressed twice, or a compressed table: decompress it"),
-    "column twice": (arrow(pa.ipc.new_stream, TWICE), 'has two columns named "prompt"'),
     "stream cut between batches": (STREAM[:-8], "is cut or damaged after row 3: the stream has no end"),
     "two streams": (STREAM * 2, "is cut or damaged after row 3: more follows after the end of the stream"),
     "cut bz2": (bz2.compress(LINES)[:-5], "is cut or damaged after line 3: Compressed file ended before the end-of-stream "
         "marker was reached"),
     "cut xz": (lzma.compress(LINES)[:-9], "is cut or damaged after line 3: Compressed file ended before the end-of-stream "
         "marker was reached"),
-    "cut array": (b"[" + LINES + b",{", "is cut or damaged after row 1: its JSON array has no end"),
+    "cut array": (b"[" + LINES.splitlines()[0] + b",{", "is cut or damaged after row 1: its JSON array has no end"),
     "a flipped bit": (bytes(BYTES_OF_A_PAGE), "is cut or damaged after row 0: could not verify page integrity, CRC checksum "
         "verification failed for page_ordinal 0"),
 }  # fmt: skip

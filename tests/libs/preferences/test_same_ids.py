@@ -64,10 +64,17 @@ def messages(role: str) -> st.SearchStrategy[dict[str, Any]]:
 TURNS = st.lists(st.tuples(messages("user"), messages("assistant")), max_size=1).flatmap(
     lambda pairs: messages("user").map(lambda last: [*itertools.chain(*pairs), last])
 )
+VARIABLES = objects(1).map(lambda found: {"flag": True, "style": found} if "flag" in found else {"style": found})
 EXTRA = st.fixed_dictionaries(
-    {}, optional={"tools": st.none() | st.lists(objects(), max_size=2), "chat_template_kwargs": st.none() | objects(1).map(
-        lambda found: {k: v for k, v in (("flag", found.get("flag")), ("style", found)) if v is not None})},
-)  # fmt: skip
+    {},
+    optional={
+        "tools": st.none() | st.lists(objects(), max_size=2),
+        "chat_template_kwargs": st.none() | VARIABLES,
+        "system": TEXT,
+        "images": st.lists(TEXT, max_size=1),
+        "note": TEXT,
+    },
+)
 STRINGS = st.fixed_dictionaries({"prompt": TEXT, "chosen": TEXT, "rejected": TEXT})
 ANSWERS = st.lists(messages("assistant"), min_size=1, max_size=1)
 MESSAGES = st.fixed_dictionaries({"prompt": TURNS, "chosen": ANSWERS, "rejected": ANSWERS})
@@ -90,7 +97,8 @@ def schema(rows: list[dict[str, Any]], text: pa.DataType, listed: Callable[[Any]
     turns = text if isinstance(rows[0]["chosen"], str) else listed(message)
     fields = {"when": pa.timestamp("ns"), "prompt": turns, "chosen": turns, "rejected": turns, "tools": tools}
     kwargs = pa.struct([("flag", pa.bool_()), ("style", inner(text, listed, 1))])
-    return pa.schema([*fields.items(), ("chat_template_kwargs", kwargs)])
+    others = {"system": text, "note": text, "images": listed(text)}
+    return pa.schema([*fields.items(), ("chat_template_kwargs", kwargs), *others.items()])
 
 
 def plain_table(rows: list[dict[str, Any]]) -> pa.Table:
