@@ -1,4 +1,4 @@
-"""Read a stream of record batches, zero-copy from files; a stream without its trailer is an error that names its producer."""
+"""Read a stream of record batches, zero-copy from files; one that is cut or damaged is an error that names its producer."""
 
 from __future__ import annotations
 
@@ -12,55 +12,98 @@ from typing import Any
 import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.streams.checksum import CHECKSUM_KEY, encoded, extended
 from nemotron_dpo.streams.publish import published_file
-from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo
+from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checksum_of
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
+
+# what pyarrow raises over bytes that are no stream, or no more
+_DAMAGE = (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError)
 
 
 class Reader:
-    """Iterates the record batches of one stream and raises UserError at its end unless the trailer agrees."""
+    """Iterates the record batches of one stream and raises UserError where checksums, trailer or end do not agree.
+
+    `warning` is a line for the user where the stream has no checksums, as those of earlier versions have none.
+    """
 
     def __init__(self, file: Any, source: str, accept: tuple[str, ...]) -> None:
         self.source = source
+        self._file = file
         try:
             self._stream = pa.ipc.open_stream(file)
-        except pa.ArrowInvalid:
+            self.schema = self._stream.schema
+        except _DAMAGE:
             raise UserError(
                 "is not an Arrow stream or is empty", source=source, remedy="did the stage before it fail?"
             ) from None
-        self.schema = self._stream.schema
+        self._seed = _seed(self.schema, source)
         self.info = _checked_info(self.schema, source, accept)
+        remedy = f"write it again with this version of {self.info.producer}, or a flipped bit goes unseen"
+        self.warning = None if self._seed is not None else f"{source}: has no checksums: {remedy}"
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        num_rows = 0
-        promised = None
-        while True:
-            try:
-                batch, metadata = self._stream.read_next_batch_with_custom_metadata()
-            except StopIteration:
-                break
-            except (pa.ArrowInvalid, OSError) as error:
-                raise self._incomplete(num_rows, f"is cut or damaged ({str(error).splitlines()[0]})") from None
-            if batch.num_rows == 0 and metadata is not None and TRAILER_KEY in metadata:
-                promised = int(metadata[TRAILER_KEY])
+        num_rows, checksum, promised = 0, self._seed, None
+        for batch, metadata in self._batches():
+            if promised is not None:
+                raise self._damaged(num_rows, "goes on behind its trailer")
+            checksum = self._checked(batch, metadata, checksum, num_rows)
+            if batch.num_rows == 0 and TRAILER_KEY in metadata:
+                promised = metadata[TRAILER_KEY].decode(errors="replace")
                 continue
             num_rows += batch.num_rows
-            yield batch
+            if batch.num_rows:
+                yield batch
         if promised is None:
             raise self._incomplete(num_rows, "ends without its trailer")
-        if promised != num_rows:
-            raise self._incomplete(num_rows, f"has {num_rows} rows where its trailer says {promised}")
+        if promised != str(num_rows):
+            raise self._incomplete(num_rows, f"has {num_rows} rows where its trailer says {promised!a}")
+        if self._file.read(1):
+            raise self._damaged(num_rows, "is followed by something else: were two files joined?")
 
     def read_all(self) -> pa.Table:
         """Every row, as one table."""
         return pa.Table.from_batches(list(self), schema=self.schema)
 
+    def _batches(self) -> Iterator[tuple[pa.RecordBatch, Any]]:
+        """All batches there are, whose buffers are as long as they must be, with their metadata."""
+        num_rows = 0
+        while True:
+            try:
+                batch, metadata = self._stream.read_next_batch_with_custom_metadata()
+                batch.validate(full=True)
+            except StopIteration:
+                return
+            except _DAMAGE as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise self._incomplete(num_rows, f"is cut or damaged ({reason})") from None
+            num_rows += batch.num_rows
+            yield batch, metadata or {}
+
+    def _checked(self, batch: pa.RecordBatch, metadata: Any, checksum: int | None, num_rows: int) -> int | None:
+        """The checksum with `batch`, which must be the one that it carries; None in a stream that announced none."""
+        if any(_has_nulls(column) for field, column in zip(batch.schema, batch.columns, strict=True) if not field.nullable):
+            raise self._damaged(num_rows, "has nulls")
+        carried = metadata.get(CHECKSUM_KEY)
+        if checksum is None and carried is None:
+            return None
+        if checksum is None or carried is None:
+            raise self._damaged(num_rows, "has checksums in some places and lacks them in others")
+        checksum = extended(checksum, batch)
+        if encoded(checksum) != carried:
+            what = f"in one of the next {batch.num_rows}" if batch.num_rows else "in its trailer"
+            raise self._damaged(num_rows, f"is damaged {what} (its checksum differs)")
+        return checksum
+
+    def _damaged(self, num_rows: int, what: str) -> UserError:
+        return self._error(num_rows, what, f"copy it again, or run {self.info.producer} again")
+
     def _incomplete(self, num_rows: int, what: str) -> UserError:
-        return UserError(
-            f"the stream from {self.info.producer} {what} after {num_rows} rows",
-            source=self.source,
-            remedy=f"{self.info.producer} failed or was killed; run it again",
-        )
+        return self._error(num_rows, what, f"{self.info.producer} failed or was killed; run it again")
+
+    def _error(self, num_rows: int, what: str, remedy: str) -> UserError:
+        message = f"the stream from {self.info.producer} {what} after {num_rows} rows"
+        return UserError(message, source=self.source, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -103,6 +146,17 @@ def _existing(source: str | Path) -> Path:
     if path.stat().st_size == 0:
         raise UserError("is empty", source=source, remedy="did the stage before it fail?")
     return path
+
+
+def _has_nulls(array: pa.Array) -> bool:
+    return array.null_count > 0 or (isinstance(array, pa.ListArray) and _has_nulls(array.values))
+
+
+def _seed(schema: pa.Schema, source: str) -> int | None:
+    try:
+        return checksum_of(schema)
+    except ValueError as error:
+        raise UserError(f"is damaged ({error})", source=source, remedy="copy it again, or make it again") from None
 
 
 def _checked_info(schema: pa.Schema, source: str, accept: tuple[str, ...]) -> StreamInfo:

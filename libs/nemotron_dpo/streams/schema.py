@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import pyarrow as pa
+
+from nemotron_dpo.streams.checksum import CHECKSUM_KEY, encoded
 
 METADATA_KEY = b"nemotron_dpo"
 TRAILER_KEY = b"rows"
@@ -51,11 +54,30 @@ class StreamInfo:
     version: int = 1
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
-        """`schema` with this information in its metadata."""
-        return schema.with_metadata({METADATA_KEY: orjson.dumps(self, option=orjson.OPT_SORT_KEYS)})
+        """`schema` with this information in its metadata, and with its checksum, which announces those of the rows."""
+        raw = orjson.dumps(self, option=orjson.OPT_SORT_KEYS)
+        return schema.with_metadata({METADATA_KEY: raw, CHECKSUM_KEY: encoded(zlib.crc32(raw))})
 
     @classmethod
     def detach(cls, schema: pa.Schema) -> StreamInfo | None:
         """The information `schema` carries, or None where it is not a stream of ours."""
         raw = (schema.metadata or {}).get(METADATA_KEY)
-        return None if raw is None else cls(**orjson.loads(raw))
+        try:
+            info = None if raw is None else cls(**orjson.loads(raw))
+        except (orjson.JSONDecodeError, TypeError):
+            return None
+        return info if info and isinstance(info.digests, dict) and isinstance(info.settings, dict) else None
+
+
+def checksum_of(schema: pa.Schema) -> int | None:
+    """The checksum with which the rows of a stream begin, that of what `schema` says of it; None where it announces none.
+
+    Raises ValueError where it does not agree.
+    """
+    metadata = schema.metadata or {}
+    if CHECKSUM_KEY not in metadata:
+        return None
+    checksum = zlib.crc32(metadata.get(METADATA_KEY, b""))
+    if encoded(checksum) != metadata[CHECKSUM_KEY]:
+        raise ValueError("the checksum of the description differs")
+    return checksum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.streams.checksum import CHECKSUM_KEY, encoded, extended
 from nemotron_dpo.streams.publish import published_file
-from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo
+from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checksum_of
 
 
 class Writer:
@@ -22,19 +23,24 @@ class Writer:
     def __init__(self, sink: BinaryIO, info: StreamInfo) -> None:
         self.schema = info.attach(SCHEMAS[info.schema][1])
         self.num_rows = 0
+        self._checksum = checksum_of(self.schema) or 0
         self._stream = pa.ipc.new_stream(sink, self.schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append the rows of `batch`, whose columns must be those of the schema; a batch of no rows is not written."""
         if batch.num_rows:
-            self._stream.write_batch(batch.cast(self.schema) if batch.schema != self.schema else batch)
+            self._write(batch.cast(self.schema) if batch.schema != self.schema else batch)
             self.num_rows += batch.num_rows
 
     def finish(self) -> None:
         """Write the trailer: a batch of no rows that carries their number."""
         empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self.schema], schema=self.schema)
-        self._stream.write_batch(empty, custom_metadata={TRAILER_KEY: str(self.num_rows).encode()})
+        self._write(empty, {TRAILER_KEY: str(self.num_rows).encode()})
         self._stream.close()
+
+    def _write(self, batch: pa.RecordBatch, metadata: Mapping[bytes, bytes] | None = None) -> None:
+        self._checksum = extended(self._checksum, batch)
+        self._stream.write_batch(batch, custom_metadata={**(metadata or {}), CHECKSUM_KEY: encoded(self._checksum)})
 
 
 @contextlib.contextmanager

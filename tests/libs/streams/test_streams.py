@@ -16,29 +16,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo, open_reader, open_writer, published_file, spool
-
-INFO = StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", {"input": "sha256:00"}, {"max_length": 8})
-
-
-def batch(count: int, start: int = 0) -> pa.RecordBatch:
-    numbers = range(start, start + count)
-    lists = pa.array([[n, n + 1] for n in numbers], pa.list_(pa.int32()))
-    flags = pa.array([False] * count)
-    ids = pa.array([n.to_bytes(16, "big") for n in numbers], pa.binary(16))
-    columns = [ids, pa.array(numbers, pa.int64()), lists, lists, lists, flags, flags]
-    return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)
-
-
-def write(path: Path, *batches: pa.RecordBatch, info: StreamInfo = INFO) -> Path:
-    with open_writer(path, info) as writer:
-        for rows in batches:
-            writer.write(rows)
-    return path
-
-
-def lines_read(path: Path, *accept: str) -> list[int]:
-    with open_reader(path, *(accept or ("tokenized_pairs",))) as reader:
-        return reader.read_all()["source_line"].to_pylist()
+from stream_rows import INFO, batch, lines_read, unannounced, write
 
 
 @pytest.mark.parametrize("batches", [[], [batch(0)], [batch(2), batch(0), batch(3, 2)]])
@@ -66,8 +44,8 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     assert "after 5 rows" in messages[-1]
 
 
-def without_trailer(path: Path, rows: int | None) -> None:
-    with path.open("wb") as file, pa.ipc.new_stream(file, INFO.attach(TOKENIZED_PAIRS)) as stream:
+def without_trailer(path: Path, rows: int | str | None) -> None:
+    with path.open("wb") as file, pa.ipc.new_stream(file, unannounced(INFO)) as stream:
         stream.write_batch(batch(2))
         if rows is not None:
             stream.write_batch(batch(0), custom_metadata={b"rows": str(rows).encode()})
@@ -75,12 +53,19 @@ def without_trailer(path: Path, rows: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "words"),
-    [(None, "ends without its trailer after 2 rows"), (3, "has 2 rows where its trailer says 3 after 2 rows"), (2, None)],
+    [
+        (None, "ends without its trailer after 2 rows"),
+        ("2x", "has 2 rows where its trailer says '2x' after 2 rows"),
+        (3, "has 2 rows where its trailer says '3' after 2 rows"),
+        (2, None),
+    ],
 )
-def test_the_trailer_must_agree(tmp_path: Path, rows: int | None, words: str | None) -> None:
+def test_the_trailer_must_agree(tmp_path: Path, rows: int | str | None, words: str | None) -> None:
     without_trailer(tmp_path / "a", rows)
     if words is None:
         assert lines_read(tmp_path / "a") == [0, 1]
+        with open_reader(tmp_path / "a", "tokenized_pairs") as reader:
+            assert str(reader.warning).startswith(f"{tmp_path}/a: has no checksums: write it again")
         return
     with pytest.raises(UserError, match=words):
         lines_read(tmp_path / "a")
