@@ -122,13 +122,23 @@ def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource,
 
 def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]:
     """The pairs of one file, and whether `policy` itself scored them."""
+    from nemotron_dpo.preferences.checks import check_vocabulary
     from nemotron_dpo.training.data import check_reference, open_pairs
 
     scored = run.dpo.preference_loss_weight != 0
-    pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length)
+    say = functools.partial(cli.say, PROGRAM)
+    pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length, say=say)
+    check_vocabulary(pairs, _vocab_size(policy), path)
     if scored and not run.dpo.allow_reference_mismatch and cli.is_first_rank():
         check_reference(info, _weights_digest(policy), path)
     return pairs, scored and not run.dpo.allow_reference_mismatch
+
+
+@functools.cache
+def _vocab_size(policy: ModelSource) -> int:
+    from nemotron_dpo.checkpoint.policy import read_architecture
+
+    return read_architecture(policy).vocab_size
 
 
 @functools.cache

@@ -87,6 +87,7 @@ def command(
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
+        _warn(reader)
         found = resolve_pretrained(policy, "megatron_lm", hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer)
         info = _stream_info(reader, found, precision)
@@ -119,6 +120,9 @@ def _score(
 
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy import reference
+    from nemotron_dpo.preferences.checks import check_scores
+    from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.streams import SCORED_PAIRS
 
     model, shape = open_policy(policy, precision)
     model.eval()
@@ -128,10 +132,12 @@ def _score(
     for window in reference.windows(reader, max_tokens):
         reference.check_fits(window, shape.vocab_size, shape.max_length, reader.source)
         scores, computed = reference.score_window(model, window, max_tokens, known)
+        scored = pa.RecordBatch.from_arrays(reference.with_scores(window, scores), schema=SCORED_PAIRS)
+        check_scores(Pairs.of(scored), policy.name, "are its weights damaged?")
         num_pairs, num_new = num_pairs + window.num_rows, num_new + computed
         bar(window.num_rows)
         if writer is not None:
-            writer.write(pa.RecordBatch.from_arrays(reference.with_scores(window, scores), schema=writer.schema))
+            writer.write(scored)
     return num_pairs, num_new
 
 
@@ -156,6 +162,8 @@ def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
     """Scores in earlier outputs of the same reference; UserError where one is of another policy or precision."""
     from nemotron_dpo.errors import UserError
     from nemotron_dpo.policy import reference
+    from nemotron_dpo.preferences.checks import check_ids, check_scores
+    from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.streams import open_reader
 
     known: dict = {}
@@ -164,8 +172,17 @@ def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
             same_weights = old.info.digests.get("reference") == info.digests["reference"]
             if not same_weights or old.info.settings.get("reference_precision") != info.settings["reference_precision"]:
                 raise UserError("cannot be reused: it was scored by another policy or at another precision", source=path)
-            known.update(reference.known_scores(old.read_all()))
+            _warn(old)
+            pairs = Pairs.of(old.read_all())
+            check_ids(pairs, path)
+            check_scores(pairs, path, "leave out this --reuse")
+            known.update(reference.known_scores(pairs))
     return known
+
+
+def _warn(reader: Reader) -> None:
+    if reader.warning:
+        cli.say(PROGRAM, f"warning: {reader.warning}")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +70,17 @@ def random_pairs(count: int, seed: int = 0, longest: int = 20) -> Tokens:
     return Tokens(side(3, VOCAB), side(3, VOCAB // 2), side(VOCAB // 2, VOCAB))
 
 
+def pair_id(*ids: Sequence[int] | np.ndarray) -> bytes:
+    """What names a pair in a stream: BLAKE2b over the lengths of prompt, chosen and rejected and their ids, int32."""
+    packed = [len(side) for side in ids] + [int(token) for side in ids for token in side]
+    return hashlib.blake2b(struct.pack(f"<{len(packed)}i", *packed), digest_size=16).digest()
+
+
 def write_pairs(path: Path, tokens: Tokens) -> Path:
     """`tokens` as a tokenized_pairs file."""
     rows = [
         {
-            "pair_id": i.to_bytes(16, "big"),
+            "pair_id": pair_id(prompt, chosen, rejected),
             "source_line": i + 1,
             "prompt_ids": prompt,
             "chosen_ids": chosen,

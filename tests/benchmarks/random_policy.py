@@ -78,26 +78,20 @@ def write_policy(size: str, folder: Path) -> None:
 def write_pairs(path: Path, prompt: int, response: int, count: int, vocabulary: int) -> None:
     """`count` pairs of random ids, as preference-tokenize would have written them."""
     import numpy as np
-    import pyarrow as pa
 
+    from nemotron_dpo.preferences.columns import pair_id, to_batches
+    from nemotron_dpo.preferences.encoding import PairIds
     from nemotron_dpo.streams import StreamInfo, open_writer
 
     draw = np.random.default_rng(0)
+
+    def ids(length: int) -> list[int]:
+        return draw.integers(3, vocabulary, length).tolist()
+
     with open_writer(path, StreamInfo("tokenized_pairs", "benchmarks", "0")) as writer:
-        for first in range(0, count, 1000):
-            rows = [
-                {
-                    "pair_id": number.to_bytes(16, "big"),
-                    "source_line": number + 1,
-                    "prompt_ids": draw.integers(3, vocabulary, prompt),
-                    "chosen_ids": draw.integers(3, vocabulary, response),
-                    "rejected_ids": draw.integers(3, vocabulary, response),
-                    "chosen_truncated": False,
-                    "rejected_truncated": False,
-                }
-                for number in range(first, min(count, first + 1000))
-            ]
-            writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+        pairs = (PairIds(ids(prompt), ids(response), ids(response)) for _ in range(count))
+        for batch in to_batches((number, pair, pair_id(pair)) for number, pair in enumerate(pairs, start=1)):
+            writer.write(batch)
 
 
 def _shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:

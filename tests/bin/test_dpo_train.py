@@ -24,6 +24,7 @@ COMMON = (
     "dpo.max_num_steps=6",
     "dpo.max_num_epochs=2",
 )
+SFT = ("dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1")
 
 
 @pytest.fixture(scope="module")
@@ -191,18 +192,28 @@ def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, 
     (tmp_path / "empty.arrow").write_bytes(b"")
     (tmp_path / "text.arrow").write_bytes(b'{"prompt": "x"}\n')
     not_finite(scored, tmp_path / "nan.arrow")
+    beyond = small.random_pairs(8)
+    beyond.rejected[5][0] = small.VOCAB
+    small.write_pairs(tmp_path / "beyond.arrow", beyond)
     for source, policy, message in (
         (tmp_path / "none.arrow", llama, "no such file"),
         (tmp_path / "empty.arrow", llama, "is empty"),
         (tmp_path / "text.arrow", llama, "is not an Arrow stream"),
         (tmp_path / "unscored.arrow", llama, "run ref-logprobs on it first"),
         (tmp_path / "cut.arrow", llama, "the stream from ref-logprobs"),
-        (tmp_path / "nan.arrow", llama, "ref_rejected_logps of row 3 is not finite"),
+        (tmp_path / "nan.arrow", llama, "has nan in ref_rejected_logps (line 4 of the input), which is no log-prob"),
         (scored, untied_llama, "was scored by another policy than --policy"),
         (scored, tmp_path / "no-model", "no such model folder"),
         (scored, tmp_path, "is neither an HF folder"),
+        (
+            (tmp_path / "beyond.arrow", *SFT),
+            llama,
+            f"has token id {small.VOCAB}; the policy knows {small.VOCAB} tokens (line 6",
+        ),
+        ((scored, "--validation", tmp_path / "beyond.arrow", *SFT), llama, f"beyond.arrow: has token id {small.VOCAB}; the"),
     ):
-        done = run("dpo-train", source, "--policy", policy, "--run-dir", tmp_path / "run", *COMMON)
+        arguments = source if isinstance(source, tuple) else (source,)
+        done = run("dpo-train", *arguments, "--policy", policy, "--run-dir", tmp_path / "run", *COMMON)
         assert message in error_line(done, "dpo-train")
         assert done.returncode == 1
     assert not (tmp_path / "run").exists()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.torch import load_file, save_file
 
 import small
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.streams import open_reader
+from nemotron_dpo.streams import open_reader, open_writer
 from programs import check, error_line, run, torchrun
 
 
@@ -78,6 +80,24 @@ def test_two_processes_write_what_one_does(scored: Path, pairs_file: Path, llama
         assert np.allclose(ours.ref_chosen[i], theirs.ref_chosen[i], atol=1e-5)
 
 
+def changed(path: Path, target: Path, **columns: object) -> None:
+    """`path` with other values in its second row, its checksums right again."""
+    with open_reader(path, "tokenized_pairs", "scored_pairs") as reader:
+        rows, info = reader.read_all().to_pylist(), reader.info
+    rows[1] |= columns
+    with open_writer(target, info) as writer:
+        writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+
+
+def without_a_number(policy: Path, target: Path) -> Path:
+    """`policy` with a NaN in its last norm."""
+    shutil.copytree(policy, target)
+    weights = load_file(target / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_no_output(pairs_file: Path, scored: Path, llama: Path, tmp_path: Path) -> None:
     content = pairs_file.read_bytes()
@@ -86,17 +106,39 @@ def test_bad_input_is_one_line_and_leaves_no_output(pairs_file: Path, scored: Pa
     beyond.chosen[1][0] = small.VOCAB
     small.write_pairs(tmp_path / "beyond.arrow", beyond)
     small.write_pairs(tmp_path / "long.arrow", small.random_pairs(3, longest=200, seed=2))
+    flipped = bytearray(content)
+    flipped[content.index(np.int32(small.random_pairs(12, seed=21).prompts[5]).tobytes())] ^= 1
+    (tmp_path / "flipped.arrow").write_bytes(flipped)
+    changed(pairs_file, tmp_path / "named.arrow", chosen_ids=[7, 7])
+    changed(scored, tmp_path / "uneven.arrow", ref_chosen_logps=[-1.0] * 30)
     for arguments, message in (
         ((tmp_path / "none.arrow",), "no such file"),
         ((tmp_path / "cut.arrow",), "tests failed or was killed"),
         ((tmp_path / "beyond.arrow",), f"has token id {small.VOCAB}; the policy knows {small.VOCAB} tokens"),
         ((tmp_path / "long.arrow",), "the policy has 128 positions"),
+        (
+            (tmp_path / "flipped.arrow",),
+            "the stream from tests is damaged in one of the next 12 (its checksum differs) after 0",
+        ),
+        ((tmp_path / "named.arrow",), "has a pair_id that is not the digest of its token ids (line 2 of the input)"),
         ((pairs_file, "--reuse", scored, "--precision", "bfloat16"), "cannot be reused"),
+        (
+            (pairs_file, "--reuse", tmp_path / "uneven.arrow", "--precision", "float32"),
+            "has ref_chosen_logps of 30 log-probs for ",
+        ),
     ):
         done = run("ref-logprobs", *arguments, "-o", tmp_path / "out.arrow", "--policy", llama)
         assert message in error_line(done, "ref-logprobs")
         assert done.returncode == 1
         assert not (tmp_path / "out.arrow").exists()
+    done = run(
+        "ref-logprobs", pairs_file, "-o", tmp_path / "out.arrow", "--policy", without_a_number(llama, tmp_path / "policy")
+    )
+    words = (
+        f"{tmp_path}/policy: has nan in ref_chosen_logps (line 1 of the input), which is no log-prob: are its weights damaged?"
+    )
+    assert error_line(done, "ref-logprobs") == words
+    assert not (tmp_path / "out.arrow").exists()
     done = run("ref-logprobs", pairs_file, "-o", tmp_path / "no" / "out.arrow", "--policy", llama)
     assert "no such file or directory" in error_line(done, "ref-logprobs")
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]

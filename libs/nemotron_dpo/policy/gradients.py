@@ -101,27 +101,35 @@ class TokenEmbedding(VocabParallelEmbedding):
 
     def forward(self, input_: Tensor) -> Tensor:
         """Token ids [1, S] -> embeddings [1, S, H], or [S, 1, H] where they are divided over the tokens."""
-        rows_SH = _Lookup.apply(input_, self.weight, self.vocab_start_index)
+        is_share = len(self.weight) < self.num_embeddings
+        rows_SH = _Lookup.apply(input_, self.weight, self.vocab_start_index, is_share)
         if self.reduce_scatter_embeddings:
             return reduce_scatter_to_sequence_parallel_region(rows_SH.transpose(0, 1).contiguous(), group=self.tp_group)
         return reduce_from_tensor_model_parallel_region(rows_SH, group=self.tp_group)
 
 
 class _Lookup(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight_VH: Tensor, first: int) -> Tensor:
-        local = ids - first
-        elsewhere = (local < 0) | (local >= len(weight_VH))
-        ctx.weight, ctx.local, ctx.elsewhere = weight_VH, local.masked_fill(elsewhere, 0), elsewhere
-        return F.embedding(ctx.local, weight_VH).masked_fill_(elsewhere[..., None], 0)
+    """Rows of a weight, or of this rank's share of it. An id that it does not have is an error, or 0 in a share."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, None]:
+    def forward(ctx: Any, ids: Tensor, weight_VH: Tensor, first: int, is_share: bool) -> Tensor:
+        local, elsewhere = ids - first, None
+        if is_share:
+            elsewhere = (local < 0) | (local >= len(weight_VH))
+            local = local.masked_fill(elsewhere, 0)
+        ctx.weight, ctx.local, ctx.elsewhere = weight_VH, local, elsewhere
+        rows_SH = F.embedding(local, weight_VH)
+        return rows_SH if elsewhere is None else rows_SH.masked_fill_(elsewhere[..., None], 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, None, None]:
         main_grad = getattr(ctx.weight, "main_grad", None)
         total_VH = torch.zeros_like(ctx.weight) if main_grad is None else main_grad
-        rows_SH = grads[0].masked_fill(ctx.elsewhere[..., None], 0).flatten(0, 1)  # no choice of rows: GPUs would wait for it
-        add_rows(total_VH, ctx.local.flatten(), rows_SH)
-        return None, total_VH if main_grad is None else None, None
+        rows_SH = grads[0]
+        if ctx.elsewhere is not None:
+            rows_SH = rows_SH.masked_fill(ctx.elsewhere[..., None], 0)  # no choice of rows: GPUs would wait for it
+        add_rows(total_VH, ctx.local.flatten(), rows_SH.flatten(0, 1))
+        return None, total_VH if main_grad is None else None, None, None
 
 
 def _add_product_of_inputs(x_SK: Tensor, grad_SN: Tensor, total_NK: Tensor) -> None:

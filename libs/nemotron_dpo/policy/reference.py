@@ -16,6 +16,7 @@ from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.rows import PackedRow, pack_row
 from nemotron_dpo.policy.trainable import run_schedule
+from nemotron_dpo.preferences.checks import check_ids, check_vocabulary
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
 
@@ -73,22 +74,21 @@ def with_scores(window: pa.RecordBatch, scores: list[Scores]) -> list[pa.Array]:
     return columns
 
 
-def known_scores(table: pa.Table) -> dict[bytes, Scores]:
+def known_scores(pairs: Pairs) -> dict[bytes, Scores]:
     """Scores by pair_id, from an earlier output."""
-    pairs = Pairs.of(table)
     assert pairs.ref_chosen is not None
     assert pairs.ref_rejected is not None
     return {key: (pairs.ref_chosen[i], pairs.ref_rejected[i]) for i, key in enumerate(pairs.pair_ids)}
 
 
 def check_fits(window: pa.RecordBatch, vocab_size: int, max_positions: int, source: str) -> None:
-    """Raise UserError where the policy could not read the ids: outside its vocabulary, or beyond its positions."""
+    """Raise UserError where ids are not those of their pair_id, or the policy could not read them.
+
+    It could not where they are outside its vocabulary or beyond its positions.
+    """
     pairs = Pairs.of(window)
-    for column in (pairs.prompt, pairs.chosen, pairs.rejected):
-        for ids in column.by_part():
-            if len(ids) and (ids.max() >= vocab_size or ids.min() < 0):
-                remedy = "tokenize with the policy's own tokenizer"
-                raise UserError(f"has token id {ids.max()}; the policy knows {vocab_size} tokens", source=source, remedy=remedy)
+    check_ids(pairs, source)
+    check_vocabulary(pairs, vocab_size, source)
     if pairs.sequence_lengths.max() > max_positions:
         raise UserError(
             f"has a sequence of {pairs.sequence_lengths.max()} tokens; the policy has {max_positions} positions",

@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.checks import check_ids, check_scores
 from nemotron_dpo.preferences.pairs import Pairs, Ragged
 from nemotron_dpo.streams import open_reader, published_file
 
@@ -106,9 +107,13 @@ def _sums(side: Ragged) -> np.ndarray:
 
 def _read(source: str) -> Pairs:
     with open_reader(source, "scored_pairs") as reader:
+        if reader.warning:
+            print(f"margins: warning: {reader.warning}", file=sys.stderr)
         pairs = Pairs.of(reader.read_all())
     if not len(pairs):
         raise UserError("has no pairs", source=source)
+    check_ids(pairs, source)
+    check_scores(pairs, source)
     return pairs
 
 

@@ -35,7 +35,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory):
     from nemotron_dpo.training.data import open_pairs
 
     path = small.write_pairs(tmp_path_factory.mktemp("data") / "pairs.arrow", small.random_pairs(24, seed=5))
-    return open_pairs(path, scored=False, max_length=64)[0]
+    return open_pairs(path, scored=False, max_length=64, say=print)[0]
 
 
 def learn(policy, pairs, steps: range) -> None:

@@ -117,6 +117,9 @@ def test_gradients_are_added_where_they_are_summed() -> None:
     for ours, theirs in zip(weights, wanted, strict=True):
         assert ours.grad is None
         assert torch.allclose(ours.main_grad, theirs + 1, atol=1e-6)
+    for outside in (-1, 11, 100_000):  # no row is it, and 0 would be trained on in silence
+        with pytest.raises(IndexError):
+            embedding(torch.tensor([[3, outside]]))
 
 
 @pytest.mark.usefixtures("megatron")

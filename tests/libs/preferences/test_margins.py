@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
@@ -21,21 +22,15 @@ POLICY = {"a": ([-1.0, -2.0], [-4.0]), "b": ([-1.0, -2.0, -3.0], [-1.0]), "c": (
 REFERENCE = {"c": ([-2.0], [-1.0, -1.0]), "a": ([-2.0, -2.0], [-3.0]), "b": ([-5.0, -3.0, -2.0], [-2.0])}
 
 
+def _row(prompt: list[int], chosen: list[int], rejected: list[int], *logps: list[float]) -> dict:
+    ids = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), (prompt, chosen, rejected), strict=True))
+    scores = dict(zip(("ref_chosen_logps", "ref_rejected_logps"), logps, strict=True))
+    flags = {"chosen_truncated": False, "rejected_truncated": False}
+    return {"pair_id": small.pair_id(prompt, chosen, rejected), "source_line": 1, **ids, **flags, **scores}
+
+
 def _write(path: Path, scores: dict[str, tuple[list[float], list[float]]]) -> str:
-    rows = [
-        {
-            "pair_id": name.encode() * 16,
-            "source_line": 1,
-            "prompt_ids": [1],
-            "chosen_ids": [2] * len(chosen),
-            "rejected_ids": [3] * len(rejected),
-            "chosen_truncated": False,
-            "rejected_truncated": False,
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
-        }
-        for name, (chosen, rejected) in scores.items()
-    ]
+    rows = [_row([1], [2] * len(chosen), [3] * len(rejected), chosen, rejected) for chosen, rejected in scores.values()]
     with open_writer(path, StreamInfo("scored_pairs", "tests", "0")) as writer:
         for row in rows:  # a batch each, so that columns are joined from several
             writer.write(pa.RecordBatch.from_pylist([row], schema=writer.schema))

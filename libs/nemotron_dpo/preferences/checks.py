@@ -1,0 +1,82 @@
+"""Whether pairs that came from a file can be what they say: whole, of the policy's vocabulary, and scored by a policy.
+
+A stream's checksums find damage. These find what was written wrong, by hand or by another program, and what has no checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.pairs import Pairs
+
+# No policy gives log-probs beyond these: rounding may lift one a little above 0, and logits do not differ by ten thousand
+MOST, LEAST = 1e-3, -1e4
+_REMEDY = "was the file changed? Tokenize again"
+
+
+def check_ids(pairs: Pairs, source: object) -> None:
+    """Raise UserError for a pair without a prompt or a response, or whose pair_id is not the digest of its token ids."""
+    for name, column in (("prompt", pairs.prompt), ("chosen", pairs.chosen), ("rejected", pairs.rejected)):
+        empty = np.flatnonzero(column.lengths == 0)
+        if len(empty):
+            raise UserError(f"has a pair without {name}_ids ({_line(pairs, empty[0])})", source=source, remedy=_REMEDY)
+    for row, (stated, computed) in enumerate(zip(pairs.pair_ids, digests(pairs), strict=True)):
+        if stated != computed:
+            what = f"has a pair_id that is not the digest of its token ids ({_line(pairs, row)})"
+            raise UserError(what, source=source, remedy=_REMEDY)
+
+
+def check_vocabulary(pairs: Pairs, vocab_size: int, source: object) -> None:
+    """Raise UserError for a token id that is none of the policy's `vocab_size`."""
+    for column in (pairs.prompt, pairs.chosen, pairs.rejected):
+        for first, ids, (_, offsets) in zip(column.firsts, column.by_part(), column.parts, strict=True):
+            outside = np.flatnonzero(ids.view(np.uint32) >= vocab_size)  # a negative one is very large then
+            if len(outside):
+                line = _line(pairs, _row(first, offsets, outside[0]))
+                what = f"has token id {ids[outside[0]]}; the policy knows {vocab_size} tokens ({line})"
+                raise UserError(what, source=source, remedy="tokenize with the policy's own tokenizer")
+
+
+def check_scores(pairs: Pairs, source: object, remedy: str = "score it again with ref-logprobs") -> None:
+    """Raise UserError where a response has not one log-prob a token, or has one that no policy gives; `pairs` are scored."""
+    for name, ids, scores in (("chosen", pairs.chosen, pairs.ref_chosen), ("rejected", pairs.rejected, pairs.ref_rejected)):
+        assert scores is not None
+        uneven = np.flatnonzero(ids.lengths != scores.lengths)
+        if len(uneven):
+            counts = f"{scores.lengths[uneven[0]]} log-probs for {ids.lengths[uneven[0]]} tokens"
+            raise UserError(f"has ref_{name}_logps of {counts} ({_line(pairs, uneven[0])})", source=source, remedy=remedy)
+        for first, values, (_, offsets) in zip(scores.firsts, scores.by_part(), scores.parts, strict=True):
+            wrong = np.flatnonzero(~((values >= LEAST) & (values <= MOST)))
+            if len(wrong):
+                line = _line(pairs, _row(first, offsets, wrong[0]))
+                what = f"has {values[wrong[0]]:g} in ref_{name}_logps ({line}), which is no log-prob"
+                raise UserError(what, source=source, remedy=remedy)
+
+
+def digests(pairs: Pairs) -> Iterator[bytes]:
+    """What the pair_id of every pair must be: `columns.pair_id` of its token ids."""
+    sides = (pairs.prompt, pairs.chosen, pairs.rejected)
+    lengths = np.stack([side.lengths for side in sides], axis=1).astype("<i4").tobytes()
+    start = 0
+    for parts in zip(*(side.parts for side in sides), strict=True):
+        values = [memoryview(ids) for ids, _ in parts]
+        offsets = [offsets.tolist() for _, offsets in parts]
+        for i in range(len(offsets[0]) - 1):
+            digest = hashlib.blake2b(lengths[start : start + 12], digest_size=16)
+            for ids, ends in zip(values, offsets, strict=True):
+                digest.update(ids[ends[i] : ends[i + 1]])
+            start += 12
+            yield digest.digest()
+
+
+def _row(first: int, offsets: np.ndarray, place: int) -> int:
+    """The row of the value at `place` of a part that begins with row `first`."""
+    return int(first) + int(np.searchsorted(offsets - offsets[0], place, side="right")) - 1
+
+
+def _line(pairs: Pairs, row: int) -> str:
+    return f"line {pairs.source_lines[row]} of the input"
