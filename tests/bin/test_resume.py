@@ -223,6 +223,14 @@ def test_another_run_is_refused_and_a_longer_one_warned_of(base, terminated: Pat
         f"dpo-train: {step}: all 3 steps are done already\n"
     )
     assert measured(run_dir) == measured(terminated)
+    shutil.rmtree(step / "optimizer")
+    shutil.copytree(step.with_name("step_2") / "optimizer", step / "optimizer")
+    done = run("dpo-train", *base, "--run-dir", run_dir, *COMMON)
+    assert error_line(done, "dpo-train") == (
+        f"{step}/optimizer/integrity.json: is not what was saved with step 3: "
+        "without step_3 the run goes on from the checkpoint before it"
+    )
+    assert done.returncode == 1
 
 
 def test_a_damaged_optimizer_is_one_line(base, terminated: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Arrow streams between stages: schemas with versions, provenance, and a trailer without which a stream is incomplete."""
 
-from nemotron_dpo.streams.publish import published_file
+from nemotron_dpo.streams.publish import published_file, sync_folder, sync_tree
 from nemotron_dpo.streams.reader import Reader, open_reader, spool
 from nemotron_dpo.streams.schema import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo
 from nemotron_dpo.streams.writer import Writer, open_writer
@@ -15,4 +15,6 @@ __all__ = [
     "open_writer",
     "published_file",
     "spool",
+    "sync_folder",
+    "sync_tree",
 ]

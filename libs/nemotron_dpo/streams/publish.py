@@ -38,6 +38,15 @@ def published_file(target: str | Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """fsync all that lies in a directory, so that a rename of it gives its name to nothing but whole files."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
 def sync_folder(folder: Path) -> None:
     """fsync a directory, so that a rename in it survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)

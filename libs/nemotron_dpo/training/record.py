@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +19,14 @@ Record = dict[str, float]
 class MetricsFile:
     """Appends one JSON object a line and flushes it, so that a killed run keeps what it measured.
 
-    It starts empty, or goes on behind the first `done` steps of a run that is resumed; what that measured later is dropped.
+    It starts empty, or goes on behind the first `done` steps of a run that is resumed; what that measured later is dropped,
+    and `say` hears of what is damaged or missing before it.
     """
 
-    def __init__(self, path: Path | None, *, done: int = 0) -> None:
-        if path is not None and done and path.exists():
-            _cut(path, done)
+    def __init__(self, path: Path | None, *, done: int = 0, say: Callable[[str], None] = print) -> None:
+        if path is not None and done:
+            for loss in _cut(path, done):
+                say(f"warning: {path}: {loss}")
         self._file: BinaryIO | None = path.open("ab" if done else "wb") if path is not None else None
 
     def write(self, record: Record) -> None:
@@ -95,18 +98,33 @@ class TrainingInfo:
         return f"{totals.steps} steps, {losses}, {preferred}{rate:.2f} pairs/s"
 
 
-def _cut(path: Path, done: int) -> None:
-    """Keep the records up to step `done`; a line that a kill tore lies behind them."""
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            if orjson.loads(line)["step"] > done:
-                break
-        except orjson.JSONDecodeError:
-            break
-        kept.append(line + b"\n")
+def _cut(path: Path, done: int) -> list[str]:
+    """Keep the records up to step `done`; of what is damaged or missing among them a line each."""
+    *lines, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")  # what has no end was torn by a kill
+    records = [_read(line) for line in lines]
+    kept = [number for number, record in enumerate(records) if record and record["step"] <= done]
     with published_file(path) as file:
-        file.writelines(kept)
+        file.writelines(lines[number] + b"\n" for number in kept)
+    trained = {record["step"] for record in records if record and "train/loss" in record}
+    damaged = [number for number, record in enumerate(records, start=1) if record is None]
+    missing = [step for step in range(1, done + 1) if step not in trained]
+    return [
+        *([f"line {_listed(damaged)} is damaged and left out"] if damaged else []),
+        *([f"has no record of training step {_listed(missing)}"] if missing else []),
+    ]
+
+
+def _read(line: bytes) -> Record | None:
+    """The record of a line, or None where it is none."""
+    try:
+        record = orjson.loads(line)
+        return record if isinstance(record["step"], int) else None
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
 
 
 def _selector(name: str) -> str:

@@ -13,12 +13,12 @@ import orjson
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.sources import ModelSource, resolve
+from nemotron_dpo.sources import TRACKER, ModelSource, resolve
 from nemotron_dpo.training.record import Totals
 from nemotron_dpo.training.retention import step_folders
 
 FILE = "resume.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,53 @@ class ResumeState:
         return self.folder / "optimizer"
 
     def write(self) -> None:
-        """Write what is no tensor into the step folder."""
+        """Write what is no tensor into the step folder, which has all other files, with digests that tie them to it."""
         tree = {"format": _FORMAT, "step": self.step, "totals": asdict(self.totals), "identity": asdict(self.identity)}
-        (self.folder / FILE).write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
+        tree["files"] = {str(path.relative_to(self.folder)): _sha256(path) for path in _tied(self.folder)}
+        (self.folder / FILE).write_bytes(orjson.dumps({**tree, "digest": _digest(tree)}, option=orjson.OPT_INDENT_2))
 
     @classmethod
     def read(cls, folder: Path) -> ResumeState:
-        """The state of a step folder. Raises UserError where it cannot be understood."""
-        path = folder / FILE
+        """The state of a step folder. Raises UserError where it is not, in one piece, what was saved."""
+        path, remedy = folder / FILE, f"without {folder.name} the run goes on from the checkpoint before it"
         try:
             tree = orjson.loads(path.read_bytes())
             if tree["format"] != _FORMAT:
-                raise UserError(f"has format {tree['format']}; this program reads {_FORMAT}", source=path)
-            return cls(folder, tree["step"], Totals(**tree["totals"]), Identity(**tree["identity"]))
+                what = f"has format {tree['format']}; this program reads {_FORMAT}"
+                raise UserError(what, source=path, remedy="resume it with the version that saved it")
+            if tree.pop("digest") != _digest(tree):
+                raise UserError("was changed since it was saved: its digest differs", source=path, remedy=remedy)
+            state = cls(folder, tree["step"], Totals(**tree["totals"]), Identity(**tree["identity"]))
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            remedy = f"without {folder.name} the run goes on from the checkpoint before it"
             raise UserError("is damaged", source=path, remedy=remedy) from None
+        if folder.name != f"step_{state.step}":
+            raise UserError(f"is of step {state.step}", source=path, remedy=remedy)
+        _check_files(folder, tree["files"], state.step, remedy)
+        return state
+
+
+def _tied(folder: Path) -> list[Path]:
+    """The files that hold the rest of a step together: those that name or list others stand for them."""
+    wanted = ("training_info.json", f"policy/{TRACKER}", "policy/iter_*/integrity.json", "optimizer/integrity.json")
+    return sorted(path for pattern in wanted for path in folder.glob(pattern))
+
+
+def _check_files(folder: Path, saved: Mapping[str, str], step: int, remedy: str) -> None:
+    """Raise UserError unless the files of a step folder are those that were saved together, and no others."""
+    found = {str(path.relative_to(folder)): path for path in _tied(folder)}
+    for name in sorted({*saved, *found}):
+        if name not in found:
+            raise UserError("is missing", source=folder / name, remedy=remedy)
+        if name not in saved or _sha256(found[name]) != saved[name]:
+            raise UserError(f"is not what was saved with step {step}", source=folder / name, remedy=remedy)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def newest(checkpoint_dir: Path) -> Path | None:

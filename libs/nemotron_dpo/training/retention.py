@@ -47,8 +47,20 @@ def seconds_until(text: str) -> float:
 def _badness(folder: Path, metric_name: str | None, higher_is_better: bool) -> float:
     if metric_name is None:
         return 0.0
-    info = orjson.loads((folder / "training_info.json").read_bytes())
-    value = info.get(metric_name)
+    value = _measured(folder).get(metric_name)
     if value is None or math.isnan(value):
         return math.inf
     return -value if higher_is_better else value
+
+
+def _measured(folder: Path) -> dict[str, float | None]:
+    """The numbers of training_info.json. Raises UserError where they are no numbers or another step's: the best is unknown."""
+    path, step = folder / "training_info.json", int(folder.name.removeprefix("step_"))
+    try:
+        info = {name: None if value is None else float(value) for name, value in orjson.loads(path.read_bytes()).items()}
+    except (OSError, orjson.JSONDecodeError, AttributeError, TypeError, ValueError):
+        info = {"total_steps": math.nan}
+    if info.get("total_steps", step) != step:
+        what = f"is damaged or not of {folder.name}, so the best checkpoints are unknown and none is removed"
+        raise UserError(what, source=path, remedy=f"put it right, or move {folder.name} elsewhere")
+    return info

@@ -35,7 +35,7 @@ def train(
     """
     done = resumed.step if resumed else 0
     info = TrainingInfo(len(data) // settings.batch_size, settings.batch_size, resumed.totals if resumed else Totals())
-    with MetricsFile(metrics_file, done=done) as metrics:
+    with MetricsFile(metrics_file, done=done, say=say) as metrics:
 
         def save(step: int) -> None:
             if checkpoints is not None:

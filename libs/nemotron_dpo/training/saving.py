@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+import torch
 import torch.distributed as dist
+from torch import nn
 
 from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.trainable import TrainablePolicy
+from nemotron_dpo.streams import sync_folder, sync_tree
+from nemotron_dpo.training.guards import STRATEGY
 from nemotron_dpo.training.record import TrainingInfo
 from nemotron_dpo.training.resume import Identity, ResumeState
 from nemotron_dpo.training.retention import prune
@@ -38,8 +43,11 @@ class Checkpoints:
         """Write step_N, delete what need not stay, and return the one and the others; every rank calls it.
 
         step_N is {policy/, training_info.json, config.yaml} and, to resume, {optimizer/, resume.json}. An older step_N is
-        replaced. Raises UserError where it cannot be written; nothing of the step is left then, and all other steps are.
+        replaced. Raises UserError where it cannot be written or a weight is not finite; nothing of the step is left then, and
+        all other steps are.
         """
+        if parallel.any_rank(not _are_finite(policy.model)):
+            raise UserError(f"step {step} left weights that are not finite; it is not saved", remedy=STRATEGY)
         target, temporary = self.folder / f"step_{step}", self.folder / f".step_{step}.tmp"
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -56,6 +64,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
+            sync_folder(self.folder)
             removed = prune(self.folder, self.keep_top_k, self.metric_name, higher_is_better=self.higher_is_better)
         dist.barrier()
         return target, removed
@@ -69,3 +78,10 @@ class Checkpoints:
             (folder / "config.yaml").write_text(self.config)
             if self.identity is not None:
                 ResumeState(folder, step, info.totals, self.identity).write()
+            sync_tree(folder)
+
+
+def _are_finite(model: nn.Module) -> bool:
+    """Whether all weights of this rank are numbers."""
+    ends = [torch.stack(torch.aminmax(parameter.detach())).float() for parameter in model.parameters()]
+    return bool(torch.stack(ends).isfinite().all())

@@ -42,6 +42,20 @@ def test_without_a_metric_the_newest_stay(tmp_path: Path) -> None:
     assert [path.name for path in prune(tmp_path, 2, None, higher_is_better=False)] == ["step_1"]
 
 
+@pytest.mark.parametrize("content", [b"", b'{"total_steps": 2', b"[]", b'{"total_steps":2}', b'{"total_steps":"one"}', None])
+def test_nothing_is_removed_where_the_best_is_unknown(content: bytes | None, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step_{step}").mkdir()
+        (tmp_path / f"step_{step}" / "training_info.json").write_bytes(orjson.dumps({"total_steps": step, LOSS: float(step)}))
+    path = tmp_path / "step_1" / "training_info.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=f"{path}: is damaged or not of step_1, so the best checkpoints are unknown and none is"
+    ):
+        prune(tmp_path, 1, LOSS, higher_is_better=False)
+    assert len(list(tmp_path.glob("step_*"))) == 3
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("00:00:01:30", 90.0), ("1:02:03:04", 93784.0)])
 def test_time_limits(text: str, seconds: float) -> None:
     assert seconds_until(text) == seconds

@@ -1,0 +1,139 @@
+"""A step is resumed from as it was saved, in one piece; metrics.jsonl goes on without what is damaged in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.training.record import MetricsFile, Totals
+from nemotron_dpo.training.resume import Identity, ResumeState
+
+
+def saved(run: Path, step: int) -> Path:
+    """A step folder, with a line that tells the step in each of its small files."""
+    folder = run / f"step_{step}"
+    for name in (f"policy/iter_{step:07d}/integrity.json", "optimizer/integrity.json", "training_info.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"of step {step}")
+    (folder / "policy" / "latest_checkpointed_iteration.txt").write_text(str(step))
+    totals = Totals(step, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 1 / step})
+    ResumeState(folder, step, totals, Identity("data", "policy", {"a": [1, 2]}, {"b": None}, {"v": "x"})).write()
+    return folder
+
+
+def edited(name: str, change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        tree = orjson.loads((folder / name).read_bytes())
+        change(tree)
+        (folder / name).write_bytes(orjson.dumps(tree))
+
+    return edit
+
+
+def swapped(name: str) -> Callable[[Path], object]:
+    """`name` is taken from step 4 instead."""
+
+    def swap(folder: Path) -> None:
+        other = folder.parent / "step_4"
+        (shutil.rmtree if (folder / name).is_dir() else Path.unlink)(folder / name)
+        (shutil.copytree if (other / name).is_dir() else shutil.copyfile)(other / name, folder / name)
+
+    return swap
+
+
+DIGEST = "resume.json: was changed since it was saved: its digest differs"
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "resume.json of another step": (swapped("resume.json"), "resume.json: is of step 4"),
+    "optimizer of another step": (swapped("optimizer"), "optimizer/integrity.json: is not what was saved with step 2"),
+    "policy of another step": (swapped("policy"), "policy/iter_0000002/integrity.json: is missing"),
+    "training_info of another step": (swapped("training_info.json"), "training_info.json: is not what was saved with step 2"),
+    "a second iteration": (
+        lambda folder: shutil.copytree(folder.parent / "step_4/policy/iter_0000004", folder / "policy/iter_0000004"),
+        "policy/iter_0000004/integrity.json: is not what was saved with step 2",
+    ),
+    "the tracker": (
+        lambda folder: (folder / "policy/latest_checkpointed_iteration.txt").write_text("3"),
+        "policy/latest_checkpointed_iteration.txt: is not what was saved with step 2",
+    ),
+    "no optimizer": (lambda folder: shutil.rmtree(folder / "optimizer"), "optimizer/integrity.json: is missing"),
+    "a bit": (
+        lambda folder: (folder / "resume.json").write_bytes((folder / "resume.json").read_bytes().replace(b"123.0", b"122.0")),
+        DIGEST,
+    ),
+    "its step": (edited("resume.json", lambda tree: tree.update(step=3)), DIGEST),
+    "its files": (edited("resume.json", lambda tree: tree["files"].clear()), DIGEST),
+    "no digest": (edited("resume.json", lambda tree: tree.pop("digest")), "resume.json: is damaged"),
+    "an earlier format": (
+        edited("resume.json", lambda tree: tree.update(format=1)),
+        "resume.json: has format 1; this program reads 2: resume it with the version that saved it",
+    ),
+    "no object": (lambda folder: (folder / "resume.json").write_text("[]"), "resume.json: is damaged"),
+    "cut": (
+        lambda folder: (folder / "resume.json").write_bytes((folder / "resume.json").read_bytes()[:99]),
+        "resume.json: is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), CASES.values(), ids=CASES)
+def test_a_step_that_is_not_of_one_piece_is_refused(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
+    folder, _ = saved(tmp_path, 2), saved(tmp_path, 4)
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        ResumeState.read(folder)
+    assert str(caught.value).startswith(f"{folder}/{words}")
+    if "format" not in words:
+        assert str(caught.value).endswith(": without step_2 the run goes on from the checkpoint before it")
+
+
+def test_a_step_is_read_as_it_was_saved_also_from_a_copy_but_under_no_other_name(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 2)
+    shutil.copytree(folder, tmp_path / "copy" / "step_2")
+    first, second = ResumeState.read(folder), ResumeState.read(tmp_path / "copy" / "step_2")
+    assert first.totals == second.totals == Totals(2, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 0.5})
+    assert first.identity == Identity("data", "policy", {"a": [1, 2]}, {"b": None}, {"v": "x"})
+    folder.rename(tmp_path / "step_7")
+    with pytest.raises(UserError, match="is of step 2"):
+        ResumeState.read(tmp_path / "step_7")
+
+
+RECORDS = [{"step": 0, "validation-v/loss": 0.7}, *({"step": step, "train/loss": 1 / step} for step in range(1, 6))]
+LINES = [orjson.dumps(record) for record in RECORDS]
+NONE = "line 3 is damaged and left out"
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept", "said"),
+    [
+        (LINES, [0, 1, 2, 3], []),  # those of steps 4 and 5 are measured again
+        ([*LINES[:4], b"", *LINES[4:]], [0, 1, 2, 3], ["line 5 is damaged and left out"]),
+        ([LINES[0], LINES[1], b'{"step":2,"train/', LINES[3]], [0, 1, 3], [NONE, "has no record of training step 2"]),
+        ([LINES[0], LINES[1], b"\xff", *LINES[2:]], [0, 1, 2, 3], [NONE]),
+        ([LINES[0], LINES[1], b"[1]", *LINES[2:]], [0, 1, 2, 3], [NONE]),
+        ([LINES[0], LINES[1], b'{"train/loss":1.0}', *LINES[2:]], [0, 1, 2, 3], [NONE]),
+        ([LINES[0], LINES[1], b'{"step":"2"}', *LINES[2:]], [0, 1, 2, 3], [NONE]),
+        ([LINES[0], LINES[5], *LINES[2:]], [0, 2, 3], ["has no record of training step 1"]),  # its number was another
+        ([], [], ["has no record of training step 1, 2, 3"]),
+    ],
+)
+def test_a_damaged_line_costs_no_other(lines: list[bytes], kept: list[int], said: list[str], tmp_path: Path) -> None:
+    heard: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in lines) + b'{"step":4,"tr')  # as a kill tears it
+    with MetricsFile(path, done=3, say=heard.append) as metrics:
+        metrics.write(RECORDS[4])
+    assert [orjson.loads(line) for line in path.read_bytes().splitlines()] == [RECORDS[place] for place in (*kept, 4)]
+    assert heard == [f"warning: {path}: {line}" for line in said]
+
+
+def test_lost_metrics_are_said(tmp_path: Path) -> None:
+    heard: list[str] = []
+    with MetricsFile(tmp_path / "metrics.jsonl", done=12, say=heard.append):
+        pass
+    listed = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more"
+    assert heard == [f"warning: {tmp_path}/metrics.jsonl: has no record of training step {listed}"]

@@ -1,0 +1,46 @@
+"""A step whose weights are not numbers is not saved, and one that is saved is on the disk before it has its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron_dpo.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("megatron")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_not_saved(
+    precision: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
+    from nemotron_dpo.sources import resolve
+    from nemotron_dpo.training.record import TrainingInfo
+    from nemotron_dpo.training.saving import Checkpoints
+
+    model, shape = open_policy(resolve(llama), precision)
+    policy, checkpoints = TrainablePolicy(model, Optimization(lr=1e-3)), Checkpoints(tmp_path / "checkpoints", "a: 1\n")
+    weight = model.get_parameter("decoder.layers.1.mlp.linear_fc2.weight")
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with torch.no_grad():
+            kept, weight[1, 2] = weight[1, 2].clone(), value
+        with pytest.raises(UserError, match=r"^step 3 left weights that are not finite; it is not saved: raise dpo\."):
+            checkpoints.save(3, policy, shape, TrainingInfo(1, 1))
+        assert not (tmp_path / "checkpoints").exists()
+        with torch.no_grad():
+            weight[1, 2] = kept
+    synced: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (synced.append("renamed"), replace(*names)))
+    saved, _ = checkpoints.save(3, policy, shape, TrainingInfo(1, 1))
+    before = {
+        str(Path(name).relative_to(tmp_path / "checkpoints" / ".step_3.tmp")) for name in synced[: synced.index("renamed")]
+    }
+    assert {str(path.relative_to(saved)) for path in saved.rglob("*")} | {"."} <= before
+    assert synced[-1] == str(tmp_path / "checkpoints")
