@@ -128,17 +128,20 @@ def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]
     scored = run.dpo.preference_loss_weight != 0
     say = functools.partial(cli.say, PROGRAM)
     pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length, say=say)
-    check_vocabulary(pairs, _vocab_size(policy), path)
+    check_vocabulary(pairs, _vocab_size(policy, info.digests.get("tokenizer")), path)
     if scored and not run.dpo.allow_reference_mismatch and cli.is_first_rank():
         check_reference(info, _weights_digest(policy), path)
     return pairs, scored and not run.dpo.allow_reference_mismatch
 
 
 @functools.cache
-def _vocab_size(policy: ModelSource) -> int:
+def _vocab_size(policy: ModelSource, tokenizer: str | None) -> int:
+    """Tokens of the policy; without its padding where `tokenizer`, the digest of that of the pairs, is its own."""
     from nemotron_dpo.checkpoint.policy import read_architecture
+    from nemotron_dpo.preferences.vocabulary import num_tokens
 
-    return read_architecture(policy).vocab_size
+    size = read_architecture(policy).vocab_size
+    return min(size, num_tokens(policy.tokenizer_folder, tokenizer) or size)
 
 
 @functools.cache

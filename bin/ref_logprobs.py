@@ -122,15 +122,17 @@ def _score(
     from nemotron_dpo.policy import reference
     from nemotron_dpo.preferences.checks import check_scores
     from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.preferences.vocabulary import num_tokens
     from nemotron_dpo.streams import SCORED_PAIRS
 
     model, shape = open_policy(policy, precision)
     model.eval()
     max_tokens = max_tokens or reference.row_tokens()
+    vocab_size = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer")) or shape.vocab_size
     num_pairs = num_new = 0
     bar = cli.counter(unit="pair", label="scoring")
     for window in reference.windows(reader, max_tokens):
-        reference.check_fits(window, shape.vocab_size, shape.max_length, reader.source)
+        reference.check_fits(window, min(vocab_size, shape.vocab_size), shape.max_length, reader.source)
         scores, computed = reference.score_window(model, window, max_tokens, known)
         scored = pa.RecordBatch.from_arrays(reference.with_scores(window, scores), schema=SCORED_PAIRS)
         check_scores(Pairs.of(scored), policy.name, "are its weights damaged?")

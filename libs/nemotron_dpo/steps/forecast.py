@@ -151,11 +151,12 @@ def _count(pairs: Path) -> tuple[int, Lengths] | None:
     try:
         with pa.memory_map(str(pairs)) as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
+                batch.validate(full=True)  # or offsets of a damaged file may lie anywhere
                 rows += batch.num_rows
                 for name in _COLUMNS if batch.num_rows else ():
                     offsets = batch.column(name).offsets
                     totals[name] += offsets[-1].as_py() - offsets[0].as_py()
-    except (OSError, pa.ArrowInvalid, KeyError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError):
         return None
     if not rows:
         return None
