@@ -46,7 +46,7 @@ class Reader:
         num_rows, checksum, promised = 0, self._seed, None
         for batch, metadata in self._batches():
             if promised is not None:
-                raise self._damaged(num_rows, "goes on behind its trailer")
+                raise self._damaged("goes on behind its trailer")
             checksum = self._checked(batch, metadata, checksum, num_rows)
             if batch.num_rows == 0 and TRAILER_KEY in metadata:
                 promised = metadata[TRAILER_KEY].decode(errors="replace")
@@ -59,7 +59,7 @@ class Reader:
         if promised != str(num_rows):
             raise self._incomplete(num_rows, f"has {num_rows} rows where its trailer says {promised!a}")
         if self._file.read(1):
-            raise self._damaged(num_rows, "is followed by something else: were two files joined?")
+            raise self._damaged("is followed by something else, as where two files were joined")
 
     def read_all(self) -> pa.Table:
         """Every row, as one table."""
@@ -82,28 +82,29 @@ class Reader:
 
     def _checked(self, batch: pa.RecordBatch, metadata: Any, checksum: int | None, num_rows: int) -> int | None:
         """The checksum with `batch`, which must be the one that it carries; None in a stream that announced none."""
+        where = f"in rows {num_rows + 1} to {num_rows + batch.num_rows}" if batch.num_rows else "in its trailer"
         if any(_has_nulls(column) for field, column in zip(batch.schema, batch.columns, strict=True) if not field.nullable):
-            raise self._damaged(num_rows, "has nulls")
+            raise self._damaged(f"has nulls {where}")
         carried = metadata.get(CHECKSUM_KEY)
-        if checksum is None and carried is None:
+        if checksum is None:
+            if carried is not None:
+                raise self._damaged(f"has a checksum {where}, though it announces none")
             return None
-        if checksum is None or carried is None:
-            raise self._damaged(num_rows, "has checksums in some places and lacks them in others")
+        if carried is None:
+            raise self._damaged(f"has no checksum {where}, though it announces them")
         checksum = extended(checksum, batch)
         if encoded(checksum) != carried:
-            what = f"in one of the next {batch.num_rows}" if batch.num_rows else "in its trailer"
-            raise self._damaged(num_rows, f"is damaged {what} (its checksum differs)")
+            raise self._damaged(f"is damaged {where}: its checksum differs")
         return checksum
 
-    def _damaged(self, num_rows: int, what: str) -> UserError:
-        return self._error(num_rows, what, f"copy it again, or run {self.info.producer} again")
+    def _damaged(self, what: str) -> UserError:
+        return self._error(what, f"copy it again, or run {self.info.producer} again")
 
     def _incomplete(self, num_rows: int, what: str) -> UserError:
-        return self._error(num_rows, what, f"{self.info.producer} failed or was killed; run it again")
+        return self._error(f"{what} after {num_rows} rows", f"{self.info.producer} failed or was killed; run it again")
 
-    def _error(self, num_rows: int, what: str, remedy: str) -> UserError:
-        message = f"the stream from {self.info.producer} {what} after {num_rows} rows"
-        return UserError(message, source=self.source, remedy=remedy)
+    def _error(self, what: str, remedy: str) -> UserError:
+        return UserError(f"the stream from {self.info.producer} {what}", source=self.source, remedy=remedy)
 
 
 @contextlib.contextmanager

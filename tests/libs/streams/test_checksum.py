@@ -59,18 +59,19 @@ def test_what_was_put_together_otherwise_is_refused(tmp_path: Path) -> None:
         (
             [(two, m2), (one, m1), (end, m3)],
             None,
-            f"is damaged in one of the next 2 (its checksum differs) after 0 rows: {copy}",
+            f"is damaged in rows 1 to 2: its checksum differs: {copy}",
         ),
         (
             [(one, m1), (end, {**m3, b"rows": b"2"})],
             None,
-            f"is damaged in its trailer (its checksum differs) after 2 rows: {copy}",
+            f"is damaged in its trailer: its checksum differs: {copy}",
         ),
-        ([(one, {}), (two, {}), (end, {b"rows": b"4"})], None, "has checksums in some places and lacks them in others after 0"),
-        ([(one, m1), (two, {}), (end, m3)], None, "has checksums in some places and lacks them in others after 2 rows"),
-        ([(one, m1), (two, m2), (end, m3)], unannounced(INFO), "has checksums in some places and lacks them in others after 0"),
-        ([(one, m1), (two, m2), (end, m3), (one, m1)], None, f"goes on behind its trailer after 4 rows: {copy}"),
-        ([(one, m1), (two, m2), (end, m3), (end, m3)], None, f"goes on behind its trailer after 4 rows: {copy}"),
+        ([(one, {}), (two, {}), (end, {b"rows": b"4"})], None, "has no checksum in rows 1 to 2, though it announces them"),
+        ([(one, m1), (two, {}), (end, m3)], None, "has no checksum in rows 3 to 4, though it announces them"),
+        ([(one, m1), (two, m2), (end, m3)], unannounced(INFO), "has a checksum in rows 1 to 2, though it announces none"),
+        ([(one, m1), (two, m2), (end, {b"rows": b"4"})], None, "has no checksum in its trailer, though it announces them"),
+        ([(one, m1), (two, m2), (end, m3), (one, m1)], None, f"goes on behind its trailer: {copy}"),
+        ([(one, m1), (two, m2), (end, m3), (end, m3)], None, f"goes on behind its trailer: {copy}"),
     ):
         changed(batches, made, schema)
         with pytest.raises(UserError) as caught:
@@ -79,7 +80,7 @@ def test_what_was_put_together_otherwise_is_refused(tmp_path: Path) -> None:
     changed([(one, m1), (two, m2), (end, m3)], made)
     assert lines_read(made) == [0, 1, 2, 3]
     made.write_bytes(made.read_bytes() * 2)
-    with pytest.raises(UserError, match="is followed by something else: were two files joined\\? after 4 rows"):
+    with pytest.raises(UserError, match="is followed by something else, as where two files were joined: copy it"):
         lines_read(made)
 
 
@@ -90,7 +91,7 @@ def test_nulls_are_refused_where_there_are_no_checksums(tmp_path: Path) -> None:
         )
         rows = pa.RecordBatch.from_arrays(rows.columns, schema=unannounced(INFO))
         changed([(rows, {}), (rows.slice(0, 0), {b"rows": b"2"})], tmp_path / "a", unannounced(INFO))
-        with pytest.raises(UserError, match="the stream from preference-tokenize has nulls after 0 rows"):
+        with pytest.raises(UserError, match="the stream from preference-tokenize has nulls in rows 1 to 2"):
             lines_read(tmp_path / "a")
 
 
