@@ -9,6 +9,7 @@ on either.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -49,6 +50,7 @@ def redirect() -> None:
         return
     if _active is not None:
         return
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its note on CUDA's tools without a GPU
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment, return-value] - from 0.19 on it is asked for
     torch.cuda.synchronize = lambda device=None: None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +35,10 @@ class Step:
 
 
 def configs_root() -> Path:
-    """The folder of shipped configs: the checkout's, else the one an installed wheel put under sys.prefix."""
-    checkout = Path(__file__).resolve().parents[3]
-    if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir():
-        return checkout / "configs"
-    return Path(sys.prefix) / "share" / "nemotron-dpo" / "configs"
+    """The folder of shipped configs: a wheel has it beside this file, a checkout at its root."""
+    here = Path(__file__).resolve()
+    installed = here.with_name("configs")
+    return installed if installed.is_dir() else here.parents[3] / "configs"
 
 
 def discover(root: Path) -> list[Step]:

@@ -1,0 +1,123 @@
+"""The program outside a checkout: as a wheel and as an sdist, in a virtual environment and a folder of its own."""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import nemotron_dpo
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SHIPPED = "nemotron_dpo/steps/configs/"  # where a wheel has `configs`
+
+
+def _called(*argv: object, **options: object) -> str:
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _build(source: Path, kind: str, target: Path) -> Path:
+    _called(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", target, cwd=source)
+    return next(target.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
+
+
+def _environment(place: Path) -> Path:
+    """A virtual environment that has what ours is built on (a path in a .pth adds no .pth of its own), but not ours."""
+    _called(sys.executable, "-m", "venv", "--without-pip", place)
+    packages = next(place.glob("lib/python*/site-packages"))
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return place
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build(ROOT, "wheel", tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a virtual environment that the wheel was installed into."""
+    place = _environment(tmp_path_factory.mktemp("elsewhere") / "venv")
+    pip = (sys.executable, "-m", "pip", "--python", place / "bin" / "python")
+    _called(*pip, "install", "--no-index", "--quiet", wheel)  # with dependencies: what is there must be in the ranges
+    return place / "bin"
+
+
+def _shell(installed: Path, folder: Path) -> dict[str, str]:
+    """A shell that knows nothing of the checkout."""
+    kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "LANG") if name in os.environ}
+    return {**kept, "PATH": f"{installed}:/usr/bin:/bin", "HOME": str(folder)}
+
+
+def _files(folder: str) -> set[str]:
+    listed = _called("git", "ls-files", "--cached", "--others", "--exclude-standard", folder, cwd=ROOT).splitlines()
+    return {path for path in listed if (ROOT / path).is_file()}
+
+
+def test_a_wheel_has_the_program_and_its_configs_and_nothing_else(wheel: Path):
+    configs = {path.removeprefix("configs/") for path in _files("configs") if "/pins" not in path}
+    code = {path.split("/", 1)[1] for path in _files("libs") | _files("bin")}
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == code | {SHIPPED + name for name in configs}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert {"nemotron_dpo/policy/kernels/attention.c", f"{SHIPPED}rl/nemo_rl/dpo/data/train.jsonl"} <= set(names)
+
+
+def test_an_sdist_has_the_tests_too_and_makes_the_same_wheel(wheel: Path, tmp_path: Path):
+    with tarfile.open(_build(ROOT, "sdist", tmp_path)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = next(path for path in tmp_path.iterdir() if path.is_dir())
+    for name in ("tests/test_package.py", "pipelines/setup.sh", "configs/pins.txt", "Justfile", "LICENSE"):
+        assert (source / name).read_bytes() == (ROOT / name).read_bytes()
+    assert _build(source, "wheel", tmp_path / "dist").read_bytes() == wheel.read_bytes()
+
+
+def test_metadata_says_what_pyproject_says(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        said = email.message_from_bytes(archive.read(name))
+    assert (said["Version"], said["Requires-Python"]) == (nemotron_dpo.__version__, PROJECT["requires-python"])
+    assert said["License-Expression"] == "Apache-2.0"
+    assert set(said.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+
+
+def test_programs_have_their_manuals_and_find_their_configs(installed: Path, tmp_path: Path):
+    env = _shell(installed, tmp_path)
+    for program in PROJECT["scripts"]:
+        assert f"Usage: {program} " in _called(installed / program, "--help", env=env, cwd=tmp_path)
+    assert _called("nemotron", "steps", "list", env=env, cwd=tmp_path) == _called(
+        "nemotron-steps", "list", env=env, cwd=tmp_path
+    )
+    listed = _called("nemotron-steps", "list", env=env, cwd=tmp_path)
+    steps = {str(Path(path).parent.relative_to("configs")) for path in _files("configs") if path.endswith("step.toml")}
+    assert {line.split()[0] for line in listed.splitlines()[1:]} == steps
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_tiny_run_from_an_empty_folder(installed: Path, tmp_path: Path):
+    home, folder = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    folder.mkdir()
+    env = _shell(installed, home)
+    where = "import sys, nemotron_dpo, dpo_train; print(nemotron_dpo.__file__, dpo_train.__file__, *sys.path)"
+    assert str(ROOT / "libs") not in _called(installed / "python", "-c", where, env=env, cwd=folder)
+    said = _called("nemotron-steps", "run", "rl/nemo_rl/dpo", "-c", "tiny", env=env, cwd=folder)
+    assert re.search(r"^loss +0\.6931 +0\.4342$", said, re.M)
+    assert [path.name for path in folder.iterdir()] == [".nemotron"]
+    assert {path.name for path in home.iterdir()} == {".cache"}
+    job = next((folder / ".nemotron" / "jobs").iterdir())
+    assert (job / "checkpoint_megatron" / "latest_checkpointed_iteration.txt").is_file()
+    assert str(ROOT) not in (job / "job.yaml").read_text().replace(sysconfig.get_path("purelib"), "")
