@@ -39,6 +39,7 @@ def command(source: str, output: str, form: str, hf_model: str | None, precision
     from nemotron_dpo.sources import refuse_existing, resolve_pretrained, resolve_run
 
     launcher.refuse_job()
+    cli.warn_of_untried(PROGRAM)
     if verify and form == "peft":
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
     target = Path(output)

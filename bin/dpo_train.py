@@ -66,6 +66,7 @@ def command(
     from nemotron_dpo.training.resume import newest
 
     launcher.check_job()
+    cli.warn_of_untried(PROGRAM)
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
     run, warnings = load_run(config, overrides)
     run, folder = with_home(run), Path(run_dir)

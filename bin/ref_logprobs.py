@@ -86,6 +86,7 @@ def command(
     started = time.perf_counter()
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
+    cli.warn_of_untried(PROGRAM)
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
         _warn(reader)
         found = resolve_pretrained(policy, "megatron_lm", hf_model) if hf_model else resolve(policy)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, paths
+from nemotron_dpo import launcher, paths, versions
 from nemotron_dpo.errors import UserError
 
 
@@ -68,6 +68,12 @@ def say(program: str, text: str) -> None:
     """Write one line of facts to stderr, on rank 0 only."""
     if is_first_rank():
         print(f"{program}: {text}", file=sys.stderr, flush=True)
+
+
+def warn_of_untried(program: str) -> None:
+    """Say which of the packages that the numbers come from were not tried in the version that is installed."""
+    for line in versions.untried():
+        say(program, f"warning: {line}")
 
 
 def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int], object]:
@@ -146,6 +152,10 @@ def _status(command: click.Command, program: str) -> int:
         return _complain(program, error.format_message(), 1)
     except UserError as error:
         return _complain(program, str(error), 2 if error.usage else 1)
+    except (ImportError, AttributeError, TypeError) as error:  # what a library that changed raises
+        if "torch" not in sys.modules or not (untried := versions.untried()):
+            raise
+        return _complain(program, f"{type(error).__name__}: {error} ({'; '.join(untried)})", 1)
     except (KeyboardInterrupt, click.Abort):
         return _complain(program, "interrupted", 130)
     except Terminated:

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemotron_dpo.checkpoint import integrity, untrusted
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.patches import overwrite
 
 _FAILURES = (CheckpointException, CheckpointingException, RuntimeError, OSError)
 _DAMAGE = (*_FAILURES, EOFError, ValueError, KeyError, TypeError, AssertionError, AttributeError)
@@ -62,16 +62,19 @@ def _write_in_this_process() -> None:
 
     It would start a server process for them, which takes seconds and outlives a run that is killed, holding its pipes open.
     """
-    filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]
+    overwrite("megatron.core.dist_checkpointing.strategies.filesystem_async:_results_queue", queue.Queue())
 
 
 def _given(common: dict[str, Any]) -> dict[str, Any]:
-    """Hand the common state over to a megatron-core that would read common.pt, which newer ones do not write."""
-    if "common_strategy" not in inspect.signature(dist_checkpointing.load).parameters:
+    """Hand the common state over to a megatron-core that would read common.pt, which those since 0.19 do not write."""
+    if "common_strategy" not in inspect.signature(dist_checkpointing.load).parameters:  # from 0.19 on
         return {}
-    from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+    from megatron.core.dist_checkpointing.strategies import common as strategies
 
-    strategy = TorchCommonLoadStrategy()
+    if not hasattr(strategies, "TorchCommonLoadStrategy"):  # 0.18, whose argument takes None alone
+        overwrite("megatron.core.dist_checkpointing.serialization:load_common", lambda checkpoint_dir: dict(common))
+        return {}
+    strategy = strategies.TorchCommonLoadStrategy()
     strategy.load_common = lambda checkpoint_dir: dict(common)
     return {"common_strategy": strategy}
 

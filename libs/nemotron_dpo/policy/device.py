@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from nemotron_dpo.policy.patches import overwrite
+from nemotron_dpo.versions import require_triton
+
 _CPU = torch.device("cpu")
 _active: CudaNamesMeanCpu | None = None
 
@@ -42,31 +45,34 @@ def peak_memory() -> dict[str, float]:
 
 
 def redirect() -> None:
-    """Prepare this process for megatron-core; call once, before importing it. Idempotent."""
+    """Prepare this process for megatron-core; call once, before importing it. Idempotent.
+
+    Raises UserError where torch lacks what would be mapped, or megatron-core lacks Triton.
+    """
     global _active
-    torch.compile = _eager  # its kernels differ between training and inference, and it doubles the time to start
+    require_triton()
+    overwrite("torch:compile", _eager)  # it would double the time to start, too
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
         return
     if _active is not None:
         return
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its note on CUDA's tools without a GPU
-    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
-    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment, return-value] - from 0.19 on it is asked for
-    torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.empty_cache = lambda: None
-    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
-    torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
+    overwrite("torch.cuda:current_device", lambda: _CPU)
+    overwrite("torch.cuda:current_stream", lambda device=None: None)
+    overwrite("torch.cuda:synchronize", lambda device=None: None)
+    overwrite("torch.cuda:empty_cache", lambda: None)
+    overwrite("torch.cuda:get_rng_state", lambda device="cuda": torch.get_rng_state())
+    overwrite("torch.cuda:set_rng_state", lambda new_state, device="cuda": torch.set_rng_state(new_state))
     _active = CudaNamesMeanCpu()
     _active.__enter__()
 
 
 def without_cuda_random_state() -> None:
     """Let megatron-core's recomputation, which keeps the CUDA random state over a layer, find none; for a CPU alone."""
-    from megatron.core.tensor_parallel import random
-
-    random._get_cuda_rng_state = lambda *_, **__: torch.empty(0, dtype=torch.uint8)
-    random._set_cuda_rng_state = lambda *_, **__: None
+    random = "megatron.core.tensor_parallel.random"
+    overwrite(f"{random}:_get_cuda_rng_state", lambda *_, **__: torch.empty(0, dtype=torch.uint8))
+    overwrite(f"{random}:_set_cuda_rng_state", lambda *_, **__: None)
 
 
 class CudaNamesMeanCpu(TorchFunctionMode):

@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.moe import moe_utils
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+from nemotron_dpo.policy.patches import overwrite
 
 
 def prepare_dispatch() -> None:
     """Prepare this process to build mixtures of experts. Idempotent."""
     if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
+        overwrite("megatron.core.transformer.moe.moe_utils:te_general_gemm", None)
     if torch.cuda.is_available():
         return
-    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = _NO_STREAM  # only its absence would make the dispatcher ask CUDA for one
-    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _counts_on_host  # type: ignore[method-assign]
+    dispatcher = "megatron.core.transformer.moe.token_dispatcher:MoEAlltoAllTokenDispatcher"
+    overwrite(f"{dispatcher}.cuda_dtoh_stream", _NO_STREAM)  # only its absence would make the dispatcher ask CUDA for one
+    overwrite(f"{dispatcher}._maybe_dtoh_and_synchronize", _counts_on_host)
 
 
 _NO_STREAM: Any = object()

@@ -26,6 +26,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 
 from nemotron_dpo.policy.kernels import layers as kernels
+from nemotron_dpo.policy.patches import overwrite
 from nemotron_dpo.policy.workspace import room
 
 _ADDS_WIDE = hasattr(torch.ops.aten.addmm, "dtype_out")  # from torch 2.8 on
@@ -61,8 +62,8 @@ def add_rows(total_VH: Tensor, places_S: Tensor, rows_SH: Tensor) -> None:
 def accumulate_in_place(model: nn.Module) -> None:
     """Make the layers of a model whose weights have a `main_grad` add to it themselves."""
     if not layers._grad_accum_fusion_available:
-        layers.fused_weight_gradient_mlp_cuda = _PRODUCTS
-        layers._grad_accum_fusion_available = True
+        overwrite("megatron.core.tensor_parallel.layers:fused_weight_gradient_mlp_cuda", _PRODUCTS)
+        overwrite("megatron.core.tensor_parallel.layers:_grad_accum_fusion_available", True)
     for module in model.modules():
         if hasattr(module, "gradient_accumulation_fusion"):
             module.gradient_accumulation_fusion = True  # type: ignore[assignment]
@@ -81,7 +82,7 @@ def skip_collectives_of_one() -> None:
     for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
         collective = getattr(param_and_grad_buffer, name)
         if not isinstance(collective, _UnlessAlone):
-            setattr(param_and_grad_buffer, name, _UnlessAlone(collective))
+            overwrite(f"megatron.core.distributed.param_and_grad_buffer:{name}", _UnlessAlone(collective))
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import functools
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from nemotron_dpo.policy.kernels import layers as kernels
+from nemotron_dpo.policy.patches import overwrite
 
 
 def rotate_in_few_passes(config: TransformerConfig) -> None:
     """Make megatron-core rotate by `rotate`, in the place where it calls Transformer Engine's kernel on GPUs."""
-    rope_utils.fused_apply_rotary_pos_emb = rotate
+    overwrite("megatron.core.models.common.embeddings.rope_utils:fused_apply_rotary_pos_emb", rotate)
     config.apply_rope_fusion = True
 
 
