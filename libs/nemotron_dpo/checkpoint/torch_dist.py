@@ -71,7 +71,7 @@ def _given(common: dict[str, Any]) -> dict[str, Any]:
         return {}
     from megatron.core.dist_checkpointing.strategies import common as strategies
 
-    if not hasattr(strategies, "TorchCommonLoadStrategy"):  # 0.18, whose argument takes None alone
+    if not hasattr(strategies, "TorchCommonLoadStrategy"):  # 0.17 and 0.18, whose argument takes None alone
         overwrite("megatron.core.dist_checkpointing.serialization:load_common", lambda checkpoint_dir: dict(common))
         return {}
     strategy = strategies.TorchCommonLoadStrategy()

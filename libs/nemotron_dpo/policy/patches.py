@@ -58,7 +58,7 @@ PATCHES = {
         "Transformer Engine's, or ours: a quarter of the passes", "rotary positions have a place in the layer spec"
     ),
     "megatron.core.dist_checkpointing.serialization:load_common": Patch(
-        "in 0.18 alone: it reads common.pt, which 0.19 does not write", "0.19 is the oldest that is served"
+        "in 0.17 and 0.18: it reads common.pt, which 0.19 does not write", "0.19 is the oldest that is served"
     ),
     "megatron.core.dist_checkpointing.strategies.filesystem_async:_results_queue": Patch(
         "a server process of seconds, which outlives a killed run", "writing has a form without processes"

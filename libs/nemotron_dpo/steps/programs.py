@@ -22,13 +22,14 @@ _ALL = ((*_ROWS, "policy", "objective", "checkpoint", "training", "config", "wir
 
 
 def executable(name: str) -> str:
-    """`name` where the shell would find the right one, else its full path next to the running Python.
+    """`name` where the shell would find the right one, else its full path next to the running Python or program.
 
-    A virtual environment need not be active.
+    A virtual environment need not be active; without one, installers put programs apart from the Python that runs them.
     """
-    beside = Path(sys.executable).parent / name
+    folders = (Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent)
+    beside = next((folder / name for folder in folders if (folder / name).is_file()), None)
     found = shutil.which(name)
-    if not beside.exists() or (found and Path(found) == beside):
+    if beside is None or (found and Path(found) == beside):
         return name
     return str(beside)
 
