@@ -34,7 +34,8 @@ def policy_shape(run: RunConfig) -> Architecture:
 def _on_hub_before(name: str) -> Path | None:
     """The folder of a model in the hub's cache, found by its layout: importing its library takes longer than a dry run may."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    root = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser() / f"models--{name.replace('/', '--')}"
+    hub = os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    root = Path(hub) / f"models--{name.replace('/', '--')}"
     if not (root / "refs" / "main").is_file():
         return None
     folder = root / "snapshots" / (root / "refs" / "main").read_text(encoding="utf-8").strip()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_dpo import __version__
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import tiny_policy
 from nemotron_dpo.steps.programs import executable
 
@@ -39,8 +40,10 @@ class Prelude:
 
 
 def cache_root() -> Path:
-    """Where policies made or converted once are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """Where policies made or converted once are kept. Raises UserError where the user has no home, as in some containers."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if root.startswith("~"):
+        raise UserError("there is no home folder to keep the policy in", source=root, remedy="set XDG_CACHE_HOME or HOME")
     return Path(root) / "nemotron-dpo"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from nemotron_dpo.config import RunConfig, load_run
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps import tiny_sft
 from nemotron_dpo.steps.manifest import configs_root
 from nemotron_dpo.steps.plan import compile_plan, missing_inputs
 from nemotron_dpo.steps.stages import Plan
@@ -112,6 +113,13 @@ def test_tiny_policy_is_made_first_and_kept_by_what_it_is_made_from(tmp_path: Pa
     prelude.checkpoint.mkdir(parents=True)
     assert prelude.is_cached
     assert _compile().prelude is None
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user whom the system does not know
+    with pytest.raises(UserError, match=r"^~/\.cache: there is no home folder .*: set XDG_CACHE_HOME or HOME"):
+        tiny_sft.cache_root()
 
 
 def test_missing_inputs_are_named(tmp_path: Path):

@@ -55,8 +55,8 @@ def _hub_token() -> str | None:
     """The token of the user's own login to the Hugging Face Hub."""
     if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    path = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token")
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    path = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token"))
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
