@@ -38,7 +38,9 @@ def save(state: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
             _, common = untrusted.check(folder)
             torch.save(common, folder / "common.pt")
     except _FAILURES as error:
-        raise UserError(f"cannot be written ({_reason(error)})", remedy="is the disk full?") from None
+        raise UserError(
+            f"cannot be written ({_reason(error)})", remedy="is the disk full, or /dev/shm closed to this user?"
+        ) from None
 
 
 def load(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:

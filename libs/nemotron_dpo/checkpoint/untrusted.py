@@ -9,6 +9,7 @@ weights_only; `train_state.pt` and other runs' optimizer state are never read.
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle
 import re
@@ -56,7 +57,19 @@ _CLASSES = frozenset(
     )
 )
 _COMMON_OBJECT = "common_state/shard_0_1"  # of megatron-core 0.19 and later
-_HARMLESS = [Namespace, SimpleNamespace, PosixPath]  # besides torch's own and those that megatron-core registers
+
+
+def _member(kind: Any, name: str) -> enum.Enum:
+    """What early versions of Python 3.11 (Debian 12's is one) pickle a member of an enumeration as: getattr(kind, name)."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise pickle.UnpicklingError("it names builtins.getattr")
+    return kind[name]
+
+
+# what other versions of Python than this one call the same
+_ALIASES = {"builtins.getattr": _member, "pathlib._local.PosixPath": PosixPath}
+# besides torch's own and those that megatron-core registers
+_HARMLESS = [Namespace, SimpleNamespace, PosixPath, *((value, name) for name, value in _ALIASES.items())]
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -65,6 +78,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
+        if alias := _ALIASES.get(f"{module_name}.{global_name}"):
+            return alias
         if (module_name, global_name) in _CLASSES:
             return super().find_class(module_name, global_name)
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")

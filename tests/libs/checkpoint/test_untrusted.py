@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import pathlib
 import pickle
 import shutil
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +91,45 @@ def test_a_hidden_pickle_never_runs(hide: Callable[[Path, Payload], None], messa
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not marker.exists()
+
+
+def test_what_other_versions_of_python_write_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early 3.11 pickles members of enumerations as getattr(class, name), 3.13 paths as pathlib._local's."""
+    from megatron.core.transformer.enums import AttnBackend
+
+    from nemotron_dpo.checkpoint import untrusted
+
+    (folder / "integrity.json").unlink()
+    with monkeypatch.context() as other:
+        other.setattr(enum.Enum, "__reduce_ex__", lambda member, protocol: (getattr, (type(member), member.name)))
+        other.setitem(sys.modules, "pathlib._local", pathlib)
+        other.setattr(pathlib.PosixPath, "__module__", "pathlib._local")
+        state = {"args": Namespace(attention_backend=AttnBackend.fused, load=Path("/models"))}
+        (folder / "common.pt").write_bytes(saved(state))
+        change_metadata(folder, lambda metadata: setattr(metadata.storage_meta, "checkpoint_id", Path("/models")))
+    for name in (b"getattr", b"pathlib._local"):
+        assert name in (folder / ".metadata").read_bytes()
+        assert name in (folder / "common.pt").read_bytes()
+    metadata, common = untrusted.check(folder)
+    assert metadata.storage_meta is not None
+    assert (metadata.storage_meta.checkpoint_id, common) == (Path("/models"), state)
+
+
+def test_getattr_gives_members_of_enumerations_alone(folder: Path) -> None:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    from nemotron_dpo.checkpoint import untrusted
+
+    class Asked:
+        def __reduce__(self):
+            return getattr, (Metadata, "__init__")
+
+    common = (folder / "common.pt").read_bytes()
+    for name, data in (("common.pt", saved({"args": Asked()})), (".metadata", pickle.dumps(Asked()))):
+        (folder / "common.pt").write_bytes(common)
+        (folder / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"{name}: cannot be read safely \(it names "):
+            untrusted.check(folder)
 
 
 @pytest.mark.parametrize(
