@@ -6,9 +6,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import small
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 0.2 s an example has
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
