@@ -23,7 +23,7 @@ SHIPPED = "nemotron_dpo/steps/configs/"  # where a wheel has `configs`
 
 
 def _called(*argv: object, **options: object) -> str:
-    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=900, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -62,8 +62,8 @@ def _shell(installed: Path, folder: Path) -> dict[str, str]:
 
 
 def _files(folder: str) -> set[str]:
-    listed = _called("git", "ls-files", "--cached", "--others", "--exclude-standard", folder, cwd=ROOT).splitlines()
-    return {path for path in listed if (ROOT / path).is_file()}
+    paths = (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(ROOT)) for path in paths}
 
 
 def test_a_wheel_has_the_program_and_its_configs_and_nothing_else(wheel: Path):
