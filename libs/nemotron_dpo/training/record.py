@@ -23,7 +23,7 @@ class MetricsFile:
     and `say` hears of what is damaged or missing before it.
     """
 
-    def __init__(self, path: Path | None, *, done: int = 0, say: Callable[[str], None] = print) -> None:
+    def __init__(self, path: Path | None, *, done: int = 0, say: Callable[[str], None]) -> None:
         if path is not None and done:
             for loss in _cut(path, done):
                 say(f"warning: {path}: {loss}")
