@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -53,7 +54,7 @@ def _badness(folder: Path, metric_name: str | None, higher_is_better: bool) -> f
     return -value if higher_is_better else value
 
 
-def _measured(folder: Path) -> dict[str, float | None]:
+def _measured(folder: Path) -> Mapping[str, float | None]:
     """The numbers of training_info.json. Raises UserError where they are no numbers or another step's: the best is unknown."""
     path, step = folder / "training_info.json", int(folder.name.removeprefix("step_"))
     try:
