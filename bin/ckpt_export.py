@@ -9,9 +9,10 @@
 
 SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), or a run folder of dpo-train: its last
 step, unless you name one (run/checkpoints/step_N). The output folder appears whole or not at all; it must not exist yet.
-Adapters are merged into the weights of their base, but for peft. Weights keep their precision unless --precision says
-otherwise. With --verify N what was written is read back and scores N rows of random tokens as the source does, or it is
-removed and the export fails.
+Adapters are merged into the weights of their base, but for peft. Weights keep the precision they are stored in, whatever
+their config says, unless --precision says otherwise; where tensors differ in it, all are written in float32, which holds
+them exactly. With --verify N what was written is read back and scores N rows of random tokens as the source does, or it
+is removed and the export fails.
 """
 
 from __future__ import annotations

@@ -6,14 +6,17 @@ Knows names and files only; nothing here imports torch, so tokenization can use 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nemotron_dpo import hf_folder
 from nemotron_dpo.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_WEIGHTS = ("*.safetensors", "*.distcp", "common.pt", ".metadata", "config.json")
+_MEGATRON_WEIGHTS = ("*.distcp", "common.pt", ".metadata")
+_FORMER_WEIGHTS = ("*.safetensors", *_MEGATRON_WEIGHTS, "config.json")
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,21 @@ class ModelSource:
         return int(number) if self.kind == "megatron" and number.isdigit() else 0
 
     def weights_digest(self) -> str:
-        """sha256 over names and bytes of the files that decide the forward pass; reads all of them."""
-        digest = hashlib.sha256()
-        for path in sorted({p for pattern in _WEIGHTS for p in self.path.glob(pattern)}):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        return f"sha256:{digest.hexdigest()}"
+        """sha256 over what decides the forward pass: the files of weights that are read, and what the config says of them.
+
+        Reads all of them. Raises UserError where an HF folder has no weights or two sets of them.
+        """
+        if self.kind == "hf":
+            files, said = hf_folder.weight_files(self.path), [hf_folder.honoured_config(self.path)]
+        else:
+            files = sorted({path for pattern in _MEGATRON_WEIGHTS for path in self.path.glob(pattern)})
+            said = [_model_sections(self.path / "run_config.yaml")]
+            said += [hf_folder.honoured_config(self.hf_model)] if self.hf_model else []
+        return _digest(files, said)
+
+    def former_weights_digest(self) -> str:
+        """The digest that adapters written before `weights_digest` looked at what it covers have of their base."""
+        return _digest(sorted({path for pattern in _FORMER_WEIGHTS for path in self.path.glob(pattern)}), [])
 
 
 def resolve(id_or_dir: str | Path) -> ModelSource:
@@ -116,6 +128,10 @@ def _local(path: Path, name: str) -> ModelSource:
     if (path / ".metadata").is_file():
         return ModelSource("megatron", path, name)
     if (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            what = "holds a model and adapters of peft for it, which transformers adds where peft is installed"
+            remedy = "merge them (merge_and_unload in peft) and save that, or move adapter_config.json away"
+            raise UserError(what, source=name, remedy=remedy)
         return ModelSource("hf", path, name)
     iterations = sorted(path.glob("iter_*"))
     if iterations:
@@ -138,6 +154,30 @@ def _tracked_iteration(root: Path) -> Path:
     return folder
 
 
+def _digest(files: list[Path], texts: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text).digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _model_sections(run_config: Path) -> bytes:
+    """What a checkpoint's run_config.yaml says of the model, in one form; its other sections say where things lie."""
+    import yaml
+
+    if not run_config.is_file():
+        return b""
+    content = run_config.read_bytes()
+    try:
+        sections = yaml.safe_load(content)
+        return json.dumps([sections.get("model"), sections.get("nemotron_dpo")], sort_keys=True, default=str).encode()
+    except (yaml.YAMLError, AttributeError, TypeError):
+        return content
+
+
 def _looks_like_id(name: str) -> bool:
     return not name.startswith((".", "/", "~")) and name.count("/") <= 1
 
@@ -146,8 +186,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-    besides = ["*/*", "consolidated*"]  # other forms of the same weights
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]  # * matches folders, too
+    besides = ["*/*.json", "*/*.safetensors", "consolidated*"]  # other forms of the same weights
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=besides))
     except GatedRepoError:

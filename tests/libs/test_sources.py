@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.sources import TRACKER, refuse_existing, resolve, resolve_run
+from nemotron_dpo.sources import TRACKER, refuse_existing, resolve, resolve_pretrained, resolve_run
 
 
 def checkpoint(root: Path, *iterations: int, tracked: int | None = None) -> Path:
@@ -102,3 +102,30 @@ def test_the_weights_digest_is_of_content_not_of_place(tmp_path: Path) -> None:
         (tmp_path / name / "model.safetensors").write_bytes(weights)
     a, b, c = (resolve(tmp_path / name).weights_digest() for name in "abc")
     assert a == b != c
+
+
+def test_the_digest_of_a_checkpoint_covers_what_it_says_of_the_model(tmp_path: Path) -> None:
+    said = {
+        "a": "{model: {rotary_base: 1.0e4}, checkpoint: {load: /here}}",
+        "moved": "{checkpoint: {load: /there},\n\n model: {rotary_base: 1.0e4}}",
+        "other": "{model: {rotary_base: 5.0e5}}",
+        "broken": "{model: [",
+    }
+    digests = {}
+    for name, text in said.items():
+        folder = checkpoint(tmp_path / name, 3) / "iter_0000003"
+        (folder / "__0_0.distcp").write_bytes(b"1")
+        (folder / "run_config.yaml").write_text(text)
+        digests[name] = resolve(folder).weights_digest()
+    assert digests["a"] == digests["moved"]
+    assert len(set(digests.values())) == 3
+
+
+def test_the_digest_of_megatron_lm_weights_covers_the_model_that_is_named_for_them(tmp_path: Path) -> None:
+    root = checkpoint(tmp_path / "lm", 3)
+    digests = set()
+    for vocab in (96, 128):
+        (tmp_path / str(vocab)).mkdir()
+        (tmp_path / str(vocab) / "config.json").write_text(f'{{"vocab_size": {vocab}}}')
+        digests.add(resolve_pretrained(root, "megatron_lm", tmp_path / str(vocab)).weights_digest())
+    assert len(digests) == 2

@@ -63,7 +63,7 @@ def open_base(adapted: Adapted, folder: Path) -> ModelSource:
     found = resolve(base.location)
     if dist.get_rank() == 0:
         digest = found.weights_digest()
-        if digest != base.digest:
+        if base.digest not in (digest, found.former_weights_digest()):
             what = f"holds adapters over {base.location}, whose weights have changed ({digest} where {base.digest} is due)"
             raise UserError(what, source=folder, remedy="put the weights back that the run began with")
     return found

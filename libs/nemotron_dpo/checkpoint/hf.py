@@ -14,6 +14,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
+from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import hf_files
 from nemotron_dpo.checkpoint.families import config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
@@ -32,9 +33,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "generation_config.json",  # no tokenizer's, but what a tokenizer's ids mean to whoever generates with the model
 )
-# tensors that old checkpoints hold and every transformers ignores
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
-
 _OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # where a parameter stands: its layer's and its expert's number in the whole model, what it has of them
@@ -151,7 +149,7 @@ def _refuse_leftovers(weights: Weights, shape: Architecture) -> None:
     numbers = product(range(shape.num_layers), range(shape.experts.num if shape.experts else 1))
     places = list(numbers)
     known = {key.format(*place) for rule in rules(shape) for key in rule.hf for place in places}
-    left = sorted(key for key in weights.keys() - known - {_OUTPUT} if not _IGNORED.search(key))
+    left = sorted(key for key in weights.keys() - known - {_OUTPUT} if not hf_folder.UNREAD.search(key))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         what = f"holds {left[0]}{more}, which a {shape.family} of its config.json does not have"

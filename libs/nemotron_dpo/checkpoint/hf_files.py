@@ -17,12 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from nemotron_dpo import hf_folder
 from nemotron_dpo.errors import UserError
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # pages of a mapped file count as this process's memory until it is closed
-_COMPLETE = "is the download complete?"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 # name and shape of a tensor to be written
@@ -30,37 +29,44 @@ Planned = tuple[str, Sequence[int]]
 
 
 class Weights:
-    """The tensors of one HF folder, in a single file or sharded with an index."""
+    """The tensors of one HF folder, in a single file or several, under the names that transformers gives them."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError where the folder has no safetensors, or its index is damaged."""
+        """Raises UserError where the folder has no safetensors, holds two sets of them, or one cannot be read."""
         self.folder = folder
-        self._file_of = _index(folder)
         self._open: dict[str, Any] = {}
         self._mapped = 0
+        self._file_of: dict[str, str] = {}
+        for path in hf_folder.weight_files(folder):
+            for key in self._file(path.name).keys():  # noqa: SIM118 - safetensors' file is no dict
+                if key in self._file_of:
+                    raise UserError(f"{key} is in {self._file_of[key]} as well as in {path.name}", source=folder)
+                self._file_of[key] = path.name
+        # as transformers does, take what AutoModel.save_pretrained wrote for the model within
+        headless = "embed_tokens.weight" in self._file_of and not any(key.startswith("model.") for key in self._file_of)
+        self._stored_as = {_with_model(key) if headless else key: key for key in self._file_of}
 
     def keys(self) -> set[str]:
         """The names of all tensors."""
-        if self._file_of:
-            return set(self._file_of)
-        return set(self._file("model.safetensors").keys())
+        return set(self._stored_as)
 
     def read(self, key: str) -> Tensor:
         """One tensor; it must be let go before many others are read.
 
         Raises UserError where it is missing or cut short, or is no plain float, as quantized weights are not.
         """
-        if self._file_of and key not in self._file_of:
-            raise UserError(f"does not list {key}", source=self.folder / INDEX, remedy=_COMPLETE)
-        name = self._file_of.get(key, "model.safetensors")
+        if key not in self._stored_as:
+            raise missing_tensor(key, set(self._file_of), self.folder)
+        stored = self._stored_as[key]
+        name = self._file_of[stored]
         if self._mapped > _MAPPED_BYTES:
             self._open.clear()
             self._mapped = 0
         try:
-            tensor = self._file(name).get_tensor(key)
+            tensor = self._file(name).get_tensor(stored)
         except SafetensorError as error:
             source = self.folder / name
-            raise UserError(f"cannot give {key} ({error})", source=source, remedy=_COMPLETE) from None
+            raise UserError(f"cannot give {key} ({error})", source=source, remedy=hf_folder.COMPLETE) from None
         if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
             what = f"holds {key} as {str(tensor.dtype).removeprefix('torch.')}, which means nothing without its scales"
             raise UserError(what, source=self.folder / name, remedy="give the model as it was before it was quantized")
@@ -74,10 +80,9 @@ class Weights:
                 self._open[name] = safe_open(path, framework="pt")
             return self._open[name]
         except FileNotFoundError:
-            remedy = _COMPLETE if self._file_of else _missing(self.folder)
-            raise UserError("is missing", source=path, remedy=remedy) from None
+            raise UserError("is missing", source=path, remedy=hf_folder.COMPLETE) from None
         except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot be read ({error})", source=path, remedy=_COMPLETE) from None
+            raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
 
 
 def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], dtype: torch.dtype, shard_bytes: int) -> list[Path]:
@@ -95,7 +100,7 @@ def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], dtyp
             total = sum(_size(shape, dtype.itemsize) for _, shape in plan)
             where = {key: name for name, shard in zip(names, shards, strict=True) for key, _ in shard}
             index = {"metadata": {"total_size": total}, "weight_map": where}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            (folder / hf_folder.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", remedy="is the disk full?") from None
     return [folder / name for name in names]
@@ -137,25 +142,31 @@ def _size(shape: Sequence[int], itemsize: int) -> int:
 
 
 def _shard_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+    return hf_folder.SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def _index(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
-    if not path.is_file():
-        return {}
-    try:
-        files: dict[str, str] = orjson.loads(path.read_bytes())["weight_map"]
-        if not files:
-            raise ValueError("it lists nothing")
-        if any(Path(name).name != name for name in files.values()):
-            raise ValueError("a file of another folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"is damaged ({error})", source=path, remedy=_COMPLETE) from None
-    return files
+def missing_tensor(key: str, stored: set[str], folder: Path) -> UserError:
+    """What to say where `key` is not among the names `stored`: the likely reason is what is there instead."""
+    if key == "lm_head.weight":
+        what = "holds no lm_head.weight, and by config.json it is not the embedding"
+        return UserError(what, source=folder, remedy="set tie_word_embeddings to true there if the model shares the two")
+    wrapped = sorted(name for name in stored if name.endswith(f".{key}"))
+    if wrapped:
+        prefix = wrapped[0].removesuffix(key)
+        what = f"holds {wrapped[0]} for {key}: its names begin with {prefix}"
+        return UserError(what, source=folder, remedy=_WRAPPERS.get(prefix, "save the model without what wraps it"))
+    if key in (listed := hf_folder.index(folder)):
+        what = f"lists {key} in {listed[key]}, which does not hold it"
+        return UserError(what, source=folder / hf_folder.INDEX, remedy=hf_folder.COMPLETE)
+    return UserError(f"holds no {key}", source=folder, remedy="is the download complete, and does config.json belong to it?")
 
 
-def _missing(folder: Path) -> str:
-    if any(folder.glob("*.bin")):
-        return "only safetensors weights are read; load its .bin files in transformers and save_pretrained them"
-    return "only safetensors weights are read"
+_WRAPPERS = {
+    "_orig_mod.": "save what torch.compile was given (model._orig_mod), not what it returned",
+    "module.": "save the model within DataParallel or DDP (model.module)",
+    "base_model.model.": "merge the adapters first (merge_and_unload in peft) and save that",
+}
+
+
+def _with_model(key: str) -> str:
+    return key if key.startswith("lm_head.") else f"model.{key}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, run_config
 from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.policy.architecture import Architecture
@@ -20,9 +21,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def read_architecture(source: ModelSource) -> Architecture:
-    """What the source says it is, without reading weights."""
+    """What the source says it is, without reading weights; of their precision the weights' own headers say it."""
     if source.kind == "hf":
-        return config.read(source.path)
+        shape = config.read(source.path)
+        return replace(shape, dtype=hf_folder.precision(source.path) or shape.dtype)
     if source.hf_model is None and (run_config.describes(source.path) or not megatron_lm.describes(source.path)):
         return run_config.read(source.path)
     return megatron_lm.read(source.path, None if source.hf_model is None else config.read(source.hf_model))

@@ -8,13 +8,12 @@ from typing import Any
 
 import orjson
 
-from nemotron_dpo.checkpoint.families import FAMILIES, REASONS
+from nemotron_dpo.checkpoint.families import FAMILIES, REASONS, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture, Llama3Scaling
+from nemotron_dpo.policy.architecture import Architecture
 
 _DTYPES = ("bfloat16", "float32", "float16")
-_LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # keys that change what a model computes, with the values that are honoured; absent and null always are
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -24,6 +23,9 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (False,),
     "is_encoder_decoder": (False,),
     "quantization_config": (),
+    "compression_config": (),
+    "transformers_weights": (),
+    "text_config": (),
     "query_pre_attn_scalar": (),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
@@ -70,7 +72,7 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def write(shape: Architecture) -> dict[str, Any]:
-    """config.json; rope is written in the forms of transformers 4 and 5, since each misreads the other's."""
+    """The content of config.json."""
     family = FAMILIES[shape.family]
     fields = {key: getattr(shape, name) for name, key in {**USUAL_KEYS, **family.keys}.items()}
     only = {key: values[0] for key, values in {"hidden_act": _ONLY["hidden_act"], **family.only}.items()}
@@ -82,7 +84,7 @@ def write(shape: Architecture) -> dict[str, Any]:
         "torch_dtype": shape.dtype,
         **fields,
         **only,
-        **_write_rope(shape, family),
+        **rope.write(shape, family),
         **family.write(shape),
     }
 
@@ -109,7 +111,7 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
     }
     keys = {**USUAL_KEYS, **family.keys}
     _check_numbers(with_defaults, keys)
-    theta, percent, scaling = _read_rope(family, config, path)
+    theta, percent, scaling = rope.read(family, config, path)
     return Architecture(
         **{name: with_defaults[key] for name, key in keys.items()},
         dtype=_dtype(config, path),
@@ -129,6 +131,8 @@ def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:
         absent = name == "window" and value is None
         known = (int, float) if name == "norm_epsilon" else int
         if name in _NUMBERS and not absent and (isinstance(value, bool) or not isinstance(value, known) or not value > 0):
+            raise ValueError(f"{key} is {value!r}")
+        if name == "tied_embeddings" and not isinstance(value, bool):
             raise ValueError(f"{key} is {value!r}")
 
 
@@ -150,46 +154,11 @@ def _shown(value: Any) -> str:
 
 
 def _dtype(config: Mapping[str, Any], path: Path) -> str:
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    """What the file says of its weights; they know better (`hf_folder.precision`), and "auto" leaves it to them."""
+    said = config.get("dtype") or config.get("torch_dtype") or "auto"
+    dtype = said.removeprefix("torch.") if isinstance(said, str) else said
+    if dtype == "auto":
+        return "float32"
     if dtype not in _DTYPES:
         raise UserError(f"dtype {dtype!r} is not supported", source=path, remedy=f"one of {', '.join(_DTYPES)} is")
     return dtype
-
-
-def _read_rope(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, float, Llama3Scaling | None]:
-    """(theta, part of a head that is rotated, scaling) from the form of transformers 5 or 4."""
-    parameters = config.get("rope_parameters") or {}
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or family.defaults.get("rope_theta", 10000.0)
-    usual = family.defaults.get("partial_rotary_factor", 1.0)
-    percent = float(parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or usual)
-    if percent != 1.0 and not family.partial_rotary:
-        raise UserError(f"partial_rotary_factor {percent} is not supported", source=path, remedy="1.0 is")
-    scaling = parameters if "rope_type" in parameters else (config.get("rope_scaling") or {})
-    return float(theta), percent, _read_scaling(scaling, path)
-
-
-def _read_scaling(scaling: Mapping[str, Any], path: Path) -> Llama3Scaling | None:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise UserError(f"rope scaling {kind!r} is not supported", source=path, remedy="the default and llama3 are")
-    for key, value in _LLAMA3_FIXED.items():
-        if scaling.get(key) != value:
-            raise UserError(
-                f"{key} {scaling.get(key)} of llama3 rope scaling is not supported", source=path, remedy=f"{value} is"
-            )
-    return Llama3Scaling(float(scaling["factor"]))
-
-
-def _write_rope(shape: Architecture, family: Family) -> dict[str, Any]:
-    scaling = None
-    if shape.rope_scaling is not None:
-        scaling = {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_FIXED}
-    percent = {"partial_rotary_factor": shape.rotary_percent} if family.partial_rotary else {}
-    return {
-        "rope_parameters": {"rope_theta": shape.rotary_base, **percent, **(scaling or {"rope_type": "default"})},
-        "rope_scaling": scaling,
-        "rope_theta": shape.rotary_base,
-        **percent,
-    }

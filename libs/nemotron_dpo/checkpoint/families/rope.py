@@ -1,0 +1,98 @@
+"""Rotary positions in a config.json: `rope_parameters` of transformers 5, `rope_scaling` of 4, the fields beside either.
+
+transformers 5 takes `rope_scaling` for the whole of `rope_parameters` where both are there, and 4 does not look at the
+latter. So both may be there only where they say the same, as they do in what we write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.checkpoint.families.family import Family
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture, Llama3Scaling
+
+_OLD, _NEW = "rope_scaling", "rope_parameters"
+_LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def read(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, float, Llama3Scaling | None]:
+    """(theta, part of a head that is rotated, scaling). Raises UserError where the fields disagree or are not supported."""
+    sections = {name: dict(config[name]) for name in (_OLD, _NEW) if config.get(name)}
+    for name, section in sections.items():
+        if nested := next((key for key, value in section.items() if isinstance(value, Mapping)), None):
+            raise UserError(f"{name} of its own for {nested} is not supported", source=path, remedy="one for all layers is")
+    kind = _agreed("rope type", _kinds(sections), "default", path)
+    _refuse_dropped(sections, config, path)
+    theta = _agreed("rope_theta", _said("rope_theta", sections, config), family.defaults.get("rope_theta", 10000.0), path)
+    usual = family.defaults.get("partial_rotary_factor", 1.0)
+    percent = float(_agreed("partial_rotary_factor", _said("partial_rotary_factor", sections, config), usual, path))
+    if percent != 1.0 and not family.partial_rotary:
+        raise UserError(f"partial_rotary_factor {percent} is not supported", source=path, remedy="1.0 is")
+    return float(theta), percent, _scaling(kind, sections, config, path)
+
+
+def write(shape: Architecture, family: Family) -> dict[str, Any]:
+    """The fields in the forms of transformers 4 and 5, since each misreads the other's."""
+    scaling = None
+    if shape.rope_scaling is not None:
+        scaling = {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_FIXED}
+    percent = {"partial_rotary_factor": shape.rotary_percent} if family.partial_rotary else {}
+    return {
+        _NEW: {"rope_theta": shape.rotary_base, **percent, **(scaling or {"rope_type": "default"})},
+        _OLD: scaling,
+        "rope_theta": shape.rotary_base,
+        **percent,
+    }
+
+
+def _scaling(kind: str, sections: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Llama3Scaling | None:
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise UserError(f"rope scaling {kind!r} is not supported", source=path, remedy="the default and llama3 are")
+    for key, only in _LLAMA3_FIXED.items():
+        beside = config if key == "original_max_position_embeddings" else {}
+        value = _agreed(key, _said(key, sections, beside), None, path)
+        if value != only:
+            raise UserError(f"{key} {value} of llama3 rope scaling is not supported", source=path, remedy=f"{only} is")
+    factors = _said("factor", sections, {})
+    if not factors:
+        raise KeyError("factor")
+    return Llama3Scaling(float(_agreed("factor", factors, None, path)))
+
+
+def _kinds(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Each place that names a kind of rope; a section that names none means the default."""
+    kinds: dict[str, str] = {}
+    for name, section in sections.items():
+        named = {f"{name}.{key}": section[key] for key in ("rope_type", "type") if key in section}
+        kinds |= named or {name: "default"}
+    return kinds
+
+
+def _refuse_dropped(sections: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError where only the section that transformers 5 drops has a value."""
+    if _OLD not in sections:
+        return
+    for key in sections.get(_NEW, {}):
+        if key not in ("rope_type", "type") and key not in sections[_OLD] and key not in config:
+            remedy = f"write it beside {_OLD}: transformers 5 drops {_NEW} where that is there"
+            raise UserError(f"{key} is in {_NEW} alone", source=path, remedy=remedy)
+
+
+def _said(key: str, sections: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Each place that gives `key` a value; in `config` it lies beside the sections."""
+    found = {f"{name}.{key}": section[key] for name, section in sections.items() if section.get(key) is not None}
+    return found | ({key: config[key]} if config.get(key) is not None else {})
+
+
+def _agreed(what: str, said: Mapping[str, Any], default: Any, path: Path) -> Any:
+    """The one value of all places. Raises UserError where they differ, since versions of transformers choose differently."""
+    values = list(said.values())
+    if any(value != values[0] for value in values):
+        places = " and ".join(f"{value!r} ({place})" for place, value in said.items())
+        raise UserError(f"{what} is {places}", source=path, remedy="leave the right one")
+    return values[0] if values else default

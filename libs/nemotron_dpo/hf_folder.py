@@ -1,0 +1,127 @@
+"""The weights of a Hugging Face folder as names and headers tell them: which files count, which precision they have.
+
+The choice is transformers' own, and where a folder holds more than one model it is refused. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.errors import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+COMPLETE = "is the download complete?"
+_PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# tensors that old checkpoints hold and every transformers ignores
+UNREAD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
+# fields of config.json that no log-prob depends on: they may change and the policy stays the same
+_INERT = frozenset(
+    (
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    )
+)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model: model.safetensors, or those that its index lists.
+
+    Raises UserError where there are none, one is missing, the index is damaged, or there are two sets of them.
+    """
+    listed = sorted(set(index(folder).values()))
+    if (folder / SINGLE).is_file():
+        others = [name for name in listed if name != SINGLE and (folder / name).is_file()]
+        if others:
+            what = f"holds two sets of weights: {SINGLE}, which transformers reads, and {INDEX} with {_and_more(others)}"
+            raise UserError(what, source=folder, remedy="remove the one that is out of date")
+        return [folder / SINGLE]
+    if not listed:
+        raise _no_weights(folder)
+    for name in listed:
+        if not (folder / name).is_file():
+            raise UserError("is missing", source=folder / name, remedy=COMPLETE)
+    return [folder / name for name in listed]
+
+
+def index(folder: Path) -> dict[str, str]:
+    """Name of each tensor -> file that the index says holds it; empty without an index. Raises UserError where damaged."""
+    import orjson
+
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        files: dict[str, str] = orjson.loads(path.read_bytes())["weight_map"]
+        if not files:
+            raise ValueError("it lists nothing")
+        if any(Path(name).name != name for name in files.values()):
+            raise ValueError("a file of another folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is damaged ({error})", source=path, remedy=COMPLETE) from None
+    return files
+
+
+def precision(folder: Path) -> str | None:
+    """The one precision of the stored weights, float32 where there are several (it holds the others exactly).
+
+    None where none is a float that can be computed with. Raises UserError where a file cannot be read, or holds float64.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: set[str] = set()
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                stored = {key: file.get_slice(key).get_dtype() for key in file.keys() if not UNREAD.search(key)}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"cannot be read ({error})", source=path, remedy=COMPLETE) from None
+        if wide := next((key for key, kind in stored.items() if kind == "F64"), None):
+            remedy = "save the model in float32, or less"
+            raise UserError(f"holds {wide} as float64, which would be rounded", source=path, remedy=remedy)
+        found |= {_PRECISIONS[kind] for kind in stored.values() if kind in _PRECISIONS}
+    return next(iter(found)) if len(found) == 1 else "float32" if found else None
+
+
+def honoured_config(folder: Path) -> bytes:
+    """config.json without the fields that no log-prob depends on, in one form; as it stands where it is no JSON object."""
+    import orjson
+
+    content = (folder / "config.json").read_bytes()
+    try:
+        config: Any = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return content
+    if not isinstance(config, Mapping):
+        return content
+    kept = {key: value for key, value in config.items() if key not in _INERT}
+    return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
+
+
+def _no_weights(folder: Path) -> UserError:
+    shards = sorted(path.name for path in folder.glob("model*-of-*.safetensors"))
+    if shards:
+        what = f"has no {INDEX}, which is to say what is in {_and_more(shards)}"
+        return UserError(what, source=folder, remedy="copy it too, or save the model anew with save_pretrained")
+    remedy = "only safetensors weights are read"
+    if any(folder.glob("*.bin")):
+        remedy += "; load its .bin files in transformers and save_pretrained them"
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        remedy += f" under that name, and not {_and_more(others)}"
+    return UserError("is missing", source=folder / SINGLE, remedy=remedy)
+
+
+def _and_more(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
