@@ -105,6 +105,8 @@ def command(**options: Any) -> None:
         swap=options["swap"],
         max_line_bytes=options["max_line_bytes"],
     )
+    if settings.folder.template is None:
+        cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
     job = Job(
         inputs=options["inputs"],
         output=options["output"],

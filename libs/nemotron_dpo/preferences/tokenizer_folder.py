@@ -1,4 +1,4 @@
-"""Everything a tokenizer's folder says: tokenizer.json, special tokens and the chat template, each with a digest.
+"""Everything a tokenizer's folder says: tokenizer.json, the tokens added to it and the chat template, each with a digest.
 
 Read without transformers. The folder is that of a policy (a Hugging Face id or folder, a Megatron checkpoint) or one that
 holds a tokenizer alone.
@@ -13,22 +13,36 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo import sources
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences import added_tokens
+from nemotron_dpo.preferences.added_tokens import AddedTokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = ("tokenizer.json", added_tokens.CONFIG, added_tokens.SPECIAL, added_tokens.ADDED)
+_TEMPLATE, _MORE_TEMPLATES, _TEMPLATE_OF_PROCESSORS = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json")
+_REMEDY = "give --chat-template FILE"
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """What a worker needs to render and tokenize; plain values, so that it can be sent to another process."""
+    """What a worker needs to render and tokenize; plain values, so that it can be sent to another process.
+
+    `adds_bos` is what tokenizer_config.json says of a text without a template; None where it says nothing.
+    """
 
     path: Path
-    special_tokens: dict[str, str]
+    added: AddedTokens
     template: str | None
     template_name: str
     tool_template: str | None = None
+    adds_bos: bool | None = None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token and the like, as templates see them."""
+        return {name: token.content for name, token in self.added.named.items()}
 
     @property
     def digests(self) -> dict[str, str]:
@@ -44,38 +58,89 @@ class TokenizerFolder:
         return digests
 
     def load(self) -> Tokenizer:
-        """The tokenizer, with padding and truncation switched off."""
+        """The tokenizer with all its added tokens, with padding and truncation switched off.
+
+        Raises UserError where tokenizer.json is broken, gives other ids each time, or the files beside it contradict it.
+        """
         from tokenizers import Tokenizer
 
+        file = self.path / "tokenizer.json"
         try:
-            tokenizer = Tokenizer.from_file(str(self.path / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"cannot be read: {str(error).splitlines()[0]}", source=self.path / "tokenizer.json") from None
+            raise UserError(f"cannot be read: {str(error).splitlines()[0]}", source=file) from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        if getattr(tokenizer.model, "dropout", None):
+            raise UserError("asks for dropout: a text has other ids each time", source=file, remedy="set its dropout to null")
+        self.added.add_to(tokenizer)
+        if self.template is None and self.adds_bos is not None:
+            _check_bos(tokenizer, self.adds_bos, self.path / added_tokens.CONFIG)
         return tokenizer
 
 
 def open_folder(id_or_dir: str, template_file: str | None = None) -> TokenizerFolder:
     """Find the tokenizer `id_or_dir`; its template is the text of `template_file` where one is given.
 
-    Raises UserError where there is no such folder, or no tokenizer.json in it, or one of its files cannot be read.
+    Raises UserError where there is no such folder, or no tokenizer.json in it, or one of its files cannot be read, or asks
+    for what is not done here.
     """
     path = _find(id_or_dir)
     if not (path / "tokenizer.json").is_file():
-        raise UserError(
-            "has no tokenizer.json", source=path, remedy="save it with transformers' AutoTokenizer(...).save_pretrained"
-        )
-    config = _json(path / "tokenizer_config.json")
-    special_tokens = _special_tokens({**_json(path / "special_tokens_map.json"), **config})
+        raise _no_tokenizer(path)
+    config = _json(path / added_tokens.CONFIG)
+    _refuse_unhonoured(config, path / added_tokens.CONFIG)
+    added = added_tokens.read(path, config, _json(path / added_tokens.SPECIAL), _json(path / added_tokens.ADDED))
+    adds_bos = config.get("add_bos_token")
     if template_file is not None:
-        return TokenizerFolder(path, special_tokens, _text(Path(template_file)), template_file)
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        extra = path / "additional_chat_templates" / "tool_use.jinja"
-        return TokenizerFolder(path, special_tokens, _text(file), str(file), _text(extra) if extra.is_file() else None)
-    template, tool_template = _configured(config.get("chat_template"), path)
-    return TokenizerFolder(path, special_tokens, template, str(path / "tokenizer_config.json"), tool_template)
+        return TokenizerFolder(path, added, _text(Path(template_file)), template_file)
+    return TokenizerFolder(path, added, *_templates(path, config), adds_bos if isinstance(adds_bos, bool) else None)
+
+
+def _templates(path: Path, config: dict[str, Any]) -> tuple[str | None, str, str | None]:
+    """(default template, the file it is from, the one for tools): the first of the places where transformers has them."""
+    named = {file.stem: file for file in [path / _TEMPLATE] if file.is_file()}
+    more = {file.stem: file for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja"))}
+    files = {**({"default": named["chat_template"]} if named else {}), **more}
+    if files:
+        if "default" not in files:
+            what = f"has {_MORE_TEMPLATES}/{next(iter(more.values())).name} and no {_TEMPLATE}, so no default template"
+            raise UserError(what, source=path, remedy=f"write the default one to {_TEMPLATE}, or {_REMEDY}")
+        tools = files.get("tool_use")
+        return _text(files["default"]), str(files["default"]), _text(tools) if tools else None
+    for name in (added_tokens.CONFIG, _TEMPLATE_OF_PROCESSORS):
+        said = (config if name == added_tokens.CONFIG else _json(path / name)).get("chat_template")
+        if said is not None:
+            default, tool_template = _configured(said, path / name)
+            return default, str(path / name), tool_template
+    return None, str(path / added_tokens.CONFIG), None
+
+
+def _no_tokenizer(path: Path) -> UserError:
+    other = next((name for name in _OTHER_FORMS if (path / name).is_file()), None)
+    remedy = "save it with transformers' AutoTokenizer(...).save_pretrained"
+    return UserError(f"has {other} and no tokenizer.json" if other else "has no tokenizer.json", source=path, remedy=remedy)
+
+
+def _refuse_unhonoured(config: dict[str, Any], file: Path) -> None:
+    """Raise UserError where transformers would make other ids of the same tokenizer.json."""
+    for key in ("split_special_tokens", "fix_mistral_regex"):
+        if config.get(key):
+            raise UserError(f"{key} {config[key]!r} is not supported", source=file, remedy="tokenizers without are")
+    versions = [name for name in config.get("fast_tokenizer_files") or () if name != "tokenizer.json"]
+    if versions:
+        what = f"names {versions[0]}, of which transformers takes the one for its version"
+        raise UserError(what, source=file, field="fast_tokenizer_files", remedy="keep the right one as tokenizer.json")
+
+
+def _check_bos(tokenizer: Tokenizer, said: bool, file: Path) -> None:
+    """Raise UserError where tokenizer.json begins a text otherwise than its config says: versions of transformers differ."""
+    with_special, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    adds = with_special[: len(bare)] != bare
+    if adds != said:
+        what = f"says {str(said).lower()}, and tokenizer.json puts {'a' if adds else 'no'} token before a text"
+        remedy = "remove the field to go by tokenizer.json (transformers 5 does), or change that"
+        raise UserError(what, source=file, field="add_bos_token", remedy=remedy)
 
 
 def _find(id_or_dir: str) -> Path:
@@ -87,26 +152,15 @@ def _find(id_or_dir: str) -> Path:
     return sources.resolve(id_or_dir).tokenizer_folder
 
 
-def _configured(value: Any, path: Path) -> tuple[str | None, str | None]:
-    """The default template and the one for tools, from a string or a list of named templates."""
-    if value is None or isinstance(value, str):
+def _configured(value: Any, file: Path) -> tuple[str | None, str | None]:
+    """The default template and the one for tools, from a string, a list of named templates or an object of them."""
+    if isinstance(value, str):
         return value, None
-    named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)} if isinstance(value, list) else {}
+    listed = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)} if isinstance(value, list) else {}
+    named = value if isinstance(value, dict) else listed
     if not isinstance(named.get("default"), str):
-        raise UserError(
-            'its chat_template has no "default"', source=path / "tokenizer_config.json", remedy="give --chat-template FILE"
-        )
+        raise UserError('its chat_template has no "default"', source=file, remedy=_REMEDY)
     return named["default"], named.get("tool_use")
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token and the like; each a string or an object with a `content`."""
-    tokens: dict[str, str] = {}
-    for name, value in config.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(content, str):
-            tokens[name] = content
-    return tokens
 
 
 def _json(path: Path) -> dict[str, Any]:
