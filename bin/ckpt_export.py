@@ -37,6 +37,7 @@ PROGRAM = "ckpt-export"
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
 @click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
 def command(source: str, output: str, form: str, hf_model: str | None, precision: str | None, verify: int) -> None:
+    from nemotron_dpo import file_digests
     from nemotron_dpo.sources import refuse_existing, resolve_pretrained, resolve_run
 
     launcher.refuse_job()
@@ -56,6 +57,8 @@ def command(source: str, output: str, form: str, hf_model: str | None, precision
     finally:
         parallel.shut_down()
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
+    if found.kind == "megatron" and file_digests.left_out(found.path, "tokenizer"):
+        cli.say(PROGRAM, f"warning: {found.path / file_digests.NAME} does not list tokenizer/, which was copied unchecked")
     cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
 
 

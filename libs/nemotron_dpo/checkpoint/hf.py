@@ -26,13 +26,19 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
     "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",  # a processor's, which stands in where there is no other
+    "additional_chat_templates/*.jinja",
+    "tokenizer.model",
+    "spiece.model",
+    "tiktoken.model",
+    "tekken.json",
     "vocab.json",
     "merges.txt",
     "generation_config.json",  # no tokenizer's, but what a tokenizer's ids mean to whoever generates with the model
 )
+
 _OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # where a parameter stands: its layer's and its expert's number in the whole model, what it has of them
@@ -84,10 +90,10 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
     """Copy the tokenizer files of `source`, where it has any, into `folder`."""
     if source is None:
         return
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+    for path in (path for name in TOKENIZER_FILES for path in sorted(source.glob(name)) if path.is_file()):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def _plan(model: nn.Module, shape: Architecture) -> list[Planned]:

@@ -16,7 +16,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from nemotron_dpo.checkpoint import adapters, hf, integrity, run_config, torch_dist, untrusted
+from nemotron_dpo import file_digests
+from nemotron_dpo.checkpoint import adapters, hf, run_config, torch_dist, untrusted
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapted_of, only_adapters
@@ -47,7 +48,7 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
         hf.copy_tokenizer(tokenizer, folder / "tokenizer")
         torch.save(_train_state(iteration), folder / "train_state.pt")
         shutil.copyfile(folder / "train_state.pt", root / "latest_train_state.pt")
-        integrity.write(folder)
+        file_digests.write(folder)
         (root / TRACKER).write_text(str(iteration))
     dist.barrier()
 

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from nemotron_dpo.checkpoint import integrity, torch_dist
+from nemotron_dpo import file_digests
+from nemotron_dpo.checkpoint import torch_dist
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.trainable import TrainablePolicy
 
@@ -35,7 +36,7 @@ def save(policy: TrainablePolicy, folder: Path) -> None:
     dist.barrier()
     torch_dist.save({"optimizer": _sharded(policy)}, folder, _CONTENT)
     if dist.get_rank() == 0:
-        integrity.write(folder)
+        file_digests.write(folder)
 
 
 def load(policy: TrainablePolicy, folder: Path) -> None:

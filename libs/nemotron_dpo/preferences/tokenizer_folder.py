@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_dpo import sources
+from nemotron_dpo import file_digests, sources
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences import added_tokens
 from nemotron_dpo.preferences.added_tokens import AddedTokens
@@ -86,6 +86,8 @@ def open_folder(id_or_dir: str, template_file: str | None = None) -> TokenizerFo
     for what is not done here.
     """
     path = _find(id_or_dir)
+    if (path.parent / ".metadata").is_file():  # a checkpoint's
+        file_digests.check_subfolder(path)
     if not (path / "tokenizer.json").is_file():
         raise _no_tokenizer(path)
     config = _json(path / added_tokens.CONFIG)

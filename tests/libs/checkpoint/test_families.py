@@ -168,10 +168,14 @@ def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
     folder = families.write_model(tmp_path / "hf", "qwen2", pad_token_id=7, bos_token_id=4, eos_token_id=[5, 6])
     GenerationConfig(temperature=0.3, do_sample=True, eos_token_id=[5, 6]).save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 128}')
+    (folder / "additional_chat_templates").mkdir()
+    others = ("added_tokens.json", "chat_template.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+    for name in others:
+        (folder / name).write_text("{}")
     back = exported(exported(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "hf")
     config = AutoConfig.from_pretrained(back)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (7, 4, [5, 6])
-    for name in ("generation_config.json", "tokenizer_config.json"):
+    for name in ("generation_config.json", "tokenizer_config.json", *others):
         assert (back / name).read_bytes() == (folder / name).read_bytes()
 
 

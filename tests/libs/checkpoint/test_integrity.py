@@ -18,6 +18,9 @@ from nemotron_dpo.sources import resolve
 pytestmark = pytest.mark.usefixtures("megatron")
 
 
+TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer/additional_chat_templates/rag.jinja")
+
+
 def refusal(folder: Path) -> str:
     from nemotron_dpo.checkpoint.policy import open_policy
 
@@ -30,9 +33,9 @@ def refusal(folder: Path) -> str:
 def test_every_file_is_listed_with_its_sha256(folder: Path) -> None:
     listing = json.loads((folder / "integrity.json").read_bytes())
     assert listing["algorithm"] == "sha256"
-    files = {path.name for path in folder.iterdir() if path.is_file()} - {"integrity.json"}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"integrity.json"}
     assert listing["files"] == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
-    assert {".metadata", "common.pt", "run_config.yaml", "__0_0.distcp"} <= files
+    assert {".metadata", "common.pt", "run_config.yaml", "__0_0.distcp", *TOKENIZER} <= files
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -110,3 +113,53 @@ def test_the_common_state_among_the_shards_is_read(folder: Path) -> None:
     assert "common.pt: is missing" in refusal(folder)
     put_object(folder, "common_state/shard_0_1", saved([torch.load(io.BytesIO(common), weights_only=True)]))
     open_policy(resolve(folder), None)
+
+
+def changed(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def put_there(path: Path) -> None:
+    path.with_name("added_tokens.json").write_text('{"of a stranger": 9}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "message"),
+    [
+        (changed, TOKENIZER[0], "tokenizer/tokenizer.json: is damaged: its sha256 is not the one in integrity.json: copy it"),
+        (changed, TOKENIZER[2], "additional_chat_templates/rag.jinja: is damaged: its sha256"),
+        (removed, TOKENIZER[1], "tokenizer/tokenizer_config.json: is missing, though integrity.json lists it"),
+        (put_there, TOKENIZER[0], "tokenizer/added_tokens.json: is not listed in integrity.json, which lists the others"),
+    ],
+)
+def test_a_changed_tokenizer_is_found_on_loading_and_on_tokenizing(
+    damage: Callable[[Path], None], name: str, message: str, folder: Path
+) -> None:
+    from nemotron_dpo.preferences.tokenizer_folder import open_folder
+
+    assert open_folder(str(folder)).load().encode("a").ids
+    damage(folder / name)
+    assert message in refusal(folder)
+    with pytest.raises(UserError) as caught:
+        open_folder(str(folder))
+    assert message in str(caught.value)
+
+
+def test_a_list_that_leaves_the_tokenizer_out_covers_the_rest(folder: Path) -> None:
+    """As ours did, and megatron-core's own does."""
+    from nemotron_dpo import file_digests
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    assert not file_digests.left_out(folder, "tokenizer")
+    listing = json.loads((folder / "integrity.json").read_bytes())
+    listing["files"] = {name: digest for name, digest in listing["files"].items() if "/" not in name}
+    (folder / "integrity.json").write_text(json.dumps(listing))
+    changed(folder / TOKENIZER[0])
+    open_policy(resolve(folder), None)
+    assert file_digests.left_out(folder, "tokenizer")
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../other", "tokenizer/../../other"])
+def test_a_list_names_nothing_outside_its_folder(name: str, folder: Path) -> None:
+    (folder / "integrity.json").write_text(json.dumps({"algorithm": "sha256", "files": {name: "0"}}))
+    assert f"names the file '{name}' outside the checkpoint" in refusal(folder)

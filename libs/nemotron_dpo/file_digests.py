@@ -1,0 +1,87 @@
+"""`integrity.json`: the sha256 of every file of a checkpoint's iteration folder, in the form of megatron-core's own.
+
+megatron-core (0.19 and later, `verify_integrity=True`) lists the files of the folder itself; we list those below it too,
+which its check reads as well. Nothing here imports torch, so that tokenization can look at a checkpoint's tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+
+from nemotron_dpo.errors import UserError
+
+NAME = "integrity.json"
+_REMEDY = f"copy it again, or remove it from {NAME} if you changed it"
+
+# a file, what is wrong with it, what to do
+Problem = tuple[str, str, str]
+
+
+def write(folder: Path) -> None:
+    """List every file that is in and below `folder` now."""
+    import orjson
+
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {name: _sha256(path) for name, path in files.items() if name != NAME}
+    (folder / NAME).write_bytes(orjson.dumps({"algorithm": "sha256", "files": digests}, option=orjson.OPT_INDENT_2))
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """Name of each listed file, relative to `folder` -> its sha256; empty where there is no list. Raises UserError."""
+    import orjson
+
+    path = folder / NAME
+    if not path.is_file():
+        return {}
+    try:
+        listing = orjson.loads(path.read_bytes())
+        if listing["algorithm"] != "sha256":
+            raise UserError(f"uses {listing['algorithm']}, which is not supported", source=path)
+        files = {str(name): str(digest) for name, digest in listing["files"].items()}
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is damaged ({type(error).__name__}: {error})", source=path, remedy="copy it again") from None
+    outside = next((name for name in files if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name), None)
+    if outside is not None:
+        raise UserError(f"names the file {outside!r} outside the checkpoint", source=path)
+    return files
+
+
+def problem(folder: Path, name: str, digest: str) -> Problem | None:
+    """What is wrong with the listed file `name`, if anything."""
+    path = folder / name
+    if not path.is_file():
+        return str(path), f"is missing, though {NAME} lists it", _REMEDY
+    return None if _sha256(path) == digest else (str(path), f"is damaged: its sha256 is not the one in {NAME}", _REMEDY)
+
+
+def unlisted(folder: Path, files: dict[str, str]) -> Problem | None:
+    """A file of a subfolder that was put there after `files` were listed; what the list does not cover is passed over."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        below = name.partition("/")[0] + "/"
+        if path.is_file() and "/" in name and name not in files and any(other.startswith(below) for other in files):
+            remedy = f"remove it, or all of {below} from {NAME} if it belongs there"
+            return str(path), f"is not listed in {NAME}, which lists the others of {below}", remedy
+    return None
+
+
+def check_subfolder(subfolder: Path) -> None:
+    """Raise UserError where the list beside `subfolder`, if there is one that covers it, does not fit its files."""
+    folder = subfolder.parent
+    files = {name: digest for name, digest in listed(folder).items() if name.startswith(f"{subfolder.name}/")}
+    problems = [problem(folder, name, digest) for name, digest in files.items()] + [unlisted(folder, files)]
+    for found in problems:
+        if found is not None:
+            raise UserError(found[1], source=found[0], remedy=found[2])
+
+
+def left_out(folder: Path, subfolder: str) -> bool:
+    """Whether `folder` has a list that says nothing of `subfolder`, as ours did before it went below the folder."""
+    files = listed(folder)
+    return bool(files) and (folder / subfolder).is_dir() and not any(name.startswith(f"{subfolder}/") for name in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
