@@ -387,3 +387,11 @@ def test_no_row_brings_a_traceback(tmp_path: Path, tokenizer: Path, lines: list[
         outcome = tally.closing_line()
         assert tally.num_pairs > 0
     assert "\n" not in outcome
+
+
+def test_rows_that_no_template_renders_are_said_to_be_plain_text(tmp_path: Path) -> None:
+    (data := tmp_path / "pairs.jsonl").write_bytes(LINE)
+    bare = save(tmp_path / "bare", byte_level(), eos_token="</s>")
+    lines = tokenize(tmp_path, bare, data).stderr.decode().splitlines()
+    assert lines[0] == f"{PROGRAM}: {bare}: no chat template: rows are taken as plain text"
+    assert len(lines) == 2

@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 
 _COMMIT = "a" * 40
-_FETCHED = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"weights"}
+_FETCHED = {
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "tokenizer.json": b"{}",
+}
 _PASSED_OVER = ("consolidated.safetensors", "onnx/model.json", "pytorch_model.bin")
 _PROGRAM = """
 import sys
@@ -24,7 +29,8 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
 try:
     found = resolve(sys.argv[1])
-    print(found.kind, *sorted(path.name for path in found.path.iterdir()))
+    files = [path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()]
+    print(found.kind, *sorted(files))
 except UserError as error:
     print("error:", error)
 """
@@ -70,7 +76,7 @@ def hub() -> Iterator[Hub]:
                 return json.dumps(
                     {"id": "acme/tiny", "sha": _COMMIT, "siblings": [{"rfilename": n} for n in names]}
                 ).encode(), {}
-            body = _FETCHED[self.path.rpartition("/")[2]]
+            body = next(content for name, content in _FETCHED.items() if self.path.endswith(f"/{name}"))
             return body, {"X-Repo-Commit": _COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

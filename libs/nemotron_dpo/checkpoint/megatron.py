@@ -74,6 +74,21 @@ def load(model: nn.Module, folder: Path) -> None:
         raise UserError(f"lacks {missing} and has {unexpected} besides", source=folder, remedy="is it of another model?")
 
 
+def precision(folder: Path) -> str | None:
+    """The one precision of the model's stored tensors, float32 where there are several; None where it has none of its own."""
+    metadata, _ = untrusted.check(folder)
+    found = {
+        str(stored.properties.dtype).removeprefix("torch.")
+        for key, stored in metadata.state_dict_metadata.items()
+        if isinstance(stored, TensorStorageMetadata) and key.startswith(_MODEL) and ".adapter." not in key
+    }
+    found &= {"float32", "bfloat16", "float16"}
+    return next(iter(found)) if len(found) == 1 else "float32" if found else None
+
+
+_MODEL = ("decoder.", "embedding.", "output_layer.")  # an optimizer's tensors lie beside them
+
+
 def _merge_in_place(factory: ShardedTensorFactory) -> None:
     """Take the parameter itself where its parts (gate and up) were loaded into it; megatron-core would join copies of them."""
     parameter, join = factory.data, factory.merge_fn

@@ -25,6 +25,11 @@ def read_architecture(source: ModelSource) -> Architecture:
     if source.kind == "hf":
         shape = config.read(source.path)
         return replace(shape, dtype=hf_folder.precision(source.path) or shape.dtype)
+    shape = _described(source)
+    return replace(shape, dtype=megatron.precision(source.path) or shape.dtype)
+
+
+def _described(source: ModelSource) -> Architecture:
     if source.hf_model is None and (run_config.describes(source.path) or not megatron_lm.describes(source.path)):
         return run_config.read(source.path)
     return megatron_lm.read(source.path, None if source.hf_model is None else config.read(source.hf_model))

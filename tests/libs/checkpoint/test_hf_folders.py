@@ -277,6 +277,20 @@ def test_weights_keep_their_precision_whatever_the_config_says(base: Path, tmp_p
             assert json.loads((written / "config.json").read_text())["dtype"] == str(due).removeprefix("torch."), name
 
 
+def test_the_tensors_of_a_checkpoint_say_its_precision(base: Path, tmp_path: Path) -> None:
+    """As where a Hugging Face model is named for weights that were trained in another precision."""
+    from nemotron_dpo.checkpoint.export import export
+    from nemotron_dpo.checkpoint.policy import read_architecture
+
+    stored = {name: tmp_path / name / "iter_0000000" for name in ("float32", "bfloat16")}
+    for name in stored:
+        export(resolve(base), tmp_path / name, "megatron", name)
+    said = {name: (folder / "run_config.yaml").read_text() for name, folder in stored.items()}
+    for name, other in zip(stored, reversed(stored), strict=True):
+        (stored[name] / "run_config.yaml").write_text(said[other])
+        assert read_architecture(resolve(stored[name])).dtype == name
+
+
 def test_a_rotary_buffer_of_old_checkpoints_is_no_weight(base: Path, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint.policy import read_architecture
 
