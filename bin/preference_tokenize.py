@@ -105,6 +105,8 @@ def command(**options: Any) -> None:
         swap=options["swap"],
         max_line_bytes=options["max_line_bytes"],
     )
+    if (doubt := settings.folder.doubt) is not None:
+        cli.say(PROGRAM, f"warning: {settings.folder.path}: {doubt}")
     if settings.folder.template is None:
         cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
     job = Job(

@@ -52,6 +52,14 @@ def write_model(
     return folder
 
 
+def write_config(folder: Path, model_type: str) -> Path:
+    """The config.json of such a model alone."""
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type]}).save_pretrained(folder)
+    return folder / "config.json"
+
+
 def load(folder: Path) -> Any:
     """The model in transformers, float32, eager attention."""
     from transformers import AutoModelForCausalLM

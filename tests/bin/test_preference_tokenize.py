@@ -395,3 +395,10 @@ def test_rows_that_no_template_renders_are_said_to_be_plain_text(tmp_path: Path)
     lines = tokenize(tmp_path, bare, data).stderr.decode().splitlines()
     assert lines[0] == f"{PROGRAM}: {bare}: no chat template: rows are taken as plain text"
     assert len(lines) == 2
+
+
+def test_a_class_that_transformers_5_builds_otherwise_is_named(tmp_path: Path) -> None:
+    (data := tmp_path / "pairs.jsonl").write_bytes(LINE)
+    folder = save(tmp_path / "gemma", byte_level(), chat_template=CHATML, eos_token="</s>", tokenizer_class="GemmaTokenizer")
+    line = tokenize(tmp_path, folder, data).stderr.decode().splitlines()[0]
+    assert line.startswith(f"{PROGRAM}: warning: {folder}: transformers 5 builds a GemmaTokenizer that is not tokenizer.json's")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo import file_digests, sources
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences import added_tokens
+from nemotron_dpo.preferences import added_tokens, tokenizer_class
 from nemotron_dpo.preferences.added_tokens import AddedTokens
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ class TokenizerFolder:
     template_name: str
     tool_template: str | None = None
     adds_bos: bool | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """What to say where transformers 5 would make other ids of the same folder."""
+        tokenizer, config = _json(self.path / "tokenizer.json"), _json(self.path / added_tokens.CONFIG)
+        return tokenizer_class.doubt(tokenizer, config, _json(self.path / "config.json").get("model_type"))
 
     @property
     def special_tokens(self) -> dict[str, str]:
