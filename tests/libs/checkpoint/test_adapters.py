@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,19 @@ def test_a_base_that_is_gone_or_changed_is_refused(llama: Path, tmp_path: Path) 
     shutil.rmtree(base)
     with pytest.raises(UserError, match=r"root.*holds adapters over .*/base, which is gone: put it back"):
         open_policy(source, None)
+
+
+def test_adapters_that_name_their_base_by_the_former_digest_open(llama: Path, tmp_path: Path) -> None:
+    """sha256 over a line for each of config.json and model.safetensors as they stand: what adapters were saved with before."""
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    source = saved(tmp_path / "root", llama)[1]
+    files = [(name, hashlib.sha256((llama / name).read_bytes()).hexdigest()) for name in ("config.json", "model.safetensors")]
+    former = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files).encode()).hexdigest()
+    path = source.path / "run_config.yaml"
+    path.write_text(path.read_text().replace(resolve(llama).weights_digest(), f"sha256:{former}"))
+    (source.path / "integrity.json").unlink()
+    open_policy(source, None)
 
 
 @pytest.mark.parametrize(
