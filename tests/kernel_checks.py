@@ -56,7 +56,10 @@ def log_sum_exp(kernels: Any, device: str, dtype: torch.dtype, size: int) -> Non
     """Of fewer entries than a program reads at once, and of more."""
     for entries in (size, 9000):
         logits = _draw(9, entries, device=device, dtype=dtype) * 10
-        agree(kernels.log_sum_exp(logits), torch.logsumexp(logits.float(), 1), torch.float32)
+        agree(kernels.log_sum_exp(logits, None), torch.logsumexp(logits.float(), 1), torch.float32)
+        softmax = torch.empty(9, entries, device=device, dtype=dtype)
+        agree(kernels.log_sum_exp(logits.float(), softmax), torch.logsumexp(logits.float(), 1), torch.float32)
+        agree(softmax, torch.softmax(logits.float(), 1), dtype)
 
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
@@ -78,8 +81,8 @@ CHECKS = (swiglu, rms_norm, rotate, log_sum_exp)
 
 
 # what a kernel is given by which name; the rest are integers, and capitals are constants
-_TYPES = {"gain scales parts": "*fp32", "x grad out logits cosines sines": "*bf16", "eps direction": "fp32"}
-_CONSTANTS = {"BLOCK": 1024, "HEADS": 4, "HALF": 16, "REST": 8}
+_TYPES = {"gain scales parts logits": "*fp32", "x grad out softmax cosines sines": "*bf16", "eps direction": "fp32"}
+_CONSTANTS = {"BLOCK": 1024, "KEEP": 1, "HEADS": 4, "HALF": 16, "REST": 8}
 
 
 def compile_for_gpu(name: str, kernel: Any) -> None:

@@ -1,7 +1,9 @@
 """Logits of some tokens by blocks of the vocabulary, made one after the other into memory that is used again.
 
-A block fits a CPU's cache: products write and read it there. Legend: C tokens, H hidden, V this rank's share of the vocabulary,
-B entries of a block of it.
+Logits are float32 whatever they are made of: rounded to bfloat16, one of 16 would be up to 0.06 off. A block fits the cache
+of a CPU: products write and read it there.
+
+Legend: C tokens, H hidden, V this rank's share of the vocabulary, B entries of a block of it.
 """
 
 from __future__ import annotations
@@ -9,17 +11,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nemotron_dpo.policy.kernels import layers as kernels
+from nemotron_dpo.policy.kernels import layers as gpu_kernels
+from nemotron_dpo.policy.kernels import logits as kernels
+from nemotron_dpo.policy.products import float_product
 from nemotron_dpo.policy.workspace import room
 
 CHUNK_TOKENS, BLOCK_ENTRIES = 2048, 2048
 GPU_CHUNK_TOKENS, GPU_BLOCK_ENTRIES = 8192, 16384  # large products; a gradient of weights is read and written once a chunk
-KEPT_TOKENS, KEPT_BYTES = 4096, 2**29  # whose logits are kept at once, and what these take
+KEPT_TOKENS, KEPT_BYTES = 4096, 2**29  # whose probabilities are kept at once, and what these take
 GPU_KEPT_TOKENS, GPU_KEPT_BYTES = GPU_CHUNK_TOKENS, 2**31
 
 
 class Logits:
-    """hidden @ weight.T of one chunk of tokens; with `keep` a block stays as it was made until it is read as probabilities.
+    """hidden @ weight.T of one chunk of tokens; with `keep` the probabilities of a block that was read are kept.
 
     Only one such object may be in use at a time.
     """
@@ -28,42 +32,47 @@ class Logits:
         self._hidden_CH, self._weight_VH, self._keep = hidden_CH, weight_VH, keep
         self.blocks = blocks(weight_VH)
         self._memory = room(
-            "kept logits" if keep else "logits",
+            "kept probabilities" if keep else "probabilities",
             len(self.blocks) if keep else 1,
             len(hidden_CH) * (self.blocks[0].stop - self.blocks[0].start),
             dtype=weight_VH.dtype,
             device=weight_VH.device,
         )
-        self._made: set[int] = set()
 
-    def at(self, index: int, place_C1: Tensor) -> Tensor:
-        """The logits of one entry of each token in block `index`, float32 [C]."""
-        return self._block(index).gather(1, place_C1).squeeze(1).float()
-
-    def log_sum_exp(self, index: int) -> Tensor:
-        """log(sum(exp(logits))) over block `index`, float32 [C]."""
-        narrow_CB = self._block(index)
-        if narrow_CB.is_cuda and kernels.serve(narrow_CB):
-            return kernels.log_sum_exp(narrow_CB)
-        wide_CB = room("wide logits", *narrow_CB.shape, device=narrow_CB.device)
-        source_CB = narrow_CB if narrow_CB.dtype is torch.float32 else wide_CB.copy_(narrow_CB)
-        return narrow_CB[:, 0].float() - torch.log_softmax(source_CB, 1, out=wide_CB)[:, 0]
+    def read(self, index: int, place_C1: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each token the logit of one entry of block `index`, and log(sum(exp(logits))) over the block; float32 [C] each."""
+        return _read(self._hidden_CH, self._weight_VH[self.blocks[index]], place_C1, self._at(index) if self._keep else None)
 
     def probabilities(self, index: int) -> Tensor:
-        """softmax over block `index`, computed in float32 and rounded to the weight's dtype [C, B]; the logits are gone."""
-        logits_CB = self._block(index)
-        self._made.discard(index)
-        return torch.softmax(logits_CB, 1, out=logits_CB)
+        """softmax over block `index`, computed in float32 and rounded to the weight's dtype [C, B]; it may be changed."""
+        probabilities_CB = self._at(index)
+        if not self._keep:
+            anywhere_C1 = torch.zeros(len(self._hidden_CH), 1, dtype=torch.long, device=self._hidden_CH.device)
+            _read(self._hidden_CH, self._weight_VH[self.blocks[index]], anywhere_C1, probabilities_CB)
+        return probabilities_CB
 
-    def _block(self, index: int) -> Tensor:
-        block = self.blocks[index]
-        shape = len(self._hidden_CH), block.stop - block.start
-        memory = self._memory[index if self._keep else 0]
-        logits_CB = memory[: shape[0] * shape[1]].view(shape)
-        if index not in self._made:
-            torch.mm(self._hidden_CH, self._weight_VH[block].t(), out=logits_CB)
-            self._made = {*self._made, index} if self._keep else {index}
-        return logits_CB
+    def _at(self, index: int) -> Tensor:
+        """Memory for the probabilities of a block."""
+        shape = len(self._hidden_CH), self.blocks[index].stop - self.blocks[index].start
+        return self._memory[index if self._keep else 0][: shape[0] * shape[1]].view(shape)
+
+
+def _read(hidden_CH: Tensor, weight_BH: Tensor, place_C1: Tensor, softmax_CB: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `Logits.read`; the softmax over the block is written to `softmax_CB`, if there is one."""
+    if kernels.serves(hidden_CH, weight_BH):
+        return kernels.read(hidden_CH, weight_BH, place_C1.squeeze(1), softmax_CB)
+    shape, where, is_wide = (len(hidden_CH), len(weight_BH)), hidden_CH.device, weight_BH.dtype is torch.float32
+    logits_CB = softmax_CB if softmax_CB is not None and is_wide else room("logits", *shape, device=where)
+    float_product(hidden_CH, weight_BH, logits_CB)
+    at_C = logits_CB.gather(1, place_C1).squeeze(1)
+    if logits_CB.is_cuda and gpu_kernels.serve(logits_CB):
+        log_sums_C = gpu_kernels.log_sum_exp(logits_CB, None if is_wide else softmax_CB)
+        softmax_CB = softmax_CB if is_wide else None  # else it is there
+    else:
+        log_sums_C = logits_CB[:, 0] - torch.log_softmax(logits_CB, 1, out=room("log softmax", *shape, device=where))[:, 0]
+    if softmax_CB is not None:
+        softmax_CB.copy_(torch.softmax(logits_CB, 1, out=logits_CB))
+    return at_C, log_sums_C
 
 
 def chunks(num_tokens: int, weight_VH: Tensor) -> list[slice]:
@@ -73,7 +82,7 @@ def chunks(num_tokens: int, weight_VH: Tensor) -> list[slice]:
 
 
 def kept_tokens(weight_VH: Tensor) -> int:
-    """The most tokens of a chunk whose logits are kept."""
+    """The most tokens of a chunk whose probabilities are kept."""
     tokens, size = (GPU_KEPT_TOKENS, GPU_KEPT_BYTES) if weight_VH.is_cuda else (KEPT_TOKENS, KEPT_BYTES)
     return min(tokens, size // (len(weight_VH) * weight_VH.element_size()))
 

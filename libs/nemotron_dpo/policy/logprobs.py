@@ -120,8 +120,8 @@ def _logps(logits: Logits, local_C: Tensor, group: Any) -> tuple[Tensor, Tensor]
     target_logit_C = torch.zeros_like(log_z_NC[0])
     for index, block in enumerate(logits.blocks):
         place_C1, here_C = _within(block, local_C)
-        target_logit_C += logits.at(index, place_C1) * here_C
-        log_z_NC[index] = logits.log_sum_exp(index)
+        logit_C, log_z_NC[index] = logits.read(index, place_C1)
+        target_logit_C += logit_C * here_C
     log_z_C = _log_sum_exp_over(torch.logsumexp(log_z_NC, 0), group)
     return _all_reduce(target_logit_C, group) - log_z_C, log_z_NC.sub_(log_z_C)
 

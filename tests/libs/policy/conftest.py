@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.policy.kernels import attention, build, layers
+from nemotron_dpo.policy.kernels import attention, build, layers, logits
 
 # what -march is given, and the instructions a CPU must have to run what comes of it
 CPUS = {"native": "", "x86-64-v4": "avx512vl", "x86-64-v3": "avx2", "x86-64": "sse2"}
@@ -27,7 +27,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if needed and needed not in Path("/proc/cpuinfo").read_text().split():
         pytest.skip(f"this CPU has no {needed}")
     loaded = _built(request.param)
-    for module in (attention, layers):
+    for module in (attention, layers, logits):
         monkeypatch.setattr(module, "library", lambda: loaded)
     return loaded
 
@@ -35,7 +35,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without a compiler."""
-    for module in (attention, layers):
+    for module in (attention, layers, logits):
         monkeypatch.setattr(module, "library", lambda: None)
 
 

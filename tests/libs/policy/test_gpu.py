@@ -76,7 +76,7 @@ def test_log_probs(dtype: torch.dtype) -> None:
     slope = draw(3000)
     wanted = torch.autograd.grad(expected, wide, slope)
     for ours, theirs in zip(torch.autograd.grad(got, leaves, slope), wanted, strict=True):
-        assert off(ours, theirs) < 3 * TOLERANCE[dtype]  # probabilities are of logits rounded to bfloat16
+        assert off(ours, theirs) < 3 * TOLERANCE[dtype]  # probabilities are rounded to bfloat16
 
 
 def test_gradients_are_added_in_float32_and_in_one_order() -> None:

@@ -34,3 +34,10 @@ def test_rounding_is_allowed_for_bfloat16_alone_and_ends() -> None:
     with products.rounding_allowed(torch.bfloat16):
         assert products._settings().fp32_precision == "bf16"
     assert products._settings().fp32_precision == before
+
+
+def test_products_of_bfloat16_are_not_rounded() -> None:
+    torch.manual_seed(0)
+    a, b, out = torch.randn(30, 400).bfloat16(), torch.randn(50, 400).bfloat16(), torch.empty(30, 50)
+    products.float_product(a, b, out)
+    assert ((out.double() - a.double() @ b.double().t()).abs().max()) < 1e-4  # rounded ones are off by 0.2

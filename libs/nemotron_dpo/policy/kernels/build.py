@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c")]
 _HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
 _FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
     "forward_room": "p",
@@ -32,6 +32,9 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
     "rms_norm_backward": "pppppppiii",
     "rotate": "ppppiiiifi",
     "add_half": "ppii",
+    "panels_room": "ii",
+    "tiles_room": "ii",
+    "read_logits": "ppppppppiiii",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=gnu11")

@@ -67,10 +67,13 @@ def rotate(x_TND: Tensor, cosines: Tensor, sines: Tensor, direction: float) -> T
     return out
 
 
-def log_sum_exp(logits_TB: Tensor) -> Tensor:
-    """log(sum(exp(logits))) of each row [T], float32; rows lie behind one another."""
+def log_sum_exp(logits_TB: Tensor, softmax_TB: Tensor | None) -> Tensor:
+    """log(sum(exp(logits))) of each row [T], float32, and its softmax into `softmax_TB`; rows lie behind one another."""
     out_T = torch.empty(len(logits_TB), device=logits_TB.device)
-    _log_sum_exp[(len(logits_TB),)](logits_TB, out_T, logits_TB.shape[1], BLOCK=_COLUMNS, num_warps=8)
+    softmax, size = (logits_TB if softmax_TB is None else softmax_TB), logits_TB.shape[1]
+    _log_sum_exp[(len(logits_TB),)](
+        logits_TB, softmax, out_T, size, BLOCK=_COLUMNS, KEEP=int(softmax_TB is not None), num_warps=8
+    )
     return out_T
 
 
@@ -159,7 +162,7 @@ def _rotate(
 
 
 @triton.jit
-def _log_sum_exp(logits, out, size, BLOCK: tl.constexpr):
+def _log_sum_exp(logits, softmax, out, size, BLOCK: tl.constexpr, KEEP: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -171,4 +174,10 @@ def _log_sum_exp(logits, out, size, BLOCK: tl.constexpr):
         total = total * tl.exp(highest - shift) + tl.exp(values - shift)
         highest = new
     most = tl.max(highest, 0)
-    tl.store(out + row, most + tl.log(tl.sum(total * tl.exp(highest - most), 0)))
+    total_of_row = tl.sum(total * tl.exp(highest - most), 0)
+    tl.store(out + row, most + tl.log(total_of_row))
+    if KEEP > 0:
+        for start in range(0, size, BLOCK):  # the row is in the cache still
+            column = start + tl.arange(0, BLOCK)
+            values = tl.load(logits + row * size + column, column < size, float("-inf"))
+            tl.store(softmax + row * size + column, tl.exp(values - most) / total_of_row, column < size)

@@ -87,9 +87,9 @@ def rotate(x_TND: Tensor, cosines: Tensor, sines: Tensor, direction: float) -> T
     return out
 
 
-def log_sum_exp(logits_TB: Tensor) -> Tensor:
-    """log(sum(exp(logits))) of each row [T], float32; on a GPU alone."""
-    return _on_gpu().log_sum_exp(logits_TB)
+def log_sum_exp(logits_TB: Tensor, softmax_TB: Tensor | None) -> Tensor:
+    """log(sum(exp(logits))) of each row [T], float32, and its softmax into what there is for it; on a GPU alone."""
+    return _on_gpu().log_sum_exp(logits_TB, softmax_TB)
 
 
 def add_half(total: Tensor, part: Tensor) -> None:
