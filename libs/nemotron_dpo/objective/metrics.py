@@ -20,12 +20,15 @@ SUMS = (
 
 
 def sums(losses: PairLosses, responses: Responses) -> Tensor:
-    """Float64 [len(SUMS)]: each metric summed over the pairs of a micro batch, to be added over micro batches and ranks."""
+    """Float64 [len(SUMS)]: each metric summed over the pairs of a micro batch, to be added over micro batches and ranks.
+
+    A pair counts as accurate where its chosen reward is the greater by more than rounding: a margin within it is no preference.
+    """
     columns = (
         losses.loss,
         losses.preference_loss,
         losses.sft_loss,
-        losses.chosen_reward > losses.rejected_reward,
+        losses.chosen_reward - losses.rejected_reward > losses.rounding,
         losses.chosen_reward,
         losses.rejected_reward,
         torch.ones_like(losses.loss),

@@ -20,6 +20,8 @@ from nemotron_dpo.preferences.checks import check_ids, check_scores
 from nemotron_dpo.preferences.pairs import Pairs, Ragged
 from nemotron_dpo.streams import open_reader, published_file
 
+TOKEN_ROUNDING = 2.0**-14  # nats, of a log-prob: objective.dpo.ROUNDINGS of float32
+
 
 def main() -> NoReturn:
     """Entry point."""
@@ -42,7 +44,7 @@ def write_report(policy: str, reference: str | None, beta: float, output: Path) 
     sums_2P, counts_2P = summed(pairs)
     report = logp_report(sums_2P, counts_2P)
     if reference is not None:
-        report |= reward_report(sums_2P, joined(pairs.pair_ids, _read(reference), reference), beta)
+        report |= reward_report(sums_2P, joined(pairs.pair_ids, _read(reference), reference), counts_2P, beta)
     with published_file(output) as file:
         file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
@@ -62,13 +64,16 @@ def logp_report(sums_2P: np.ndarray, counts_2P: np.ndarray) -> dict[str, Any]:
     }
 
 
-def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, beta: float) -> dict[str, Any]:
-    """DPO's implicit rewards, beta * (log pi - log pi_ref) (Rafailov et al. 2023, section 4), and its loss, eq. 7."""
+def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np.ndarray, beta: float) -> dict[str, Any]:
+    """DPO's implicit rewards, beta * (log pi - log pi_ref) (Rafailov et al. 2023, section 4), and its loss, eq. 7.
+
+    A margin within the rounding of sums of `counts_2P` log-probs is no preference, as in training (objective.dpo).
+    """
     rewards_2P = beta * (policy_2P - reference_2P)
     margins_P = rewards_2P[0] - rewards_2P[1]
     return {
         "beta": beta,
-        "accuracy": float((margins_P > 0).mean()),
+        "accuracy": float((margins_P > beta * TOKEN_ROUNDING * np.sqrt(counts_2P.sum(0))).mean()),
         "loss": float(np.logaddexp(0, -margins_P).mean()),
         "reward_margin_mean": float(margins_P.mean()),
         "reward_margin_median": float(np.median(margins_P)),

@@ -75,3 +75,18 @@ def test_metrics_do_not_depend_on_how_pairs_are_grouped() -> None:
         sides = responses(LOGPS[tokens], REF[tokens], RESPONSE[tokens] - 2 * first, last - first)
         parts.append(metrics.sums(pair_losses(objective, sides), sides))
     assert torch.allclose(whole, sum(parts[1:], parts[0]))
+
+
+@pytest.mark.parametrize(
+    ("average", "bound"),
+    [
+        (False, 2.0**-13),  # 2^10 roundings of 2^-24, times the root of 2 + 2 tokens
+        (True, 2.0**-14),  # of means of 2 tokens: the root of 1/2 + 1/2
+    ],
+)
+def test_a_margin_within_rounding_is_no_preference(average: bool, bound: float) -> None:
+    objective, tokens = Objective(beta=0.5, preference_average=average), torch.tensor([2.0, 2.0, 2.0])
+    margins = torch.tensor([0.99, 1.01, -1.01]) * bound * (2 if average else 1)
+    sides = Responses(-tokens, margins, torch.zeros(3), tokens, tokens)
+    values = metrics.means(metrics.sums(pair_losses(objective, sides), sides), objective)
+    assert values["accuracy"] == pytest.approx(1 / 3)

@@ -13,6 +13,8 @@ import pytest
 
 import small
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.dpo import ROUNDINGS
+from nemotron_dpo.preferences import margins
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
 
@@ -77,3 +79,14 @@ def test_mistake_is_one_line(tmp_path: Path):
     argv = [sys.executable, "-m", "nemotron_dpo.preferences.margins", str(tmp_path / "none"), "-o", str(tmp_path / "out")]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, f"margins: error: {tmp_path}/none: no such file\n")
+
+
+def test_a_margin_within_rounding_is_no_preference(tmp_path: Path):
+    """As in training: the bound is that of objective.dpo, here for 2 + 2 tokens."""
+    assert margins.TOKEN_ROUNDING == ROUNDINGS * 2.0**-24
+    bound = 2 * margins.TOKEN_ROUNDING
+    reference = {"a": ([-1.0, 0.0], [-1.0, 0.0]), "b": ([-1.0, 0.0], [-1.0, 0.0])}
+    policy = {"a": ([-1.0 + 0.9 * bound, 0.0], [-1.0, 0.0]), "b": ([-1.0 + 1.1 * bound, 0.0], [-1.0, 0.0])}
+    files = (_write(tmp_path / f"{name}.arrow", scores) for name, scores in (("policy", policy), ("reference", reference)))
+    write_report(*files, 0.5, tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["accuracy"] == 0.5
