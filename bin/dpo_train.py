@@ -11,7 +11,8 @@ INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the r
 dpo.preference_loss_weight=0 it may be tokenized_pairs: that is supervised fine-tuning on the chosen responses.
 --validation may be repeated with names. Keys are NeMo-RL's; KEY.PATH=VALUE wins over the config.
 
-The run folder receives metrics.jsonl (a record a step and a validation) and checkpoints/step_N. With
+The run folder receives metrics.jsonl (a record a step and a validation) and checkpoints/step_N. The first step measures how
+well rewards are known (train/reward_noise); records have what their mean rewards are noise below (reward_noise_floor). With
 checkpointing.save_optimizer=true a run that was interrupted is resumed by the same command, exactly and on any number of
 processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the step it is in, with a
 checkpoint and status 143, and so does checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold

@@ -51,7 +51,8 @@ def losses(run_dir: Path) -> list[float]:
 
 def error_line(done: subprocess.CompletedProcess[bytes], program: str) -> str:
     """The one line a failed program must have written, without `program: error: `."""
-    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith(f"{program}: warning")]
+    heard = (f"{program}: warning", f"{program}: noise floor")
+    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith(heard)]
     assert len(lines) == 1, done.stderr.decode()
     assert lines[0].startswith(f"{program}: error: "), lines[0]
     return lines[0].removeprefix(f"{program}: error: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,14 +30,16 @@ def summarize(rows: Sequence[Row], checkpoint: Path | None) -> str:
     """First and last loss, accuracy and reward margin, each validation set's, speed, and where the policy is."""
     train = [row for row in rows if "train/loss" in row]
     lines = [_series(train, "loss", "train/loss"), _series(train, "accuracy", "train/accuracy")]
-    lines.append(_cells("reward margin", [value for row in train if (value := _margin(row)) is not None]))
+    margins = [_marked(margin, row) for row in train if (margin := _margin(row)) is not None]
+    lines.append(("reward margin", margins[0], margins[-1]) if margins else None)
     for name in sorted({key.rpartition("/")[0] for row in rows for key in row if key.startswith("validation-")}):
         label = name.replace("validation-default", "validation").replace("validation-", "validation ")
         lines += [_series(rows, f"{label} {metric}", f"{name}/{metric}") for metric in ("loss", "accuracy")]
     shown = table([line for line in lines if line], head=("", "first", "last"))
     steps = f"{len(train)} steps" if len(train) != 1 else "1 step"
     facts = [("steps", steps.split()[0]), ("pairs/s", _speed(train)), ("checkpoint", str(checkpoint or "none"))]
-    return f"{shown}\n\n{table(facts)}"
+    legend = "~ is noise: what rounding alone may make of it\n\n" if "~" in shown else ""
+    return f"{shown}\n\n{legend}{table(facts)}"
 
 
 def _series(rows: Sequence[Row], label: str, key: str) -> tuple[str, str, str] | None:
@@ -50,6 +53,12 @@ def _cells(label: str, values: Sequence[float]) -> tuple[str, str, str] | None:
 def _margin(row: Row) -> float | None:
     chosen, rejected = row.get("train/rewards_chosen_mean"), row.get("train/rewards_rejected_mean")
     return None if chosen is None or rejected is None else chosen - rejected
+
+
+def _marked(margin: float, row: Row) -> str:
+    """With "~" where it is below the noise floor: that of a difference of two means, each of which is known to the record's."""
+    shown, floor = f"{margin:.4f}", sqrt(2) * row.get("train/reward_noise_floor", 0.0)
+    return f"~{shown}" if abs(margin) < floor and float(shown) else shown
 
 
 def _speed(train: Sequence[Row]) -> str:

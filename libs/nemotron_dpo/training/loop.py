@@ -20,7 +20,7 @@ from nemotron_dpo.policy.device import peak_memory
 from nemotron_dpo.policy.trainable import Loss, TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batch_indices, batches_per_epoch
-from nemotron_dpo.training import guards
+from nemotron_dpo.training import guards, noise
 from nemotron_dpo.training.batches import Packing, PairBatch, micro_batches, share
 from nemotron_dpo.training.stopping import Stop
 
@@ -29,10 +29,14 @@ Record = dict[str, float]
 
 @dataclass(frozen=True)
 class _Report:
-    """Of one micro batch: metrics.SUMS, and whether the loss of each pair is finite. Read late: a GPU would be waited for."""
+    """Of one micro batch: metrics.SUMS, whether the loss of each pair is finite, and chosen and rejected rewards.
+
+    Read late: a GPU would be waited for.
+    """
 
     sums: Tensor
     finite_P: Tensor
+    rewards_2P: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,29 +89,33 @@ def train(
     *,
     stop: Stop,
     done: int = 0,
+    reward_noise: float | None = None,
 ) -> Iterator[Record]:
     """Train for len(learning_rates) steps, or until `stop`, yielding a record a step and a record a validation.
 
     The first `done` steps were taken by the run that is resumed. `save` is called with the step where a checkpoint is due,
-    after all records of that step were taken.
+    after all records of that step were taken. Where no `reward_noise` is given, the first step measures it and has it in its
+    record; all records after it have the floor of their mean rewards.
     """
     last = len(settings.learning_rates)
     if settings.val_at_start and done == 0:
-        yield from _validate(policy, validation, settings, 0)
+        yield from _validate(policy, validation, settings, 0, reward_noise)
     for step in range(done + 1, last + 1):
         started = time.time()
-        yield _train_step(policy, data, settings, step)
+        record = _train_step(policy, data, settings, step, reward_noise)
+        reward_noise = record.get("train/reward_noise", reward_noise)
+        yield record
         ends_early = step < last and stop.due(time.time() - started)
         due = settings.val_period > 0 and step % settings.val_period == 0
         if due or (step == last and settings.val_at_end):
-            yield from _validate(policy, validation, settings, step)
+            yield from _validate(policy, validation, settings, step, reward_noise)
         if ends_early or step == last or (settings.save_period > 0 and step % settings.save_period == 0):
             save(step)
         if ends_early:
             return
 
 
-def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: int) -> Record:
+def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: int, reward_noise: float | None) -> Record:
     started = time.perf_counter()
     rows = batch_indices(step - 1, len(data), settings.batch_size, seed=settings.seed, shuffle=settings.shuffle).tolist()
     mine = share(policy.model, data, rows)
@@ -117,10 +125,15 @@ def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: 
     guards.check_finite(step, values, _lines(data, batches, reports))
     if step == 1 and settings.gate_precision and settings.objective.needs_reference:
         guards.check_first_step(values["preference_loss"], settings.gate_precision, settings.objective.beta)
+    paused = time.perf_counter()
+    if reward_noise is None and settings.objective.needs_reference:
+        values["reward_noise"] = reward_noise = _reward_noise(policy, batches, reports, settings.objective)
+    measuring = time.perf_counter() - paused  # once a run: not counted as the step's
+    values |= _noise_floor(reward_noise, values)
     lr = settings.learning_rates[step - 1]
     values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.weight_decay}
     guards.check_finite(step, values, [])
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started - measuring
     return {
         "step": step,
         **{f"train/{name}": value for name, value in values.items()},
@@ -131,7 +144,25 @@ def _train_step(policy: TrainablePolicy, data: Pairs, settings: Settings, step: 
     }
 
 
-def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Settings, step: int) -> Iterator[Record]:
+def _reward_noise(
+    policy: TrainablePolicy, batches: Sequence[PairBatch], reports: Sequence[_Report], objective: Objective
+) -> float:
+    """Measured on the first micro batch, whose rewards the weights as they are gave already: it costs one forward pass."""
+    with noise.moved_by_one_unit(policy.model):
+        moved = policy.evaluate(batches[:1], _loss(objective))
+    if not parallel.is_last_stage():
+        return noise.rms_over_job(torch.zeros(0))
+    return noise.rms_over_job(moved[0].rewards_2P - reports[0].rewards_2P)
+
+
+def _noise_floor(reward_noise: float | None, values: Record) -> Record:
+    """What mean rewards of as many pairs are noise below, where that was measured."""
+    return {} if reward_noise is None else {"reward_noise_floor": noise.floor(reward_noise, values["num_valid_samples"])}
+
+
+def _validate(
+    policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Settings, step: int, reward_noise: float | None
+) -> Iterator[Record]:
     for name, pairs in sets.items():
         limit = settings.val_batches * settings.val_batch_size if settings.val_batches > 0 else len(pairs)
         rows = list(range(min(limit, len(pairs))))
@@ -139,6 +170,7 @@ def _validate(policy: TrainablePolicy, sets: Mapping[str, Pairs], settings: Sett
         started = time.perf_counter()
         reports = policy.evaluate(micro_batches(pairs, mine, settings.packing), _loss(settings.objective))
         values = metrics.means(_total(reports), settings.objective)
+        values |= _noise_floor(reward_noise, values)
         yield {
             "step": step,
             **{f"validation-{name}/{key}": value for key, value in values.items()},
@@ -152,7 +184,8 @@ def _loss(objective: Objective) -> Loss:
     def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, _Report]:
         sides = responses(logps_R, batch.ref_logps_R, batch.row.response_R, batch.row.num_pairs)
         losses = pair_losses(objective, sides)
-        return losses.loss.sum(), _Report(metrics.sums(losses, sides), torch.isfinite(losses.loss.detach()))
+        rewards_2P = torch.stack((losses.chosen_reward, losses.rejected_reward)).detach()
+        return losses.loss.sum(), _Report(metrics.sums(losses, sides), torch.isfinite(losses.loss.detach()), rewards_2P)
 
     return loss
 

@@ -9,7 +9,7 @@ from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training import loop
-from nemotron_dpo.training.record import MetricsFile, Totals, TrainingInfo
+from nemotron_dpo.training.record import MetricsFile, Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
 from nemotron_dpo.training.saving import Checkpoints
 from nemotron_dpo.training.stopping import Stop
@@ -45,7 +45,10 @@ def train(
                 for old in removed:
                     say(f"removed {old}: not among the best {checkpoints.keep_top_k} by {checkpoints.metric_name}")
 
-        for record in loop.train(policy, data, validation, settings, save, stop=stop, done=done):
+        known = info.totals.latest.get("train:reward_noise")
+        for record in loop.train(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=known):
+            if "train/reward_noise" in record:
+                say(_noise_floor(record, policy))
             metrics.write(record)
             info.add(record)
             count(int("train/loss" in record))
@@ -54,3 +57,11 @@ def train(
         can_resume = checkpoints is not None and checkpoints.identity is not None
         outlook = "the same command resumes it" if can_resume else "without checkpointing.save_optimizer it cannot be resumed"
         say(f"ended after step {info.totals.steps} of {len(settings.learning_rates)} by {stop.reason}: {outlook}")
+
+
+def _noise_floor(record: Record, policy: TrainablePolicy) -> str:
+    dtype = str(policy.model.config.params_dtype).removeprefix("torch.")
+    return (
+        f"noise floor: a response's reward is known to {record['train/reward_noise']:.2g} nats in {dtype} (rms): "
+        f"a mean over {record['train/num_valid_samples']:.0f} pairs below {record['train/reward_noise_floor']:.2g} is noise"
+    )

@@ -40,3 +40,12 @@ def test_table(tmp_path: Path):
 def test_no_metrics(tmp_path: Path):
     table = summarize(read_metrics(tmp_path / "none.jsonl"), None)
     assert table.splitlines()[-1] == "checkpoint  none"
+
+
+def test_a_margin_below_the_noise_floor_is_marked():
+    """The floor of a difference of two means is sqrt(2) of each one's: 0.1414."""
+    known = {"train/loss": 0.7, "train/rewards_rejected_mean": 0.0, "train/reward_noise_floor": 0.1}
+    rows = [{**known, "train/rewards_chosen_mean": chosen} for chosen in (0.141, -0.142)]
+    shown = summarize(rows, None)
+    assert "reward margin  ~0.1410  -0.1420" in shown
+    assert "\n\n~ is noise: what rounding alone may make of it\n\nsteps" in shown
