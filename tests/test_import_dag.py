@@ -35,7 +35,7 @@ ALLOWED = {
 }
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
-    ("steps", "policy"): {"architecture"},
+    ("steps", "policy"): {"architecture", "backend"},
     ("steps", "checkpoint"): {"families", "run_config"},
 }
 # outside package -> the parts that alone may import it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemotron_dpo.errors import UserError
@@ -52,8 +52,8 @@ def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> l
     return choices
 
 
-def decide(plan: Plan, choices: Sequence[Choice], digests: Digests) -> Iterator[Decision]:
-    """One decision after the other; each may depend on what the caller made of the last.
+def decide(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping[str, str]) -> Iterator[Decision]:
+    """One decision after the other; each may depend on what the caller made of the last. Stages run with `env` added.
 
     Raises UserError for a stage that must be up to date and is not.
     """
@@ -62,7 +62,7 @@ def decide(plan: Plan, choices: Sequence[Choice], digests: Digests) -> Iterator[
         stage = choice.stage
         if choice.is_given and not stage.outputs:
             continue
-        key = stage_key(plan, stage, made, digests)
+        key = stage_key(plan, stage, made, digests, env)
         entry = None
         if key is not None and not stage.may_stop_early:
             made.update({str(output): key for output in stage.outputs})
@@ -75,9 +75,9 @@ def decide(plan: Plan, choices: Sequence[Choice], digests: Digests) -> Iterator[
         yield Decision(stage, key, entry, choice.is_forced)
 
 
-def check_given(plan: Plan, choices: Sequence[Choice], digests: Digests) -> None:
+def check_given(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping[str, str]) -> None:
     """Raise UserError where one of the stages that must be up to date is not."""
-    for _ in decide(plan, [choice for choice in choices if choice.is_given], digests):
+    for _ in decide(plan, [choice for choice in choices if choice.is_given], digests, env):
         pass
 
 

@@ -12,7 +12,8 @@ from nemotron_dpo.steps.plan import TOKENIZE_TRAIN
 def run_here(run: Run, say: Say) -> int:
     """Run it, or print its plan; returns the exit status. Raises UserError for what is missing."""
     _tell_idle(run, say)
-    choice.check_given(run.plan, run.choices, Digests(cache.DIGESTS, peek=run.request.dry_run))
+    digests, env = Digests(cache.DIGESTS, peek=run.request.dry_run), run.profile.env_vars
+    choice.check_given(run.plan, run.choices, digests, env)
     if run.request.dry_run:
         return _print_plan(run, say)
     for line in run.kind.missing(run.config):
@@ -36,7 +37,7 @@ def _print_plan(run: Run, say: Say) -> int:
     for line in run.kind.missing(run.config):
         say(f"warning: {line}")
     print_config(run)
-    decisions = list(choice.decide(run.plan, run.choices, Digests(cache.DIGESTS, peek=True)))
+    decisions = list(choice.decide(run.plan, run.choices, Digests(cache.DIGESTS, peek=True), run.profile.env_vars))
     stages = [job.decision_line(decision) for decision in decisions]
     pairs = next((d.entry.places[0] for d in decisions if d.entry and d.stage.name == TOKENIZE_TRAIN), None)
     print_parts([*forecast_parts(run, pairs), *job.file_lines(run.plan), *job.prelude_lines(run.plan), *stages])

@@ -1,4 +1,5 @@
-"""The key of a stage: its command with every path replaced by a digest of what lies there, and the version of its program.
+"""The key of a stage: its command with every path replaced by a digest of what lies there, the version of its program, and
+the machine where that computes.
 
 So whatever is said on the command line counts, and where files lie does not. A stage that reads what another made takes
 over that stage's key.
@@ -7,24 +8,25 @@ over that stage's key.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.digests import Digests, Unknown
-from nemotron_dpo.steps.programs import program_version
+from nemotron_dpo.steps.programs import machine, program_version
 from nemotron_dpo.steps.stages import Input, Plan, Stage
 
 
-def stage_key(plan: Plan, stage: Stage, made: Mapping[str, str], digests: Digests) -> str | None:
-    """The key of `stage`; `made` maps what earlier stages make to their keys. None where it has none, or none yet.
+def stage_key(plan: Plan, stage: Stage, made: Mapping[str, str], digests: Digests, env: Mapping[str, str]) -> str | None:
+    """The key of `stage`, run with `env` added to the environment; `made` maps what earlier stages make to their keys.
 
-    A mistake in what it reads is left for the stage itself to name.
+    None where it has none, or none yet. A mistake in what it reads is left for the stage itself to name.
     """
     if not stage.outputs:
         return None
     outputs = {str(path): f"output {n}" for n, path in enumerate(stage.outputs)}
-    words = [program_version(stage.program)]
+    words = [program_version(stage.program), machine(stage.program, {**os.environ, **env, **stage.env})]
     try:
         for n, word in enumerate(stage.argv[stage.num_launcher_words :]):
             read = stage.inputs.get(word)

@@ -54,7 +54,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say:
         _run_prelude(plan.prelude, plan.job, env)
     digests = Digests(cache.DIGESTS)
     num_run = 0
-    for decision in decide(plan, choices, digests):
+    for decision in decide(plan, choices, digests, env):
         stage = decision.stage
         if decision.entry is not None:
             _take(decision.entry, stage, log_file(plan.job, stage), say)

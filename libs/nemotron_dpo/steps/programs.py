@@ -1,4 +1,4 @@
-"""The stage executables: where they are, and which version of them this is."""
+"""The stage executables: where they are, which version of them this is, and what they compute with."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import hashlib
 import importlib.util
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemotron_dpo import __version__
+from nemotron_dpo.policy.backend import fingerprint
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ROWS = ("preferences", "streams", "sources.py")
+_BELOW = ("torch", "megatron-core", "triton")
 # program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
 _PARTS = {
     "preference-tokenize": (_ROWS, ("tokenizers", "jinja2")),
-    "ref-logprobs": ((*_ROWS, "policy", "objective", "checkpoint"), ("torch", "megatron-core")),
+    "ref-logprobs": ((*_ROWS, "policy", "objective", "checkpoint"), _BELOW),
 }
-_ALL = ((*_ROWS, "policy", "objective", "checkpoint", "training", "config", "wiring.py"), ("torch", "megatron-core"))
+_ALL = ((*_ROWS, "policy", "objective", "checkpoint", "training", "config", "wiring.py"), _BELOW)
+# those whose numbers depend on the machine
+_COMPUTE = ("ref-logprobs", "dpo-train")
 
 
 def executable(name: str) -> str:
@@ -48,8 +53,14 @@ def program_version(name: str) -> str:
     return f"{name} {digest.hexdigest()} {versions}"
 
 
+def machine(name: str, environ: Mapping[str, str]) -> str:
+    """What changes where the program, run with `environ`, may round otherwise: the kernels, the CPU and GPUs it would take."""
+    return fingerprint(environ) if name in _COMPUTE else ""
+
+
 def _sources(part: Path) -> list[Path]:
-    return [part] if part.is_file() else list(part.rglob("*.py"))
+    """Every file of the package that is no product of running it: Python, C, shell."""
+    return [part] if part.is_file() else [path for path in part.rglob("*") if path.is_file() and path.suffix != ".pyc"]
 
 
 def _version(package: str) -> str:

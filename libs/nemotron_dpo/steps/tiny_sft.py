@@ -12,10 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import tiny_policy
-from nemotron_dpo.steps.programs import executable
+from nemotron_dpo.steps.programs import executable, machine, program_version
 
 TINY_SFT = "nemotron-dpo/tiny-sft"
 
@@ -67,7 +66,10 @@ def tiny_sft_prelude(step_folder: Path) -> Prelude:
 
 
 def _digest(*files: Path) -> str:
-    digest = hashlib.sha256(__version__.encode())
+    """Of all it is made from: rows, recipe, the programs, and the machine where these would train it."""
+    programs = ("preference-tokenize", "dpo-train", "ckpt-export")
+    words = [word for name in programs for word in (program_version(name), machine(name, os.environ))]
+    digest = hashlib.sha256("\0".join(words).encode())
     for path in (*files, Path(tiny_policy.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _keys(folder: Path, policy: Path, *overrides: str, job: str = "job") -> dict[str, str | None]:
+def _keys(
+    folder: Path, policy: Path, *overrides: str, job: str = "job", env: dict[str, str] | None = None
+) -> dict[str, str | None]:
     """The key of each stage by its program."""
     data = folder / "rows.jsonl"
     if not data.exists():
@@ -36,7 +39,7 @@ def _keys(folder: Path, policy: Path, *overrides: str, job: str = "job") -> dict
     plan = compile_plan(load_run(None, [*base, *overrides])[0], Path(job), STEP)
     digests, made, keys = Digests(folder / "memo.json"), {}, {}
     for stage in plan.stages:
-        keys[stage.program] = key = stage_key(plan, stage, made, digests)
+        keys[stage.program] = key = stage_key(plan, stage, made, digests, env or {})
         made |= {str(output): key for output in stage.outputs if key is not None}
     return keys
 
@@ -80,6 +83,38 @@ def test_version_of_the_program_counts(tmp_path: Path, policy: Path, monkeypatch
     after = _keys(tmp_path, policy)
     programs.program_version.cache_clear()
     assert not set(before.values()) & set(after.values())
+
+
+def test_every_source_of_the_program_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also what is no Python, as the kernels in C and their headers."""
+    package = tmp_path / "package"
+    for name in ("policy/model.py", "policy/kernels/attention.c", "policy/kernels/vectors.h", "policy/__pycache__/model.pyc"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("1")
+    monkeypatch.setattr(programs, "_ROOT", package)
+    monkeypatch.setattr(programs, "_PARTS", {"ref-logprobs": (("policy",), ())})
+    version = programs.program_version.__wrapped__
+    seen = [version("ref-logprobs")]
+    for name in ("model.py", "kernels/attention.c", "kernels/vectors.h"):
+        (package / "policy" / name).write_text("2")
+        seen.append(version("ref-logprobs"))
+    assert len(set(seen)) == 4
+    (package / "policy" / "__pycache__" / "model.pyc").write_text("2")
+    assert version("ref-logprobs") == seen[-1]
+
+
+def test_kernels_in_c_are_among_the_sources():
+    found = {path.name for path in programs._sources(programs._ROOT / "policy")}
+    assert {"attention.c", "layers.c", "products.h", "vectors.h", "model.py"} <= found
+
+
+def test_machine_counts_where_numbers_are_made(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CC", sys.executable)  # a compiler as good as any: it is not started
+    monkeypatch.delenv("NEMOTRON_DPO_KERNELS", raising=False)
+    before, without = _keys(tmp_path, policy), _keys(tmp_path, policy, env={"NEMOTRON_DPO_KERNELS": "0"})
+    assert {name for name in ALL if before[name] != without[name]} == MODEL
+    monkeypatch.setenv("NEMOTRON_DPO_KERNELS", "0")  # of the process itself, as of a profile's env_vars
+    assert _keys(tmp_path, policy) == without
 
 
 def test_no_key_where_something_is_missing(tmp_path: Path, policy: Path):

@@ -1,8 +1,7 @@
 """The library of kernels, built once for the CPU that runs it by the machine's own compiler (`CC`, else `cc`).
 
-There is none where no compiler is found, where it fails (as Clang does, for want of GCC's OpenMP), or where
-NEMOTRON_DPO_KERNELS=0 says so. What is built is kept beside the other things made once; its name tells the sources, the
-compiler and the CPU.
+There is none where `backend` has no compiler, or where that fails (as Clang does, for want of GCC's OpenMP). What is built is
+kept beside the other things made once; its name tells the sources, the compiler and the CPU.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
-import shlex
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from nemotron_dpo.policy import backend
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c")]
 _HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
@@ -43,12 +41,9 @@ _FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library of all kernels; None where there is none."""
-    if platform.system() != "Linux" or os.environ.get("NEMOTRON_DPO_KERNELS") == "0":
-        return None
     try:
-        command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-        compiler = shutil.which(command[0])
-        return load(_built([compiler, *command[1:]])) if compiler else None
+        command = backend.compiler(os.environ)
+        return load(_built(command)) if command else None
     except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError):  # no home, a compiler without -march=native
         return None
 
@@ -92,13 +87,6 @@ def _built(compiler: list[str]) -> Path:
 
 def _digest(compiler: list[str]) -> str:
     """Of everything that decides what is built, found without starting the compiler."""
-    binary = Path(compiler[0]).resolve()
-    known = [*compiler, str(binary), str(binary.stat().st_mtime_ns), *_FLAGS, _cpu()]
+    known = [*backend.identity_of(compiler), *_FLAGS, backend.cpu()]
     sources = (path.read_bytes() for path in (*_SOURCES, *_HEADERS, Path(__file__)))
     return hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in known)])).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    """Its instructions; a home folder may be shared by hosts that differ in them."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return platform.machine() + next((line for line in lines if line.lower().startswith(("flags", "features"))), "")

@@ -8,13 +8,13 @@ Legend: T tokens, H features, N heads, D head size, B vocabulary entries.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from nemotron_dpo.policy.backend import has_triton
 from nemotron_dpo.policy.kernels.build import library
 from nemotron_dpo.policy.workspace import room
 
@@ -29,7 +29,7 @@ def serve(*tensors: Tensor) -> bool:
 @functools.cache
 def gpu_kernels() -> ModuleType | None:
     """The kernels for GPUs; None without Triton, which comes with torch for CUDA, or where NEMOTRON_DPO_KERNELS is 0."""
-    if os.environ.get("NEMOTRON_DPO_KERNELS") == "0" or importlib.util.find_spec("triton") is None:
+    if not has_triton(os.environ):
         return None
     from nemotron_dpo.policy.kernels import gpu_layers
 
