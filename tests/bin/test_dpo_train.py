@@ -73,7 +73,7 @@ def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Pa
     decayed = [p for name, p in model.named_parameters() if "norm" not in name]
     plain = [p for name, p in model.named_parameters() if "norm" in name]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-    rates = [0.003 * 0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(1, 7)]
+    rates = [0.003 * 0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
     optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
     curve = []
     for step in range(6):

@@ -10,6 +10,9 @@ import torch
 
 from nemotron_dpo.errors import UserError
 
+# They take functions or other schedulers, or watch a metric: no config can say that.
+_NOT_BUILT = ("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau", "LRScheduler")
+
 
 def rates(
     name: str,
@@ -28,7 +31,11 @@ def rates(
 
 
 def named(shape: str, lr: float, total_steps: int, *, warmup_steps: int = 0, min_lr: float = 0.0) -> list[float]:
-    """Linear warm-up (step 1 gets lr / warmup_steps), then "constant", or "cosine"/"linear" decay to min_lr at the end."""
+    """Linear warm-up (step 1 gets lr / warmup_steps), then "constant", or a "cosine"/"linear" decay from lr towards min_lr.
+
+    The decay is that of transformers' schedules: it starts at lr in the first step after the warm-up and would be at min_lr
+    one step after the last, so that every step moves the policy.
+    """
     return [_named_at(shape, lr, step, total_steps, warmup_steps, min_lr) for step in range(1, total_steps + 1)]
 
 
@@ -37,17 +44,27 @@ def from_torch(
 ) -> list[float]:
     """The rates that `torch.optim.lr_scheduler` classes give one after another, each taking over at its milestone.
 
-    Raises UserError for an unknown class or arguments it does not take.
+    Raises UserError for an unknown class, arguments it does not take, and rates that are negative or not finite.
     """
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    chain = [_scheduler(name, optimizer, arguments) for name, arguments in schedulers]
-    whole = torch.optim.lr_scheduler.SequentialLR(optimizer, chain, list(milestones)) if len(chain) > 1 else chain[0]
-    rates = []
-    for _ in range(total_steps):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        whole.step()
+    names = ", ".join(name for name, _ in schedulers)
+    try:
+        chain = [_scheduler(name, optimizer, arguments) for name, arguments in schedulers]
+        whole = torch.optim.lr_scheduler.SequentialLR(optimizer, chain, list(milestones)) if len(chain) > 1 else chain[0]
+        rates = [_next_rate(optimizer, whole) for _ in range(total_steps)]
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UserError(f"{names}: {error}", field="policy.scheduler") from None
+    for step, rate in enumerate(rates, 1):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise UserError(f"{names}: the learning rate of step {step} is {rate}", field="policy.scheduler")
     return rates
+
+
+def _next_rate(optimizer: torch.optim.Optimizer, scheduler: Any) -> float:
+    rate = float(optimizer.param_groups[0]["lr"])
+    optimizer.step()
+    scheduler.step()
+    return rate
 
 
 def _named_at(shape: str, lr: float, step: int, total: int, warmup: int, min_lr: float) -> float:
@@ -55,16 +72,19 @@ def _named_at(shape: str, lr: float, step: int, total: int, warmup: int, min_lr:
         return lr * step / warmup
     if shape == "constant":
         return lr
-    done = (step - warmup) / max(1, total - warmup)
+    done = (step - warmup - 1) / (total - warmup)
     left = 0.5 * (1 + math.cos(math.pi * done)) if shape == "cosine" else 1 - done
     return min_lr + (lr - min_lr) * left
 
 
 def _scheduler(name: str, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> Any:
+    base = torch.optim.lr_scheduler.LRScheduler
     kind = getattr(torch.optim.lr_scheduler, name, None)
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise UserError(f"torch.optim.lr_scheduler has no {name}", field="policy.scheduler")
-    try:
-        return kind(optimizer, **arguments)
-    except TypeError as error:
-        raise UserError(f"{name}: {error}", field="policy.scheduler") from None
+    if name in _NOT_BUILT or name.startswith("_"):
+        raise UserError(f"{name} is not built", field="policy.scheduler", remedy="name schedulers that take numbers")
+    if name in ("CyclicLR", "OneCycleLR") and arguments.get("cycle_momentum", True) is not False:
+        remedy = "give it cycle_momentum: false"
+        raise UserError(f"{name} would also change AdamW's betas, which is not built", field="policy.scheduler", remedy=remedy)
+    return kind(optimizer, **arguments)

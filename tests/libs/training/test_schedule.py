@@ -1,6 +1,8 @@
-"""Learning rates by hand, and against torch's own schedulers driven by hand."""
+"""Learning rates by hand, against transformers' schedules, and against torch's own schedulers driven by hand."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +15,60 @@ from nemotron_dpo.training import schedule
     ("shape", "expected"),
     [
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]),
-        # 0.5 * (1 + cos(pi * i / 4)) for i = 1..4
-        ("cosine", [0.5, 1.0, 0.85355339, 0.5, 0.14644661, 0.0]),
+        # the step after the warm-up has progress 0, the last one 3 / 4
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        # 0.5 * (1 + cos(pi * i / 4)) for i = 0..3
+        ("cosine", [0.5, 1.0, 1.0, 0.85355339, 0.5, 0.14644661]),
     ],
 )
 def test_named_shapes(shape: str, expected: list[float]) -> None:
     assert schedule.named(shape, 1.0, 6, warmup_steps=2) == pytest.approx(expected, abs=1e-7)
 
 
-def test_decay_ends_at_min_lr() -> None:
-    assert schedule.named("cosine", 1.0, 4, min_lr=0.1)[-1] == pytest.approx(0.1)
+def test_one_and_two_steps() -> None:
+    for shape, expected in (("cosine", [1e-3, 5e-4]), ("linear", [1e-3, 5e-4]), ("constant", [1e-3, 1e-3])):
+        assert schedule.named(shape, 1e-3, 1) == [1e-3]
+        assert schedule.named(shape, 1e-3, 2) == pytest.approx(expected)
+
+
+def test_decay_goes_towards_min_lr() -> None:
+    # 0.1 + 0.9 * 0.5 * (1 + cos(3 pi / 4)), and 0.1 + 0.9 / 4
+    assert schedule.named("cosine", 1.0, 4, min_lr=0.1)[-1] == pytest.approx(0.23180195)
+    assert schedule.named("linear", 1.0, 4, min_lr=0.1)[-1] == pytest.approx(0.325)
+
+
+def _optimizer(lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=lr)
+
+
+def _driven(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> list[float]:
+    """The rate of every step where the scheduler is stepped after the optimizer, as training loops do."""
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_decay_is_that_of_transformers() -> None:
+    """From the first step after the warm-up on; in the warm-up ours is one step ahead, for theirs begins with 0."""
+    import transformers
+
+    theirs = {
+        "cosine": (transformers.get_cosine_schedule_with_warmup, {}),
+        "linear": (transformers.get_linear_schedule_with_warmup, {}),
+        "cosine to min_lr": (transformers.get_cosine_with_min_lr_schedule_with_warmup, {"min_lr": 2e-5}),
+    }
+    for case, (make, options) in theirs.items():
+        for warmup, steps in ((0, 1), (0, 2), (0, 10), (1, 2), (3, 10), (9, 10), (50, 500)):
+            optimizer = _optimizer(1e-3)
+            expected = _driven(optimizer, make(optimizer, warmup, steps, **options), steps)
+            ours = schedule.named(case.split()[0], 1e-3, steps, warmup_steps=warmup, **options)
+            assert ours[warmup:] == pytest.approx(expected[warmup:], rel=1e-9), (case, warmup, steps)
+            if case != "cosine to min_lr":  # whose warm-up starts at min_lr
+                assert ours[:warmup] == pytest.approx(expected[1 : warmup + 1], rel=1e-9), (case, warmup, steps)
+            assert min(ours) > 0, (case, warmup, steps)
 
 
 def test_nemo_rl_warmup_then_constant() -> None:
@@ -39,24 +84,39 @@ def test_a_single_torch_scheduler() -> None:
     assert schedule.from_torch(1.0, 3, [("StepLR", {"step_size": 1, "gamma": 0.5})], []) == [1.0, 0.5, 0.25]
 
 
+CHAINS = [
+    ([("CosineAnnealingLR", {"T_max": 7})], []),
+    ([("PolynomialLR", {"total_iters": 5, "power": 2.0})], []),
+    ([("OneCycleLR", {"max_lr": 0.5, "total_steps": 9, "cycle_momentum": False})], []),
+    ([("LinearLR", {"start_factor": 0.25, "total_iters": 2}), ("CosineAnnealingLR", {"T_max": 5, "eta_min": 0.01})], [2]),
+    ([("ConstantLR", {"factor": 0.5, "total_iters": 9}), ("LinearLR", {}), ("ExponentialLR", {"gamma": 0.9})], [2, 5]),
+]
+
+
+def test_torch_chains_are_torchs_own_to_the_last_bit() -> None:
+    for chain, milestones in CHAINS:
+        optimizer = _optimizer(0.3)
+        made = [getattr(torch.optim.lr_scheduler, name)(optimizer, **arguments) for name, arguments in chain]
+        whole = torch.optim.lr_scheduler.SequentialLR(optimizer, made, milestones) if milestones else made[0]
+        assert schedule.from_torch(0.3, 9, chain, milestones) == _driven(optimizer, whole, 9), chain
+
+
 @pytest.mark.parametrize(
-    ("chain", "message"),
+    ("name", "arguments", "message"),
     [
-        ([("NoSuchLR", {})], "has no NoSuchLR"),
-        ([("StepLR", {"stride": 1})], "StepLR: .*stride"),
+        ("NoSuchLR", {}, "has no NoSuchLR"),
+        ("Optimizer", {}, "has no Optimizer"),  # a name that the module only imports
+        ("StepLR", {"stride": 1}, "StepLR: .*stride"),
+        ("StepLR", {"step_size": 0}, "StepLR: integer modulo by zero"),
+        ("StepLR", {"step_size": 1, "gamma": -1.0}, "StepLR: the learning rate of step 2 is -1.0"),
+        ("LinearLR", {"start_factor": float("nan")}, "LinearLR: the learning rate of step 1 is nan"),
+        ("ConstantLR", {"factor": 3.0}, "ConstantLR: Constant multiplicative factor"),
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 2, "cycle_momentum": False}, "OneCycleLR: Tried to step 3 times"),
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 9}, "would also change AdamW's betas"),
+        ("ReduceLROnPlateau", {}, "ReduceLROnPlateau is not built"),
+        ("LambdaLR", {"lr_lambda": 1}, "LambdaLR is not built"),
     ],
 )
-def test_bad_schedulers_are_one_line(chain: list, message: str) -> None:
+def test_bad_schedulers_are_one_line(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        schedule.from_torch(1.0, 3, chain, [])
-
-
-def test_rates_are_those_of_a_torch_optimizer_stepped_by_hand() -> None:
-    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
-    expected = []
-    for _ in range(7):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert schedule.from_torch(0.3, 7, [("CosineAnnealingLR", {"T_max": 7})], []) == pytest.approx(expected)
+        schedule.from_torch(1.0, 3, [(name, arguments)], [])
