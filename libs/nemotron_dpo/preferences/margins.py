@@ -28,7 +28,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser("margins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", help="Output of ref-logprobs under the policy.")
     parser.add_argument("--reference", help="Output of ref-logprobs on the same pairs under the reference.")
-    parser.add_argument("--beta", type=float, default=0.05, help="KL penalty that scales rewards [default: 0.05].")
+    parser.add_argument("--beta", type=float, default=0.05, help="KL penalty of the loss [default: 0.05].")
     parser.add_argument("-o", dest="output", required=True, type=Path, help="JSON report to write.")
     arguments = parser.parse_args()
     try:
@@ -65,16 +65,17 @@ def logp_report(sums_2P: np.ndarray, counts_2P: np.ndarray) -> dict[str, Any]:
 
 
 def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np.ndarray, beta: float) -> dict[str, Any]:
-    """DPO's implicit rewards, beta * (log pi - log pi_ref) (Rafailov et al. 2023, section 4), and its loss, eq. 7.
+    """DPO's loss (Rafailov et al. 2023, eq. 7), and rewards under the names and with the meaning that training gives them.
 
-    A margin within the rounding of sums of `counts_2P` log-probs is no preference, as in training (objective.dpo).
+    That is NeMo-RL's: log pi - log pi_ref of a response, not multiplied by beta, which enters the loss alone. A margin within
+    the rounding of sums of `counts_2P` log-probs is no preference, as in training (objective.dpo).
     """
-    rewards_2P = beta * (policy_2P - reference_2P)
+    rewards_2P = policy_2P - reference_2P
     margins_P = rewards_2P[0] - rewards_2P[1]
     return {
         "beta": beta,
-        "accuracy": float((margins_P > beta * TOKEN_ROUNDING * np.sqrt(counts_2P.sum(0))).mean()),
-        "loss": float(np.logaddexp(0, -margins_P).mean()),
+        "accuracy": float((margins_P > TOKEN_ROUNDING * np.sqrt(counts_2P.sum(0))).mean()),
+        "loss": float(np.logaddexp(0, -beta * margins_P).mean()),
         "reward_margin_mean": float(margins_P.mean()),
         "reward_margin_median": float(np.median(margins_P)),
         "rewards_chosen_mean": float(rewards_2P[0].mean()),

@@ -50,7 +50,7 @@ class MetricsFile:
 
 @dataclass
 class Totals:
-    """What a run counted so far and the latest value of every metric, under the names of checkpointing.metric_name."""
+    """What a run counted so far and the metrics of its last step, under the names of checkpointing.metric_name."""
 
     steps: int = 0
     valid_tokens: float = 0
@@ -61,7 +61,7 @@ class Totals:
 
 @dataclass
 class TrainingInfo:
-    """NeMo-RL's training_info.json: where the run stands and the latest value of every metric."""
+    """NeMo-RL's training_info.json: where the run stands, and every metric that was measured at that step."""
 
     batches_per_epoch: int
     batch_size: int
@@ -70,6 +70,8 @@ class TrainingInfo:
     def add(self, record: Record) -> None:
         """Take in one record of the loop."""
         totals = self.totals
+        if "train/loss" in record:
+            totals.latest = {}  # a validation of the policy before this step says nothing of the one after it
         totals.latest.update({_selector(name): value for name, value in record.items() if name != "step"})
         if "train/loss" in record:
             totals.steps += 1

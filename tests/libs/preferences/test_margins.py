@@ -43,7 +43,7 @@ def test_figures_by_hand(tmp_path: Path):
     policy, reference = _write(tmp_path / "policy.arrow", POLICY), _write(tmp_path / "reference.arrow", REFERENCE)
     write_report(policy, reference, 0.5, tmp_path / "scores.json")
     # Sums: a is right, b wrong, c a tie, which is wrong. Per token: a -1.5 > -4, b -2 < -1, c -2 < -1.
-    # Rewards, 0.5 * (policy - reference): a (0.5, -0.5), b (2, 0.5), c (0, 0). Margins: 1, 1.5, 0.
+    # Rewards, policy - reference: a (1, -1), b (4, 1), c (0, 0). Margins: 2, 3, 0; beta 0.5 enters the loss alone.
     assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(
         {
             "pairs": 3,
@@ -54,12 +54,33 @@ def test_figures_by_hand(tmp_path: Path):
             "beta": 0.5,
             "accuracy": 2 / 3,
             "loss": (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1.5)) + math.log(2)) / 3,
-            "reward_margin_mean": 2.5 / 3,
-            "reward_margin_median": 1.0,
-            "rewards_chosen_mean": 2.5 / 3,
+            "reward_margin_mean": 5 / 3,
+            "reward_margin_median": 2.0,
+            "rewards_chosen_mean": 5 / 3,
             "rewards_rejected_mean": 0.0,
         }
     )
+
+
+def test_rewards_are_those_of_training(tmp_path: Path):
+    """One name, one meaning: the same pairs through the objective's own metrics."""
+    import torch
+
+    from nemotron_dpo.objective import dpo, metrics
+
+    policy, reference = _write(tmp_path / "policy.arrow", POLICY), _write(tmp_path / "reference.arrow", REFERENCE)
+    write_report(policy, reference, 0.5, tmp_path / "scores.json")
+    order = [(name, side) for name in POLICY for side in (0, 1)]
+    logps, refs = (
+        torch.tensor([logp for name, side in order for logp in scores[name][side]]) for scores in (POLICY, REFERENCE)
+    )
+    response_R = torch.tensor([i for i, (name, side) in enumerate(order) for _ in POLICY[name][side]])
+    sides = dpo.responses(logps, refs, response_R, 3)
+    objective = dpo.Objective(0.5)
+    means = metrics.means(metrics.sums(dpo.pair_losses(objective, sides), sides), objective)
+    report = json.loads((tmp_path / "scores.json").read_text())
+    for name in ("loss", "accuracy", "rewards_chosen_mean", "rewards_rejected_mean"):
+        assert report[name] == pytest.approx(means[name]), name
 
 
 def test_without_a_reference_there_are_no_rewards(tmp_path: Path):
