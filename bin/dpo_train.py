@@ -9,7 +9,8 @@
 
 INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the run folder first). With
 dpo.preference_loss_weight=0 it may be tokenized_pairs: that is supervised fine-tuning on the chosen responses.
---validation may be repeated with names. Keys are NeMo-RL's; KEY.PATH=VALUE wins over the config.
+--validation may be repeated with names; a path that exists is one, even with "=" in it. Keys are NeMo-RL's; KEY.PATH=VALUE
+wins over the config.
 
 The run folder receives metrics.jsonl (a record a step and a validation) and checkpoints/step_N. The first step measures how
 well rewards are known (train/reward_noise); records have what their mean rewards are noise below (reward_noise_floor). With
@@ -23,13 +24,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from nemotron_dpo import cli, launcher, wiring
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
 
 if TYPE_CHECKING:
@@ -69,18 +72,20 @@ def command(
     launcher.check_job()
     cli.warn_of_untried(PROGRAM)
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
-    run, warnings = load_run(config, overrides)
+    held_out = _validation_sets(validation)
+    run, warnings = load_run(config, overrides, validation=list(held_out))
     run, folder = with_home(run), Path(run_dir)
     for warning in warnings:
         cli.say(PROGRAM, f"warning: {warning}")
     pretrained = run.checkpointing.pretrained_checkpoint
     found = resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
-    files = dict(map(_named, validation))
     with _held(run, folder):
         earlier = newest(_checkpoint_dir(run, folder))
         data, reference_is_policy = _open_input(run, source, folder, found, is_first=earlier is None)
-        sets = {name: _open(run, Path(path), found)[0] for name, path in files.items()}
+        sets = {name: _open(run, path, found)[0] for name, path in held_out.items()}
         settings = wiring.settings(run, data, sets, gate=reference_is_policy)
+        for remark in wiring.remarks(run, data, sets, settings):
+            cli.say(PROGRAM, f"warning: {remark}")
         identity = _identity(run, found, data, sets) if earlier or run.checkpointing.save_optimizer else None
         resumed = _resumed(earlier, identity, len(settings.learning_rates)) if earlier and identity else None
         if resumed is None or resumed.step < len(settings.learning_rates):
@@ -104,9 +109,22 @@ def _checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
     return Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
 
 
-def _named(argument: str) -> tuple[str, str]:
-    name, found, path = argument.partition("=")
-    return (name, expand_home(path)) if found else ("default", expand_home(argument))
+def _validation_sets(arguments: tuple[str, ...]) -> dict[str, Path]:
+    """The files to validate on by name; a path that exists is one, even with a "=" in it. Raises UserError."""
+    sets: dict[str, Path] = {}
+    for argument in arguments:
+        name, found, path = argument.partition("=")
+        if Path(argument).exists() or not found:
+            name, path = "default", argument
+        place = f"--validation {argument}"
+        if not (path and re.fullmatch(r"[\w.-]+", name)):
+            remedy = "NAME has letters, digits, . _ -"
+            raise UserError("is neither a file nor NAME=FILE", source=place, remedy=remedy, usage=True)
+        if name in sets:
+            message = f"the set {name} is {sets[name]} already"
+            raise UserError(message, source=place, remedy="give each a NAME=FILE of its own", usage=True)
+        sets[name] = Path(expand_home(path))
+    return sets
 
 
 def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource, *, is_first: bool) -> tuple[Pairs, bool]:
@@ -189,7 +207,7 @@ def _train(
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.training.stopping import Stop, deadline
 
-    checkpoints = _checkpoints(run, run_dir, policy, identity)
+    checkpoints, save_by = _checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(wiring.layout(run), run.dpo.seed, functools.partial(cli.say, PROGRAM))
     try:
@@ -199,7 +217,7 @@ def _train(
         keep_freed_memory()
         can_resume = checkpoints is not None and checkpoints.identity is not None
         with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
-            stop = Stop(deadline(run.checkpointing.checkpoint_must_save_by), terminated)
+            stop = Stop(save_by, terminated)
             train(
                 trainable,
                 shape,
@@ -219,8 +237,10 @@ def _train(
         raise cli.Terminated
 
 
-def _checkpoints(run: RunConfig, run_dir: Path, policy: ModelSource, identity: Identity | None) -> Checkpoints | None:
-    from nemotron_dpo.config import dump_run
+def _checkpoints(
+    run: RunConfig, run_dir: Path, policy: ModelSource, identity: Identity | None, sets: Collection[str]
+) -> Checkpoints | None:
+    from nemotron_dpo.config import dump_run, ranking
     from nemotron_dpo.training.saving import Checkpoints
 
     keep = run.checkpointing
@@ -232,7 +252,7 @@ def _checkpoints(run: RunConfig, run_dir: Path, policy: ModelSource, identity: I
         identity=identity if keep.save_optimizer else None,
         tokenizer=policy.tokenizer_folder if policy.tokenizer_folder.is_dir() else None,
         keep_top_k=keep.keep_top_k,
-        metric_name=keep.metric_name,
+        metric_name=ranking(run, sets),
         higher_is_better=keep.higher_is_better,
     )
 

@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,36 @@ def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool)
         save_period=run.checkpointing.save_period,
         gate_precision=policy.precision if gate else None,
     )
+
+
+def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: Settings) -> list[str]:
+    """What `made`, the settings of `run`, come to on this data and on these processes, where that may surprise."""
+    from nemotron_dpo.config import DpoConfig, ranking
+    from nemotron_dpo.policy.parallel import job_size
+    from nemotron_dpo.training import remarks
+
+    schedule, keep, asked = run.policy.scheduler, run.checkpointing, run.cluster.gpus_per_node * run.cluster.num_nodes
+    is_asked = (made.val_batches, made.val_batch_size) != (DpoConfig.val_batches, DpoConfig.val_global_batch_size)
+    lines = [
+        *remarks.on_schedule(made.learning_rates, run.dpo.max_num_steps, schedule.warmup_steps, schedule.milestones),
+        *remarks.on_batches(made, len(data)),
+        *remarks.on_validation(made, {name: len(pairs) for name, pairs in sets.items()}, is_asked=is_asked),
+    ]
+    if keep.enabled and not sets:
+        lines += remarks.on_retention(made, keep.keep_top_k, keep.metric_name, ranking(run, sets))
+    if asked not in (1, job_size()):
+        lines.append(f"cluster.* asks for {asked} processes, and this is a run of {job_size()}: torchrun starts them")
+    if run.data.validation and not sets:
+        lines.append("data.validation is not read here: give --validation NAME=FILE of scored pairs")
+    return lines
+
+
+def save_by(run: RunConfig) -> float | None:
+    """Seconds from the start of the process by which a checkpoint must have been begun."""
+    from nemotron_dpo.config import seconds_until
+
+    limit = run.checkpointing.checkpoint_must_save_by
+    return None if limit is None else seconds_until(limit)
 
 
 def layout(run: RunConfig) -> Layout:

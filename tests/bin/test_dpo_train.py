@@ -170,6 +170,14 @@ def not_finite(path: Path, target: Path) -> None:
         (("policy.train_global_batch_size=25",), 1, "policy.train_global_batch_size 25 is more than the 24 pairs"),
         (("policy.max_total_sequence_length=20",), 1, "pairs exceed 20 tokens"),
         (("policy.megatron_cfg.tensor_model_parallel_size=2",), 1, "1 processes do not divide into tensor x pipeline"),
+        (("policy.optimizer.lr=.inf",), 1, '"policy.optimizer.lr" is inf where a finite number is due'),
+        (
+            ("checkpointing.metric_name=train:acuracy",),
+            1,
+            "which nothing measures: did you mean train:accuracy? without validation",
+        ),
+        (("checkpointing.checkpoint_must_save_by=soon",), 1, "is 'soon' where DD:HH:MM:SS is due"),
+        (("policy.scheduler=[{name: torch.optim.lr_scheduler.StepLR}]",), 1, '"policy.scheduler" StepLR: '),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -178,6 +186,42 @@ def test_bad_settings_are_one_line(
     done = run("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path / "run", *COMMON, *arguments)
     assert message in error_line(done, "dpo-train")
     assert done.returncode == status
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_that_checkpoints_may_be_ranked_by_are_those_there_are(single: Path) -> None:
+    from nemotron_dpo.config.metric_names import selectors
+
+    info = orjson.loads((single / "checkpoints" / "step_6" / "training_info.json").read_bytes())
+    assert {name for name in info if name.startswith(("train:", "val:"))} == set(selectors(["default"]))
+
+
+def test_validation_sets_are_files_or_named_files(scored: Path, llama: Path, tmp_path: Path) -> None:
+    """A path with "=" in it is a path; one name stands for one set; what the sets come to is said."""
+    held_out = tmp_path / "lr=1e-6" / "s.arrow"
+    held_out.parent.mkdir()
+    held_out.write_bytes(scored.read_bytes())
+    arguments = [scored, "--policy", llama, "--run-dir", tmp_path / "run", *COMMON, "dpo.max_num_steps=1", "dpo.val_batches=4"]
+    sets = ["--validation", held_out, "--validation", f"more={held_out}"]
+    done = check("dpo-train", *arguments, *sets, "checkpointing.enabled=false", "policy.scheduler.warmup_steps=3")
+    validated = {name.partition("/")[0] for record in metrics(tmp_path / "run") for name in record if name.startswith("valid")}
+    assert validated == {"validation-default", "validation-more"}
+    place = 'policy.scheduler.warmup_steps=3: "policy.scheduler.warmup_steps"'
+    product = "pairs, and dpo.val_batches x dpo.val_global_batch_size is 32: all of them are taken"
+    warnings = [line for line in done.stderr.decode().splitlines() if line.startswith("dpo-train: warning: ")]
+    assert warnings == [
+        f"dpo-train: warning: {place} is 3, and the run has no more than 1 steps: all of it is warm-up",
+        f"dpo-train: warning: validation set default has 24 {product}",
+        f"dpo-train: warning: validation set more has 24 {product}",
+    ]
+    for words, message in (
+        ([scored, held_out], f"--validation {held_out}: the set default is {scored} already"),
+        (["a/b=x.arrow"], "--validation a/b=x.arrow: is neither a file nor NAME=FILE: NAME has letters, digits, . _ -"),
+        (["name="], "--validation name=: is neither a file nor NAME=FILE"),
+    ):
+        done = run("dpo-train", *arguments, *(part for word in words for part in ("--validation", word)))
+        assert error_line(done, "dpo-train").startswith(message)
+        assert done.returncode == 2
 
 
 def test_a_used_run_folder_is_refused(single: Path, scored: Path, llama: Path) -> None:

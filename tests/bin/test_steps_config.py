@@ -57,6 +57,21 @@ def test_documented_values_of_tiny():
     assert (trained.train_global_batch_size, trained.max_total_sequence_length) == (16, 2048)
 
 
+def test_dry_run_refuses_what_training_would(tmp_path: Path):
+    for override, words in (
+        ("checkpointing.metric_name=val:validation-default_acuracy", "did you mean val:validation-default_accuracy?"),
+        ("checkpointing.checkpoint_must_save_by=10:00:00:00", "is a number to YAML (2160000) where text is due: quote it"),
+        ("policy.optimizer.lr=.inf", "is inf where a finite number is due"),
+    ):
+        done = run(PROGRAM, "run", "dpo", "-c", "tiny", "-d", override, cwd=tmp_path)
+        assert done.returncode == 1
+        assert error_line(done, PROGRAM).startswith(f"{override}: ")
+        assert words in done.stderr.decode()
+    said = check(PROGRAM, "run", "dpo", "-c", "tiny", "-d", "dpo.reference_policy_kl_penalty=0", cwd=tmp_path).stderr.decode()
+    assert said.count("warning") == 1
+    assert "ln 2 whatever the policy does" in said
+
+
 @pytest.mark.parametrize("name", ["default", "tiny", "smollm2", "tiny_sft/sft"])
 def test_shipped_configs_are_clean(name: str):
     assert load_run(configs_root() / "rl" / "nemo_rl" / "dpo" / f"{name}.yaml", [])[1] == []

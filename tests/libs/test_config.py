@@ -50,7 +50,7 @@ policy:
     optimizer: {optimizer: adam, lr: 1.0e-3, min_lr: 1.0e-4, adam_beta2: 0.95}
     scheduler: {lr_decay_style: cosine, lr_warmup_iters: 7}
     distributed_data_parallel_config: {grad_reduce_in_fp32: false, overlap_grad_reduce: true}
-checkpointing: {save_period: 150}
+checkpointing: {save_period: 150, metric_name: "val:validation-easy_loss"}
 data:
   max_input_seq_length: ${policy.max_total_sequence_length}
   train: {data_path: train.jsonl, prompt_key: context}

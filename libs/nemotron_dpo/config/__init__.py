@@ -4,6 +4,7 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 """
 
 from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.checks import ranking, seconds_until
 from nemotron_dpo.config.environment import Environment, leaves, load_environment
 from nemotron_dpo.config.home import with_home
 from nemotron_dpo.config.identity import identity
@@ -48,11 +49,13 @@ __all__ = [
     "load_plain",
     "load_run",
     "plain_origins",
+    "ranking",
     "redact",
     "redact_argv",
     "redact_override",
     "run_origins",
     "run_tree",
+    "seconds_until",
     "to_yaml",
     "with_home",
 ]

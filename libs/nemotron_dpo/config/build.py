@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import math
+import operator
+import re
+import sys
 import types
+from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nemotron_dpo.config.schema import NO_EFFECT, ONLY_VALUES, DataConfig, DatasetConfig, MegatronConfig, PeftConfig, RunConfig
+from nemotron_dpo.config.idle import idle_settings
+from nemotron_dpo.config.schema import NO_EFFECT, ONLY_VALUES, DataConfig, DatasetConfig, PeftConfig, RunConfig
 from nemotron_dpo.config.shapes import Tree
 from nemotron_dpo.errors import UserError
 
 _DUE = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
+_BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "minimum": ("at least", operator.ge),
+    "more_than": ("more than", operator.gt),
+    "less_than": ("less than", operator.lt),
+}
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -29,28 +41,7 @@ def build_run(tree: Tree) -> tuple[RunConfig, list[str]]:
         if prefix is None:
             raise UserError("is no known key", field=key, remedy=nearest(key))
         idle.append(prefix)
-    return run, sorted({*idle, *_not_built_yet(run)})
-
-
-def _not_built_yet(run: RunConfig) -> list[str]:
-    """Keys whose value asks for something that dpo-train does not do yet; the trained policy is the same without."""
-    logger, megatron = run.logger, run.policy.megatron_cfg
-    asked = {
-        "logger.log_dir": logger.log_dir is not None,
-        "logger.tensorboard_enabled": logger.tensorboard_enabled,
-        "logger.wandb_enabled": logger.wandb_enabled,
-        "policy.megatron_cfg.sequence_parallel": megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1,
-    }
-    return [key for key, is_asked in asked.items() if is_asked] + _idle_recompute(megatron)
-
-
-def _idle_recompute(megatron: MegatronConfig) -> list[str]:
-    """The recompute keys that are set where, as in NeMo-RL, another one decides that they count for nothing."""
-    full = ("recompute_method", "recompute_num_layers")
-    idle = ("recompute_modules",) if megatron.recompute_granularity != "selective" else full
-    if not megatron.activation_checkpointing:
-        idle = ("recompute_granularity", "recompute_modules", *full)
-    return [f"policy.megatron_cfg.{name}" for name in idle if getattr(megatron, name) is not None]
+    return run, sorted({*idle, *idle_settings(run)})
 
 
 def _check_peft(peft: PeftConfig, section: str = "policy.megatron_cfg.peft") -> None:
@@ -132,6 +123,10 @@ def _build(cls: Any, tree: Tree, prefix: str) -> Any:
 
 
 def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]:
+    for name in sets:
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            message = f"has a set called {name!r}: its name is part of file and metric names"
+            raise UserError(message, field="data.validation", remedy="use letters, digits, and . _ -")
     built = tuple((str(name), _build(DatasetConfig, rows, f"data.validation.{name}.")) for name, rows in sets.items())
     left = {key: value for rows in sets.values() for key, value in rows.items()}
     if left:
@@ -140,9 +135,13 @@ def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]
 
 
 def _checked(item: Field[Any], value: Any, key: str) -> Any:
-    minimum = item.metadata.get("minimum")
-    if minimum is not None and value is not None and not value >= minimum:
-        raise UserError(f"is {value} where at least {minimum} is due", field=key)
+    parts = value if isinstance(value, tuple) else (value,)
+    for name, (words, holds) in _BOUNDS.items():
+        bound = item.metadata.get(name)
+        if bound is not None and not all(part is None or holds(part, bound) for part in parts):
+            shown = list(value) if isinstance(value, tuple) else value
+            remedy = item.metadata.get("remedy")
+            raise UserError(f"is {shown} where {words} {bound} is due", field=key, remedy=remedy)
     return value
 
 
@@ -158,7 +157,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(value, args, key)
-    return dict(value) if origin is dict else _expect(value, hint, key)
+    return _expect(value, origin or hint, key)
 
 
 def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ...]:
@@ -170,13 +169,22 @@ def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ..
 
 def _expect(value: Any, kind: Any, key: str) -> Any:
     """`value` as `kind`; numbers and switches may be given as text, as environment variables are."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if isinstance(value, str) and kind is not str:
         value = _parsed(value, kind)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(value, key)
     if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
         return value
+    if kind is str and isinstance(value, int | float | datetime.date):  # 10:00:00 is 36000, yes is true, 2026-11-26 a day
+        named = "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "a date"
+        raise UserError(f"is {named} to YAML ({_shown(value)}) where text is due", field=key, remedy="quote it")
     raise UserError(f"is {_shown(value)} where {_DUE[kind]} is due", field=key)
+
+
+def _finite(value: float, key: str) -> float:
+    if abs(value) > sys.float_info.max or math.isnan(value):
+        raise UserError(f"is {value} where a finite number is due", field=key)
+    return float(value)
 
 
 def _parsed(text: str, kind: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config.redact import redact_override
-from nemotron_dpo.config.shapes import Tree
+from nemotron_dpo.config.shapes import Tree, spellings
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
 
@@ -59,10 +59,17 @@ def resolve_layers(layers: Sequence[Layer]) -> Tree:
     return {str(key): value for key, value in tree.items()}
 
 
-def origin(key: str, layers: Sequence[Layer]) -> tuple[str | None, int | None]:
-    """(source, line) of the last layer that sets the dotted `key` or the nearest section above it."""
+def origin(key: str, layers: Sequence[Layer], *, exact: bool = False) -> tuple[str | None, int | None]:
+    """(source, line) of the last layer that sets the dotted `key`, under whichever name.
+
+    Unless that must be `exact`, of the nearest section above it where no layer does.
+    """
+    for layer in reversed(layers):
+        for name in spellings(key):
+            if _sets(layer.plain, name.split(".")):
+                return layer.source, _line(layer.text, name.split(".")) if layer.is_file else None
     parts = key.split(".")
-    for depth in range(len(parts), 0, -1):
+    for depth in range(0 if exact else len(parts) - 1, 0, -1):
         for layer in reversed(layers):
             if _sets(layer.plain, parts[:depth]):
                 return layer.source, _line(layer.text, parts[:depth]) if layer.is_file else None

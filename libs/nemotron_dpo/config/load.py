@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config.build import build_plain, build_run
+from nemotron_dpo.config.checks import Remark, check
 from nemotron_dpo.config.environment import split_environment
+from nemotron_dpo.config.idle import switched_off
 from nemotron_dpo.config.layers import Layer, origin, read_layers, resolve_layers
 from nemotron_dpo.config.origins import origins
 from nemotron_dpo.config.redact import hide_secrets
@@ -23,12 +25,14 @@ def load_run(
     base: Mapping[str, Any] | None = None,
     *,
     with_environment: bool = False,
+    validation: Collection[str] | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Merge `config` (after the files it names under `defaults`) and dotlist `overrides` into a checked RunConfig.
 
-    `base` lies under the file (a profile's settings). Returns the run with the warnings: one line a source, naming known keys
-    that have no effect here; run.env has where the caller reads it `with_environment`. Raises UserError naming the file and
-    line, or the override, for anything unreadable, unknown, or of a wrong type.
+    `base` lies under the file (a profile's settings), `validation` names the sets that the run validates where these are not
+    the config's. Returns the run with the warnings: one line a source, naming known keys that have no effect here, and one for
+    each remark of `check`; run.env has effect where the caller reads it `with_environment`. Raises UserError naming the file
+    and line, or the override, for anything unreadable, unknown, of a wrong type or range, or that `check` refuses.
     """
     layers = read_layers(config, overrides, base)
     try:
@@ -37,7 +41,12 @@ def load_run(
         run, idle = build_run(tree)
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
-    return run, _warnings([*idle, *replaced], layers)
+    try:
+        remarks = check(run, [name for name, _ in run.data.validation] if validation is None else validation)
+    except UserError as error:
+        raise _located(error, layers, exact=True) from None
+    idle = [*idle, *replaced, *switched_off(run, layers)]
+    return run, [*_warnings(idle, layers), *(_placed(remark, layers) for remark in remarks)]
 
 
 def load_plain(
@@ -101,11 +110,16 @@ def _sections(cls: type[Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: values for name, values in (base or {}).items() if name in cls.__dataclass_fields__}
 
 
-def _located(error: UserError, layers: Sequence[Layer]) -> UserError:
-    source, line = origin(error.field, layers) if error.field else (None, None)
+def _located(error: UserError, layers: Sequence[Layer], *, exact: bool = False) -> UserError:
+    """`error` with its place; what settings come to together may rest on a default, which has none (`exact`)."""
+    source, line = origin(error.field, layers, exact=exact) if error.field else (None, None)
     return UserError(
         hide_secrets(error.message, error.field or ""), source=source, line=line, field=error.field, remedy=error.remedy
     )
+
+
+def _placed(remark: Remark, layers: Sequence[Layer]) -> str:
+    return str(_located(UserError(remark[1], field=remark[0]), layers, exact=True))
 
 
 def _warnings(idle: Sequence[str], layers: Sequence[Layer]) -> list[str]:

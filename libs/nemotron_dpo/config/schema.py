@@ -1,6 +1,7 @@
 """What a run is, as frozen dataclasses: NeMo-RL's keys with the defaults of the documented `default` config.
 
-Libraries take plain arguments; only the executables and the step planner see these. A field's `minimum` is checked on load.
+Libraries take plain arguments; only the executables and the step planner see these. A field's `minimum`,
+`more_than` and `less_than` are checked on load, and that floats are finite.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class DpoConfig:
     val_global_batch_size: int = field(default=8, metadata={"minimum": 1})
     val_at_start: bool = True
     val_at_end: bool = True
-    seed: int = 42
+    seed: int = field(default=42, metadata={"minimum": 0, "less_than": 2**63})
     reference_policy_kl_penalty: float = field(default=0.05, metadata={"minimum": 0})
     preference_average_log_probs: bool = False
     sft_average_log_probs: bool = False
@@ -49,10 +50,10 @@ class OptimizerConfig:
     """AdamW with decoupled weight decay."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = field(default=5e-7, metadata={"minimum": 0})
+    lr: float = field(default=5e-7, metadata={"more_than": 0})
     weight_decay: float = field(default=0.01, metadata={"minimum": 0})
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = field(default=1e-8, metadata={"minimum": 0})
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"minimum": 0, "less_than": 1})
+    eps: float = field(default=1e-8, metadata={"more_than": 0})
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class PeftConfig:
     exclude_modules: tuple[str, ...] = ()
     dim: int = field(default=32, metadata={"minimum": 1})
     alpha: int = field(default=32, metadata={"minimum": 1})
-    dropout: float = field(default=0.0, metadata={"minimum": 0})
+    dropout: float = field(default=0.0, metadata={"minimum": 0, "less_than": 1})
     dropout_position: Literal["pre", "post"] = "pre"
     lora_A_init_method: Literal["xavier", "normal", "kaiming", "uniform"] = "xavier"
     lora_B_init_method: Literal["zero"] = "zero"
@@ -126,7 +127,7 @@ class PolicyConfig:
     train_micro_batch_size: int = field(default=1, metadata={"minimum": 1})
     max_total_sequence_length: int = field(default=4096, metadata={"minimum": 2})
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    max_grad_norm: float | None = field(default=1.0, metadata={"minimum": 0})
+    max_grad_norm: float | None = field(default=1.0, metadata={"more_than": 0, "remedy": "null leaves gradients as they are"})
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: ScheduleConfig = ScheduleConfig()
     megatron_cfg: MegatronConfig = MegatronConfig()

@@ -50,6 +50,18 @@ def canonical(tree: Tree) -> tuple[Tree, list[str]]:
     return tree, idle
 
 
+def spellings(key: str) -> list[str]:
+    """The names under which a value of the dotted `key` may have been given, its own first."""
+    section, _, leaf = key.rpartition(".")
+    if section == "policy.optimizer":
+        theirs = {ours: name for name, ours in _MEGATRON_ADAM.items()} | {"betas": "adam_beta1"}
+        return [key, f"{section}.kwargs.{leaf}", f"policy.megatron_cfg.optimizer.{theirs.get(leaf, leaf)}"]
+    theirs = {"name": "scheduler.lr_decay_style", "warmup_steps": "scheduler.lr_warmup_iters", "min_lr": "optimizer.min_lr"}
+    if section == "policy.scheduler" and leaf in theirs:
+        return [key, f"policy.megatron_cfg.{theirs[leaf]}"]
+    return [key]
+
+
 def _megatron_backend(policy: Tree) -> list[str]:
     """Parallelism under one name; a megatron_cfg with `enabled: false` does not count, as in NeMo-RL."""
     idle: list[str] = []
@@ -141,8 +153,8 @@ def _torch_chain(entries: list[Any]) -> Tree:
     schedulers: list[list[Any]] = []
     milestones: list[Any] = []
     for entry in entries:
-        if isinstance(entry, dict) and set(entry) == {"milestones"}:
-            milestones = entry["milestones"]
+        if isinstance(entry, dict) and set(entry) == {"milestones"} and not milestones:
+            milestones = entry["milestones"] if isinstance(entry["milestones"], list) else [entry["milestones"]]
         elif isinstance(entry, dict) and set(entry) <= {"name", "kwargs"} and "name" in entry:
             schedulers.append([str(entry["name"]).removeprefix(_TORCH_SCHEDULERS), entry.get("kwargs") or {}])
         else:

@@ -1,9 +1,8 @@
-"""Which checkpoints stay, by NeMo-RL's rules, and when one must have been saved."""
+"""Which checkpoints stay, by NeMo-RL's rules."""
 
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,15 +33,6 @@ def step_folders(checkpoint_dir: Path) -> list[Path]:
     """The step_N folders there are, oldest first."""
     numbers = [path.name.removeprefix("step_") for path in checkpoint_dir.glob("step_*")]
     return [checkpoint_dir / f"step_{step}" for step in sorted(int(number) for number in numbers if number.isdigit())]
-
-
-def seconds_until(text: str) -> float:
-    """Seconds in "DD:HH:MM:SS". Raises UserError where it is not that."""
-    match = re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", text)
-    if match is None:
-        raise UserError(f"{text!r} is not DD:HH:MM:SS", field="checkpointing.checkpoint_must_save_by", usage=False)
-    days, hours, minutes, seconds = map(int, match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
 def _badness(folder: Path, metric_name: str | None, higher_is_better: bool) -> float:

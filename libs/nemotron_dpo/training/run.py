@@ -43,7 +43,7 @@ def train(
                 saved, removed = checkpoints.save(step, policy, shape, info)
                 say(f"saved {saved}")
                 for old in removed:
-                    say(f"removed {old}: not among the best {checkpoints.keep_top_k} by {checkpoints.metric_name}")
+                    say(f"removed {old}: not among the {checkpoints.kept}")
 
         known = info.totals.latest.get("train:reward_noise")
         for record in loop.train(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=known):

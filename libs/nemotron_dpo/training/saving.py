@@ -39,6 +39,11 @@ class Checkpoints:
     metric_name: str | None = None
     higher_is_better: bool = False
 
+    @property
+    def kept(self) -> str:
+        """Which of them stay, besides the newest."""
+        return f"best {self.keep_top_k} by {self.metric_name}" if self.metric_name else f"newest {self.keep_top_k}"
+
     def save(self, step: int, policy: TrainablePolicy, shape: Architecture, info: TrainingInfo) -> tuple[Path, list[Path]]:
         """Write step_N, delete what need not stay, and return the one and the others; every rank calls it.
 

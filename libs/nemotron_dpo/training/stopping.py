@@ -10,7 +10,6 @@ from typing import Literal
 import psutil
 
 from nemotron_dpo.policy import parallel
-from nemotron_dpo.training.retention import seconds_until
 
 
 @dataclass
@@ -33,6 +32,6 @@ class Stop:
         return self.reason is not None
 
 
-def deadline(limit: str | None) -> float | None:
-    """The time.time() that is DD:HH:MM:SS after the start of this process. Raises UserError where `limit` is not that."""
-    return None if limit is None else psutil.Process().create_time() + seconds_until(limit)
+def deadline(seconds: float | None) -> float | None:
+    """The time.time() that is so long after the start of this process."""
+    return None if seconds is None else psutil.Process().create_time() + seconds

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.training.retention import prune, seconds_until
+from nemotron_dpo.training.retention import prune
 
 LOSS = "val:validation-default_loss"
 
@@ -54,14 +54,3 @@ def test_nothing_is_removed_where_the_best_is_unknown(content: bytes | None, tmp
     ):
         prune(tmp_path, 1, LOSS, higher_is_better=False)
     assert len(list(tmp_path.glob("step_*"))) == 3
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("00:00:01:30", 90.0), ("1:02:03:04", 93784.0)])
-def test_time_limits(text: str, seconds: float) -> None:
-    assert seconds_until(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["90", "00:01:30", "a:b:c:d", "-1:00:00:00"])
-def test_other_time_limits_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is not DD:HH:MM:SS"):
-        seconds_until(text)

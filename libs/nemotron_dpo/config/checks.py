@@ -1,0 +1,111 @@
+"""What settings come to together, which no single one shows: refused where it cannot be meant, else remarked on.
+
+Sees no data: what depends on the number of pairs is remarked on by training.remarks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterator
+
+from nemotron_dpo.config.metric_names import keeps_the_worst, selectors, shown
+from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
+from nemotron_dpo.errors import UserError
+
+# (dotted key, what its value comes to)
+Remark = tuple[str, str]
+_METRIC = "checkpointing.metric_name"
+
+
+def check(run: RunConfig, sets: Collection[str]) -> list[Remark]:
+    """Remarks on a `run` that validates the named `sets`. Raises UserError, whose field is the dotted key."""
+    _check_objective(run)
+    _check_schedule(run)
+    _check_deadline(run.checkpointing)
+    _check_metric(run, sets)
+    return list(_remarks(run, sets))
+
+
+def seconds_until(text: str) -> float:
+    """Seconds in "DD:HH:MM:SS". Raises UserError where it is not that."""
+    match = re.fullmatch(r"([0-9]+):([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})", text)
+    if match is None:
+        raise UserError(f"is {text!r} where DD:HH:MM:SS is due", field="checkpointing.checkpoint_must_save_by")
+    days, hours, minutes, seconds = map(int, match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
+def _check_objective(run: RunConfig) -> None:
+    if run.dpo.preference_loss_weight == run.dpo.sft_loss_weight == 0:
+        message = "is 0, and so is dpo.sft_loss_weight: nothing would be trained"
+        raise UserError(message, field="dpo.preference_loss_weight")
+
+
+def _check_schedule(run: RunConfig) -> None:
+    schedule, lr = run.policy.scheduler, run.policy.optimizer.lr
+    if schedule.name in ("cosine", "linear") and schedule.min_lr > lr:
+        raise UserError(f"is {schedule.min_lr:g}, above policy.optimizer.lr ({lr:g})", field="policy.scheduler.min_lr")
+    milestones = schedule.milestones
+    if any(later <= earlier for earlier, later in zip((0, *milestones), milestones, strict=False)):
+        message = f"has milestones {list(milestones)}, and each must be a later step than the one before"
+        raise UserError(message, field="policy.scheduler")
+
+
+def _check_deadline(keep: CheckpointingConfig) -> None:
+    if keep.checkpoint_must_save_by is None:
+        return
+    seconds_until(keep.checkpoint_must_save_by)
+    if not keep.enabled:
+        message = "would end the run, and with checkpointing.enabled=false nothing would be saved"
+        raise UserError(message, field="checkpointing.checkpoint_must_save_by", remedy="set one of them otherwise")
+
+
+def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
+    name, running = run.checkpointing.metric_name, sets if _validates(run) else ()
+    if name is None or not run.checkpointing.enabled or name in selectors(running):
+        return
+    if name in selectors(sets):
+        if run.checkpointing.keep_top_k is None:  # no checkpoint is removed, so none is ranked
+            return
+        remedy = "set dpo.val_period or dpo.val_at_end, or metric_name=null to keep the newest"
+        raise UserError(f"is {name!r}, of a validation that never runs while training", field=_METRIC, remedy=remedy)
+    if name == CheckpointingConfig.metric_name:  # which nobody need have written
+        return
+    close = difflib.get_close_matches(name, selectors(running), n=1, cutoff=0.8)
+    guess = f"did you mean {close[0]}? " if close else ""
+    remedy = f"{guess}{'there are' if running else 'without validation there are'} {shown(running)}"
+    raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
+
+
+def ranking(run: RunConfig, sets: Collection[str]) -> str | None:
+    """The metric by which checkpoints are best; None, the newest are, also where no set is there for the default one."""
+    name = run.checkpointing.metric_name
+    return name if name in selectors(sets) else None
+
+
+def _validates(run: RunConfig) -> bool:
+    """Whether validation sets are looked at after a step."""
+    return run.dpo.val_period > 0 or run.dpo.val_at_end
+
+
+def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
+    dpo, keep, schedule = run.dpo, run.checkpointing, run.policy.scheduler
+    if dpo.reference_policy_kl_penalty == 0 and dpo.preference_loss_weight > 0:
+        text = "is 0: the preference loss is ln 2 whatever the policy does, and moves nothing"
+        yield "dpo.reference_policy_kl_penalty", text
+    if schedule.warmup_steps >= dpo.max_num_steps:
+        text = f"is {schedule.warmup_steps}, and the run has no more than {dpo.max_num_steps} steps: all of it is warm-up"
+        yield "policy.scheduler.warmup_steps", text
+    if sets and not (_validates(run) or dpo.val_at_start):
+        yield "dpo.val_period", f"is {dpo.val_period}, with neither val_at_start nor val_at_end: nothing is ever validated"
+    if keep.enabled and keep.metric_name and keep.keep_top_k is not None:
+        yield from _ranking_remarks(keep, keep.metric_name, sets)
+
+
+def _ranking_remarks(keep: CheckpointingConfig, name: str, sets: Collection[str]) -> Iterator[Remark]:
+    if sets and name not in selectors(sets):
+        yield _METRIC, f"is {name}, and the validation sets are {', '.join(sets)}: the newest checkpoints count as best"
+    elif keeps_the_worst(name, higher_is_better=keep.higher_is_better):
+        how = "higher" if keep.higher_is_better else "lower"
+        yield "checkpointing.higher_is_better", f"takes {how} values of {name} for better: it keeps the worst checkpoints"

@@ -1,0 +1,66 @@
+"""Known keys that are set and count for nothing, because another one decides so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nemotron_dpo.config.layers import Layer
+from nemotron_dpo.config.schema import DpoConfig, MegatronConfig, RunConfig
+
+# section -> its keys that count even where its `enabled` is false
+_SWITCHED = {
+    "checkpointing": ("pretrained_checkpoint", "checkpoint_dir"),
+    "policy.sequence_packing": (),
+    "policy.megatron_cfg.peft": (),
+}
+
+
+def idle_settings(run: RunConfig) -> list[str]:
+    """Dotted keys whose value asks for something that `run` does not do; the trained policy is the same without."""
+    logger, megatron, policy = run.logger, run.policy.megatron_cfg, run.policy
+    asked = {
+        "logger.log_dir": logger.log_dir is not None,
+        "logger.tensorboard_enabled": logger.tensorboard_enabled,
+        "logger.wandb_enabled": logger.wandb_enabled,
+        "policy.megatron_cfg.sequence_parallel": megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1,
+        "policy.train_micro_batch_size": policy.sequence_packing.enabled and policy.train_micro_batch_size > 1,
+        "policy.scheduler.min_lr": policy.scheduler.name == "constant" and policy.scheduler.min_lr > 0,
+    }
+    return [key for key, is_asked in asked.items() if is_asked] + _idle_recompute(megatron) + _idle_objective(run.dpo)
+
+
+def switched_off(run: RunConfig, layers: Sequence[Layer]) -> list[str]:
+    """Keys of a section that is not enabled, where they are overrides or where no file says that it is not."""
+    switches = (run.checkpointing.enabled, run.policy.sequence_packing.enabled, run.policy.megatron_cfg.peft.enabled)
+    keys: list[str] = []
+    for (section, exempt), is_on in zip(_SWITCHED.items(), switches, strict=True):
+        found = [(layer, name) for layer in layers for name in _names(layer, section)]
+        is_said = any(layer.is_file and name == "enabled" for layer, name in found)
+        idle = [name for layer, name in found if not (layer.is_file and is_said) and name not in ("enabled", *exempt)]
+        keys += [] if is_on else [f"{section}.{name}" for name in dict.fromkeys(idle)]
+    return keys
+
+
+def _names(layer: Layer, section: str) -> Iterator[str]:
+    """What `layer` sets in `section`."""
+    tree = layer.plain
+    for part in section.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    yield from (str(name) for name in tree) if isinstance(tree, dict) else ()
+
+
+def _idle_recompute(megatron: MegatronConfig) -> list[str]:
+    """The recompute keys that are set where, as in NeMo-RL, another one decides that they count for nothing."""
+    full = ("recompute_method", "recompute_num_layers")
+    idle = ("recompute_modules",) if megatron.recompute_granularity != "selective" else full
+    if not megatron.activation_checkpointing:
+        idle = ("recompute_granularity", "recompute_modules", *full)
+    return [f"policy.megatron_cfg.{name}" for name in idle if getattr(megatron, name) is not None]
+
+
+def _idle_objective(dpo: DpoConfig) -> list[str]:
+    """Settings of a term of the loss that has no weight; averaging is often set for both terms at once."""
+    idle = ("reference_policy_kl_penalty", "preference_average_log_probs") if dpo.preference_loss_weight == 0 else ()
+    if dpo.sft_loss_weight == 0 and not dpo.preference_average_log_probs:
+        idle = (*idle, "sft_average_log_probs")
+    return [f"dpo.{name}" for name in idle if getattr(dpo, name) != getattr(DpoConfig, name)]

@@ -1,0 +1,72 @@
+"""What is remarked on once the number of pairs is known; each figure by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemotron_dpo.objective.dpo import Objective
+from nemotron_dpo.training import remarks
+from nemotron_dpo.training.batches import Packing
+from nemotron_dpo.training.loop import Settings
+
+
+def _settings(steps: int = 6, **changes: Any) -> Settings:
+    return Settings(Objective(0.1), 8, [1.0] * steps, 0.0, Packing(None), **{"save_period": 50, **changes})
+
+
+def test_schedules():
+    idle = "steps have a learning rate of 0 and change nothing"
+    for rates, max_steps, warmup, milestones, expected in (
+        ([1.0] * 20, 500, 19, (), []),
+        ([1.0] * 20, 500, 20, (), ["policy.scheduler.warmup_steps is 20, and the data give 20 steps: all of it is warm-up"]),
+        ([1.0] * 20, 20, 50, (), []),  # said before the data were read
+        ([1.0, 0.0, 1.0], 3, 0, (1,), [f"policy.scheduler: 1 of 3 {idle} (2)"]),
+        (
+            [0.0] * 7,
+            7,
+            0,
+            (),
+            [f"policy.scheduler: 7 of 7 {idle} (1, 2, 3, 4, 5, ...)"],
+        ),
+        ([1.0] * 3, 3, 0, (2, 3, 9), ["policy.scheduler: the run ends after 3 steps, before the milestones 3, 9"]),
+    ):
+        assert list(remarks.on_schedule(rates, max_steps, warmup, milestones)) == expected
+
+
+def test_pairs_that_fill_no_batch():
+    left = "3 of 27 pairs fill no batch of 8 and are left out of an epoch"
+    for steps, num_pairs, shuffle, expected in (
+        (3, 24, True, []),
+        (2, 27, True, []),  # not even a whole epoch
+        (3, 27, True, [f"{left}, other ones each epoch"]),
+        (3, 27, False, [f"{left}, always the last ones"]),
+    ):
+        assert list(remarks.on_batches(_settings(steps, shuffle=shuffle), num_pairs)) == expected
+
+
+def test_validation_sets():
+    small = "validation set hard has 30 pairs, and dpo.val_batches x dpo.val_global_batch_size is 32: all of them are taken"
+    late = "dpo.val_period is 7, and the run has 6 steps: none of them is validated"
+    for changes, is_asked, expected in (
+        ({"val_batches": 4}, True, [small]),
+        ({"val_batches": 4}, False, []),
+        ({"val_batches": 0}, True, []),  # all
+        ({"val_period": 7, "val_at_end": False}, False, [late]),
+        ({"val_period": 6, "val_at_end": False}, False, []),
+        ({"val_period": 7, "val_at_end": True}, False, []),
+    ):
+        sets = {"default": 32, "hard": 30}
+        assert list(remarks.on_validation(_settings(**changes), sets, is_asked=is_asked)) == expected
+    assert not list(remarks.on_validation(_settings(val_period=7, val_at_end=False), {}, is_asked=True))
+
+
+def test_checkpoints_that_nothing_ranks():
+    line = "nothing measures val:x, for want of validation: of 4 checkpoints the newest 3 are kept"
+    for steps, keep, name, ranked_by, expected in (
+        (7, 3, "val:x", None, [line]),  # after steps 2, 4, 6 and 7
+        (6, 3, "val:x", None, []),
+        (7, None, "val:x", None, []),
+        (7, 3, None, None, []),
+        (7, 3, "val:x", "val:x", []),
+    ):
+        assert list(remarks.on_retention(_settings(steps, save_period=2), keep, name, ranked_by)) == expected
