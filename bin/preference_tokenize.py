@@ -16,13 +16,19 @@ Arrow are told apart by their content. A folder may be one that `datasets` saved
   {context, completions: [{rank, completion}, {rank, completion}]}
   {context, response1, response2, overall_preference}
 
-and may have `tools` and `chat_template_kwargs` columns; other columns are not read. Parquet and Arrow keep null where a row
-lacks a field of an object, so null counts as absent there. Places in errors are lines, or rows of a table or an array.
+and may have the columns `tools` (a list or its JSON text), `chat_template_kwargs` and `system`. Messages may also be
+ShareGPT's {from, value}, under `conversations`; roles may be called human, gpt and the like; text parts are joined. With
+--prompt-key instruction Alpaca's `input` follows the instruction on a line of its own. Parquet and Arrow keep null where a
+row lacks a field of an object, so null counts as absent there. Places in errors are lines, or rows of a table or an array.
 
 The prompt is the chat template's text with the generation prompt, the response what the template adds after it, up to and
-including the end-of-turn token; they are tokenized apart. A prompt that ends with an assistant's message is continued by the
-response. Where no exact split exists the row is an error. With a tokenizer that has no chat template, strings are taken as
-plain text and the end-of-sequence token follows each response.
+including the end-of-turn token; they are tokenized apart. A prompt that ends with an assistant's message is continued by
+the response. Where no exact split exists the row is an error. With a tokenizer that has no chat template, strings are
+taken as plain text and the end-of-sequence token follows each response.
+
+Every text of a row must be in what the template renders: one that it leaves out is an error with its first words. Only
+the reasoning in past turns, what stands beside past calls of tools, and white space at the ends of a text may be missing;
+the last line counts these, and names columns that carry content and were not read. Images and sound are an error.
 
 Rows that carry no signal (equal responses, a tie, no room for a response) are dropped and counted. An error in a row ends
 the run (--on-error fail) or is counted and skipped. stderr closes with exact counts. Digests of input, tokenizer and

@@ -264,6 +264,63 @@ def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokeniz
     assert done.stderr.decode() == COUNTS.format(5, 2, drops, errors, num_tokens)
 
 
+def test_what_was_not_read_or_left_out_is_said_at_the_end(tmp_path: Path, tokenizer: Path) -> None:
+    odd = {**ROW, "images": ["a.png"]}
+    asks = {**ROW, "system": "Be brief.", "score": 7, "source": "web"}
+    listed = {**ROW, "prompt": [{"role": "human", "content": [{"type": "text", "text": "How are you?"}]}], "source": "book"}
+    lost = {**ROW, "chosen": [{"role": "assistant", "content": "Fine.", "reasoning_content": "Am I?"}]}
+    (data := tmp_path / "a").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in (asks, odd, listed, lost, ROW)))
+    failed = tokenize(tmp_path, tokenizer, data)
+    assert error_line(failed, PROGRAM) == f'{data}:2: "images" holds images or sound, and the policy reads text alone'
+    assert os.listdir(tmp_path) == ["a"]
+    done = tokenize(
+        tmp_path, tokenizer, data, "--on-error", "skip", "--rejects", tmp_path / "rejects", "--stats", tmp_path / "stats"
+    )
+    errors = "2 errors (1 images or sound, 1 text left out)"
+    assert done.stderr.decode().endswith("; columns part of the prompt: system; columns not read: score, source\n")
+    assert f"5 rows read, 3 pairs written (0 truncated), 0 dropped, {errors}, " in done.stderr.decode()
+    rejects = [orjson.loads(line) for line in (tmp_path / "rejects").read_bytes().splitlines()]
+    assert [(r["line"], r["reason"]) for r in rejects] == [(2, "images or sound"), (4, "text left out")]
+    stats = orjson.loads((tmp_path / "stats").read_bytes())
+    assert (stats["columns_read_besides"], stats["columns_not_read"]) == ({"system": 1}, {"score": 1, "source": 2})
+    assert stats["changed_by_template"] == {}
+    decode = byte_level().decode
+    heads = [decode(pair["prompt_ids"], False) for pair in read(tmp_path / "out.arrow")[1]]
+    user = "<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"
+    assert heads == [f"<|im_start|>system\nBe brief.<|im_end|>\n{user}", user, user]
+
+
+def test_white_space_that_the_template_cuts_is_said(tmp_path: Path, tokenizer: Path) -> None:
+    (cutting := tmp_path / "t.jinja").write_text(CHATML.replace("message['content']", "message['content'] | trim"))
+    (data := tmp_path / "a").write_bytes(LINE + orjson.dumps({**ROW, "chosen": " Fine."}) + b"\n")
+    done = tokenize(tmp_path, tokenizer, data, "--chat-template", cutting)
+    assert done.stderr.decode().endswith(" tokens; white space cut at the ends of texts in 1 rows\n")
+
+
+def test_a_role_of_no_known_name_is_an_error_unless_the_template_knows_it(tmp_path: Path, tokenizer: Path) -> None:
+    row = {**ROW, "prompt": [{"role": "narrator", "content": "Once."}, {"role": "user", "content": "How are you?"}]}
+    (data := tmp_path / "a").write_bytes(orjson.dumps(row))
+    said = f'{data}:1: has a turn of the role "narrator": roles are system, user, assistant, tool'
+    assert error_line(tokenize(tmp_path, tokenizer, data), PROGRAM) == said
+    (knowing := tmp_path / "t.jinja").write_text("{% if messages[0].role == 'narrator' %}A tale. {% endif %}" + CHATML)
+    assert tokenize(tmp_path, tokenizer, data, "--chat-template", knowing).returncode == 0
+    (asking := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": "What is in <image>?"}))
+    assert error_line(tokenize(tmp_path, tokenizer, asking), PROGRAM) == (
+        f"{asking}:1: a text of the prompt asks to look at <image>, and the policy reads text alone"
+    )
+
+
+def test_two_columns_of_one_name_are_an_error(tmp_path: Path, tokenizer: Path) -> None:
+    columns = [pa.array([text]) for text in ("q", "a", "b", "c")]
+    table = pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pa.ipc.new_stream(tmp_path / "t.arrow", table.schema) as stream:
+        stream.write_table(table)
+    for file in ("t.parquet", "t.arrow"):
+        line = error_line(tokenize(tmp_path, tokenizer, tmp_path / file), PROGRAM)
+        assert line == f'{tmp_path}/{file}: "chosen" is the name of more than one column: rename or drop one'
+
+
 def test_limit_reads_the_first_rows_only(tmp_path: Path, tokenizer: Path) -> None:
     (data := tmp_path / "a").write_bytes(rows(3) + b"{bad")
     assert tokenize(tmp_path, tokenizer, data, "--limit", 3).returncode == 0

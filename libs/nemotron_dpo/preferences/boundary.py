@@ -23,12 +23,16 @@ _MARKER = "@@RESPONSE-7f3a9c51@@"
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """A rendered pair; prompt + chosen and prompt + rejected are what a server would have seen and the model written."""
+    """A rendered pair; prompt + chosen and prompt + rejected are what a server would have seen and the model written.
+
+    `changed`: what the template did to texts of the row on their way, in words for a person.
+    """
 
     prompt: str
     chosen: str
     rejected: str
     rewritten: bool = False
+    changed: frozenset[str] = frozenset()
 
 
 @dataclass

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import datetime
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.boundary import Splitter, Texts
 from nemotron_dpo.preferences.chat_template import compile_template
+from nemotron_dpo.preferences.completeness import Completeness
+from nemotron_dpo.preferences.messages import ROLES, refuse_placeholders, with_parsed_arguments
 from nemotron_dpo.preferences.problems import RowProblem
 from nemotron_dpo.preferences.shapes import Message, Preference, Text
 from nemotron_dpo.preferences.skeletons import remember
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
+
+_GIVEN = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 @dataclass(frozen=True)
@@ -28,42 +32,74 @@ class Renderer:
 
     splitter: Splitter | None
     tool_splitter: Splitter | None
+    completeness: Completeness | None
     control: re.Pattern[str] | None
     eos_token: str | None
     system_prompt: str | None
     template_kwargs: dict[str, Any]
+    template_source: str
 
     def render(self, preference: Preference) -> Texts:
-        """The texts of `preference`. Raises RowProblem where there is no exact split or a text holds a control token."""
+        """The texts of `preference`. Raises RowProblem where there is no exact split, text is lost or holds a control token."""
         if self.splitter is None:
             return self._plain(preference)
-        prompt = self._with_system(_turns(preference.prompt, "user"))
+        prompt = self._with_system(_turns(preference.prompt, "user"), preference.beside.system)
         responses = [_answer(t) for t in (preference.chosen, preference.rejected)]
         for message in (*prompt, *responses):
-            self._refuse_control(message.get("content"))
-        splitter = self.tool_splitter if preference.tools and self.tool_splitter else self.splitter
+            self._check_message(message)
         kwargs = {**self.template_kwargs, **(preference.template_kwargs or {})}
-        return splitter.split(prompt, responses, preference.tools, kwargs)
+        if kwargs.keys() & _GIVEN:
+            raise RowProblem("wrong type", f"sets {' and '.join(kwargs.keys() & _GIVEN)}", field="chat_template_kwargs")
+        return self._complete(prompt, responses, preference.tools, kwargs)
+
+    def _complete(self, prompt: list[Message], responses: list[Message], tools: Any, kwargs: dict[str, Any]) -> Texts:
+        """The texts, in which the template has written all that the messages say."""
+        assert self.splitter is not None
+        assert self.completeness is not None
+        splitter = self.tool_splitter if tools and self.tool_splitter else self.splitter
+        texts, messages = _split(splitter, [*prompt, *responses], tools, kwargs)
+        framed = kwargs == self.template_kwargs and prompt[-1]["role"] != "assistant"
+        changed = self.completeness.check_prompt(texts.prompt, messages[:-2], tools, framed=framed)
+        changed |= self.completeness.check_response(texts.prompt, texts.chosen, messages[-2])
+        changed |= self.completeness.check_response(texts.prompt, texts.rejected, messages[-1])
+        changed.update(f'template variable "{name}" not used' for name in kwargs if not self._uses(name))
+        return replace(texts, changed=frozenset(changed)) if changed else texts
 
     def _plain(self, preference: Preference) -> Texts:
         texts = (preference.prompt, preference.chosen, preference.rejected)
+        for what, given in (("tools", preference.tools), ("chat_template_kwargs", preference.template_kwargs)):
+            if given:
+                raise RowProblem("no chat template", f"has {what}, but the tokenizer has no chat template")
         for text in texts:
             if not isinstance(text, str):
                 raise RowProblem("no chat template", "holds messages, but the tokenizer has no chat template")
             self._refuse_control(text)
         prompt, chosen, rejected = texts
-        head = self.system_prompt + "\n\n" if self.system_prompt else ""
+        system = preference.beside.system or self.system_prompt
+        head = system + "\n\n" if system else ""
         return Texts(f"{head}{prompt}", f"{chosen}{self.eos_token}", f"{rejected}{self.eos_token}")
 
-    def _with_system(self, prompt: list[Message]) -> list[Message]:
-        if not self.system_prompt or (prompt and prompt[0].get("role") == "system"):
-            return prompt
-        return [{"role": "system", "content": self.system_prompt}, *prompt]
+    def _with_system(self, prompt: list[Message], column: str | None) -> list[Message]:
+        own = prompt[0].get("content") if prompt and prompt[0]["role"] == "system" else None
+        if own is not None and column not in (None, own):
+            raise RowProblem("prompt disagrees", "is not what the system turn of the messages says", field="system")
+        system = column or self.system_prompt
+        return [{"role": "system", "content": system}, *prompt] if system and own is None else prompt
 
-    def _refuse_control(self, content: Any) -> None:
-        if isinstance(content, list):
-            content = "\n".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
-        if self.control is not None and isinstance(content, str) and (found := self.control.search(content)):
+    def _check_message(self, message: Message) -> None:
+        role, content = message["role"], message.get("content")
+        if role not in ROLES and not any(f"{quote}{role}{quote}" in self.template_source for quote in "'\""):
+            raise RowProblem("unknown role", f'has a turn of the role "{role}": roles are {", ".join(ROLES)}')
+        if isinstance(content, str):
+            self._refuse_control(content)
+            if "<" in content and role in ("user", "system"):
+                refuse_placeholders(content)
+
+    def _uses(self, variable: str) -> bool:
+        return re.search(rf"\b{re.escape(variable)}\b", self.template_source) is not None
+
+    def _refuse_control(self, text: str) -> None:
+        if self.control is not None and (found := self.control.search(text)):
             raise RowProblem("control token in text", f"a text holds the control token {found.group()}")
 
 
@@ -100,7 +136,22 @@ def make_renderer(
         eos_token=eos_token,
         system_prompt=system_prompt,
         template_kwargs=template_kwargs,
+        template_source=(folder.template or "") + (folder.tool_template or ""),
+        completeness=Completeness(chat.render, template_kwargs, ends) if chat else None,
     )
+
+
+def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict[str, Any]) -> tuple[Texts, list[Message]]:
+    """The texts of a prompt and its two responses, the last of `messages`, and the messages with the arguments as read."""
+    if not any("tool_calls" in message for message in messages):
+        return splitter.split(messages[:-2], messages[-2:], tools, kwargs), messages
+    parsed = [with_parsed_arguments(message) for message in messages]
+    try:
+        return splitter.split(parsed[:-2], parsed[-2:], tools, kwargs), parsed
+    except RowProblem as problem:
+        if parsed == messages or problem.reason != "template error":
+            raise
+    return splitter.split(messages[:-2], messages[-2:], tools, kwargs), parsed  # DeepSeek's wants the arguments as text
 
 
 def _turns(text: Text, role: str) -> list[Message]:

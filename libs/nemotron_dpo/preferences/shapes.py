@@ -9,14 +9,16 @@ helpsteer3    {context, response1, response2, overall_preference}: below 0 the f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nemotron_dpo.preferences.beside import NOTHING, Beside, joined_input, read_beside
+from nemotron_dpo.preferences.messages import Message, normal_message, read_tools
 from nemotron_dpo.preferences.problems import RowProblem, Unreadable, drop, missing, wrong_type
 from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
 
-Message = dict[str, Any]
 Text = str | list[Message]
 Row = dict[str, Any]
 
@@ -52,11 +54,12 @@ class Preference:
     rejected: Text
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
+    beside: Beside = NOTHING
 
 
 def recognise(row: Row, keys: Keys) -> str:
     """The name of the shape of `row`; one of no known shape is taken for a `pair`, whose reader says what is missing."""
-    if row.get(keys.prompt) is not None:
+    if row.get(_prompt_key(row, keys)) is not None:
         return "pair"
     if row.get("completions") is not None:
         return "ranked"
@@ -78,20 +81,38 @@ def _without_prompt(row: Row, keys: Keys) -> str | None:
 def read_row(row: Row, shape: str, keys: Keys) -> Preference:
     """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
     prompt, chosen, rejected = _READERS[shape](row, keys)
-    tools, template_kwargs = _value(row, "tools"), _value(row, "chat_template_kwargs")
-    if tools is not None and not isinstance(tools, list):
-        raise wrong_type("tools", "a list", tools)
+    tools, template_kwargs = read_tools(_value(row, "tools")), _value(row, "chat_template_kwargs")
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
         raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
+    beside = read_beside(row, _columns(shape, keys, _prompt_key(row, keys)))
     if chosen == rejected:
         raise drop("equal responses", "the chosen and the rejected response are the same")
-    return Preference(prompt, chosen, rejected, tools or None, template_kwargs)
+    return Preference(prompt, chosen, rejected, tools, template_kwargs, beside)
+
+
+@functools.cache
+def _columns(shape: str, keys: Keys, prompt_key: str) -> frozenset[str]:
+    """The columns that rows of `shape` are made of."""
+    own = {
+        "ranked": ("context", "completions"),
+        "helpsteer3": ("context", "response1", "response2", "overall_preference"),
+        "pair": (prompt_key, keys.chosen, keys.rejected),
+    }.get(shape, (keys.chosen, keys.rejected))
+    return frozenset((*own, "tools", "chat_template_kwargs"))
+
+
+def _prompt_key(row: Row, keys: Keys) -> str:
+    """The column of the prompt; ShareGPT's name for it where the row has no other and none was asked for."""
+    return "conversations" if "conversations" in row and keys.prompt not in row and keys.prompt == "prompt" else keys.prompt
 
 
 def _read_pair(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
-    if _value(row, keys.prompt) is None and (shape := _without_prompt(row, keys)):
+    prompt_key = _prompt_key(row, keys)
+    if _value(row, prompt_key) is None and (shape := _without_prompt(row, keys)):
         return _READERS[shape](row, keys)
-    prompt, chosen, rejected = _text(row, keys.prompt), _text(row, keys.chosen), _text(row, keys.rejected)
+    prompt, chosen, rejected = (_text(row, key) for key in (prompt_key, keys.chosen, keys.rejected))
+    if isinstance(prompt, str) and keys.prompt == "instruction":
+        prompt = joined_input(prompt, row)
     if isinstance(chosen, list) and isinstance(rejected, list) and _repeats_prompt(chosen, rejected):
         return _agreeing(prompt, *_common_prefix(chosen, rejected), keys)
     if isinstance(prompt, str) and is_transcript(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
@@ -212,9 +233,8 @@ def _checked_messages(value: object, key: str, due: str) -> list[Message]:
 
 def _checked_message(message: Message, key: str) -> Message:
     kept = {name: value for name, value in message.items() if value is not None}
-    if not isinstance(kept.get("role"), str):
-        raise wrong_type(key, 'a "role" in each message', kept.get("role"))
+    kept = normal_message(kept, key)
     content = kept.get("content")
-    if not isinstance(content, str | list) and not (content is None and "tool_calls" in kept):
+    if not isinstance(content, str) and not (content is None and "tool_calls" in kept):
         raise wrong_type(key, 'a text "content" in each message', content)
     return kept

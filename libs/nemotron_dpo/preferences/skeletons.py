@@ -14,6 +14,7 @@ from typing import Any
 from nemotron_dpo.preferences.chat_template import Render
 
 _MAX_SKELETONS = 1024
+_TEXTS = {str}
 _LOOP_FACTS = ("first", "last", "index", "index0", "revindex", "revindex0", "length")
 _HARMLESS = (
     "Template", "Output", "TemplateData", "For", "If", "Name", "Const", "Getattr", "Getitem", "Add", "Concat", "Mod",
@@ -30,7 +31,7 @@ def remember(render: Render, source: str) -> Render:
 
     def fill(messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any = None, **kwargs: Any) -> str:
         contents = [message.get("content") for message in messages]
-        if tools or kwargs or not all(type(content) is str for content in contents):
+        if tools or kwargs or set(map(type, contents)) != _TEXTS:
             return render(messages, add_generation_prompt, tools, **kwargs)
         roles = (add_generation_prompt, *[message["role"] for message in messages])
         skeleton = skeletons.get(roles)

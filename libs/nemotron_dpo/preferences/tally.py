@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nemotron_dpo.preferences.notes import Notes, reported, spoken
 from nemotron_dpo.preferences.problems import Reject
 from nemotron_dpo.preferences.tokenize_chunk import CUT_CHOSEN, CUT_PROMPT, CUT_REJECTED, FACTS, Result
 
@@ -28,6 +29,7 @@ class Tally:
     num_truncated: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Counter)
     first_places: dict[str, list[str]] = field(default_factory=dict)
     _facts: list[np.ndarray] = field(default_factory=list)
 
@@ -40,6 +42,7 @@ class Tally:
         self.num_truncated += int(np.count_nonzero(result.facts["cut"]))
         if self.for_report:
             self._facts.append(result.facts)
+        self.notes.update(result.notes)
         for reject in result.rejects:
             self._count(reject)
 
@@ -53,7 +56,8 @@ class Tally:
         """One line of exact counts."""
         written = f"{self.num_pairs} pairs written ({self.num_truncated} truncated)"
         errors, drops = (_counts(c, what) for c, what in ((self.errors, "errors"), (self.drops, "dropped")))
-        return f"{self.num_rows} rows read{self._places()}, {written}, {drops}, {errors}, {self.num_tokens} tokens"
+        counts = f"{self.num_rows} rows read{self._places()}, {written}, {drops}, {errors}, {self.num_tokens} tokens"
+        return f"{counts}{spoken(self.notes)}"
 
     def _places(self) -> str:
         """How many files were read, where that is more than the one that the caller named."""
@@ -76,6 +80,7 @@ class Tally:
             "prefix_rewrites": int(facts["rewritten"].sum()),
             "length_bias": _length_bias(facts),
             "duplicates": _duplicates(facts),
+            **reported(self.notes),
             "digests": digests,
             "settings": settings,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from nemotron_dpo.preferences.beside import refuse_repeated_keys
 from nemotron_dpo.preferences.boundary import Texts
 from nemotron_dpo.preferences.columns import pair_id, to_batches
 from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
 from nemotron_dpo.preferences.lines import Chunk, TooLong
+from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
 from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
 from nemotron_dpo.preferences.rendering import Renderer, make_renderer
 from nemotron_dpo.preferences.shapes import Keys, Preference, read_row
@@ -47,6 +50,7 @@ class Result:
     rejects: list[Reject]
     facts: np.ndarray
     shown: list[tuple[Texts, PairIds]]
+    notes: Notes = field(default_factory=Counter)
 
 
 # Lengths in tokens, what was done to the pair, and 64-bit digests by which duplicates are found.
@@ -74,11 +78,12 @@ class Worker:
         """Tokenize the rows of `chunk`; a row that yields no pair becomes a Reject."""
         rejects: list[Reject] = []
         rendered: list[tuple[int, Texts, Any]] = []
+        notes: Notes = Counter()
         for line, row in enumerate(chunk.rows, chunk.first_line):
             if row == b"\n" or (isinstance(row, bytes) and not row.strip()):
                 continue
             try:
-                rendered.append((line, self.renderer.render(self.preference(row, chunk.shape)), row))
+                rendered.append((line, self._rendered(row, chunk.shape, notes), row))
             except RowProblem as problem:
                 rejects.append(_reject(chunk.source, line, problem, row))
         facts: list[tuple[Any, ...]] = []
@@ -93,7 +98,14 @@ class Worker:
 
         batches = list(to_batches(noted()))
         rejects.sort(key=lambda r: r.line)
-        return Result(chunk.source, len(chunk.rows), batches, rejects, np.array(facts, FACTS), shown)
+        return Result(chunk.source, len(chunk.rows), batches, rejects, np.array(facts, FACTS), shown, notes)
+
+    def _rendered(self, row: Any, shape: str, notes: Notes) -> Texts:
+        preference = self.preference(row, shape)
+        note_columns(notes, preference.beside)
+        texts = self.renderer.render(preference)
+        note_changes(notes, texts.changed)
+        return texts
 
     def preference(self, row: Any, shape: str) -> Preference:
         """The preference in one row. Raises RowProblem."""
@@ -142,10 +154,13 @@ def parse(row: Any, max_line_bytes: int) -> dict[str, Any]:
     if isinstance(row, TooLong):
         raise RowProblem("line too long", f"has more than {max_line_bytes} bytes (--max-line-bytes)")
     if isinstance(row, bytes):
+        line = row
         try:
-            row = orjson.loads(row)
+            row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise _broken(row, error) from None
+            raise _broken(line, error) from None
+        if isinstance(row, dict):
+            refuse_repeated_keys(line, row)
     if not isinstance(row, dict):
         raise RowProblem("wrong type", f"holds {describe(row)} where an object is due")
     return row

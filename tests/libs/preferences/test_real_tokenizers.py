@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from preference_rows import NOON, only_pair
+from preference_rows import NOON, only_pair, only_reject
 from real_assets import npm_tokenizer, smollm2
 
 pytestmark = pytest.mark.real
@@ -28,6 +29,7 @@ FOLDERS: dict[str, Callable[[], Path]] = {
 }
 END = {"llama3.1": "<|eot_id|>", "qwen3": "<|im_end|>", "smollm2": "<|im_end|>"}
 BOS = {"llama3.1": "<|begin_of_text|>"}
+CONTROL = {*END.values(), *BOS.values(), "<|im_start|>", "<|endoftext|>", "<|end_of_text|>", "<image>", "<video>", "<audio>"}
 COMPOSES = {"qwen3"}  # its tokenizer normalizes to NFC
 
 USER = {"role": "user", "content": "What is 2+2? \u65e5\u672c"}
@@ -65,9 +67,16 @@ def worker_and_oracle(name: str) -> tuple[Worker, Any]:
     return make_worker(Settings(open_folder(str(folder)), NOON)), AutoTokenizer.from_pretrained(folder)
 
 
+TOOLS_IGNORED = {"llama3.1", "smollm2"}  # by the templates in these packages
+
+
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_are_what_a_server_feeds_and_a_model_has_to_write(name: str, row: dict[str, Any]) -> None:
+    if "tools" in row and name in TOOLS_IGNORED:
+        reason, message, _ = only_reject(FOLDERS[name](), row)
+        assert (reason, 'the tool "add"' in message) == ("text left out", True)
+        return
     pair = only_pair(FOLDERS[name](), row)
     tokenizer = worker_and_oracle(name)[1]
     prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
@@ -126,9 +135,11 @@ def test_any_text_in_any_turns(
     worker, tokenizer = worker_and_oracle(name)
     texts = [*(turn["content"] for turn in turns), chosen, rejected]
     assume(all(_writable(text, name) for text in texts))
+    assume(not any(token in text for text in texts for token in CONTROL))
     result = worker(Chunk("rows", 1, [{"prompt": turns, "chosen": chosen, "rejected": rejected}], "pair"))
     if result.rejects:
-        assert result.rejects[0].reason.startswith("equal")
+        reason = result.rejects[0].reason
+        assert reason.startswith("equal") or (reason == "text left out" and name == "qwen3" and _loses(turns, chosen, rejected))
         return
     (pair,) = result.batches[0].to_pylist()
     end, bos = tokenizer.convert_tokens_to_ids(END[name]), tokenizer.convert_tokens_to_ids(BOS.get(name, END[name]))
@@ -144,6 +155,12 @@ def test_any_text_in_any_turns(
         if name in BOS:
             assert pair["prompt_ids"].count(bos) == 1
             assert ids.count(bos) == 0
+
+
+def _loses(turns: list[dict[str, str]], *answers: str) -> bool:
+    """Qwen3 takes what stands between an answer's thinking tags for its thought and what follows the last for the rest."""
+    past = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    return any("</think>" in text and not re.fullmatch(r"\s*(<think>)?[^<]*</think>[^<]*", text) for text in (*past, *answers))
 
 
 def _writable(text: str, name: str) -> bool:

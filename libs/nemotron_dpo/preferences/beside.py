@@ -1,0 +1,76 @@
+"""Columns beside those of the pair: parts of the prompt are read, images refused, and what nobody reads is named."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_dpo.preferences.messages import carries_content, media
+from nemotron_dpo.preferences.problems import NOT_READ, RowProblem, Unreadable
+
+_MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios", "pixel_values"})
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """`system`: the system turn of a `system` column, as LLaMA-Factory, ms-swift and axolotl read it.
+
+    `read`: columns taken for parts of the prompt; `unread`: columns that carry content and that nobody reads.
+    """
+
+    system: str | None = None
+    read: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+NOTHING = Beside()
+
+
+def read_beside(row: dict[str, Any], own: frozenset[str]) -> Beside:
+    """What `row` holds in columns that are not its `own`. Raises RowProblem where one of them holds images."""
+    if row.keys() <= own:
+        return NOTHING
+    names = [name for name in row if name not in own and carries_content(row[name])]
+    for name in names:
+        if name.lower() in _MEDIA:
+            raise media("holds images or sound", name)
+        if isinstance(value := row[name], Unreadable) and value != NOT_READ:
+            raise RowProblem(value.reason, value.message, field=name)
+    system = row["system"] if "system" in names and isinstance(row["system"], str) else None
+    read = (*(["system"] if system else []), *(["input"] if "input" in names and _is_alpaca(row, own) else []))
+    return Beside(system, read, tuple(name for name in names if name not in read))
+
+
+def joined_input(instruction: str, row: dict[str, Any]) -> str:
+    """Alpaca's prompt: `instruction` with what its column `input` gives it to work on, on lines of their own."""
+    given = row.get("input")
+    return f"{instruction}\n{given}" if isinstance(given, str) and given else instruction
+
+
+def _is_alpaca(row: dict[str, Any], own: frozenset[str]) -> bool:
+    return "instruction" in own and all(isinstance(row[name], str) for name in ("instruction", "input"))
+
+
+def refuse_repeated_keys(line: bytes, row: dict[str, Any]) -> None:
+    """Raise RowProblem where the JSON object `row`, parsed from `line`, had two values of one name: one of them is lost."""
+    for name in row:
+        if line.count(_quoted(name)) > 1 and (repeated := _repeated(line)):
+            raise RowProblem("repeated key", "stands twice in one object", field=repeated)
+
+
+@functools.lru_cache(4096)
+def _quoted(name: str) -> bytes:
+    return b'"%b"' % name.encode("utf-8", "surrogatepass")
+
+
+def _repeated(line: bytes) -> str | None:
+    found: list[str] = []
+
+    def note(items: list[tuple[str, Any]]) -> None:
+        found.extend(name for name, count in Counter(name for name, _ in items).items() if count > 1)
+
+    json.loads(line, object_pairs_hook=note)
+    return found[0] if found else None

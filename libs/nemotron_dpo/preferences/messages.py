@@ -1,0 +1,143 @@
+"""Messages as people write them, brought to one form: a role by its usual name and a text.
+
+Read are OpenAI's {role, content} and ShareGPT's {from, value}, roles under the names of either, a content in text parts, and
+tools and calls of tools as JSON text. Anything else that holds content is refused by name: a text policy sees text alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nemotron_dpo.preferences.problems import RowProblem, describe, wrong_type
+
+Message = dict[str, Any]
+ROLES = ("system", "user", "assistant", "tool")
+_OTHER_NAMES = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "chatbot", "ai"), "assistant"),
+    "observation": "tool",
+}
+_MEDIA = ("image", "images", "image_url", "input_image", "video", "videos", "audio", "audios", "input_audio")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_PLACEHOLDERS = ("image", "video", "audio")
+
+
+def normal_message(message: dict[str, Any], key: str) -> dict[str, Any]:
+    """`message`, of the column `key` and without nulls, with a known role's usual name and one text for its parts.
+
+    Raises RowProblem. A role of no known name stays as it is: the chat template may know it.
+    """
+    if "role" not in message and "from" in message and "value" in message:
+        rest = {name: value for name, value in message.items() if name not in ("from", "value")}
+        message = {"role": message["from"], "content": message["value"], **rest}
+    role = message.get("role")
+    if not isinstance(role, str):
+        what = f"is {describe(role)}" if "role" in message else f"is missing in {_fields(message)}"
+        raise RowProblem("wrong type", f'holds a message whose "role" {what}', field=key)
+    if role not in ROLES:
+        message["role"] = _OTHER_NAMES.get(role.lower(), role)
+    if isinstance(message.get("content"), list):
+        message["content"] = _joined_parts(message["content"], key)
+    if len(message) > 2:
+        _check_fields(message, key)
+    return message
+
+
+def _fields(message: dict[str, Any]) -> str:
+    return "{" + ", ".join(map(str, message)) + "}"
+
+
+def _check_fields(message: dict[str, Any], key: str) -> None:
+    for name in message:
+        if name in _MEDIA and carries_content(message[name]):
+            raise media(f'holds a message with "{name}"', key)
+    if isinstance(message.get("tool_calls"), str):
+        message["tool_calls"] = from_json_text(message["tool_calls"], "tool_calls")
+
+
+def _joined_parts(parts: list[Any], key: str) -> str:
+    """The texts of a message's parts, one after the other, as templates that know of parts write them."""
+    return "".join(_part_text(part, key) for part in parts)
+
+
+def _part_text(part: Any, key: str) -> str:
+    kind = part.get("type", "text") if isinstance(part, dict) else None
+    if kind in _MEDIA:
+        raise media(f'holds a message with a part of type "{kind}"', key)
+    if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return part["text"]
+    what = f'of type "{kind}"' if isinstance(kind, str) and kind not in _TEXT_PARTS else f"that is {describe(part)}"
+    raise RowProblem("wrong type", f"holds a message with a part {what}, where parts with a text are due", field=key)
+
+
+def media(where: str, key: str | None = None) -> RowProblem:
+    """A row with something to see or hear."""
+    return RowProblem("images or sound", f"{where}, and the policy reads text alone", field=key)
+
+
+def refuse_placeholders(text: str) -> None:
+    """Raise RowProblem where `text` asks to look at an image that is nowhere: a data set of images has lost them."""
+    for name in _PLACEHOLDERS:
+        if f"<{name}>" in text and f"</{name}>" not in text:
+            raise media(f"a text of the prompt asks to look at <{name}>")
+
+
+def carries_content(value: object) -> bool:
+    """True where a value says anything: not null, not empty, not made of such."""
+    if isinstance(value, dict):
+        return any(map(carries_content, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(carries_content, value))
+    return value is not None and value != ""
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """The tools in a row: a list, or the JSON text of one, of objects or their JSON texts. None where there are none."""
+    tools = from_json_text(value, "tools") if isinstance(value, str) else value
+    if tools is None:
+        return None
+    if not isinstance(tools, list):
+        raise wrong_type("tools", "a list", tools)
+    tools = [from_json_text(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
+    odd = next((tool for tool in tools if not isinstance(tool, dict)), None)
+    if odd is not None:
+        raise RowProblem("wrong type", f"holds {describe(odd)} where each tool is an object", field="tools")
+    return tools or None
+
+
+def from_json_text(text: str, field: str) -> Any:
+    """The value that `text` stands for; None for an empty text. Raises RowProblem where it is no JSON."""
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)  # not orjson, which rounds integers of more than 64 bits
+    except (ValueError, RecursionError):
+        raise RowProblem("wrong type", "is a string that is no JSON text", field=field) from None
+
+
+def with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` with the arguments of its calls as objects, where they are an object's JSON text.
+
+    Templates print the arguments as JSON: a text would come out as a string in quotes. A text that is no JSON stays.
+    """
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return {**message, "tool_calls": [_parsed_call(call) for call in calls]}
+
+
+def _parsed_call(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _parsed_call(call["function"])}
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "arguments": parsed} if isinstance(parsed, dict) else call

@@ -1,0 +1,51 @@
+"""What is said of rows that were written all the same: columns that nobody reads, and what the template did to texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from nemotron_dpo.preferences.beside import Beside
+
+Notes = Counter[tuple[str, str]]  # (kind, what) -> rows
+_READ, _UNREAD, _CHANGED = "columns_read_besides", "columns_not_read", "changed_by_template"
+_KINDS = (_READ, _UNREAD, _CHANGED)
+_MOST_NAMES = 12
+
+
+def note_columns(notes: Notes, beside: Beside) -> None:
+    """Count the columns of one row that are not those of the pair."""
+    for name in beside.unread:
+        notes[_UNREAD, name] += 1
+    for name in beside.read:
+        notes[_READ, name] += 1
+
+
+def note_changes(notes: Notes, changed: frozenset[str]) -> None:
+    """Count what the chat template did to the texts of one row."""
+    for what in changed:
+        notes[_CHANGED, what] += 1
+
+
+def spoken(notes: Notes) -> str:
+    """The notes for the closing line, each behind a semicolon; nothing where there are none."""
+    said = []
+    for kind, words in ((_READ, "part of the prompt"), (_UNREAD, "not read")):
+        if names := _of_kind(notes, kind):
+            said.append(f"columns {words}: {_listed(list(names))}")
+    said += [f"{what} in {count} rows" for what, count in _of_kind(notes, _CHANGED).items()]
+    return "".join(f"; {clause}" for clause in said)
+
+
+def reported(notes: Notes) -> dict[str, Any]:
+    """The notes for --stats: of each kind, the number of rows by name."""
+    return {kind: _of_kind(notes, kind) for kind in _KINDS}
+
+
+def _of_kind(notes: Notes, kind: str) -> dict[str, int]:
+    return {what: count for (of, what), count in sorted(notes.items()) if of == kind}
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,119 @@
+"""Messages, tools and columns of other layouts: understood as their users mean them, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nemotron_dpo.preferences.beside import Beside
+from nemotron_dpo.preferences.problems import RowProblem
+from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
+from nemotron_dpo.preferences.tokenize_chunk import parse
+
+USER, GOOD, BAD = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
+PAIR: dict[str, Any] = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+KEYS = Keys()
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def read(row: dict[str, Any], keys: Keys = KEYS) -> Any:
+    return read_row(row, recognise(row, keys), keys)
+
+
+def test_layouts_of_others_are_the_same_pair() -> None:
+    parts = [{"type": "text", "text": "q"}]
+    sharegpt = {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}}
+    layouts: list[tuple[dict[str, Any], Keys]] = [
+        ({**PAIR, "prompt": [{"role": "user", "content": parts}]}, Keys()),
+        ({**PAIR, "prompt": [{"role": "user", "content": [{"text": ""}, {"type": "input_text", "text": "q"}]}]}, Keys()),
+        ({**PAIR, "prompt": [{"role": "Human", "content": "q"}], "chosen": [{"role": "Assistant", "content": "a"}]}, Keys()),
+        ({**sharegpt, "rejected": {"from": "gpt", "value": "b"}}, Keys()),
+        ({**sharegpt, "rejected": {"from": "gpt", "value": "b"}}, Keys(prompt="conversations")),
+        ({"chosen": [USER, GOOD], "rejected": [{"role": "prompter", "content": "q"}, {"role": "bot", "content": "b"}]}, Keys()),
+    ]
+    for row, keys in layouts:
+        preference = read(row, keys)
+        assert (preference.prompt, preference.chosen, preference.rejected) == ([USER], [GOOD], [BAD]), row
+        assert preference.beside == Beside(), row
+
+
+def test_parts_are_joined_as_templates_that_know_of_parts_do() -> None:
+    """`{% for part in content %}{{ part.text }}{% endfor %}`: one after the other, nothing in between."""
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    assert read({**PAIR, "prompt": [{"role": "user", "content": parts}]}).prompt == [{"role": "user", "content": "one two"}]
+
+
+def test_tools_as_json_text() -> None:
+    forms: list[tuple[Any, Any]] = [
+        (TOOLS, TOOLS), (json.dumps(TOOLS), TOOLS), ([json.dumps(TOOLS[0])], TOOLS),
+        (None, None), ([], None), ("", None), ("[]", None), ("null", None),
+    ]  # fmt: skip
+    for given, tools in forms:
+        assert read({**PAIR, "tools": given}).tools == tools, given
+
+
+SOUND = ("images or sound", "and the policy reads text alone")
+REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
+    "an image part": ({"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]}, SOUND),
+    "an audio part": ({"prompt": [{"role": "user", "content": [{"type": "input_audio"}]}]}, SOUND),
+    "images in a message": ({"prompt": [{**USER, "images": ["a.png"]}]}, SOUND),
+    "an image column": ({"images": ["a.png"]}, SOUND),
+    "a decoded image": ({"image": {"bytes": b"\x89PNG", "path": None}}, SOUND),
+    "another part": (
+        {"chosen": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}]}]},
+        ("wrong type", 'holds a message with a part of type "thinking", where parts with a text are due'),
+    ),
+    "a part that is a text": (
+        {"prompt": [{"role": "user", "content": ["q"]}]},
+        ("wrong type", "holds a message with a part that is a string, where parts with a text are due"),
+    ),
+    "no role": ({"prompt": [{"speaker": "x", "text": "q"}]}, ("wrong type", '"role" is missing in {speaker, text}')),
+    "half of ShareGPT": ({"prompt": [{"from": "human"}]}, ("wrong type", '"role" is missing in {from}')),
+    "a role that is a number": ({"prompt": [{**USER, "role": 1}]}, ("wrong type", 'whose "role" is a number')),
+    "tools that are no JSON": ({"tools": "a tool"}, ("wrong type", "is a string that is no JSON text")),
+    "tools that are no list": ({"tools": '{"name": "f"}'}, ("wrong type", "is an object where a list is due")),
+    "a tool that is no object": ({"tools": ["7"]}, ("wrong type", "holds a number where each tool is an object")),
+    "calls that are no JSON": ({"chosen": [{**GOOD, "tool_calls": "f()"}]}, ("wrong type", "is a string that is no JSON text")),
+}
+
+
+def test_what_is_not_understood_is_named() -> None:
+    for name, (change, (reason, words)) in REFUSED.items():
+        with pytest.raises(RowProblem) as caught:
+            read({**PAIR, **change})
+        assert (caught.value.reason, words in caught.value.message) == (reason, True), (name, caught.value.message)
+
+
+def test_columns_beside_the_pair() -> None:
+    alpaca = {"instruction": "Add.", "chosen": "4", "rejected": "5"}
+    instruction = Keys(prompt="instruction")
+    cases: list[tuple[dict[str, Any], Keys, Any, Beside]] = [
+        ({**PAIR, "id": 7, "source": "web"}, Keys(), [USER], Beside(unread=("id", "source"))),
+        ({**PAIR, "images": [], "image": {"bytes": None}, "note": "", "tools": None}, Keys(), [USER], Beside()),
+        ({**PAIR, "system": "Be brief."}, Keys(), [USER], Beside("Be brief.", ("system",))),
+        ({**PAIR, "system": ["Be", "brief"]}, Keys(), [USER], Beside(unread=("system",))),
+        ({**alpaca, "input": "2+2"}, instruction, "Add.\n2+2", Beside(read=("input",))),
+        ({**alpaca, "input": ""}, instruction, "Add.", Beside()),
+        ({**alpaca, "input": 4}, instruction, "Add.", Beside(unread=("input",))),
+        ({**PAIR, "input": "2+2"}, Keys(), [USER], Beside(unread=("input",))),
+        ({**PAIR, "conversations": [USER]}, Keys(), [USER], Beside(unread=("conversations",))),
+    ]
+    for row, keys, prompt, beside in cases:
+        preference = read(row, keys)
+        assert (preference.prompt, preference.beside) == (prompt, beside), row
+    ranked = {"context": "q", "completions": [{"rank": i, "completion": t} for i, t in enumerate("ab")], "prompt_id": "x"}
+    assert read(ranked).beside == Beside(unread=("prompt_id",))
+
+
+def test_two_values_of_one_name_are_an_error() -> None:
+    once = b'{"prompt": "say \\"chosen\\"", "chosen": {"chosen": "chosen"}, "rejected": "b"}'
+    assert parse(once, 1 << 20)["rejected"] == "b"
+    for twice in (
+        b'{"prompt": "q", "chosen": "a", "rejected": "b", "chosen": "c"}',
+        b'{"chosen": [{"role": "user", "chosen": "a", "chosen": "b"}], "rejected": "b"}',
+    ):
+        with pytest.raises(RowProblem) as caught:
+            parse(twice, 1 << 20)
+        assert (caught.value.reason, caught.value.field) == ("repeated key", "chosen")
