@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_dpo.preferences.messages import carries_content, media
-from nemotron_dpo.preferences.problems import NOT_READ, RowProblem, Unreadable
+from nemotron_dpo.preferences.problems import RowProblem, Unreadable
 
 _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios", "pixel_values"})
 
@@ -37,7 +37,7 @@ def read_beside(row: dict[str, Any], own: frozenset[str]) -> Beside:
     for name in names:
         if name.lower() in _MEDIA:
             raise media("holds images or sound", name)
-        if isinstance(value := row[name], Unreadable) and value != NOT_READ:
+        if isinstance(value := row[name], Unreadable) and (name == "system" or (name == "input" and "instruction" in own)):
             raise RowProblem(value.reason, value.message, field=name)
     system = row["system"] if "system" in names and isinstance(row["system"], str) else None
     read = (*(["system"] if system else []), *(["input"] if "input" in names and _is_alpaca(row, own) else []))
