@@ -72,5 +72,8 @@ def _repeated(line: bytes) -> str | None:
     def note(items: list[tuple[str, Any]]) -> None:
         found.extend(name for name, count in Counter(name for name, _ in items).items() if count > 1)
 
-    json.loads(line, object_pairs_hook=note)
+    try:
+        json.loads(line, object_pairs_hook=note)
+    except RecursionError:
+        raise RowProblem("wrong type", "is nested too deeply") from None
     return found[0] if found else None

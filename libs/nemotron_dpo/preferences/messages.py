@@ -53,8 +53,14 @@ def _check_fields(message: dict[str, Any], key: str) -> None:
     for name in message:
         if name in _MEDIA and carries_content(message[name]):
             raise media(f'holds a message with "{name}"', key)
-    if isinstance(message.get("tool_calls"), str):
-        message["tool_calls"] = from_json_text(message["tool_calls"], "tool_calls")
+    if "tool_calls" not in message:
+        return
+    calls = message.pop("tool_calls")
+    calls = from_json_text(calls, "tool_calls") if isinstance(calls, str) else calls
+    if calls is not None:
+        message["tool_calls"] = calls
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise wrong_type("tool_calls", "a list of objects", calls)
 
 
 def _joined_parts(parts: list[Any], key: str) -> str:
@@ -101,9 +107,9 @@ def read_tools(value: Any) -> list[Any] | None:
     if not isinstance(tools, list):
         raise wrong_type("tools", "a list", tools)
     tools = [from_json_text(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
-    odd = next((tool for tool in tools if not isinstance(tool, dict)), None)
-    if odd is not None:
-        raise RowProblem("wrong type", f"holds {describe(odd)} where each tool is an object", field="tools")
+    for tool in tools:
+        if not isinstance(tool, dict):
+            raise RowProblem("wrong type", f"holds {describe(tool)} where each tool is an object", field="tools")
     return tools or None
 
 

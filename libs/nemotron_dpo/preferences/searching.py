@@ -141,9 +141,7 @@ def tool_texts(tools: list[Any]) -> Iterator[tuple[str, list[str]]]:
     Templates write the rest in languages of their own: types as in TypeScript, a signature as in Python.
     """
     for tool in tools:
-        function = tool.get("function", tool)
-        if not isinstance(function, dict):
-            continue
+        function = tool["function"] if isinstance(tool.get("function"), dict) else tool
         parameters = function.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
         named = properties if isinstance(properties, dict) else {}

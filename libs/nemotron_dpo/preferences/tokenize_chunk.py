@@ -101,9 +101,12 @@ class Worker:
         return Result(chunk.source, len(chunk.rows), batches, rejects, np.array(facts, FACTS), shown, notes)
 
     def _rendered(self, row: Any, shape: str, notes: Notes) -> Texts:
-        preference = self.preference(row, shape)
-        note_columns(notes, preference.beside)
-        texts = self.renderer.render(preference)
+        try:
+            preference = self.preference(row, shape)
+            note_columns(notes, preference.beside)
+            texts = self.renderer.render(preference)
+        except RecursionError:
+            raise RowProblem("wrong type", "is nested too deeply") from None
         note_changes(notes, texts.changed)
         return texts
 

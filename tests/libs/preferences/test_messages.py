@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chat_templates import CHATML
 from nemotron_dpo.preferences.beside import Beside
 from nemotron_dpo.preferences.problems import RowProblem
 from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
 from nemotron_dpo.preferences.tokenize_chunk import parse
+from preference_rows import tokenize
+from small_tokenizers import byte_level, save
 
 USER, GOOD, BAD = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
 PAIR: dict[str, Any] = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
@@ -75,6 +79,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "tools that are no JSON": ({"tools": "a tool"}, ("wrong type", "is a string that is no JSON text")),
     "tools that are no list": ({"tools": '{"name": "f"}'}, ("wrong type", "is an object where a list is due")),
     "a tool that is no object": ({"tools": ["7"]}, ("wrong type", "holds a number where each tool is an object")),
+    "calls that are no list": (
+        {"chosen": [{**GOOD, "tool_calls": {"name": "f"}}]},
+        ("wrong type", "is an object where a list of objects is due"),
+    ),
     "calls that are no JSON": ({"chosen": [{**GOOD, "tool_calls": "f()"}]}, ("wrong type", "is a string that is no JSON text")),
 }
 
@@ -117,3 +125,41 @@ def test_two_values_of_one_name_are_an_error() -> None:
         with pytest.raises(RowProblem) as caught:
             parse(twice, 1 << 20)
         assert (caught.value.reason, caught.value.field) == ("repeated key", "chosen")
+
+
+def test_no_row_of_any_json_is_a_traceback(tmp_path: Path) -> None:
+    """Each odd value in each place: a pair, or an error of the row."""
+    template = CHATML.replace("message['content']", "(message.content or '') + (message.tool_calls | string)")
+    folder = save(tmp_path, byte_level(), chat_template="{{ tools or '' }}" + template, eos_token="<|im_end|>")
+    deep: Any = "end"
+    for _ in range(240):
+        deep = [deep]
+    odd = [
+        None,
+        True,
+        7,
+        "",
+        "text",
+        [],
+        [None],
+        ["x"],
+        [[]],
+        {},
+        {"a": 1},
+        [{"function": 1}],
+        [{"function": {"name": 1}}],
+        deep,
+    ]
+    rows = [{**PAIR, name: value} for name in ("tools", "system", "conversations", "extra", "prompt") for value in odd]
+    for name in ("content", "role", "tool_calls", "reasoning_content", "images", "extra"):
+        for column in ("prompt", "chosen"):
+            rows += [{**PAIR, column: [{**PAIR[column][0], name: value}]} for value in odd]
+    rows += [{**PAIR, "chosen": [{**GOOD, "tool_calls": [{"name": "f", "arguments": value}]}]} for value in odd]
+    rows += [{**PAIR, "tools": [{"name": "f", "parameters": {"properties": value}}]} for value in odd]
+    result = tokenize(folder, *rows, shape="pair")
+    assert len(result.facts) + len(result.rejects) == len(rows)
+    assert len(result.facts) > 50
+    assert {r.reason for r in result.rejects} >= {"wrong type", "unknown role", "images or sound"}
+    repeated = b'{"prompt": ' + b"[" * 1000 + b"]" * 1000 + b', "chosen": "a", "rejected": "b", "chosen": "c"}'
+    with pytest.raises(RowProblem):
+        parse(repeated, 1 << 20)
