@@ -27,8 +27,9 @@ the response. Where no exact split exists the row is an error. With a tokenizer 
 taken as plain text and the end-of-sequence token follows each response.
 
 Every text of a row must be in what the template renders: one that it leaves out is an error with its first words. Only
-the reasoning in past turns, what stands beside past calls of tools, and white space at the ends of a text may be missing;
-the last line counts these, and names columns that carry content and were not read. Images and sound are an error.
+the reasoning in past turns and what stands beside past calls of tools may be missing, and white space at the ends of texts
+may differ; the last line counts these, and names columns that carry content and were not read. Images and sound are an
+error.
 
 Rows that carry no signal (equal responses, a tie, no room for a response) are dropped and counted. An error in a row ends
 the run (--on-error fail) or is counted and skipped. stderr closes with exact counts. Digests of input, tokenizer and

@@ -294,7 +294,7 @@ def test_white_space_that_the_template_cuts_is_said(tmp_path: Path, tokenizer: P
     (cutting := tmp_path / "t.jinja").write_text(CHATML.replace("message['content']", "message['content'] | trim"))
     (data := tmp_path / "a").write_bytes(LINE + orjson.dumps({**ROW, "chosen": " Fine."}) + b"\n")
     done = tokenize(tmp_path, tokenizer, data, "--chat-template", cutting)
-    assert done.stderr.decode().endswith(" tokens; white space cut at the ends of texts in 1 rows\n")
+    assert done.stderr.decode().endswith(" tokens; white space at the ends of texts changed in 1 rows\n")
 
 
 def test_a_role_of_no_known_name_is_an_error_unless_the_template_knows_it(tmp_path: Path, tokenizer: Path) -> None:

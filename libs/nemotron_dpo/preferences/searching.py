@@ -16,7 +16,7 @@ _THOUGHT = re.compile(f"(?:{_OPEN})(?:(?!{_OPEN}).)*?(?:{_CLOSE})", re.DOTALL)
 _OPENED = re.compile(f"({_OPEN})\\s*$")
 _STRAY_CLOSE = re.compile(f".*(?:{_CLOSE})", re.DOTALL)
 
-TRIMMED = "white space cut at the ends of texts"
+TRIMMED = "white space at the ends of texts changed"
 NO_ORDERS = "/think or /no_think taken out"
 
 

@@ -95,7 +95,7 @@ LEFT_OUT: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 CUT, PAST, BESIDE, ORDER = (
-    "white space cut at the ends of texts", "reasoning of past turns left out", "text beside past calls of tools left out",
+    "white space at the ends of texts changed", "reasoning of past turns left out", "text beside past calls of tools left out",
     "/think or /no_think taken out",
 )  # fmt: skip
 MARKED = template("{% set c = m.content | replace('/no_think', '') %}")
