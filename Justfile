@@ -1,9 +1,11 @@
-# From a fresh clone with Python 3.11: pip install rust-just && just dpo-tiny
+# From a fresh clone with Python 3.11, 3.12 or 3.13: pip install rust-just && just dpo-tiny
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 python := ".venv/bin/python"
-cache := env("XDG_CACHE_HOME", env("HOME") / ".cache") / "nemotron-dpo"
+# Which build of torch .venv gets: auto, cpu, cuda or the URL of a package index, as in `just torch=cuda setup`
+torch := env("NEMOTRON_DPO_TORCH", "auto")
+cache := env("XDG_CACHE_HOME", env("HOME", justfile_directory() / ".nemotron") / ".cache") / "nemotron-dpo"
 smollm2 := cache / "smollm2-135m-instruct"
 trl := cache / "trl-venv"
 
@@ -12,9 +14,14 @@ trl := cache / "trl-venv"
 default:
     @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
-# Make .venv from configs/pins.txt, or refresh it when the pins changed
+# Make .venv from pyproject.toml and configs/pins.txt, or refresh it when these changed
+[no-exit-message]
 setup:
-    @pipelines/setup.sh .venv
+    @pipelines/setup.sh .venv {{ quote(torch) }}
+
+# Write configs/pins.txt anew after a change of pyproject.toml; --upgrade takes the newest versions
+pins *ARGS: setup
+    @pipelines/pins.sh configs/pins.txt {{ ARGS }}
 
 # Train the tiny policy on the sample pairs: tokenize, score, 10 steps of DPO, validate, export
 dpo-tiny *OVERRIDES: setup

@@ -1,17 +1,31 @@
 #!/usr/bin/env bash
-# Make the virtual environment $1 from configs/pins.txt, unless the one there was made from the same pins.
-# Usage: pipelines/setup.sh .venv
+# Make the virtual environment VENV of this checkout, unless the one there is up to date, which costs nothing to see.
+# Usage: pipelines/setup.sh VENV [auto|cpu|cuda|URL of a package index]: which build of torch; see torch_build.py.
 set -euo pipefail
 
-venv=$1
-root=$(cd "$(dirname "$0")/.." && pwd)
-stamp=$(cat "$root/configs/pins.txt" "$root/pyproject.toml" | sha256sum | cut -d' ' -f1)
+venv=$1 torch=${2:-auto}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+sum=(sha256sum)
+command -v sha256sum >/dev/null || sum=(shasum -a 256)
+stamp=$({ cat "$root/configs/pins.txt" "$root/pyproject.toml"; echo "$root"; } | "${sum[@]}")
+stamp=${stamp%% *}
 
-[[ -x $venv/bin/python && $(cat "$venv/pins.sha256" 2>/dev/null) == "$stamp" ]] && exit 0
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: error: Python 3.11 or later is needed" >&2; exit 1; }
-echo "setup: making $venv (once; torch is large)" >&2
-python3 -m venv --clear "$venv"
-"$venv/bin/python" -m pip install --quiet --no-deps -r "$root/configs/pins.txt"
-"$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e "$root"
-"$venv/bin/python" -m pip check >&2
-echo "$stamp" > "$venv/pins.sha256"
+made="" build=""
+[[ ! -r $venv/setup.stamp ]] || read -r made build <"$venv/setup.stamp" || true
+if [[ -x $venv/bin/python && $made == "$stamp" && ($torch == auto || $torch == "$build") ]]; then
+  [[ $torch != auto || $build != cpu || ! -e /dev/nvidia0 ]] ||
+    echo "setup: note: this machine has a GPU and $venv has torch's CPU build: \`just torch=cuda setup\` changes that" >&2
+  exit 0
+fi
+
+# Versions that torch has wheels of, and an interpreter for which they were built.
+suits='import sys, sysconfig
+free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13) and sys.implementation.name == "cpython" and not free_threaded))'
+for python in python3 python3.13 python3.12 python3.11; do
+  # -E and -s: what PYTHONPATH and the user's own folder hold is no part of this environment.
+  ! "$python" -E -s -c "$suits" >/dev/null 2>&1 || exec "$python" -E -s -B "$root/pipelines/make_venv.py" "$venv" "$stamp" "$torch"
+done
+found=$(python3 --version 2>/dev/null || echo "no python3")
+echo "setup: error: $found on PATH, and neither python3.11, python3.12 nor python3.13: install one of them (Python 3.12, say)" >&2
+exit 1

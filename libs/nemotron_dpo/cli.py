@@ -53,6 +53,8 @@ def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoR
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS brings them back
     logging.getLogger("megatron").addHandler(logging.NullHandler())  # what matters of it is raised too
+    # megatron-core imports torch's compiler of CUDA code, unasked, and that complains of a toolkit on a machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in str(record.msg))
     status = [1]
     atexit.register(_skip_teardown, status)  # registered first, it is called last
     status[0] = _status(command, program)

@@ -57,6 +57,18 @@ def test_a_failure_is_one_line_and_a_status(body: str, arguments: list[str], sta
     assert done.returncode == status
 
 
+@pytest.mark.slow
+def test_a_cuda_toolkit_without_a_gpu_is_nothing_to_complain_of() -> None:
+    """What megatron-core's import of torch.utils.cpp_extension makes torch's build for CUDA do."""
+    look = "from torch.utils import cpp_extension; cpp_extension._find_cuda_home(); cpp_extension.logger.warning('another')"
+    without_gpu = {"CUDA_HOME": "/toolkit", "CUDA_VISIBLE_DEVICES": ""}
+    plain = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, env={**os.environ, **without_gpu})
+    assert "No CUDA runtime is found, using CUDA_HOME='/toolkit'" in plain.stderr
+    ours = run(look, **without_gpu)
+    assert "No CUDA runtime" not in ours.stderr
+    assert "another" in ours.stderr
+
+
 def test_a_bug_of_ours_shows_its_traceback() -> None:
     done = run("1 / 0")
     assert "ZeroDivisionError" in done.stderr

@@ -1,0 +1,249 @@
+"""`just setup` on all kinds of machines: real pip on a small project, with an index of tiny wheels on loopback."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import small_index
+from pipelines import pip_run
+
+BASE = Path(getattr(sys, "_base_executable", sys.executable))
+READ_ONLY = Path("/proc/nowhere")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[small_index.Index]:
+    folder = tmp_path_factory.mktemp("index")
+    small_index.fill(folder)
+    with small_index.serve(folder) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PATH with what set-up itself calls and no Python."""
+    folder = tmp_path_factory.mktemp("tools")
+    for name in ("bash", "env", "dirname", "cat", "sha256sum"):
+        (folder / name).symlink_to(shutil.which(name) or name)
+    return folder
+
+
+def _python(folder: Path, name: str, old: str = "") -> str:
+    """A PATH entry with one interpreter under `name`: the one that runs the tests, or one that says it is `old`."""
+    folder.mkdir(exist_ok=True)
+    script = f'[ "$1" != --version ] || echo Python {old}; [ "$1" = --version ]' if old else f'exec {BASE} "$@"'
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return str(folder)
+
+
+def _environment(index: small_index.Index | None, *path: str, **more: str) -> dict[str, str]:
+    """No HOME and none of this machine's settings for pip; the index, if any, is a private one."""
+    own = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_RETRIES": "1",
+        "PIP_INDEX_URL": index.url if index else "http://127.0.0.1:9/simple",
+    }
+    return own | {"PATH": ":".join(path)} | more
+
+
+def _start(checkout: Path, environment: dict[str, str], torch: str = "auto", venv: Path | None = None) -> subprocess.Popen[str]:
+    argv = ["bash", str(checkout / "pipelines" / "setup.sh"), str(venv or checkout / ".venv"), torch]
+    return subprocess.Popen(
+        argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=checkout, start_new_session=True
+    )
+
+
+def _setup(checkout: Path, environment: dict[str, str], torch: str = "auto", venv: Path | None = None) -> tuple[int, str]:
+    process = _start(checkout, environment, torch, venv)
+    out, err = process.communicate(timeout=300)
+    assert out == ""
+    return process.returncode, err
+
+
+def _packages(venv: Path) -> dict[str, str]:
+    """What is installed, but for what the standard library may bring."""
+    found = metadata.distributions(path=[str(path) for path in venv.glob("lib/python*/site-packages")])
+    return {each.metadata["Name"]: each.version for each in found if each.metadata["Name"] != "setuptools"}
+
+
+@pytest.mark.slow
+def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: small_index.Index, tools: Path, tmp_path: Path):
+    """In a folder with a space and an umlaut, without HOME, with settings of Python's and pip's that would lead astray."""
+    checkout = small_index.checkout(tmp_path / "mein Büro")
+    astray = tmp_path / "astray"
+    shutil.copytree(tmp_path / "mein Büro" / "libs", astray)
+    (astray / "tool-1.0.dist-info").mkdir()
+    (astray / "tool-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tool\nVersion: 1.0\n")
+    path = _python(tmp_path / "bin", "python3")
+    environment = _environment(
+        index, path, str(tools), PYTHONPATH=str(astray), PIP_USER="1", PIP_TARGET=str(astray), PIP_NO_DEPS="1", PIP_QUIET="1"
+    )
+
+    code, said = _setup(checkout, environment)
+    assert code == 0, said
+    assert f"with Python {sys.version.split()[0]} (" in said
+    assert "is ready after" in said
+    venv = checkout / ".venv"
+    own = {"pip": small_index.PIP, "small": "0.1", "tool": "1.0"}
+    has_gpu = "this machine has a GPU" in said
+    assert _packages(venv) == own | ({"torch": "2.13.0", "cuda_thing": "1.0"} if has_gpu else {"torch": "2.13.0+cpu"})
+    argv = [venv / "bin" / "python", "-c", "import small, tool; print(small.__file__)"]
+    assert subprocess.check_output(argv, text=True).strip() == str(checkout / "libs" / "small.py")
+    assert not (venv / "tmp").exists()
+    beside = {each.name for each in checkout.iterdir()}
+    assert beside - {"__pycache__"} == {".venv", "backend.py", "configs", "libs", "pipelines", "pyproject.toml"}
+
+    stamp = (venv / "setup.stamp").stat().st_mtime_ns
+    assert _setup(checkout, _environment(None, str(tools))) == (0, "")  # needs neither Python nor the index
+    assert (venv / "setup.stamp").stat().st_mtime_ns == stamp
+
+    code, said = _setup(checkout, environment, "cuda")
+    assert (code, "you asked for it" in said) == (0, True), said
+    assert _packages(venv) == own | {"torch": "2.13.0", "cuda_thing": "1.0"}
+    assert _setup(checkout, environment, "cuda") == (0, "")
+    assert _setup(checkout, environment) == (0, "")
+
+    # An environment knows the folder that it was made for; the moved one would run the programs of the old place.
+    moved = checkout.rename(tmp_path / "moved")
+    code, said = _setup(moved, environment, f"{index.url}")
+    assert code == 0, said
+    (pth,) = moved.glob(".venv/lib/python*/site-packages/small.pth")
+    assert pth.read_text().strip() == str(moved / "libs")
+
+
+@pytest.mark.slow
+def test_an_interrupted_setup_starts_over_and_two_at_once_wait(index: small_index.Index, tools: Path, tmp_path: Path):
+    checkout = small_index.checkout(tmp_path / "checkout")
+    environment = _environment(index, _python(tmp_path / "bin", "python3"), str(tools), HOME=str(tmp_path))
+    try:
+        for signum, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            index.gate.clear()
+            index.asked.clear()
+            first = _start(checkout, environment)
+            assert index.asked.wait(120), "the wheel was not asked for"
+            os.killpg(first.pid, signum)
+            _, said = first.communicate(timeout=60)
+            assert first.returncode == status, said
+            assert "Traceback" not in said
+            assert not (checkout / ".venv" / "setup.stamp").exists()
+        index.asked.clear()
+        both = [_start(checkout, environment)]
+        assert index.asked.wait(120)
+        both.append(_start(checkout, environment))
+        assert both[1].stderr is not None
+        heard = both[1].stderr.readline()
+        assert heard.startswith("setup: waiting for another set-up"), heard
+    finally:
+        index.gate.set()
+    ends = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    assert "is ready after" in ends[0]
+    assert ends[1] == ""
+    assert _packages(checkout / ".venv")["tool"] == "1.0"
+
+
+def test_what_ends_in_one_line_before_anything_is_made(tools: Path, tmp_path: Path):
+    """The path of interpreters, torch=, the environment, and what the one line says."""
+    checkout = small_index.checkout(tmp_path / "checkout")
+    own, old = _python(tmp_path / "own", "python3"), _python(tmp_path / "old", "python3", "3.14.0")
+    newer = _python(tmp_path / "newer", "python3.12")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letters.txt").write_text("dear")
+    cases: list[tuple[list[str], str, Path | None, str]] = [
+        ([old], "auto", None, "Python 3.14.0 on PATH, and neither python3.11, python3.12 nor python3.13: install one of them"),
+        ([], "auto", None, "no python3 on PATH, and neither"),
+        ([old, newer], "nonsense", None, "torch=nonsense: it is auto, cpu, cuda or the URL"),
+        ([own], "https://me:secret@host/simple", None, "passwords"),
+        ([own], "auto", READ_ONLY, f"cannot write {READ_ONLY}"),
+        ([own], "auto", foreign, "is a folder but no virtual environment: move it away"),
+    ]
+    for path, torch, venv, message in cases:
+        code, said = _setup(checkout, _environment(None, *path, str(tools)), torch, venv)
+        assert code == 1, (path, torch)
+        assert said.count("\n") == 1, said
+        assert said.startswith("setup: error: "), said
+        assert message in said
+    assert not (checkout / ".venv").exists()
+    assert (foreign / "letters.txt").read_text() == "dear"
+
+
+@pytest.mark.slow
+def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools: Path, tmp_path: Path):
+    own = _python(tmp_path / "bin", "python3")
+    pins = small_index.PINS
+    cases = [
+        (None, pins, "auto", "the package index could not be reached: "),
+        (
+            index,
+            pins.replace("tool==1.0", "tool==7.0"),
+            "auto",
+            "small 0.1 depends on tool; The user requested (constraint) tool==7.0",
+        ),
+        (
+            index,
+            pins.replace("torch==2.13.0", "torch==2.12.0"),
+            "cpu",
+            "torch 2.12.0+cpu for this Python is to be had",
+        ),
+        (index, pins.replace("torch==2.13.0", ""), "cpu", "torch is missing: `just pins` writes that file"),
+    ]
+    for number, (served, pins, torch, message) in enumerate(cases):
+        checkout = small_index.checkout(tmp_path / f"checkout{number}", pins)
+        code, said = _setup(checkout, _environment(served, own, str(tools)), torch)
+        assert code == 1, said
+        last = said.splitlines()[-1]
+        assert last.startswith("setup: error: "), said
+        assert message in last
+        assert "Traceback" not in said
+        assert not (checkout / ".venv" / "setup.stamp").exists()
+
+
+def test_a_persons_index_and_proxy_count_and_their_habits_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    kept = {"PIP_INDEX_URL": "https://mirror/simple", "HTTPS_PROXY": "http://proxy:3128", "SSL_CERT_FILE": "/certs"}
+    for name, value in (kept | {"PIP_TARGET": "/elsewhere", "PIP_USER": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    under = pip_run.environment(tmp_path / "tmp")
+    assert kept.items() <= under.items()
+    assert "PIP_TARGET" not in under
+    assert (under["PIP_USER"], under["TMPDIR"]) == ("0", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", "/large")
+    assert pip_run.environment(tmp_path / "tmp")["TMPDIR"] == "/large"
+
+
+def test_progress_counts_what_was_fetched():
+    """3 MB finished, 5 MB taken from pip's cache, 2 of 8 MB under way; a file's metadata is not the file."""
+    said = io.StringIO()
+    progress = pip_run.Progress(total_mb=20, stream=said)
+    for line in (
+        "Collecting numpy==2.4.6",
+        "  Downloading numpy-2.4.6-cp312-cp312-manylinux_2_27_x86_64.whl (3.0 MB)",
+        "Progress 1000000 of 3000000",
+        "Progress 3000000 of 3000000",
+        "  Downloading x-1-py3-none-any.whl.metadata (9.0 MB)",
+        "  Using cached torch-2.13.0-cp312-cp312-linux.whl (5.0 MB)",
+        "  Downloading nvidia_nccl_cu13-2.29.7-py3-none-manylinux_2_18_x86_64.whl (8.0 MB)",
+        "Progress 2000000 of 8000000",
+    ):
+        progress.read(line)
+    progress.show()
+    assert said.getvalue() == ""  # too early to say
+    progress.shown_at -= 16
+    progress.show()
+    assert said.getvalue() == "setup:    0 s, 10 of about 20 MB, fetching nvidia_nccl_cu13\n"
+    progress.read("Installing collected packages: numpy, torch, nvidia-nccl-cu13")
+    progress.shown_at -= 16
+    progress.show()
+    assert said.getvalue().endswith("installing 3 packages\n")
