@@ -96,7 +96,8 @@ def _alone(venv: Path) -> Iterator[TextIO]:
 
 
 def _empty(venv: Path) -> None:
-    """Remove what an older or an interrupted set-up left, but the lock."""
+    """Remove what an older or an interrupted set-up left, its stamp first, but the lock."""
+    (venv / "setup.stamp").unlink(missing_ok=True)
     for path in venv.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -108,28 +109,29 @@ def _make_pip(venv: Path, log: TextIO) -> list[str]:
     """A virtual environment with pip alone; the command that runs its pip. Debian may lack ensurepip: then another pip does."""
     base, python = _base_python(), str(venv / "bin" / "python")
     options = ["-E", "-s", "-m"]
-    if not _worked([base, *options, "venv", "--without-pip", str(venv)], log):
+    if not _worked([base, *options, "venv", "--without-pip", str(venv)], log, venv):
         raise SetupError(f"{base} has no module `venv`: install it (Debian: apt install python3-venv)")
     other_pip = [base, *options, "pip", "--python", python, "install", "--constraint", str(PINS), "pip"]
-    if not _worked([python, "-I", "-m", "ensurepip"], log) and not _worked(other_pip, log):
+    if not _worked([python, "-I", "-m", "ensurepip"], log, venv) and not _worked(other_pip, log, venv):
         raise SetupError(f"{base} has neither `ensurepip` nor `pip`: install one (Debian: apt install python3-venv)")
     return [python, "-I", "-u", "-m", "pip"]
 
 
-def _worked(argv: list[str], log: TextIO) -> bool:
+def _worked(argv: list[str], log: TextIO, venv: Path) -> bool:
     print("$", *argv, file=log, flush=True)
-    return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=pip_run.environment()).returncode == 0
+    env = pip_run.environment(venv / "tmp")
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env).returncode == 0
 
 
 def _install(pip: list[str], asked: str, venv: Path, log: TextIO, lock: TextIO) -> None:
-    progress = pip_run.Progress(LARGE.download_mb)
+    progress = pip_run.Progress()
 
     def run(*arguments: str) -> None:
         pip_run.run(pip, *arguments, log=log, progress=progress, keep_open=(lock.fileno(),), scratch=venv / "tmp")
 
     only_pins = ("--constraint", str(PINS), "--only-binary", ":all:")
     run("install", "--no-deps", f"pip=={_pin('pip')}")
-    build = torch_build.choose(asked, _pin("torch"), torch_build.this_machine(pip, pip_run.environment()))
+    build = torch_build.choose(asked, _pin("torch"), torch_build.this_machine(pip, pip_run.environment(venv / "tmp")))
     size = SMALL if build.small else LARGE
     _announce(build, size, venv)
     progress.total_mb = size.download_mb

@@ -30,10 +30,10 @@ class PipFailed(Exception):
 class Progress:
     """What is being done: bytes of finished files and of the one under way, then the number of packages to install.
 
-    On a terminal one line is written over and over; elsewhere there is one in fifteen seconds.
+    On a terminal one line is written over and over; elsewhere there is one in half a minute.
     """
 
-    total_mb: float
+    total_mb: float = 0  # of all that is to be fetched, 0 while that is not known
     stream: TextIO = sys.stderr
     done_bytes: float = 0
     current_bytes: float = 0
@@ -57,11 +57,12 @@ class Progress:
     def show(self) -> None:
         """Say where it stands, where enough time has passed since that was last said."""
         now, on_terminal = time.monotonic(), self.stream.isatty()
-        if now - self.shown_at < (0.2 if on_terminal else 15):
+        if now - self.shown_at < (0.2 if on_terminal else 30):
             return
         self.shown_at = now
         mb = (self.done_bytes + self.current_bytes) / MB
-        text = f"setup: {now - self.started:4.0f} s, {mb:.0f} of about {max(self.total_mb, mb):.0f} MB, {self.doing}"
+        fetched = f"{mb:.0f} of about {max(self.total_mb, mb):.0f} MB, " if self.total_mb else ""
+        text = f"setup: {now - self.started:4.0f} s, {fetched}{self.doing}"
         print(f"\r\x1b[K{text[:100]}" if on_terminal else text, end="" if on_terminal else "\n", file=self.stream, flush=True)
 
     @contextmanager
@@ -84,16 +85,19 @@ class Progress:
                 print("\r\x1b[K", end="", file=self.stream, flush=True)
 
 
-def environment(scratch: Path | None = None) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
     """The variables that pip runs under: a person's index, proxy and certificates count, their other habits do not.
 
-    `scratch` takes what is being fetched, unless TMPDIR says otherwise: /tmp may be a small piece of memory.
+    `scratch` takes what is being fetched, unless TMPDIR says otherwise: /tmp may be a small piece of memory. It is also the
+    home of who has none, as in some containers, where pip would fail.
     """
+    scratch.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if name not in _UNSET}
     own = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_USER": "0"}
-    if scratch is not None and "TMPDIR" not in kept:
-        scratch.mkdir(exist_ok=True)
+    if "TMPDIR" not in kept:
         own["TMPDIR"] = str(scratch)
+    if os.path.expanduser("~") == "~":
+        own["HOME"] = str(scratch)
     return kept | own
 
 

@@ -240,10 +240,10 @@ def test_progress_counts_what_was_fetched():
         progress.read(line)
     progress.show()
     assert said.getvalue() == ""  # too early to say
-    progress.shown_at -= 16
+    progress.shown_at -= 31
     progress.show()
     assert said.getvalue() == "setup:    0 s, 10 of about 20 MB, fetching nvidia_nccl_cu13\n"
     progress.read("Installing collected packages: numpy, torch, nvidia-nccl-cu13")
-    progress.shown_at -= 16
+    progress.shown_at -= 31
     progress.show()
     assert said.getvalue().endswith("installing 3 packages\n")
