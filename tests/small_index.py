@@ -61,7 +61,7 @@ def serve(folder: Path) -> Iterator[Index]:
         def do_GET(self) -> None:
             if "tool-" in self.path:
                 index.asked.set()
-                index.gate.wait(60)
+                index.gate.wait(600)
             super().do_GET()
 
         def log_message(self, format: str, *args: object) -> None:

@@ -49,11 +49,8 @@ def _python(folder: Path, name: str, old: str = "") -> str:
 
 def _environment(index: small_index.Index | None, *path: str, **more: str) -> dict[str, str]:
     """No HOME and none of this machine's settings for pip; the index, if any, is a private one."""
-    own = {
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_RETRIES": "1",
-        "PIP_INDEX_URL": index.url if index else "http://127.0.0.1:9/simple",
-    }
+    url = index.url if index else "http://127.0.0.1:9/simple"
+    own = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": url, "PIP_RETRIES": "1", "PIP_TIMEOUT": "600"}
     return own | {"PATH": ":".join(path)} | more
 
 
@@ -131,22 +128,22 @@ def test_an_interrupted_setup_starts_over_and_two_at_once_wait(index: small_inde
             index.gate.clear()
             index.asked.clear()
             first = _start(checkout, environment)
-            assert index.asked.wait(120), "the wheel was not asked for"
+            assert index.asked.wait(300), "the wheel was not asked for"
             os.killpg(first.pid, signum)
-            _, said = first.communicate(timeout=60)
+            _, said = first.communicate(timeout=300)
             assert first.returncode == status, said
             assert "Traceback" not in said
             assert not (checkout / ".venv" / "setup.stamp").exists()
         index.asked.clear()
         both = [_start(checkout, environment)]
-        assert index.asked.wait(120)
+        assert index.asked.wait(300)
         both.append(_start(checkout, environment))
         assert both[1].stderr is not None
         heard = both[1].stderr.readline()
         assert heard.startswith("setup: waiting for another set-up"), heard
     finally:
         index.gate.set()
-    ends = [process.communicate(timeout=120)[1] for process in both]
+    ends = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     assert "is ready after" in ends[0]
     assert ends[1] == ""
