@@ -41,7 +41,7 @@ class Size:
     time: str
 
 
-SMALL = Size(download_mb=400, disk_gb=1.8, time="one to five minutes")
+SMALL = Size(download_mb=410, disk_gb=1.8, time="one to five minutes")
 LARGE = Size(download_mb=2950, disk_gb=5.8, time="three to twenty minutes")
 
 

@@ -16,7 +16,9 @@ from typing import TextIO
 
 MB = 1e6
 _UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-_FILE = re.compile(r"\s*(?:Downloading|Using cached) (\S+?)(?:-[^- ]+)*\.whl(?:\.metadata)? \(([\d.]+) (bytes|kB|MB|GB)\)")
+_FILE = re.compile(
+    r"\s*(?:Downloading|Using cached) (?:\S*/)?(\S+?)(?:-[^- ]+)*\.whl(?:\.metadata)? \(([\d.]+) (bytes|kB|MB|GB)\)",
+)
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)$")
 # Settings of pip that would put packages elsewhere than into this environment, or change what is read here.
 _UNSET = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_NO_DEPS", "PIP_DRY_RUN", "PIP_REPORT", "PIP_QUIET", "PIP_VERBOSE")

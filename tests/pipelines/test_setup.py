@@ -105,18 +105,15 @@ def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: sma
     assert _setup(checkout, _environment(None, str(tools))) == (0, "")  # needs neither Python nor the index
     assert (venv / "setup.stamp").stat().st_mtime_ns == stamp
 
-    code, said = _setup(checkout, environment, "cuda")
-    assert (code, "you asked for it" in said) == (0, True), said
-    assert _packages(venv) == own | {"torch": "2.13.0", "cuda_thing": "1.0"}
-    assert _setup(checkout, environment, "cuda") == (0, "")
-    assert _setup(checkout, environment) == (0, "")
-
-    # An environment knows the folder that it was made for; the moved one would run the programs of the old place.
+    # An environment knows the folder that it was made for: the moved one would run the programs of the old place.
     moved = checkout.rename(tmp_path / "moved")
-    code, said = _setup(moved, environment, f"{index.url}")
-    assert code == 0, said
+    code, said = _setup(moved, environment, "cuda")
+    assert (code, "you asked for it" in said) == (0, True), said
+    assert _packages(moved / ".venv") == own | {"torch": "2.13.0", "cuda_thing": "1.0"}
     (pth,) = moved.glob(".venv/lib/python*/site-packages/small.pth")
     assert pth.read_text().strip() == str(moved / "libs")
+    for torch in ("cuda", "auto"):
+        assert _setup(moved, environment, torch) == (0, "")
 
 
 @pytest.mark.slow
@@ -124,16 +121,15 @@ def test_an_interrupted_setup_starts_over_and_two_at_once_wait(index: small_inde
     checkout = small_index.checkout(tmp_path / "checkout")
     environment = _environment(index, _python(tmp_path / "bin", "python3"), str(tools), HOME=str(tmp_path))
     try:
-        for signum, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            index.gate.clear()
-            index.asked.clear()
-            first = _start(checkout, environment)
-            assert index.asked.wait(300), "the wheel was not asked for"
-            os.killpg(first.pid, signum)
-            _, said = first.communicate(timeout=300)
-            assert first.returncode == status, said
-            assert "Traceback" not in said
-            assert not (checkout / ".venv" / "setup.stamp").exists()
+        index.gate.clear()
+        index.asked.clear()
+        first = _start(checkout, environment)
+        assert index.asked.wait(300), "the wheel was not asked for"
+        os.killpg(first.pid, signal.SIGINT)
+        _, said = first.communicate(timeout=300)
+        assert first.returncode == 130, said
+        assert said.splitlines()[-1].startswith("setup: interrupted: "), said
+        assert not (checkout / ".venv" / "setup.stamp").exists()
         index.asked.clear()
         both = [_start(checkout, environment)]
         assert index.asked.wait(300)
@@ -181,24 +177,12 @@ def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools:
     own = _python(tmp_path / "bin", "python3")
     pins = small_index.PINS
     cases = [
-        (None, pins, "auto", "the package index could not be reached: "),
-        (
-            index,
-            pins.replace("tool==1.0", "tool==7.0"),
-            "auto",
-            "small 0.1 depends on tool; The user requested (constraint) tool==7.0",
-        ),
-        (
-            index,
-            pins.replace("torch==2.13.0", "torch==2.12.0"),
-            "cpu",
-            "torch 2.12.0+cpu for this Python is to be had",
-        ),
-        (index, pins.replace("torch==2.13.0", ""), "cpu", "torch is missing: `just pins` writes that file"),
+        (None, pins, "the package index could not be reached: "),
+        (index, pins.replace("tool==1.0", "tool==7.0"), "small 0.1 depends on tool; The user requested (constraint) tool==7.0"),
     ]
-    for number, (served, pins, torch, message) in enumerate(cases):
+    for number, (served, pins, message) in enumerate(cases):
         checkout = small_index.checkout(tmp_path / f"checkout{number}", pins)
-        code, said = _setup(checkout, _environment(served, own, str(tools)), torch)
+        code, said = _setup(checkout, _environment(served, own, str(tools)))
         assert code == 1, said
         last = said.splitlines()[-1]
         assert last.startswith("setup: error: "), said
@@ -231,7 +215,7 @@ def test_progress_counts_what_was_fetched():
         "Progress 3000000 of 3000000",
         "  Downloading x-1-py3-none-any.whl.metadata (9.0 MB)",
         "  Using cached torch-2.13.0-cp312-cp312-linux.whl (5.0 MB)",
-        "  Downloading nvidia_nccl_cu13-2.29.7-py3-none-manylinux_2_18_x86_64.whl (8.0 MB)",
+        "  Downloading http://mirror/simple/nvidia_nccl_cu13-2.29.7-py3-none-manylinux_2_18_x86_64.whl (8.0 MB)",
         "Progress 2000000 of 8000000",
     ):
         progress.read(line)
