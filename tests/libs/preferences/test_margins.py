@@ -108,6 +108,6 @@ def test_a_margin_within_rounding_is_no_preference(tmp_path: Path):
     bound = 2 * margins.TOKEN_ROUNDING
     reference = {"a": ([-1.0, 0.0], [-1.0, 0.0]), "b": ([-1.0, 0.0], [-1.0, 0.0])}
     policy = {"a": ([-1.0 + 0.9 * bound, 0.0], [-1.0, 0.0]), "b": ([-1.0 + 1.1 * bound, 0.0], [-1.0, 0.0])}
-    files = (_write(tmp_path / f"{name}.arrow", scores) for name, scores in (("policy", policy), ("reference", reference)))
+    files = _write(tmp_path / "policy.arrow", policy), _write(tmp_path / "reference.arrow", reference)
     write_report(*files, 0.5, tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text())["accuracy"] == 0.5
