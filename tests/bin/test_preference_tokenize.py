@@ -122,17 +122,17 @@ def test_a_folder_of_shards_counts_the_empty_ones_and_names_all(tmp_path: Path, 
 
 @pytest.mark.multiprocess
 def test_workers_and_limits_treat_tables_and_arrays_as_lines(tmp_path: Path, tokenizer: Path) -> None:
-    table = [{**ROW, "prompt": f"q{i}", "tools": [{"name": "t"}] if i % 2 else [{"parameters": {"a": i}}]} for i in range(1200)]
+    table = [{**ROW, "prompt": f"q{i}", "tools": [{"name": "t"}] if i % 2 else [{"parameters": {"a": i}}]} for i in range(600)]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     (tmp_path / "array.json").write_bytes(orjson.dumps(table))
     for name in ("t.parquet", "array.json"):
         outputs = set()
         for num_workers in (1, 2):
-            done = tokenize(tmp_path, tokenizer, tmp_path / name, "--num-workers", num_workers, "--limit", 1100)
+            done = tokenize(tmp_path, tokenizer, tmp_path / name, "--num-workers", num_workers, "--limit", 520)
             assert done.returncode == 0, done.stderr
             outputs.add((tmp_path / "out.arrow").read_bytes())
         assert len(outputs) == 1, name
-        assert [pair["source_line"] for pair in read(tmp_path / "out.arrow")[1]] == list(range(1, 1101)), name
+        assert [pair["source_line"] for pair in read(tmp_path / "out.arrow")[1]] == list(range(1, 521)), name
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, tokenizer: Path) -> None:
