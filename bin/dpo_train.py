@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.loop import Settings
     from nemotron_dpo.training.resume import Identity, ResumeState
-    from nemotron_dpo.training.saving import Checkpoints
 
 PROGRAM = "dpo-train"
 
@@ -80,7 +79,7 @@ def command(
     pretrained = run.checkpointing.pretrained_checkpoint
     found = resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
     with _held(run, folder):
-        earlier = newest(_checkpoint_dir(run, folder))
+        earlier = newest(wiring.checkpoint_dir(run, folder))
         data, reference_is_policy = _open_input(run, source, folder, found, is_first=earlier is None)
         sets = {name: _open(run, path, found)[0] for name, path in held_out.items()}
         settings = wiring.settings(run, data, sets, gate=reference_is_policy)
@@ -105,16 +104,12 @@ def _held(run: RunConfig, run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
-    return Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
-
-
 def _validation_sets(arguments: tuple[str, ...]) -> dict[str, Path]:
     """The files to validate on by name; a path that exists is one, even with a "=" in it. Raises UserError."""
     sets: dict[str, Path] = {}
     for argument in arguments:
         name, found, path = argument.partition("=")
-        if Path(argument).exists() or not found:
+        if Path(expand_home(argument)).exists() or not found:
             name, path = "default", argument
         place = f"--validation {argument}"
         if not (path and re.fullmatch(r"[\w.-]+", name)):
@@ -143,12 +138,16 @@ def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource,
 def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]:
     """The pairs of one file, and whether `policy` itself scored them."""
     from nemotron_dpo.preferences.checks import check_vocabulary
+    from nemotron_dpo.preferences.vocabulary import is_foreign
     from nemotron_dpo.training.data import check_reference, open_pairs
 
     scored = run.dpo.preference_loss_weight != 0
     say = functools.partial(cli.say, PROGRAM)
     pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length, say=say)
-    check_vocabulary(pairs, _vocab_size(policy, info.digests.get("tokenizer")), path)
+    tokenizer = info.digests.get("tokenizer")
+    check_vocabulary(pairs, _vocab_size(policy, tokenizer), path)
+    if run.policy.tokenizer.name is None and is_foreign(policy.tokenizer_folder, tokenizer):
+        say(f"warning: {path}: was tokenized with another tokenizer than {policy.name} has")
     if scored and not run.dpo.allow_reference_mismatch and cli.is_first_rank():
         check_reference(info, _weights_digest(policy), path)
     return pairs, scored and not run.dpo.allow_reference_mismatch
@@ -207,7 +206,7 @@ def _train(
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.training.stopping import Stop, deadline
 
-    checkpoints, save_by = _checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
+    checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(wiring.layout(run), run.dpo.seed, functools.partial(cli.say, PROGRAM))
     try:
@@ -235,26 +234,6 @@ def _train(
         parallel.shut_down()
     if stop.reason == "SIGTERM":
         raise cli.Terminated
-
-
-def _checkpoints(
-    run: RunConfig, run_dir: Path, policy: ModelSource, identity: Identity | None, sets: Collection[str]
-) -> Checkpoints | None:
-    from nemotron_dpo.config import dump_run, ranking
-    from nemotron_dpo.training.saving import Checkpoints
-
-    keep = run.checkpointing
-    if not keep.enabled:
-        return None
-    return Checkpoints(
-        folder=_checkpoint_dir(run, run_dir),
-        config=dump_run(run),
-        identity=identity if keep.save_optimizer else None,
-        tokenizer=policy.tokenizer_folder if policy.tokenizer_folder.is_dir() else None,
-        keep_top_k=keep.keep_top_k,
-        metric_name=ranking(run, sets),
-        higher_is_better=keep.higher_is_better,
-    )
 
 
 def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> tuple[TrainablePolicy, Architecture]:

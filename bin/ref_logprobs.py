@@ -44,7 +44,10 @@ PROGRAM = "ref-logprobs"
     "--hf-model", type=cli.PATH, metavar="ID_OR_DIR", help="HF model that --policy, a checkpoint of Megatron-LM, holds."
 )
 @click.option(
-    "--tokenizer", type=cli.PATH, metavar="ID_OR_DIR", help="Tokenizer INPUT must have been made with [default: not checked]."
+    "--tokenizer",
+    type=cli.PATH,
+    metavar="ID_OR_DIR",
+    help="Tokenizer INPUT must have been made with.",
 )
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--micro-batch-tokens", type=click.IntRange(1), help="Tokens in a forward pass  [default: 4096; on a GPU 16384].")
@@ -90,7 +93,7 @@ def command(
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
         _warn(reader)
         found = resolve_pretrained(policy, "megatron_lm", hf_model) if hf_model else resolve(policy)
-        _check_tokenizer(reader, tokenizer)
+        _check_tokenizer(reader, tokenizer, found)
         info = _stream_info(reader, found, precision)
         layout = parallel.Layout(
             tensor=tensor_parallel,
@@ -152,11 +155,16 @@ def _stream_info(reader: Reader, policy: ModelSource, precision: str) -> StreamI
     return StreamInfo("scored_pairs", PROGRAM, __version__, digests, settings)
 
 
-def _check_tokenizer(reader: Reader, tokenizer: str | None) -> None:
+def _check_tokenizer(reader: Reader, tokenizer: str | None, policy: ModelSource) -> None:
+    """Refuse pairs that are not of the tokenizer that is named; without a name, warn of those that are not of the policy's."""
     from nemotron_dpo.errors import UserError
     from nemotron_dpo.preferences.tokenizer_folder import open_folder
+    from nemotron_dpo.preferences.vocabulary import is_foreign
 
-    if tokenizer is not None and open_folder(tokenizer).digests["tokenizer"] != reader.info.digests.get("tokenizer"):
+    digest = reader.info.digests.get("tokenizer")
+    if tokenizer is None and is_foreign(policy.tokenizer_folder, digest):
+        cli.say(PROGRAM, f"warning: {reader.source}: was tokenized with another tokenizer than {policy.name} has")
+    if tokenizer is not None and open_folder(tokenizer).digests["tokenizer"] != digest:
         remedy = "tokenize again, or drop --tokenizer"
         raise UserError(f"was not tokenized with {tokenizer}", source=reader.source, remedy=remedy)
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "checkpoint": {"streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
     "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "policy", "checkpoint"},
-    "wiring": {"config", "policy", "preferences", "objective", "training"},
+    "wiring": {"config", "sources", "policy", "preferences", "objective", "training"},
 }
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {

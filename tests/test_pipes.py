@@ -83,9 +83,9 @@ def test_a_reader_that_leaves_early_is_one_line(policy: Path) -> None:
     assert done.stderr.decode().splitlines() == ["preference-tokenize: error: <stdout>: the reader closed the pipe early"]
 
 
-def test_half_a_stream_leaves_no_input_in_the_run_folder(policy: Path, tmp_path: Path) -> None:
+def test_half_a_stream_leaves_no_run_folder(policy: Path, tmp_path: Path) -> None:
     check("preference-tokenize", DATA / "train.jsonl", "-o", tmp_path / "pairs.arrow", "--tokenizer", policy)
     half = (tmp_path / "pairs.arrow").read_bytes()[:-300]
     done = run("dpo-train", "-", "--policy", policy, "--run-dir", tmp_path / "run", input=half)
     assert error_line(done, "dpo-train").startswith("<stdin>: the stream from preference-tokenize")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()

@@ -6,8 +6,9 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from nemotron_dpo.policy.trainable import Optimization
     from nemotron_dpo.policy.transformer_config import Recompute
     from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.loop import Settings
+    from nemotron_dpo.training.resume import Identity
+    from nemotron_dpo.training.saving import Checkpoints
 
 
 def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool) -> Settings:
@@ -87,6 +91,32 @@ def save_by(run: RunConfig) -> float | None:
 
     limit = run.checkpointing.checkpoint_must_save_by
     return None if limit is None else seconds_until(limit)
+
+
+def checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
+    """Where the checkpoints of a run in `run_dir` go."""
+    return Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
+
+
+def checkpoints(
+    run: RunConfig, run_dir: Path, policy: ModelSource, identity: Identity | None, sets: Collection[str]
+) -> Checkpoints | None:
+    """What is saved and kept of a run that started from `policy` and validates `sets`; None where nothing is."""
+    from nemotron_dpo.config import dump_run, ranking
+    from nemotron_dpo.training.saving import Checkpoints
+
+    keep = run.checkpointing
+    if not keep.enabled:
+        return None
+    return Checkpoints(
+        folder=checkpoint_dir(run, run_dir),
+        config=dump_run(run),
+        identity=identity if keep.save_optimizer else None,
+        tokenizer=policy.tokenizer_folder if policy.tokenizer_folder.is_dir() else None,
+        keep_top_k=keep.keep_top_k,
+        metric_name=ranking(run, sets),
+        higher_is_better=keep.higher_is_better,
+    )
 
 
 def layout(run: RunConfig) -> Layout:

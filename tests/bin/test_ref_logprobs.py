@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
@@ -151,3 +152,26 @@ def test_a_producer_that_died_is_named(pairs_file: Path, llama: Path, tmp_path: 
     done = run("ref-logprobs", "-", "-o", tmp_path / "out.arrow", "--policy", llama, input=half)
     assert "the stream from tests" in error_line(done, "ref-logprobs")
     assert not (tmp_path / "out.arrow").exists()
+
+
+def test_pairs_of_another_tokenizer_are_warned_of(tmp_path: Path, policy: Path) -> None:
+    """Its ids are within the vocabulary and mean other texts."""
+    (tmp_path / "other").mkdir()
+    for file in policy.iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "other" / "tokenizer.json"
+    tokenizer = orjson.loads(config.read_bytes())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["o"] = vocab["o"], vocab["a"]
+    config.write_bytes(orjson.dumps(tokenizer))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Who?", "chosen": "Ada.", "rejected": "Nobody at all."}\n')
+    said = {}
+    for name, made_with in (("own", policy), ("other", tmp_path / "other")):
+        pairs, scored = tmp_path / f"{name}.arrow", tmp_path / f"{name}.scored.arrow"
+        check("preference-tokenize", tmp_path / "rows.jsonl", "-o", pairs, "--tokenizer", made_with)
+        score = ("ref-logprobs", pairs, "-o", scored, "--policy", policy, "--precision", "float32")
+        train = ("dpo-train", scored, "--policy", policy, "--run-dir", tmp_path / name, "policy.train_global_batch_size=1")
+        settings = ("policy.precision=float32", "dpo.max_num_steps=1", "checkpointing.enabled=false")
+        said[name] = check(*score).stderr + check(*train, *settings).stderr
+    assert said["other"].decode().count(f"was tokenized with another tokenizer than {policy} has\n") == 2
+    assert b"another tokenizer" not in said["own"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -32,9 +33,10 @@ def drop(reason: str, message: str) -> RowProblem:
     return RowProblem(reason, message, drop=True)
 
 
-def missing(field: str) -> RowProblem:
-    """A row without `field`."""
-    return RowProblem("missing field", "is missing", field=field)
+def missing(field: str, row: Collection[str] = ()) -> RowProblem:
+    """A row without `field`, which has the columns `row`."""
+    there = f"; the row has {', '.join(list(row)[:8])}" if row else ""
+    return RowProblem("missing field", f"is missing{there}", field=field)
 
 
 def wrong_type(field: str, due: str, value: object) -> RowProblem:

@@ -192,7 +192,7 @@ def _value(row: Row, key: str) -> Any:
 
 def _field(row: Row, key: str) -> Any:
     if key not in row:
-        raise missing(key)
+        raise missing(key, row)
     return _value(row, key)
 
 

@@ -50,12 +50,13 @@ class MetricsFile:
 
 @dataclass
 class Totals:
-    """What a run counted so far and the metrics of its last step, under the names of checkpointing.metric_name."""
+    """What a run counted and measured so far, and its last step's metrics under the names of checkpointing.metric_name."""
 
     steps: int = 0
     valid_tokens: float = 0
     seconds: float = 0.0
     first_loss: float | None = None
+    reward_noise: float | None = None
     latest: Record = field(default_factory=dict)
 
 
@@ -76,6 +77,7 @@ class TrainingInfo:
         if "train/loss" in record:
             totals.steps += 1
             totals.first_loss = record["train/loss"] if totals.first_loss is None else totals.first_loss
+            totals.reward_noise = record.get("train/reward_noise", totals.reward_noise)
             totals.valid_tokens += record["train/global_valid_toks"]
             totals.seconds += record["timing/train/total_step_time"]
 

@@ -20,7 +20,7 @@ def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, miles
         yield f"policy.scheduler: {len(idle)} of {steps} steps have a learning rate of 0 and change nothing ({_listed(idle)})"
     late = [milestone for milestone in milestones if milestone >= steps]
     if late:
-        yield f"policy.scheduler: the run ends after {steps} steps, before the milestones {_listed(late)}"
+        yield f"policy.scheduler: the run ends after {steps} steps, before milestone {_listed(late)}"
 
 
 def on_batches(settings: Settings, num_pairs: int) -> Iterator[str]:

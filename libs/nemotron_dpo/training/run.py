@@ -45,7 +45,7 @@ def train(
                 for old in removed:
                     say(f"removed {old}: not among the {checkpoints.kept}")
 
-        known = info.totals.latest.get("train:reward_noise")
+        known = info.totals.reward_noise
         for record in loop.train(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=known):
             if "train/reward_noise" in record:
                 say(_noise_floor(record, policy))

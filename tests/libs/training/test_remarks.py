@@ -28,7 +28,7 @@ def test_schedules():
             (),
             [f"policy.scheduler: 7 of 7 {idle} (1, 2, 3, 4, 5, ...)"],
         ),
-        ([1.0] * 3, 3, 0, (2, 3, 9), ["policy.scheduler: the run ends after 3 steps, before the milestones 3, 9"]),
+        ([1.0] * 3, 3, 0, (2, 3, 9), ["policy.scheduler: the run ends after 3 steps, before milestone 3, 9"]),
     ):
         assert list(remarks.on_schedule(rates, max_steps, warmup, milestones)) == expected
 
