@@ -178,7 +178,7 @@ BAD_INPUTS = {
     "empty": (b"", "{f}: is empty"),
     "broken JSON": (LINE + b"{bad\n", "{f}:2: is broken JSON at column 2: unexpected character, expected a string key"),
     "missing field": (LINE + b'{"prompt":"a","chosen":"b"}\n', '{f}:2: "rejected" is missing; the row has prompt, chosen'),
-    "after a blank line": (LINE + b"\n" + b'{"prompt":"a","chosen":"b"}', '{f}:3: "rejected" is missing; the row has prompt, chosen'),
+    "after a blank line": (LINE + b'\n{"prompt":"a","chosen":"b"}', '{f}:3: "rejected" is missing; the row has prompt, chosen'),
     "wrong type": (
         b'{"prompt":1,"chosen":"a","rejected":"b"}',
         '{f}:1: "prompt" is a number where a string or a list of messages is due',
