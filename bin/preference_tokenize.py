@@ -17,7 +17,8 @@ Arrow are told apart by their content. A folder may be one that `datasets` saved
   {context, response1, response2, overall_preference}
 
 and may have the columns `tools` (a list or its JSON text), `chat_template_kwargs` and `system`. Messages may also be
-ShareGPT's {from, value}, under `conversations`; roles may be called human, gpt and the like; text parts are joined. With
+ShareGPT's {from, value}, under `conversations`, or the JSON text of messages; roles may be called human, gpt and the like;
+text parts are joined. Arguments of calls as JSON text stay text for a template that writes text as it is, else are parsed. With
 --prompt-key instruction Alpaca's `input` follows the instruction on a line of its own. Parquet and Arrow keep null where a
 row lacks a field of an object, so null counts as absent there. Places in errors are lines, or rows of a table or an array.
 

@@ -45,6 +45,7 @@ def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoR
     One that `joins_job` is a process of the job that the environment tells of, others are alone.
     """
     _read_names_as_utf8()
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - in a container they may take ASCII alone
     launcher.forget_other_jobs(joins_job=joins_job)
@@ -122,6 +123,21 @@ def _read_names_as_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
+def _open_missing_streams() -> None:
+    """Put something where a standard stream was closed by who started us, so that no file takes its number.
+
+    Data that go there or come from there are a bad file descriptor, as for any program; what is said goes nowhere.
+    """
+    access = {"stdin": (0, "r", os.O_WRONLY), "stdout": (1, "w", os.O_RDONLY), "stderr": (2, "w", os.O_WRONLY)}
+    for name, (descriptor, mode, flags) in access.items():
+        if getattr(sys, name) is None:
+            closed = os.open(os.devnull, flags)
+            if closed != descriptor:
+                os.dup2(closed, descriptor)
+                os.close(closed)
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
 def _complete(command: click.Command, program: str) -> None:
     """Answer a shell that asks what may come next (click's own completion), and exit; else do nothing."""
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
@@ -184,6 +200,7 @@ def _invoke(command: click.Command, program: str) -> object:
 
 _ENVIRONMENT_ERRORS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EEXIST,
+    errno.EBADF,
 }  # fmt: skip
 
 

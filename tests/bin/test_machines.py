@@ -181,6 +181,24 @@ def test_an_input_is_never_written_over(tmp_path: Path, pairs: Path, policy: Pat
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize(("closed", "source", "output"), [(">&-", "rows.jsonl", "-"), ("<&-", "-", "out.arrow")])
+def test_a_standard_stream_that_is_closed_is_one_line(tmp_path: Path, policy: Path, closed: str, source: str, output: str):
+    """As cron and daemons start programs; the file that is opened next must not take its place."""
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    argv = command("preference-tokenize", source, "-o", output, "--tokenizer", policy)
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *argv], cwd=tmp_path, stderr=subprocess.PIPE, timeout=100)
+    assert (done.returncode, done.stderr) == (1, b"preference-tokenize: error: bad file descriptor\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_nobody_who_listens_is_no_error(tmp_path: Path, policy: Path):
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    argv = command("preference-tokenize", "rows.jsonl", "-o", "out.arrow", "--tokenizer", policy)
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *argv], cwd=tmp_path, timeout=100)
+    assert done.returncode == 0
+    assert (tmp_path / "out.arrow").stat().st_size > 1000
+
+
 def test_two_runs_in_one_folder(tmp_path: Path, pairs: Path, policy: Path):
     """The first waits for its input; the second must not touch what is there."""
     folder = tmp_path / "run"

@@ -177,6 +177,7 @@ def test_a_dataset_split(tmp_path: Path, tokenizer: Path) -> None:
 BAD_INPUTS = {
     "empty": (b"", "{f}: is empty"),
     "broken JSON": (LINE + b"{bad\n", "{f}:2: is broken JSON at column 2: unexpected character, expected a string key"),
+    "no number": (b'{"prompt":"a","chosen":NaN}', "{f}:1: is broken JSON at column 24: NaN is no JSON: write null"),
     "missing field": (LINE + b'{"prompt":"a","chosen":"b"}\n', '{f}:2: "rejected" is missing; the row has prompt, chosen'),
     "after a blank line": (LINE + b'\n{"prompt":"a","chosen":"b"}', '{f}:3: "rejected" is missing; the row has prompt, chosen'),
     "wrong type": (

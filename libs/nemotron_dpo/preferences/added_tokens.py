@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the name of transformers 5, which wins, and of 4
+_OF_MODEL = "model_specific_special_tokens"  # by names of the model's own; transformers 5 writes them
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def read(path: Path, config: Mapping[str, Any], special: Mapping[str, Any], adde
     extra = next((said[key] for key in _EXTRA if said.get(key)), ())
     named = {key: said[key] for key in said if key.endswith("_token") and isinstance(said[key], str | Mapping)}
     try:
-        if isinstance(extra, Mapping):  # tokens of a model's own, with names
+        named = {**named, **(said.get(_OF_MODEL) or {})}
+        if isinstance(extra, Mapping):  # the same under an older name
             named, extra = {**named, **extra}, ()
         names = {key: _token(value) for key, value in named.items()}
         extras = tuple(_token(value) for value in extra)

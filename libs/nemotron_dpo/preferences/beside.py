@@ -18,12 +18,14 @@ _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios", "pi
 class Beside:
     """`system`: the system turn of a `system` column, as LLaMA-Factory, ms-swift and axolotl read it.
 
-    `read`: columns taken for parts of the prompt; `unread`: columns that carry content and that nobody reads.
+    `read`: columns taken for parts of the prompt; `unread`: columns that carry content and that nobody reads;
+    `of_json_text`: columns of the pair whose messages were JSON text.
     """
 
     system: str | None = None
     read: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    of_json_text: tuple[str, ...] = ()
 
 
 NOTHING = Beside()

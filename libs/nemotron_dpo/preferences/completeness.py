@@ -32,6 +32,7 @@ from nemotron_dpo.preferences.searching import (
 NO_REASONING = "reasoning of past turns left out"
 NO_TALK = "text beside past calls of tools left out"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_SPEECH = ("function_call", "refusal")  # of a turn, besides its content
 _KNOWN_FIELDS = frozenset({"role", "content", "tool_calls", "name", "tool_call_id", "id", *_REASONING})
 _MAX_FRAMES = 1024
 _PLAIN = {2}  # fields of a message: role and content
@@ -177,5 +178,8 @@ def _check_fields(text: str, turn: Message, where: str, changed: set[str], *, pa
         raise left_out(f'"tool_calls" of {where}', missing)
     for name, value in turn.items():
         texts = strings(value) if name not in _KNOWN_FIELDS and carries_content(value) else []
-        if not all(is_written(text, t) for t in texts):
+        missing = next((t for t in texts if not is_written(text, t)), None)
+        if missing is not None and name in _SPEECH and not past:
+            raise left_out(f'"{name}" of {where}', missing)
+        if missing is not None:
             changed.add(f'field "{name}" of messages not read')

@@ -113,6 +113,28 @@ def read_tools(value: Any) -> list[Any] | None:
     return tools or None
 
 
+def messages_of_json_text(value: Any) -> Any:
+    """The messages, or the one message, whose JSON text `value` is, or whose JSON texts it lists; else `value` itself.
+
+    Tables that hold one type a column have conversations in this form.
+    """
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        found = [messages_of_json_text(item) for item in value]
+        return found if all(isinstance(item, dict) for item in found) else value
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = found if isinstance(found, list) else [found]
+    return found if turns and all(isinstance(turn, dict) and _is_message(turn) for turn in turns) else value
+
+
+def _is_message(turn: dict[str, Any]) -> bool:
+    return {"role", "content"} <= turn.keys() or {"role", "tool_calls"} <= turn.keys() or {"from", "value"} <= turn.keys()
+
+
 def from_json_text(text: str, field: str) -> Any:
     """The value that `text` stands for; None for an empty text. Raises RowProblem where it is no JSON."""
     if not text.strip():
@@ -143,7 +165,22 @@ def _parsed_call(call: Any) -> Any:
     if not isinstance(arguments, str):
         return call
     try:
-        parsed = json.loads(arguments)
+        parsed = json.loads(arguments, object_pairs_hook=_without_repeated_keys)
     except (ValueError, RecursionError):
         return call
     return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+
+
+def _without_repeated_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    whole = dict(items)
+    if len(whole) < len(items):
+        raise RowProblem("repeated key", "hold a key twice in one object", field="arguments")
+    return whole
+
+
+def argument_texts(message: dict[str, Any]) -> list[str]:
+    """The arguments of the calls in `message` that are texts."""
+    calls = message.get("tool_calls")
+    called = [call.get("function", call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    found = [function.get("arguments") for function in called if isinstance(function, dict)]
+    return [arguments for arguments in found if isinstance(arguments, str)]

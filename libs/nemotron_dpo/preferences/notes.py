@@ -9,7 +9,8 @@ from nemotron_dpo.preferences.beside import Beside
 
 Notes = Counter[tuple[str, str]]  # (kind, what) -> rows
 _READ, _UNREAD, _CHANGED = "columns_read_besides", "columns_not_read", "changed_by_template"
-_KINDS = (_READ, _UNREAD, _CHANGED)
+_OF_JSON_TEXT = "columns_of_json_text"
+_KINDS = (_READ, _OF_JSON_TEXT, _UNREAD, _CHANGED)
 _MOST_NAMES = 12
 
 
@@ -19,6 +20,8 @@ def note_columns(notes: Notes, beside: Beside) -> None:
         notes[_UNREAD, name] += 1
     for name in beside.read:
         notes[_READ, name] += 1
+    for name in beside.of_json_text:
+        notes[_OF_JSON_TEXT, name] += 1
 
 
 def note_changes(notes: Notes, changed: frozenset[str]) -> None:
@@ -30,7 +33,7 @@ def note_changes(notes: Notes, changed: frozenset[str]) -> None:
 def spoken(notes: Notes) -> str:
     """The notes for the closing line, each behind a semicolon; nothing where there are none."""
     said = []
-    for kind, words in ((_READ, "part of the prompt"), (_UNREAD, "not read")):
+    for kind, words in ((_READ, "part of the prompt"), (_OF_JSON_TEXT, "of messages as JSON text"), (_UNREAD, "not read")):
         if names := _of_kind(notes, kind):
             said.append(f"columns {words}: {_listed(list(names))}")
     said += [f"{what} in {count} rows" for what, count in _of_kind(notes, _CHANGED).items()]

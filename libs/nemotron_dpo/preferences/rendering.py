@@ -16,7 +16,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.boundary import Splitter, Texts
 from nemotron_dpo.preferences.chat_template import compile_template
 from nemotron_dpo.preferences.completeness import Completeness
-from nemotron_dpo.preferences.messages import ROLES, refuse_placeholders, with_parsed_arguments
+from nemotron_dpo.preferences.messages import ROLES, argument_texts, refuse_placeholders, with_parsed_arguments
 from nemotron_dpo.preferences.problems import RowProblem
 from nemotron_dpo.preferences.shapes import Message, Preference, Text
 from nemotron_dpo.preferences.skeletons import remember
@@ -145,6 +145,9 @@ def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict
     """The texts of a prompt and its two responses, the last of `messages`, and the messages with the arguments as read."""
     if not any("tool_calls" in message for message in messages):
         return splitter.split(messages[:-2], messages[-2:], tools, kwargs), messages
+    texts = [text for message in messages for text in argument_texts(message)]
+    if texts and (split := _as_they_are(splitter, messages, texts, tools, kwargs)):
+        return split, messages
     parsed = [with_parsed_arguments(message) for message in messages]
     try:
         return splitter.split(parsed[:-2], parsed[-2:], tools, kwargs), parsed
@@ -152,6 +155,19 @@ def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict
         if parsed == messages or problem.reason != "template error":
             raise
     return splitter.split(messages[:-2], messages[-2:], tools, kwargs), parsed  # DeepSeek's wants the arguments as text
+
+
+def _as_they_are(
+    splitter: Splitter, messages: list[Message], arguments: list[str], tools: Any, kwargs: dict[str, Any]
+) -> Texts | None:
+    """The texts where the template writes `arguments` as the texts that they are; None where it would put them in quotes."""
+    try:
+        split = splitter.split(messages[:-2], messages[-2:], tools, kwargs)
+    except RowProblem:
+        return None
+    written = f"{split.prompt}\0{split.chosen}\0{split.rejected}"
+    found = ((written.find(text), text) for text in arguments)
+    return split if all(at >= 0 and written[at - 1 : at] != '"' for at, _ in found) else None
 
 
 def _turns(text: Text, role: str) -> list[Message]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_dpo.preferences.beside import NOTHING, Beside, joined_input, read_beside
-from nemotron_dpo.preferences.messages import Message, normal_message, read_tools
+from nemotron_dpo.preferences.messages import Message, messages_of_json_text, normal_message, read_tools
 from nemotron_dpo.preferences.problems import RowProblem, Unreadable, drop, missing, wrong_type
 from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
 
@@ -80,14 +80,23 @@ def _without_prompt(row: Row, keys: Keys) -> str | None:
 
 def read_row(row: Row, shape: str, keys: Keys) -> Preference:
     """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
+    row, of_json_text = _with_messages(row, (_prompt_key(row, keys), keys.chosen, keys.rejected, "context"))
     prompt, chosen, rejected = _READERS[shape](row, keys)
     tools, template_kwargs = read_tools(_value(row, "tools")), _value(row, "chat_template_kwargs")
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
         raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
     beside = read_beside(row, _columns(shape, keys, _prompt_key(row, keys)))
+    if of_json_text:
+        beside = replace(beside, of_json_text=of_json_text)
     if chosen == rejected:
         raise drop("equal responses", "the chosen and the rejected response are the same")
     return Preference(prompt, chosen, rejected, tools, template_kwargs, beside)
+
+
+def _with_messages(row: Row, names: tuple[str, ...]) -> tuple[Row, tuple[str, ...]]:
+    """`row` with messages in the place of their JSON text in the columns `names`, and which of them had such."""
+    found = {name: messages for name in names if (messages := messages_of_json_text(row.get(name))) is not row.get(name)}
+    return ({**row, **found}, tuple(found)) if found else (row, ())
 
 
 @functools.cache

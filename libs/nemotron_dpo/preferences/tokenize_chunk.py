@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,7 @@ FACTS = np.dtype(
 )  # fmt: skip
 CUT_CHOSEN, CUT_REJECTED, CUT_PROMPT = 1, 2, 4
 SHOWN_PER_CHUNK = 64
+_NO_NUMBER = re.compile(rb"NaN|-?Infinity")
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,10 @@ class Worker:
         rejects: list[Reject] = []
         rendered: list[tuple[int, Texts, Any]] = []
         notes: Notes = Counter()
+        num_blank = 0
         for line, row in enumerate(chunk.rows, chunk.first_line):
             if row == b"\n" or (isinstance(row, bytes) and not row.strip()):
+                num_blank += 1
                 continue
             try:
                 rendered.append((line, self._rendered(row, chunk.shape, notes), row))
@@ -98,7 +102,7 @@ class Worker:
 
         batches = list(to_batches(noted()))
         rejects.sort(key=lambda r: r.line)
-        return Result(chunk.source, len(chunk.rows), batches, rejects, np.array(facts, FACTS), shown, notes)
+        return Result(chunk.source, len(chunk.rows) - num_blank, batches, rejects, np.array(facts, FACTS), shown, notes)
 
     def _rendered(self, row: Any, shape: str, notes: Notes) -> Texts:
         try:
@@ -174,7 +178,9 @@ def _broken(line: bytes, error: orjson.JSONDecodeError) -> RowProblem:
         line.decode()
     except UnicodeDecodeError as bad:
         return RowProblem("invalid UTF-8", f"is not valid UTF-8 at byte {bad.start + 1}")
-    return RowProblem("broken JSON", f"is broken JSON at column {error.colno}: {error.msg}")
+    word = _NO_NUMBER.match(line, error.pos) if error.msg else None
+    what = f"{word[0].decode()} is no JSON: write null" if word else error.msg
+    return RowProblem("broken JSON", f"is broken JSON at column {error.colno}: {what}")
 
 
 def _reject(source: str, line: int, problem: RowProblem, row: Any, pair: bytes | None = None) -> Reject:

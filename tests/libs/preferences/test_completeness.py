@@ -82,6 +82,10 @@ LEFT_OUT: dict[str, tuple[str, dict[str, Any], str]] = {
         template(front="{{ tools[0].function.name + tools[0].function.description if tools else '' }}"),
         {"prompt": "a", "tools": [TOOL], **ANSWERS}, 'the tool "weather": "town"',
     ),
+    "an older kind of call": (
+        CHATML, {"prompt": "a", "chosen": [{**TOLD, "function_call": {"name": "weather", "arguments": "{}"}}], "rejected": "b"},
+        '"function_call" of the response: "weather"',
+    ),
     "a call": (CHATML, {"prompt": "a", "chosen": [CALL], "rejected": "b"}, '"tool_calls" of the response: "weather"'),
     "a past call": (CHATML, {"prompt": [USER, CALL, RESULT], **ANSWERS}, '"tool_calls" of turn 2 (assistant): "weather"'),
     "an argument": (
@@ -189,6 +193,23 @@ def test_arguments_are_objects_to_the_template_or_text_if_it_wants_text(tmp_path
         for chosen in (call, {**call, "tool_calls": json.dumps(call["tool_calls"])}):
             pair = only_pair(folder, {"prompt": "a", "chosen": [chosen], "rejected": "b"})
             assert byte_level().decode(pair["chosen_ids"], skip_special_tokens=False) == text + "<|im_end|>"
+
+
+def test_arguments_stay_text_where_the_template_writes_text_as_it_is(tmp_path: Path) -> None:
+    """Qwen3's template asks whether they are a string; so spaces, escapes and numbers are what transformers makes of them."""
+    either = "{% set a = m.tool_calls[0].function.arguments if m.tool_calls else '' %}"
+    either += "{% set c = ('weather' if m.tool_calls else '') + (a if a is string else a | tojson) + m.content %}"
+    for given in ('{"town":  "Rome"}', '{"n": 1e3, "t": "\\u00e9"}', "{}"):
+        call = {**CALL, "tool_calls": [{"function": {"name": "weather", "arguments": given}}]}
+        folder = save(tmp_path, byte_level(), chat_template=template(either), eos_token="<|im_end|>")
+        pair = only_pair(folder, {"prompt": "a", "chosen": [call], "rejected": "b"})
+        assert byte_level().decode(pair["chosen_ids"], skip_special_tokens=False) == f"weather{given}<|im_end|>"
+
+
+def test_arguments_that_would_lose_a_value_are_an_error(tmp_path: Path) -> None:
+    twice = {**CALL, "tool_calls": [{"function": {"name": "weather", "arguments": '{"town": "Rome", "town": "Oslo"}'}}]}
+    (reject,) = run(tmp_path, WRITES_CALLS, {"prompt": "a", "chosen": [twice], "rejected": "b"}).rejects
+    assert (reject.reason, reject.field) == ("repeated key", "arguments")
 
 
 def test_rejected_arguments_that_are_no_json_stay_as_they_are(tmp_path: Path) -> None:

@@ -43,6 +43,26 @@ def test_layouts_of_others_are_the_same_pair() -> None:
         assert preference.beside == Beside(), row
 
 
+def test_messages_as_json_text() -> None:
+    """As tables have them whose columns hold one type; what only looks like JSON is the text that it is."""
+    every = ("prompt", "chosen", "rejected")
+    text = {name: json.dumps(PAIR[name]) for name in every}
+    whole = {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}
+    rows: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        (text, every),
+        ({name: [json.dumps(message) for message in PAIR[name]] for name in every}, every),
+        ({**PAIR, "chosen": json.dumps(GOOD)}, ("chosen",)),
+        (whole, ("chosen", "rejected")),
+        (PAIR, ()),
+    ]
+    for row, named in rows:
+        preference = read(row)
+        assert (preference.prompt, preference.chosen, preference.rejected) == ([USER], [GOOD], [BAD]), row
+        assert preference.beside == Beside(of_json_text=named), row
+    for content in ('{"a": 1}', "[1, 2] is it?", '["x"]', "{}", "[]", '[{"role": "user"}]', '{"role": "user", "content": '):
+        assert read({"prompt": content, "chosen": "a", "rejected": "b"}).prompt == content
+
+
 def test_parts_are_joined_as_templates_that_know_of_parts_do() -> None:
     """`{% for part in content %}{{ part.text }}{% endfor %}`: one after the other, nothing in between."""
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]

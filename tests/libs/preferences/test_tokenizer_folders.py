@@ -93,6 +93,7 @@ ALIKE: dict[str, Change] = {
     "in additional_special_tokens": config(additional_special_tokens=[CALL, END]),
     "in extra_special_tokens": config(extra_special_tokens=[CALL, END]),
     "in extra_special_tokens with names": config(extra_special_tokens={"call_token": CALL, "end_token": END}),
+    "in model_specific_special_tokens": config(model_specific_special_tokens={"call": CALL, "end_token": END}),
     "in both lists": config(extra_special_tokens=[CALL], additional_special_tokens=[END]),
     "an extra token with flags": config(
         extra_special_tokens=[{"__type": "AddedToken", **added(CALL, lstrip=True, special=True)}]
