@@ -198,6 +198,7 @@ def test_metrics_that_checkpoints_may_be_ranked_by_are_those_there_are(single: P
     assert measured - noise == set(selectors(["default"]))
 
 
+@pytest.mark.slow
 def test_validation_sets_are_files_or_named_files(scored: Path, llama: Path, tmp_path: Path) -> None:
     """A path with "=" in it is a path; one name stands for one set; what the sets come to is said."""
     held_out = tmp_path / "lr=1e-6" / "s.arrow"
@@ -232,6 +233,7 @@ def test_a_used_run_folder_is_refused(single: Path, scored: Path, llama: Path) -
     assert len(losses(single)) == 6
 
 
+@pytest.mark.slow
 def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, tmp_path: Path) -> None:
     small.write_pairs(tmp_path / "unscored.arrow", small.random_pairs(4))
     (tmp_path / "cut.arrow").write_bytes(cut(scored.read_bytes()))

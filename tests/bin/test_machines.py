@@ -14,6 +14,8 @@ import pytest
 
 from programs import check, command, error_line, run
 
+pytestmark = pytest.mark.slow  # every test starts programs, some of them several
+
 ROWS = "".join(
     f'{{"prompt": "Name {n}.", "chosen": "It is {n}, as you say.", "rejected": "I cannot tell {n}."}}\n' for n in range(4)
 )
@@ -102,7 +104,6 @@ def _can_unshare() -> bool:
     return bool(shutil.which("unshare") and shutil.which("ip")) and subprocess.run(argv, capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("loopback", ["127.0.0.1", "::1"])
 def test_two_processes_on_a_machine_whose_name_means_nothing(tmp_path: Path, policy: Path, loopback: str):

@@ -13,6 +13,8 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader
 from programs import check, metrics
 
+pytestmark = pytest.mark.slow
+
 COMMON = (
     "policy.train_global_batch_size=8",
     "policy.max_total_sequence_length=64",

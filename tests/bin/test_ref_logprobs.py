@@ -154,6 +154,7 @@ def test_a_producer_that_died_is_named(pairs_file: Path, llama: Path, tmp_path: 
     assert not (tmp_path / "out.arrow").exists()
 
 
+@pytest.mark.slow
 def test_pairs_of_another_tokenizer_are_warned_of(tmp_path: Path, policy: Path) -> None:
     """Its ids are within the vocabulary and mean other texts."""
     (tmp_path / "other").mkdir()
