@@ -56,8 +56,8 @@ class Totals:
     valid_tokens: float = 0
     seconds: float = 0.0
     first_loss: float | None = None
-    reward_noise: float | None = None
     latest: Record = field(default_factory=dict)
+    reward_noise: float | None = None
 
 
 @dataclass
