@@ -26,8 +26,10 @@ import orjson
 
 from nemotron_dpo import __version__, cli, launcher
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps import completion, manifest, profile, text
-from nemotron_dpo.steps.compiled import Request, Run, Say, compile_run
+from nemotron_dpo.steps import completion, text
+from nemotron_dpo.steps.catalogue import manifest
+from nemotron_dpo.steps.compile import profile
+from nemotron_dpo.steps.compile.compiled_run import Request, Run, Say, compile_run
 
 PROGRAM = "nemotron-steps"
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -204,14 +206,14 @@ def run_step(
 def _executor(where: profile.Profile) -> Callable[[Run, Say], int]:
     """What runs a compiled run where the profile says."""
     if where.executor == "local":
-        from nemotron_dpo.steps.here import run_here
+        from nemotron_dpo.steps.executors.local.run import run_here
 
         return run_here
     if where.executor == "slurm":
-        from nemotron_dpo.steps.slurm.run import run_on_slurm
+        from nemotron_dpo.steps.executors.slurm.run import run_on_slurm
 
         return run_on_slurm
-    from nemotron_dpo.steps.cloud.run import run_in_cloud
+    from nemotron_dpo.steps.executors.cloud.run import run_in_cloud
 
     return run_in_cloud
 

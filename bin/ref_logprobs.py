@@ -123,10 +123,10 @@ def _score(
     import pyarrow as pa
 
     from nemotron_dpo.checkpoint.policy import open_policy
-    from nemotron_dpo.policy import reference
     from nemotron_dpo.preferences.checks import check_scores
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.preferences.vocabulary import num_tokens
+    from nemotron_dpo.scoring import reference
     from nemotron_dpo.streams import SCORED_PAIRS
 
     model, shape = open_policy(policy, precision)
@@ -172,9 +172,9 @@ def _check_tokenizer(reader: Reader, tokenizer: str | None, policy: ModelSource)
 def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
     """Scores in earlier outputs of the same reference; UserError where one is of another policy or precision."""
     from nemotron_dpo.errors import UserError
-    from nemotron_dpo.policy import reference
     from nemotron_dpo.preferences.checks import check_ids, check_scores
     from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.scoring import reference
     from nemotron_dpo.streams import open_reader
 
     known: dict = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-import small
+from support import small
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 0.2 s an example has
 hypothesis.settings.load_profile("any machine")

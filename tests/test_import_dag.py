@@ -28,7 +28,8 @@ ALLOWED = {
     "preferences": {"paths", "file_digests", "streams", "sources", "errors"},
     "objective": set(),
     "policy": {"launcher", "versions", "streams", "sources", "errors", "objective", "preferences"},
-    "checkpoint": {"streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
+    "scoring": {"streams", "errors", "policy", "preferences"},
+    "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
     "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "policy", "checkpoint"},
     "wiring": {"config", "sources", "policy", "preferences", "objective", "training"},
@@ -43,7 +44,7 @@ ONLY_IN = {
     "megatron": {"policy", "checkpoint"},
     "click": {"cli", "bin"},
     "omegaconf": {"config"},
-    "torch": {"objective", "policy", "checkpoint", "training"},
+    "torch": {"objective", "scoring", "policy", "checkpoint", "training"},
     "transformers": set(),
 }
 

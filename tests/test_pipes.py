@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import ROOT, check, command, error_line, losses, run
+from support.programs import ROOT, check, command, error_line, losses, run
 
 pytestmark = pytest.mark.slow
 

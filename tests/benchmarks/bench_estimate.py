@@ -19,7 +19,7 @@ import random_policy
 from processes import took
 
 from nemotron_dpo.checkpoint.families import config
-from nemotron_dpo.steps import estimate
+from nemotron_dpo.steps.estimate import costs as estimate
 
 PAIR = (128, 192)  # tokens of a prompt and of each response; two such pairs are 1024
 STEPS = 3

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.steps.manifest import configs_root
+from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.tiny_policy import write_policy
-from slurm_cluster import Cluster, slurm_cluster
-from slurm_runs import PROFILES, SECRET
+from support.slurm_cluster import Cluster, slurm_cluster
+from support.slurm_runs import PROFILES, SECRET
 
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data" / "train.jsonl"
 

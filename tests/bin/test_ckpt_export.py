@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemotron_dpo.sources import resolve
-from programs import check, error_line, run
+from support.programs import check, error_line, run
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import fake_containers
-from cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
-from launch_venv import launch_environment, launch_python
 from nemotron_dpo.steps.tiny_policy import write_policy
+from support import fake_containers
+from support.cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
+from support.launch_venv import launch_environment, launch_python
 
 PROFILES = """
 [one]

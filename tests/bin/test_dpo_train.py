@@ -10,9 +10,9 @@ import orjson
 import pyarrow as pa
 import pytest
 
-import small
 from nemotron_dpo.streams import open_reader, open_writer
-from programs import check, error_line, losses, metrics, run
+from support import small
+from support.programs import check, error_line, losses, metrics, run
 
 COMMON = (
     "policy.precision=float32",

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import fake_containers
-from cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
-from launch_venv import launch_environment, launch_python
 from nemotron_dpo.steps.tiny_policy import write_policy
-from programs import run
-from two_hosts import two_hosts
+from support import fake_containers
+from support.cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
+from support.launch_venv import launch_environment, launch_python
+from support.programs import run
+from support.two_hosts import two_hosts
 
 PROFILES = """
 [lepton_rl_nemo_rl_dpo]

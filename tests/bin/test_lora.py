@@ -10,12 +10,11 @@ import pytest
 import torch
 import yaml
 
-import peft_twin
-import small
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.sources import resolve, resolve_run
 from nemotron_dpo.streams import open_reader
-from programs import check, losses, torchrun
+from support import peft_twin, small
+from support.programs import check, losses, torchrun
 
 pytestmark = pytest.mark.slow
 

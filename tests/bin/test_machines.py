@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import check, command, error_line, run
+from support.programs import check, command, error_line, run
 
 pytestmark = pytest.mark.slow  # every test starts programs, some of them several
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from nemotron_dpo.config import load_run
-from nemotron_dpo.steps.manifest import configs_root
-from programs import check, error_line, metrics, run
+from nemotron_dpo.steps.catalogue.manifest import configs_root
+from support.programs import check, error_line, metrics, run
 
 PROGRAM = "nemotron-steps"
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import small
 from nemotron_dpo.preferences.margins import summed
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader
-from programs import check, metrics
+from support import small
+from support.programs import check, metrics
 
 pytestmark = pytest.mark.slow
 

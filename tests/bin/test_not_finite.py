@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-import small
-from programs import error_line, run
+from support import small
+from support.programs import error_line, run
 
 
 def test_infinite_logits_stop_the_run_and_name_the_pairs(llama: Path, tmp_path: Path) -> None:

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import families
-import real_assets
-import small
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader
-from programs import check, metrics, torchrun
+from support import families, real_assets, small
+from support.programs import check, metrics, torchrun
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 

@@ -20,15 +20,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_templates import CHATML
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.tokenize_chunk import Settings
 from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 from nemotron_dpo.streams import open_reader
-from preference_rows import NOON
-from programs import BIN, check, command, error_line, run
-from small_tokenizers import byte_level, save
+from support.chat_templates import CHATML
+from support.preference_rows import NOON
+from support.programs import BIN, check, command, error_line, run
+from support.small_tokenizers import byte_level, save
 
 PROGRAM = "preference-tokenize"
 ROW = {"prompt": "How are you?", "chosen": "Fine.", "rejected": "no"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import small
-from megatron_lm import arguments, write
 from nemotron_dpo.sources import resolve
-from programs import check, error_line, losses, run
+from support import small
+from support.megatron_lm import arguments, write
+from support.programs import check, error_line, losses, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 

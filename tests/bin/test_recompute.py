@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import small
-from programs import check, losses, torchrun
+from support import small
+from support.programs import check, losses, torchrun
 
 COMMON = (
     "policy.precision=float32",

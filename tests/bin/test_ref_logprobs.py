@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
-import small
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader, open_writer
-from programs import check, error_line, run, torchrun
+from support import small
+from support.programs import check, error_line, run, torchrun
 
 
 def read(path: Path) -> pa.Table:

@@ -15,9 +15,9 @@ from signal import SIGKILL
 import orjson
 import pytest
 
-import small
 from nemotron_dpo.sources import resolve
-from programs import ROOT, check, command, error_line, metrics, run
+from support import small
+from support.programs import ROOT, check, command, error_line, metrics, run
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def terminated(base: tuple[object, ...], tmp_path_factory: pytest.TempPathFactor
 
 def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1) -> subprocess.CompletedProcess[bytes]:
     """Run a program until `signal` strikes `rank` in `step`, and end what a kill left of its helper processes."""
-    launch = [sys.executable, *_torchrun(processes), ROOT / "tests" / "struck.py", signal, step, rank]
+    launch = [sys.executable, *_torchrun(processes), ROOT / "tests" / "support" / "struck.py", signal, step, rank]
     argv = [*map(str, launch), *command(str(arguments[0]), *arguments[1:])[1:]]
     with tempfile.TemporaryFile() as speech:  # a pipe would stay open in helpers that outlive the kill
         program = subprocess.Popen(argv, stdout=speech, stderr=speech, start_new_session=True)

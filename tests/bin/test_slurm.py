@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from programs import check, losses, run
-from slurm_cluster import Cluster
-from slurm_runs import PROGRAM, SECRET, error_lines, local_job
+from support.programs import check, losses, run
+from support.slurm_cluster import Cluster
+from support.slurm_runs import PROGRAM, SECRET, error_lines, local_job
 
 pytestmark = pytest.mark.slow
 

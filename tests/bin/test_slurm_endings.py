@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from programs import check, error_line, losses, run
-from slurm_cluster import Cluster
-from slurm_runs import PROGRAM, SECRET, error_lines, local_job, started, wait_until
+from support.programs import check, error_line, losses, run
+from support.slurm_cluster import Cluster
+from support.slurm_runs import PROGRAM, SECRET, error_lines, local_job, started, wait_until
 
 pytestmark = pytest.mark.slow
 

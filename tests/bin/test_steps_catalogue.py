@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import BIN, check
+from support.programs import BIN, check
 
 PROGRAM = "nemotron-steps"
 

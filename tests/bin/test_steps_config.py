@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.config import load_run
-from nemotron_dpo.steps.manifest import configs_root
-from programs import check, error_line, run
+from nemotron_dpo.steps.catalogue.manifest import configs_root
+from support.programs import check, error_line, run
 
 PROGRAM = "nemotron-steps"
 SECRET = "hf_" + "abcdefghij" * 3

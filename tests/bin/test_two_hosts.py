@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import small
-from programs import check, command, losses
-from two_hosts import COUNT, Hosts, two_hosts
+from support import small
+from support.programs import check, command, losses
+from support.two_hosts import COUNT, Hosts, two_hosts
 
 SETTINGS = (
     "policy.precision=float32",

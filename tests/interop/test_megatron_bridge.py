@@ -13,11 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import families
-import programs
-import real_assets
-import small
 from nemotron_dpo.sources import resolve
+from support import families, programs, real_assets, small
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 

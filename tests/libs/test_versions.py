@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import programs
 from nemotron_dpo import versions
 from nemotron_dpo.errors import UserError
+from support import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBS = ROOT / "libs" / "nemotron_dpo"

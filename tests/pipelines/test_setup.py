@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import small_index
 from pipelines import pip_run
+from support import small_index
 
 BASE = Path(getattr(sys, "_base_executable", sys.executable))
 READ_ONLY = Path("/proc/nowhere")

@@ -12,7 +12,7 @@ from torch import nn
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.policy.reference import score_window
+from nemotron_dpo.scoring.reference import score_window
 from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
 
 MOST_DIFFERENCE = 1e-4  # of one token's log-prob: the same weights through the same code; a wrong weight costs far more

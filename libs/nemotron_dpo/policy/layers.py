@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from nemotron_dpo.policy.attention import PairAttention
 from nemotron_dpo.policy.device import device
-from nemotron_dpo.policy.dispatch import prepare_dispatch
-from nemotron_dpo.policy.gradients import TokenEmbedding
+from nemotron_dpo.policy.expert_dispatch import prepare_dispatch
 from nemotron_dpo.policy.grouped_experts import GroupedExperts
 from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
+from nemotron_dpo.policy.weight_gradients import TokenEmbedding
 
 
 def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:

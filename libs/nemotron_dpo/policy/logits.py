@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nemotron_dpo.policy.float32_matmul import float_product
 from nemotron_dpo.policy.kernels import layers as gpu_kernels
 from nemotron_dpo.policy.kernels import logits as kernels
-from nemotron_dpo.policy.products import float_product
 from nemotron_dpo.policy.workspace import room
 
 CHUNK_TOKENS, BLOCK_ENTRIES = 2048, 2048

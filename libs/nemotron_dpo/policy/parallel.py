@@ -12,8 +12,8 @@ from torch._C._distributed_c10d import HashStore
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
+from nemotron_dpo.policy.float32_matmul import prefer_onednn
 from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
-from nemotron_dpo.policy.products import prefer_onednn
 from nemotron_dpo.policy.rows import Cut
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemotron_dpo.policy.products import rounding_allowed
+from nemotron_dpo.policy.float32_matmul import rounding_allowed
 from nemotron_dpo.policy.workspace import room
 
 BLOCK = 128  # of queries: large enough for the matrix products, small enough that a block's scores stay in a core's cache

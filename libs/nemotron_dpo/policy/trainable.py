@@ -14,10 +14,10 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
-from nemotron_dpo.policy.gradients import accumulate_in_place, skip_collectives_of_one, update_in_one_pass
 from nemotron_dpo.policy.logprobs import slope_of
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow
+from nemotron_dpo.policy.weight_gradients import accumulate_in_place, skip_collectives_of_one, update_in_one_pass
 
 
 class MicroBatch(Protocol):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from nemotron_dpo.config import known_keys
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps import kinds, manifest, profile
+from nemotron_dpo.steps.catalogue import manifest
+from nemotron_dpo.steps.catalogue import planners as kinds
+from nemotron_dpo.steps.compile import profile
 
 
 def steps() -> list[tuple[str, str]]:

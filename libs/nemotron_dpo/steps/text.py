@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.steps.manifest import Step
+from nemotron_dpo.steps.catalogue.manifest import Step
 
 # A longer value does not push the column after it away for all lines.
 _WIDEST_VALUE = 60

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from small_tokenizers import byte_level, save
+from support.small_tokenizers import byte_level, save
 
 
 @pytest.fixture(scope="session")

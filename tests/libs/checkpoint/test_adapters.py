@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.sources import resolve
+from support import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 

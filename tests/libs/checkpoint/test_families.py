@@ -13,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import families
-import small
-from forged import Payload, flip
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.sources import resolve
+from support import families, small
+from support.forged import Payload, flip
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 ALL = sorted(families.FAMILIES)

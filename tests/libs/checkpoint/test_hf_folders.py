@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import families
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.sources import resolve
+from support import families, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 

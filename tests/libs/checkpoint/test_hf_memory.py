@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import families
+from support import families
 
 # Exports argv[2] as HF, as Megatron and back below argv[3]; prints by how many bytes each export's peak of resident memory
 # exceeded what the process held before.

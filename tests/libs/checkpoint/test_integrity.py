@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from forged import change_metadata, flip, largest_part, put_object, saved
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
+from support.forged import change_metadata, flip, largest_part, put_object, saved
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_lm import PADDED, arguments, write
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import ModelSource, resolve, resolve_pretrained
+from support.megatron_lm import PADDED, arguments, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
@@ -82,8 +82,8 @@ def test_without_arguments_a_model_must_be_named(llama: Path, tmp_path: Path) ->
 
 
 def test_too_few_vocabulary_entries_are_refused(llama: Path, tmp_path: Path) -> None:
-    import small
     from nemotron_dpo.checkpoint.policy import open_policy
+    from support import small
 
     larger = small.write_llama(tmp_path / "larger", vocab_size=PADDED + 2)
     source = resolve_pretrained(write(llama, tmp_path / "lm", arguments(), {}), "megatron_lm", larger)

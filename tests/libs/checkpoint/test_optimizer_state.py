@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import small
-from forged import Payload, change_metadata, put_object, saved
 from nemotron_dpo.errors import UserError
+from support import small
+from support.forged import Payload, change_metadata, put_object, saved
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import small
 from nemotron_dpo.sources import resolve
+from support import small
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from forged import Payload, change_metadata, put_object, saved
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
-from small_tokenizers import byte_level
+from support.forged import Payload, change_metadata, put_object, saved
+from support.small_tokenizers import byte_level
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

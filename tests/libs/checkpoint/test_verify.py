@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
+from support import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 

@@ -13,7 +13,7 @@ from nemotron_dpo.policy.attention import SHORT, segment_attention
 from nemotron_dpo.policy.flash_attention import run_attention
 from nemotron_dpo.policy.rows import Cut, PackedRow
 from nemotron_dpo.policy.segment_attention import BLOCK
-from policy_rows import packed
+from support.policy_rows import packed
 
 HEADS, GROUPS, SIZE = 4, 2, 16
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-import small
-from kernel_checks import CHECKS, TOLERANCE, off
 from nemotron_dpo.policy.attention import segment_attention
 from nemotron_dpo.policy.flash_attention import flash_attention, run_attention
-from nemotron_dpo.policy.gradients import add_product, add_rows
 from nemotron_dpo.policy.kernels import layers
 from nemotron_dpo.policy.logprobs import response_logps
 from nemotron_dpo.policy.rows import PackedRow
-from policy_rows import packed
-from programs import check, losses
+from nemotron_dpo.policy.weight_gradients import add_product, add_rows
+from support import small
+from support.kernel_checks import CHECKS, TOLERANCE, off
+from support.policy_rows import packed
+from support.programs import check, losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import real_assets
-from kernel_checks import CHECKS
+from support import real_assets
+from support.kernel_checks import CHECKS
 
 TESTS = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
 def _named(**settings: str) -> list[str]:
     """What a program of its own says that passed."""
     path = os.pathsep.join(map(str, (TESTS.parent / "libs", real_assets.triton())))
-    argv, environment = [sys.executable, TESTS / "kernel_checks.py"], {**os.environ, **settings, "PYTHONPATH": path}
+    argv, environment = [sys.executable, TESTS / "support" / "kernel_checks.py"], {**os.environ, **settings, "PYTHONPATH": path}
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import families
-import small
 from nemotron_dpo.policy.rows import pack_row
+from support import families, small
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

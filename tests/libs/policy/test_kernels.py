@@ -14,7 +14,7 @@ from nemotron_dpo.policy.attention import kernel_attention, segment_attention
 from nemotron_dpo.policy.kernels import attention, build, layers
 from nemotron_dpo.policy.rows import Cut, PackedRow
 from nemotron_dpo.policy.segment_attention import BLOCK
-from policy_rows import packed
+from support.policy_rows import packed
 
 SHORT = ((5, 3, 4), (1, 1, 1), (9, 1, 6))
 LONG = ((3, BLOCK, 2 * BLOCK), (BLOCK + 5, 2, 2 * BLOCK + 1), (31, 1, 32))

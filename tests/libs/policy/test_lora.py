@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import peft_twin
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import PackedRow, pack_row
+from support import peft_twin, small
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

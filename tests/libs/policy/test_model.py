@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import families
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import Cut, pack_row, parts_of_pairs
-from policy_rows import packed
+from support import families, small
+from support.policy_rows import packed
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

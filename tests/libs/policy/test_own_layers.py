@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nemotron_dpo.policy.gradients import accumulate_in_place, add_product, skip_collectives_of_one
 from nemotron_dpo.policy.mlp import Silu, swiglu
 from nemotron_dpo.policy.norm import Norm
+from nemotron_dpo.policy.weight_gradients import accumulate_in_place, add_product, skip_collectives_of_one
 
 
 @pytest.fixture(autouse=True, params=["kernels", "torch"])
@@ -78,7 +78,7 @@ def test_silu_made_again_is_not_taken_for_anothers() -> None:
 
 @pytest.mark.parametrize(("total", "factors"), [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2])
 def test_product_is_added(total: torch.dtype, factors: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemotron_dpo.policy.gradients._BLOCK_ROWS", 3)
+    monkeypatch.setattr("nemotron_dpo.policy.weight_gradients._BLOCK_ROWS", 3)
     torch.manual_seed(0)
     before, grad, x = torch.randn(8, 4).to(total), torch.randn(5, 8).to(factors), torch.randn(5, 4).to(factors)
     after = before.clone()

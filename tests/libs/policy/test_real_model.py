@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemotron_dpo.policy.rows import pack_row
-from real_assets import smollm2
+from support.real_assets import smollm2
 
 PROMPT = "<|im_start|>user\nWhich planet is the largest?<|im_end|>\n<|im_start|>assistant\n"
 CHOSEN, REJECTED = "Jupiter is the largest planet.<|im_end|>", "I do not care.<|im_end|>"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
+from support import small
 
 pytestmark = pytest.mark.usefixtures("megatron")
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_templates import TEMPLATES
 from nemotron_dpo.preferences.encoding import PairIds, make_encoder, truncate
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import RowProblem
 from nemotron_dpo.preferences.rendering import Texts
 from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from preference_rows import NOON
-from small_tokenizers import byte_level, merging, save
+from support.chat_templates import TEMPLATES
+from support.preference_rows import NOON
+from support.small_tokenizers import byte_level, merging, save
 
 TEXT = st.lists(
     st.one_of(

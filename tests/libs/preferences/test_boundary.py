@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from chat_templates import CHATML, MISTRAL, MISTRAL_TOOLS, OPENS_THOUGHT, PHI3, REWRITING, TEMPLATES
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from preference_rows import only_pair, only_reject
-from small_tokenizers import byte_level, merging, save, sentencepiece_like
+from support.chat_templates import CHATML, MISTRAL, MISTRAL_TOOLS, OPENS_THOUGHT, PHI3, REWRITING, TEMPLATES
+from support.preference_rows import only_pair, only_reject
+from support.small_tokenizers import byte_level, merging, save, sentencepiece_like
 
 QUESTION = [{"role": "user", "content": "How are you?"}]
 TURNS = [*QUESTION, {"role": "assistant", "content": " Well. "}, {"role": "user", "content": "And\n\nnow?"}]

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.checks import check_ids, check_scores, check_vocabulary, digests
 from nemotron_dpo.preferences.columns import pair_id
 from nemotron_dpo.preferences.encoding import PairIds
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import SCORED_PAIRS
+from support import small
 
 IDS = [([1], [2, 3], [4]), ([5, 6, 7], [8], [9, 10]), ([11], [12], [13]), ([1, 2], [3], [4, 5])]
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chat_templates import CHATML, GEMMA, PHI3
 from nemotron_dpo.preferences.tokenize_chunk import Result
-from preference_rows import only_pair, tokenize
-from small_tokenizers import byte_level, save
+from support.chat_templates import CHATML, GEMMA, PHI3
+from support.preference_rows import only_pair, tokenize
+from support.small_tokenizers import byte_level, save
 
 TURN = "{{ '<|im_start|>' + m.role + '\n' + c + '<|im_end|>\n' }}"
 HEADER = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import small
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.dpo import ROUNDINGS
 from nemotron_dpo.preferences import margins
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
+from support import small
 
 # pair -> log-probs of (chosen, rejected) tokens. Sums: a (-3, -4), b (-6, -1), c (-2, -2).
 POLICY = {"a": ([-1.0, -2.0], [-4.0]), "b": ([-1.0, -2.0, -3.0], [-1.0]), "c": ([-2.0], [-1.0, -1.0])}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from chat_templates import CHATML
 from nemotron_dpo.preferences.beside import Beside
 from nemotron_dpo.preferences.problems import RowProblem
 from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
 from nemotron_dpo.preferences.tokenize_chunk import parse
-from preference_rows import tokenize
-from small_tokenizers import byte_level, save
+from support.chat_templates import CHATML
+from support.preference_rows import tokenize
+from support.small_tokenizers import byte_level, save
 
 USER, GOOD, BAD = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
 PAIR: dict[str, Any] = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from chat_templates import CHATML
 from nemotron_dpo.preferences import columns, encoding
 from nemotron_dpo.preferences.encoding import Encoder
 from nemotron_dpo.preferences.tally import Tally
-from preference_rows import only_pair, only_reject, pairs, tokenize
-from small_tokenizers import byte_level, merging, save
+from support.chat_templates import CHATML
+from support.preference_rows import only_pair, only_reject, pairs, tokenize
+from support.small_tokenizers import byte_level, merging, save
 
 # One token a character: x=0 a=1 b=2 c=3 d=4 ab=5 </s>=6, and a merge of a and b.
 ROW = {"prompt": "xxx", "chosen": "cd", "rejected": "dddd"}

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from preference_rows import NOON, only_pair, only_reject
-from real_assets import npm_tokenizer, smollm2
+from support.preference_rows import NOON, only_pair, only_reject
+from support.real_assets import npm_tokenizer, smollm2
 
 pytestmark = pytest.mark.real
 

@@ -24,8 +24,8 @@ from nemotron_dpo.preferences.recognition import with_shapes
 from nemotron_dpo.preferences.shapes import Keys, columns_read
 from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from preference_rows import NOON
-from small_tokenizers import byte_level, save
+from support.preference_rows import NOON
+from support.small_tokenizers import byte_level, save
 
 # prints all that a row can bring: tools, variables, calls, roles and contents
 TEMPLATE = (

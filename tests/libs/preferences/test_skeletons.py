@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_templates import CHATML, GEMMA, MISTRAL, PHI3, REWRITING, ZEPHYR
 from nemotron_dpo.preferences.chat_template import compile_template
 from nemotron_dpo.preferences.problems import RowProblem
 from nemotron_dpo.preferences.skeletons import only_prints_contents, remember
+from support.chat_templates import CHATML, GEMMA, MISTRAL, PHI3, REWRITING, ZEPHYR
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 PRINTING = {"chatml": CHATML, "zephyr": ZEPHYR, "mistral": MISTRAL, "phi3": PHI3}

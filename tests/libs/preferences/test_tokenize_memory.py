@@ -12,11 +12,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from chat_templates import CHATML
 from nemotron_dpo.preferences.tally import Tally
-from preference_rows import tokenize
-from programs import BIN
-from small_tokenizers import byte_level, merging, save
+from support.chat_templates import CHATML
+from support.preference_rows import tokenize
+from support.programs import BIN
+from support.small_tokenizers import byte_level, merging, save
 
 # Runs preference-tokenize with the arguments and prints the peak of resident memory, in bytes.
 PROGRAM = """

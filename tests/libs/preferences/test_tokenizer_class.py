@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-import families
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from small_tokenizers import byte_level, save, sentencepiece_like
+from support import families
+from support.small_tokenizers import byte_level, save, sentencepiece_like
 
 CLASSES = (
     None,

@@ -12,11 +12,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from chat_templates import CHATML
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from preference_rows import only_pair
-from small_tokenizers import byte_level, save
+from support.chat_templates import CHATML
+from support.preference_rows import only_pair
+from support.small_tokenizers import byte_level, save
 
 Change = Callable[[Path], object]
 NEW = byte_level().get_vocab_size()  # the first id that tokenizer.json does not have

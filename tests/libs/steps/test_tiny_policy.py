@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_dpo.steps.manifest import configs_root
+from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.tiny_policy import write_policy
 
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data"

@@ -14,7 +14,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.streams import TOKENIZED_PAIRS, open_reader
 from nemotron_dpo.streams.checksum import extended
 from nemotron_dpo.streams.reader import Reader
-from stream_rows import INFO, batch, lines_read, unannounced, write
+from support.stream_rows import INFO, batch, lines_read, unannounced, write
 
 
 def test_every_flipped_bit_is_one_line_or_changes_nothing(tmp_path: Path) -> None:

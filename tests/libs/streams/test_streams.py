@@ -16,7 +16,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo, open_reader, open_writer, published_file, spool
-from stream_rows import INFO, batch, lines_read, unannounced, write
+from support.stream_rows import INFO, batch, lines_read, unannounced, write
 
 
 @pytest.mark.parametrize("batches", [[], [batch(0)], [batch(2), batch(0), batch(3, 2)]])

@@ -1,0 +1,105 @@
+"""Step manifests: find every `step.toml` under the configs, read one, resolve the name a user typed, list its configs."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step; the lists hold the tables of its manifest as they are."""
+
+    id: str
+    name: str
+    category: str
+    description: str
+    tags: tuple[str, ...]
+    consumes: tuple[dict[str, Any], ...]
+    produces: tuple[dict[str, Any], ...]
+    parameters: tuple[dict[str, Any], ...]
+    strategies: tuple[dict[str, Any], ...]
+    errors: tuple[dict[str, Any], ...]
+    resources: dict[str, Any]
+    folder: Path
+
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """Names of the configs beside the manifest, `default` first."""
+        return tuple(sorted((p.stem for p in self.folder.glob("*.yaml")), key=lambda name: (name != "default", name)))
+
+
+def configs_root() -> Path:
+    """The folder of shipped configs: a wheel has it beside this file, a checkout at its root."""
+    here = Path(__file__).resolve()
+    installed = here.parents[1] / "configs"
+    return installed if installed.is_dir() else here.parents[4] / "configs"
+
+
+def discover(root: Path) -> list[Step]:
+    """Every step under `root`, by id."""
+    return sorted((_read(path) for path in root.rglob("step.toml")), key=lambda step: step.id)
+
+
+def matching(
+    steps: list[Step], *, category: str | None, consumes: str | None, produces: str | None, tag: str | None
+) -> list[Step]:
+    """Those of `steps` that have everything that is not None."""
+    return [
+        step
+        for step in steps
+        if category in (None, step.category)
+        and (tag is None or tag in step.tags)
+        and (consumes is None or consumes in [item["type"] for item in step.consumes])
+        and (produces is None or produces in [item["type"] for item in step.produces])
+    ]
+
+
+def find_step(name: str, steps: list[Step]) -> Step:
+    """The step whose id is `name`, or ends in it where that is unambiguous. Raises UserError naming the nearest."""
+    exact = [step for step in steps if step.id == name]
+    ending = exact or [step for step in steps if step.id.endswith(f"/{name}")]
+    if len(ending) == 1:
+        return ending[0]
+    how = "`nemotron-steps list` shows all"
+    if ending:
+        raise UserError(f"is ambiguous ({', '.join(step.id for step in ending)})", source=name, remedy="give more of it")
+    names = {key: step.id for step in steps for key in (step.id, step.id.rpartition("/")[2])}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    guess = f"did you mean {names[close[0]]}? " if close else ""
+    raise UserError("no such step", source=name or "STEP", remedy=f"{guess}{how}")
+
+
+def find_config(step: Step, name_or_path: str | None) -> Path:
+    """The config file: an existing path, else a name among the step's configs. Raises UserError naming the nearest."""
+    name = "default" if name_or_path is None else name_or_path
+    path = Path(name)
+    if path.is_file():
+        return path
+    beside = step.folder / f"{name.removesuffix('.yaml')}.yaml"
+    if "/" not in name and beside.is_file():
+        return beside
+    close = difflib.get_close_matches(name, step.configs, n=1, cutoff=0.4)
+    guess = f"did you mean {close[0]}? " if close else ""
+    remedy = f"{guess}{step.id} has {', '.join(step.configs)}; or give a path"
+    raise UserError("no such config", source=name or "-c", remedy=remedy)
+
+
+def _read(path: Path) -> Step:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        head = tree["step"]
+        values: dict[str, Any] = {name: head[name] for name in ("id", "name", "category", "description")}
+        for name in ("consumes", "produces", "parameters", "strategies", "errors"):
+            values[name] = tuple(tree.get(name, ()))
+        values["resources"] = dict(tree.get("resources", {}))
+        return Step(**values, tags=tuple(head.get("tags", ())), folder=path.parent)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"is not TOML ({error})", source=path) from None
+    except KeyError as error:
+        raise UserError(f"the manifest lacks {error}", source=path) from None

@@ -1,0 +1,83 @@
+"""How each step's config is read and planned, by the step's id: the one table that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.config import RunConfig, load_plain, load_run, plain_origins, run_origins, run_tree
+from nemotron_dpo.config.steps import (
+    EnvTomlConfig,
+    HfToMegatronConfig,
+    MegatronToHfConfig,
+    PreferenceScoreConfig,
+    PreferenceTokenizeConfig,
+)
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.catalogue.manifest import Step
+from nemotron_dpo.steps.compile import dpo_plan as plan
+from nemotron_dpo.steps.compile import single_stage_plans as neighbours
+from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.compile.stages import Plan
+from nemotron_dpo.steps.summary import read_metrics, summarize
+
+Load = Callable[[Path, Sequence[str], Mapping[str, Any] | None], tuple[Any, list[str]]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a step does with its config.
+
+    `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
+    (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
+    `report` tells what came of it; `forecast` what it will cost, on a profile and with the tokenized pairs where there are any.
+    """
+
+    config: type[Any]
+    load: Load
+    origins: Callable[[Path, Sequence[str], Mapping[str, Any] | None], dict[str, str]]
+    tree: Callable[[Any], dict[str, Any]]
+    compile: Callable[[Any, Path, Path], Plan]
+    missing: Callable[..., list[str]]
+    report: Callable[[Plan], str]
+    forecast: Callable[[Any, Profile, Path | None], str] | None = None
+
+
+def kind_of(step: Step) -> Kind:
+    """The kind of `step`. Raises UserError for a manifest that no code goes with."""
+    if step.id not in _KINDS:
+        raise UserError("is known by its manifest alone; this program cannot run it", source=step.id)
+    return _KINDS[step.id]
+
+
+_load_dpo = partial(load_run, with_environment=True)
+
+
+def _dpo_report(made: Plan) -> str:
+    return summarize(read_metrics(made.run_dir / "metrics.jsonl"), made.export_dir)
+
+
+def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
+    from nemotron_dpo.steps.estimate.forecast import forecast
+
+    return forecast(run, profile, pairs)
+
+
+def _neighbour(config: type[Any], compile_: Callable[[Any, Path, Path], Plan]) -> Kind:
+    load, where = partial(load_plain, config), partial(plain_origins, config)
+    return Kind(config, load, where, asdict, compile_, neighbours.missing, neighbours.report)
+
+
+_KINDS = {
+    "rl/nemo_rl/dpo": Kind(
+        RunConfig, _load_dpo, run_origins, run_tree, plan.compile_plan, plan.missing_inputs, _dpo_report, _dpo_forecast
+    ),
+    "convert/hf_to_megatron": _neighbour(HfToMegatronConfig, neighbours.plan_hf_to_megatron),
+    "convert/megatron_to_hf": _neighbour(MegatronToHfConfig, neighbours.plan_megatron_to_hf),
+    "data_prep/preference_tokenize": _neighbour(PreferenceTokenizeConfig, neighbours.plan_tokenize),
+    "eval/preference_score": _neighbour(PreferenceScoreConfig, neighbours.plan_score),
+    "env/env_toml": _neighbour(EnvTomlConfig, neighbours.plan_env_toml),
+}

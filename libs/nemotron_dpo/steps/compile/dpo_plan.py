@@ -1,0 +1,193 @@
+"""Compile a run into stages: what is executed, in which order, on which files. Touches nothing.
+
+The stages are the executables in bin/; no library of theirs is imported, and a printed plan can be pasted and run by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from nemotron_dpo.config import DatasetConfig, MegatronConfig, RunConfig, redact, run_tree, to_yaml
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.compile.programs import executable
+from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
+from nemotron_dpo.steps.compile.tiny_sft import TINY_SFT, tiny_sft_prelude
+
+TOKENIZE_TRAIN = "preference-tokenize train"
+UNSET_DATA = "TRAIN.jsonl"
+
+
+def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
+    """The plan of `run` in the job folder `job`; what the tiny SFT policy is made from lies in `step_folder`.
+
+    Everything is tokenized before anything is scored, so that a mistake in the last file is found before the long work.
+    """
+    check_processes(run)
+    prelude = tiny_sft_prelude(step_folder) if run.policy.model_name == TINY_SFT else None
+    if prelude:
+        run = replace(run, policy=replace(run.policy, model_name=str(prelude.checkpoint)))
+    files = {"train.yaml": to_yaml(redact(run_tree(run)))} | _inline_template(run)
+    datasets = {"train": _input(run.data.train)} | {f"validation-{name}": dataset for name, dataset in run.data.validation}
+    stages = [_tokenize_stage(run, name, dataset, job) for name, dataset in datasets.items()]
+    if _needs_reference(run):
+        stages += [_score_stage(run, name, job) for name in datasets]
+    stages.append(_train_stage(run, job))
+    export_dir = job / "checkpoint_megatron" if run.checkpointing.enabled else None
+    if export_dir:
+        stages.append(_export_stage(run, job, export_dir))
+    made = {"checkpoint_megatron": export_dir} if export_dir else {}
+    return Plan(job, job / "run", export_dir, files, prelude, tuple(stages), made, num_processes(run))
+
+
+def num_processes(run: RunConfig) -> int:
+    """Processes of the stages that run a model, over all nodes."""
+    return run.cluster.gpus_per_node * run.cluster.num_nodes
+
+
+def check_processes(run: RunConfig) -> None:
+    """Raise UserError where processes or batch do not divide, before torchrun would say so once a process."""
+    size, copies = num_processes(run), _copies(run)
+    for what, group in copies.items():
+        if size % group:
+            message = f"{size} processes (cluster.*) do not divide into {what} parallel groups of {group}"
+            raise UserError(message, remedy=f"make cluster.gpus_per_node x num_nodes a multiple of {group}")
+    replicas, batch = size // next(iter(copies.values())), run.policy.train_global_batch_size
+    if batch % replicas:
+        message = f"{batch} does not divide over {replicas} data-parallel ranks"
+        raise UserError(message, field="policy.train_global_batch_size", remedy=f"make it a multiple of {replicas}")
+
+
+def _copies(run: RunConfig) -> dict[str, int]:
+    """How many processes hold one copy of the model, and one of its experts."""
+    megatron = run.policy.megatron_cfg
+    tensor, pipeline = megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size
+    experts = megatron.expert_model_parallel_size * (megatron.expert_tensor_parallel_size or tensor)
+    return {
+        "tensor x pipeline x context": tensor * pipeline * megatron.context_parallel_size,
+        "expert x expert-tensor x pipeline": experts * pipeline,
+    }
+
+
+def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
+    """What the plan would stumble on at once: data that is not named or, where we can `look`, not there, one remedy a line."""
+    lines = []
+    if run.data.train.path is None:
+        lines.append("data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL")
+    for name, dataset in (("train", run.data.train), *run.data.validation) if look else ():
+        if dataset.path is not None and not named_files(dataset.path):
+            lines.append(f"{redact(dataset.path)}: no such file: it is the data of {name}")
+    return lines
+
+
+def named_files(path: str) -> list[Path]:
+    """What a path or a glob of rows names, or nothing."""
+    whole = Path(path)
+    return [whole] if whole.exists() else list(whole.parent.glob(whole.name))
+
+
+def _tokenize_stage(run: RunConfig, name: str, dataset: DatasetConfig, job: Path) -> Stage:
+    pairs, data = job / f"{name}.pairs.arrow", str(dataset.path)
+    tokenizer = run.policy.tokenizer.name or run.policy.model_name
+    inputs = {data: Input("data", data), tokenizer: Input("tokenizer", tokenizer)}
+    argv = [executable("preference-tokenize"), data, "-o", str(pairs), "--tokenizer", tokenizer]
+    argv += ["--max-length", str(run.policy.max_total_sequence_length)]
+    if run.policy.tokenizer.chat_template:
+        template = _template_file(run.policy.tokenizer.chat_template, job)
+        argv += ["--chat-template", template]
+        inputs[template] = Input("file", template)
+    for option in ("prompt_key", "chosen_key", "rejected_key", "limit", "on_error"):
+        if (value := getattr(dataset, option)) is not None:
+            argv += [f"--{option.replace('_', '-')}", str(value)]
+    return Stage(f"preference-tokenize {name}", tuple(argv), inputs=inputs, outputs=(pairs,))
+
+
+def _score_stage(run: RunConfig, name: str, job: Path) -> Stage:
+    pairs, scored, policy = str(job / f"{name}.pairs.arrow"), job / f"{name}.scored.arrow", _weights(run)
+    inputs = {pairs: Input("stage", pairs), policy: Input("policy", policy)}
+    argv = ["ref-logprobs", pairs, "-o", str(scored), "--policy", policy, "--precision", run.policy.precision]
+    if policy != run.policy.model_name and run.checkpointing.pretrained_checkpoint.format == "megatron_lm":
+        argv += ["--hf-model", run.policy.model_name]
+    if run.policy.tokenizer.name:
+        argv += ["--tokenizer", run.policy.tokenizer.name]
+        inputs = {run.policy.tokenizer.name: Input("tokenizer", run.policy.tokenizer.name), **inputs}
+    if run.policy.sequence_packing.train_mb_tokens:
+        argv += ["--micro-batch-tokens", str(run.policy.sequence_packing.train_mb_tokens)]
+    argv += _layout_options(run.policy.megatron_cfg)
+    return _launched(run, Stage(f"ref-logprobs {name}", tuple(argv), inputs=inputs, outputs=(scored,)))
+
+
+def _weights(run: RunConfig) -> str:
+    """What holds the weights that training starts from."""
+    return run.checkpointing.pretrained_checkpoint.path or run.policy.model_name
+
+
+def _layout_options(megatron: MegatronConfig) -> list[str]:
+    """How ref-logprobs is to divide the policy: as training does, so that it fits and rounds as there."""
+    sizes = {
+        "--tensor-parallel": megatron.tensor_model_parallel_size,
+        "--pipeline-parallel": megatron.pipeline_model_parallel_size,
+        "--context-parallel": megatron.context_parallel_size,
+        "--expert-parallel": megatron.expert_model_parallel_size,
+    }
+    given = {option: size for option, size in sizes.items() if size > 1}
+    stages = {
+        "--first-stage-layers": megatron.num_layers_in_first_pipeline_stage,
+        "--last-stage-layers": megatron.num_layers_in_last_pipeline_stage,
+    }
+    given |= {option: layers for option, layers in stages.items() if layers is not None}
+    return [word for option, size in given.items() for word in (option, str(size))]
+
+
+def _train_stage(run: RunConfig, job: Path) -> Stage:
+    suffix = "scored.arrow" if _needs_reference(run) else "pairs.arrow"
+    data, policy, config = str(job / f"train.{suffix}"), run.policy.model_name, str(job / "train.yaml")
+    weights = _weights(run)  # where they are a pretrained checkpoint's, train.yaml says so
+    inputs = {data: Input("stage", data), weights: Input("policy", weights), config: Input("file", config)}
+    argv = ["dpo-train", data, "--policy", policy, "--run-dir", str(job / "run")]
+    for name, _ in run.data.validation:
+        path = str(job / f"validation-{name}.{suffix}")
+        argv += ["--validation", f"{name}={path}"]
+        inputs[f"{name}={path}"] = Input("stage", path)
+    # With a folder of its own for checkpoints the run folder is not all that training makes.
+    outputs = () if run.checkpointing.checkpoint_dir else (job / "run",)
+    keep = run.checkpointing
+    stage = Stage("dpo-train", (*argv, "-c", config), inputs=inputs, outputs=outputs)
+    resumes, may_stop = keep.enabled and keep.save_optimizer, keep.checkpoint_must_save_by is not None
+    return _launched(run, replace(stage, resumes=resumes and bool(outputs), may_stop_early=may_stop))
+
+
+def _export_stage(run: RunConfig, job: Path, export_dir: Path) -> Stage:
+    trained = run.checkpointing.checkpoint_dir or str(job / "run")
+    argv = (executable("ckpt-export"), trained, "-o", str(export_dir), "--to", "megatron")
+    return Stage("ckpt-export", argv, inputs={trained: Input("stage", trained)}, outputs=(export_dir,))
+
+
+def _launched(run: RunConfig, stage: Stage) -> Stage:
+    """`stage` under torchrun where the config asks for several processes, which share this machine's cores."""
+    return launched(stage, num_processes(run))
+
+
+def _needs_reference(run: RunConfig) -> bool:
+    return run.dpo.preference_loss_weight > 0
+
+
+def _input(dataset: DatasetConfig) -> DatasetConfig:
+    return dataset if dataset.path is not None else replace(dataset, path=UNSET_DATA)
+
+
+def _is_inline(template: str) -> bool:
+    return "{%" in template or "{{" in template
+
+
+def _inline_template(run: RunConfig) -> dict[str, str]:
+    template = run.policy.tokenizer.chat_template
+    return {"chat_template.jinja": template} if template and _is_inline(template) else {}
+
+
+def _template_file(template: str, job: Path) -> str:
+    if _is_inline(template):
+        return str(job / "chat_template.jinja")
+    if not Path(template).is_file():
+        raise UserError("no such file", source=redact(template), remedy="policy.tokenizer.chat_template names it")
+    return template

@@ -1,0 +1,98 @@
+"""The record of a run: a folder of its own with job.yaml (everything, with provenance) and train.yaml (what stages read)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from nemotron_dpo import __version__
+from nemotron_dpo.config import redact, redact_argv, redact_override, to_yaml
+from nemotron_dpo.steps.compile import stage_cache as cache
+from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.compile.stage_choice import Decision
+from nemotron_dpo.steps.compile.stages import Plan, Stage
+from nemotron_dpo.steps.text import command_line
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the run came from."""
+
+    step: str
+    argv: Sequence[str]
+    config: Path
+    overrides: Sequence[str]
+    profile: Profile
+
+
+def job_folder(step_id: str, now: datetime) -> Path:
+    """`.nemotron/jobs/<timestamp>-<step>` below the working folder; with a number where that is taken."""
+    name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}"
+    taken = (cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    return next(folder for folder in taken if not folder.exists())
+
+
+def write_job(plan: Plan, provenance: Provenance, now: datetime) -> None:
+    """Make the job folder and write job.yaml and the files of the plan, secrets hidden."""
+    plan.job.mkdir(parents=True)
+    for name, text in plan.files.items():
+        (plan.job / name).write_text(text, encoding="utf-8")
+    (plan.job / "job.yaml").write_text(to_yaml(_record(plan, provenance, now)), encoding="utf-8")
+
+
+def file_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(what, command) that writes the files of the plan by hand, so that a printed plan can be pasted as it is."""
+    folder = shlex.quote(str(plan.job))
+    texts = [f"cat > {folder}/{name} <<'END_OF_FILE'\n{text.rstrip()}\nEND_OF_FILE" for name, text in plan.files.items()]
+    return [("job folder", "\n".join([f"mkdir -p {folder}", *texts]))]
+
+
+def prelude_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(what, command) for what the cache lacks."""
+    prelude = [] if plan.prelude is None or plan.prelude.is_cached else list(plan.prelude.commands)
+    return [(f"tiny-sft: {name}", command_line(argv, {})) for name, argv in prelude]
+
+
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(stage, command) for everything there is to run, what the cache lacks first."""
+    return prelude_lines(plan) + [(stage.name, stage_line(stage)) for stage in plan.stages]
+
+
+def stage_line(stage: Stage) -> str:
+    """The command of one stage, ready to paste, secrets hidden."""
+    return command_line(redact(stage.argv), redact(dict(stage.env)))
+
+
+def decision_line(decision: Decision) -> tuple[str, str]:
+    """(stage, command) for what happens to one stage: its own command, or those that take it from where it is."""
+    stage = decision.stage
+    if decision.entry is None:
+        return stage.name, stage_line(stage)
+    instead = [shlex.join(command) for command in cache.by_hand(decision.entry, stage.outputs)] or ["true"]
+    command = shlex.join(redact(stage.argv)).replace("\n", " ")
+    return f"{stage.name}: up to date, taken from where it is", "\n".join([f"# {command}", *instead])
+
+
+def _record(plan: Plan, provenance: Provenance, now: datetime) -> dict[str, object]:
+    profile = provenance.profile
+    source = str(profile.source) if profile.source else None
+    return {
+        "step": provenance.step,
+        "created": now.astimezone().isoformat(timespec="seconds"),
+        "version": __version__,
+        "folder": str(Path.cwd()),
+        "argv": redact_argv(provenance.argv),
+        "config": {"path": str(provenance.config), "overrides": [redact_override(word) for word in provenance.overrides]},
+        "profile": {
+            "name": profile.name,
+            "source": source,
+            **redact(profile.settings),
+        },
+        "processes": plan.num_processes,
+        "stages": [{"name": name, "command": command} for name, command in plan_lines(plan)],
+        "outputs": {name: str(path) for name, path in plan.artifacts.items()},
+    }

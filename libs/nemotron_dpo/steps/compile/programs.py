@@ -1,0 +1,72 @@
+"""The stage executables: where they are, which version of them this is, and what they compute with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from nemotron_dpo import __version__
+from nemotron_dpo.policy.backend import fingerprint
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ROWS = ("preferences", "streams", "sources.py")
+_BELOW = ("torch", "megatron-core", "triton")
+# program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
+_PARTS = {
+    "preference-tokenize": (_ROWS, ("tokenizers", "jinja2")),
+    "ref-logprobs": ((*_ROWS, "scoring", "policy", "objective", "checkpoint"), _BELOW),
+}
+_ALL = ((*_ROWS, "scoring", "policy", "objective", "checkpoint", "training", "config", "wiring.py"), _BELOW)
+# those whose numbers depend on the machine
+_COMPUTE = ("ref-logprobs", "dpo-train")
+
+
+def executable(name: str) -> str:
+    """`name` where the shell would find the right one, else its full path next to the running Python or program.
+
+    A virtual environment need not be active; without one, installers put programs apart from the Python that runs them.
+    """
+    folders = (Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent)
+    beside = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    found = shutil.which(name)
+    if beside is None or (found and Path(found) == beside):
+        return name
+    return str(beside)
+
+
+@functools.cache
+def program_version(name: str) -> str:
+    """What changes when the program would write something else: our version, our source, and the packages below it."""
+    parts, packages = _PARTS.get(name, _ALL)
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(file for part in parts for file in _sources(_ROOT / part)):
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
+    main = importlib.util.find_spec(name.replace("-", "_"))
+    if main is not None and main.origin:
+        digest.update(Path(main.origin).read_bytes())
+    versions = ",".join(f"{package} {_version(package)}" for package in packages)
+    return f"{name} {digest.hexdigest()} {versions}"
+
+
+def machine(name: str, environ: Mapping[str, str]) -> str:
+    """What changes where the program, run with `environ`, may round otherwise: the kernels, the CPU and GPUs it would take."""
+    return fingerprint(environ) if name in _COMPUTE else ""
+
+
+def _sources(part: Path) -> list[Path]:
+    """Every file of the package that is no product of running it: Python, C, shell."""
+    return [part] if part.is_file() else [path for path in part.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,74 @@
+"""A profile over what a config says of where it runs (run.env): which of the two counts, key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from nemotron_dpo.config import Environment
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.compile.profile import KEYS, Profile, nearest_key, variables
+
+# What a config says of these wins over the profile: the recipe knows what it needs.
+_CONFIG_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
+
+_NUMBERS = (*_CONFIG_WINS[1:], "cpus_per_task", "nprocs_per_node", "shared_memory_size", "build_gpus_per_node")
+
+_TIMES = ("time", "build_time")
+
+
+def with_environment(profile: Profile, given: Environment) -> Profile:
+    """`profile` over what a config says in run.env: env_vars merge, mounts add up, and what overrides set wins.
+
+    Raises UserError for a key that is none.
+    """
+    settings = dict(profile.settings)
+    for key, value in given.settings.items():
+        _check_key(key, given)
+        if key == "env_vars":
+            settings[key] = _merged_variables(value, profile, given)
+        elif key == "mounts" and key in settings and key not in given.typed:
+            settings[key] = [*_listed(value, given), *settings[key]]
+        elif key in _CONFIG_WINS or key not in settings or any(_within(name, key) for name in given.typed):
+            is_text = key in _NUMBERS and isinstance(value, str) and value.isdecimal()  # as ${oc.env:NAME} gives it
+            settings[key] = int(value) if is_text else value
+    own = {name: place for name, place in given.origins.items() if _is_ours(name, settings, profile, given)}
+    return replace(profile, env_vars=variables(settings), settings=settings, origins=own)
+
+
+def _check_key(key: str, given: Environment) -> None:
+    place = next((place for name, place in given.origins.items() if _within(name, key)), None)
+    if key in ("executor", "extends"):
+        raise UserError("is a profile's to say", source=place, field=f"run.env.{key}", remedy="give -r or -b PROFILE")
+    if key in _TIMES and isinstance(given.settings[key], int | float):  # YAML reads 10:00:00 as 36000
+        raise UserError("is a number to YAML", source=place, field=f"run.env.{key}", remedy='quote it: "HH:MM:SS"')
+    if key not in KEYS:
+        raise UserError("is no known key", source=place, field=f"run.env.{key}", remedy=nearest_key(key))
+
+
+def _within(name: str, key: str) -> bool:
+    return name == key or name.startswith(f"{key}.")
+
+
+def _is_ours(name: str, settings: Mapping[str, Any], profile: Profile, given: Environment) -> bool:
+    """Whether the dotted `name` has the value that run.env gives it, and not the profile's."""
+    key, _, variable = name.partition(".")
+    if name in given.typed or key in _CONFIG_WINS:
+        return True
+    if key == "env_vars":
+        return variable not in profile.env_vars
+    return key not in profile.settings or key == "mounts"
+
+
+def _merged_variables(value: Any, profile: Profile, given: Environment) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError("is no table", source=given.origins.get("env_vars"), field="run.env.env_vars")
+    typed = {name: text for name, text in value.items() if f"env_vars.{name}" in given.typed}
+    return {**value, **profile.env_vars, **typed}
+
+
+def _listed(value: Any, given: Environment) -> list[Any]:
+    if not isinstance(value, list):
+        raise UserError("is no list", source=given.origins.get("mounts"), field="run.env.mounts")
+    return value

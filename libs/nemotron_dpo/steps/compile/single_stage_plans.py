@@ -1,0 +1,185 @@
+"""Plans of the steps around DPO: checkpoints converted, rows checked, a policy scored on held-out pairs, env.toml written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemotron_dpo.config import DatasetConfig, redact, to_yaml
+from nemotron_dpo.config.steps import (
+    EnvTomlConfig,
+    HfToMegatronConfig,
+    MegatronToHfConfig,
+    PreferenceScoreConfig,
+    PreferenceTokenizeConfig,
+)
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.catalogue.env_toml import checked_settings
+from nemotron_dpo.steps.compile.dpo_plan import named_files
+from nemotron_dpo.steps.compile.programs import executable
+from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
+
+# Stands in a dry run for what has not been named yet.
+_UNSET = {"data.path": "PAIRS.jsonl", "hf_model_id": "HF_MODEL", "megatron_path": "CHECKPOINT", "policy.model_name": "POLICY"}
+
+
+def plan_hf_to_megatron(config: HfToMegatronConfig, job: Path, folder: Path) -> Plan:
+    """One ckpt-export to the Megatron format."""
+    target = Path(config.megatron_path or job / "checkpoint_megatron")
+    source = config.hf_model_id or _UNSET["hf_model_id"]
+    return _plan(config, job, (_export(source, target, "megatron", config.torch_dtype),), {"checkpoint_megatron": target})
+
+
+def plan_megatron_to_hf(config: MegatronToHfConfig, job: Path, folder: Path) -> Plan:
+    """One ckpt-export to the Hugging Face format."""
+    target = Path(config.hf_path or job / "checkpoint_hf")
+    source = config.megatron_path or _UNSET["megatron_path"]
+    return _plan(config, job, (_export(source, target, "hf", config.torch_dtype),), {"checkpoint_hf": target})
+
+
+def plan_tokenize(config: PreferenceTokenizeConfig, job: Path, folder: Path) -> Plan:
+    """Tokenize, with the audit written beside the pairs."""
+    argv = [
+        "--num-workers",
+        str(config.num_workers),
+        "--stats",
+        str(job / "stats.json"),
+        "--rejects",
+        str(job / "rejects.jsonl"),
+    ]
+    outputs = (job / "pairs.arrow", job / "stats.json", job / "rejects.jsonl")
+    stage = _tokenize(config.data, config.tokenizer or "TOKENIZER", config.max_length, outputs, argv, config.chat_template)
+    return _plan(config, job, (stage,), {"tokenized_pairs": outputs[0], "preference_audit": outputs[1]})
+
+
+def plan_score(config: PreferenceScoreConfig, job: Path, folder: Path) -> Plan:
+    """Tokenize once, score under the policy and the reference, compare."""
+    policy = config.policy.model_name or _UNSET["policy.model_name"]
+    stages = [_tokenize(config.data, policy, config.max_length, (job / "pairs.arrow",), [], None)]
+    models = {"policy": policy} | ({"reference": config.reference.model_name} if config.reference.model_name else {})
+    stages += [_score(config, name, model, job) for name, model in models.items()]
+    scored, report = {name: str(job / f"{name}.arrow") for name in models}, job / "scores.json"
+    argv = [sys.executable, "-m", "nemotron_dpo.preferences.margins", scored["policy"], "-o", str(report)]
+    if "reference" in scored:
+        argv += ["--reference", scored["reference"], "--beta", str(config.reference_policy_kl_penalty)]
+    inputs = {path: Input("stage", path) for path in scored.values()}
+    stages.append(Stage("margins", tuple(argv), inputs=inputs, outputs=(report,)))
+    num_processes = config.cluster.gpus_per_node * config.cluster.num_nodes
+    return _plan(config, job, tuple(stages), {"eval_results": report}, num_processes)
+
+
+def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
+    """One command that writes the file; it is made anew every time."""
+    target = _env_target(config)
+    argv = [
+        sys.executable,
+        "-m",
+        "nemotron_dpo.steps.catalogue.env_toml",
+        str(config.template),
+        *checked_settings(config.sections),
+    ]
+    argv += ["-o", str(target), *(["--force"] if config.force else [])]
+    return _plan(config, job, (Stage("env-toml", tuple(argv)),), {"env_toml": target})
+
+
+def missing(config: Any, *, look: bool = True) -> list[str]:
+    """What must be named or, where we can `look`, must be there before the step can run, one remedy a line."""
+    lines = [f"{key} is not set: give {key}={example}" for key, example in _required(config).items()]
+    if not look:
+        return lines
+    if isinstance(config, PreferenceTokenizeConfig | PreferenceScoreConfig) and config.data.path:
+        lines += [] if named_files(config.data.path) else [f"{redact(config.data.path)}: no such file: it is data.path"]
+    if isinstance(config, EnvTomlConfig) and not config.force and _env_target(config).exists():
+        lines.append(f"{_env_target(config)}: exists already: force=true replaces it, output_path=FILE writes another")
+    return lines
+
+
+def report(plan: Plan) -> str:
+    """What came of the step: the figures of its report, then where its artifacts are."""
+    facts = [line for path in plan.artifacts.values() if path.suffix == ".json" for line in _figures(path)]
+    return "\n".join([*facts, *(f"{name}: {path}" for name, path in plan.artifacts.items())])
+
+
+def _env_target(config: EnvTomlConfig) -> Path:
+    return Path(config.output_path or "env.toml")
+
+
+def _required(config: Any) -> dict[str, str]:
+    required = {
+        HfToMegatronConfig: {"hf_model_id": "ID_OR_FOLDER"},
+        MegatronToHfConfig: {"megatron_path": "CHECKPOINT_OR_RUN"},
+        PreferenceTokenizeConfig: {"data.path": "FILE", "tokenizer": "ID_OR_FOLDER"},
+        PreferenceScoreConfig: {"data.path": "FILE", "policy.model_name": "ID_OR_FOLDER"},
+        EnvTomlConfig: {"template": "FILE"},
+    }[type(config)]
+    return {key: example for key, example in required.items() if _value(asdict(config), key) is None}
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _plan(config: Any, job: Path, stages: tuple[Stage, ...], artifacts: Mapping[str, Path], num_processes: int = 1) -> Plan:
+    files = {"train.yaml": to_yaml(redact(asdict(config)))}
+    return Plan(job, job, None, files, None, stages, artifacts, num_processes)
+
+
+def _export(source: str, target: Path, form: str, precision: str | None) -> Stage:
+    if Path(source).resolve() == target.resolve():
+        raise UserError("is source and target of the conversion", source=redact(source), remedy="name another target")
+    argv = [executable("ckpt-export"), source, "-o", str(target), "--to", form]
+    argv += ["--precision", precision] if precision else []
+    return Stage("ckpt-export", tuple(argv), inputs={source: Input("policy", source)}, outputs=(target,))
+
+
+def _tokenize(
+    data: DatasetConfig,
+    tokenizer: str,
+    max_length: int | None,
+    outputs: tuple[Path, ...],
+    options: list[str],
+    template: str | None,
+) -> Stage:
+    rows = data.path or _UNSET["data.path"]
+    argv = [executable("preference-tokenize"), rows, "-o", str(outputs[0]), "--tokenizer", tokenizer, *options]
+    argv += ["--max-length", str(max_length)] if max_length else []
+    argv += ["--chat-template", template] if template else []
+    for option in ("prompt_key", "chosen_key", "rejected_key", "limit", "on_error"):
+        if (value := getattr(data, option)) is not None:
+            argv += [f"--{option.replace('_', '-')}", str(value)]
+    inputs = {rows: Input("data", rows), tokenizer: Input("tokenizer", tokenizer)}
+    inputs |= {template: Input("file", template)} if template else {}
+    return Stage("preference-tokenize", tuple(argv), inputs=inputs, outputs=outputs)
+
+
+def _score(config: PreferenceScoreConfig, name: str, model: str, job: Path) -> Stage:
+    pairs, scored = str(job / "pairs.arrow"), job / f"{name}.arrow"
+    argv = ["ref-logprobs", pairs, "-o", str(scored), "--policy", model, "--precision", config.precision]
+    argv += ["--micro-batch-tokens", str(config.micro_batch_tokens)] if config.micro_batch_tokens else []
+    inputs = {pairs: Input("stage", pairs), model: Input("policy", model)}
+    stage = Stage(f"ref-logprobs {name}", tuple(argv), inputs=inputs, outputs=(scored,))
+    return launched(stage, config.cluster.gpus_per_node * config.cluster.num_nodes)
+
+
+def _figures(path: Path) -> list[str]:
+    """The figures of a JSON report, those of its sections indented under their names."""
+    lines: list[str] = []
+    for key, value in orjson.loads(path.read_bytes()).items():
+        if isinstance(value, dict):
+            inner = ", ".join(f"{name} {_figure(item)}" for name, item in value.items() if isinstance(item, int | float))
+            lines += [f"{key}: {inner}"] if inner else []
+        elif isinstance(value, int | float):
+            lines.append(f"{key}: {_figure(value)}")
+    return lines
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,91 @@
+"""Which stages of a plan run: from one, up to one, all of them, or those that are not up to date."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.compile import stage_cache as cache
+from nemotron_dpo.steps.compile.digests import Digests
+from nemotron_dpo.steps.compile.stage_cache import Entry
+from nemotron_dpo.steps.compile.stage_keys import stage_key
+from nemotron_dpo.steps.compile.stages import Plan, Stage
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One stage that counts. `is_forced`: it runs even where it is up to date; `is_given`: it must be up to date."""
+
+    stage: Stage
+    is_forced: bool = False
+    is_given: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a stage: it is taken from `entry`, or run where that is None, from its start if `is_forced`.
+
+    `key` names what it makes.
+    """
+
+    stage: Stage
+    key: str | None
+    entry: Entry | None
+    is_forced: bool
+
+
+def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> list[Choice]:
+    """The stages up to `last`; those from `first` on are run in any case, those before it are not run.
+
+    `first` and `last` are names of stages, or of programs. Raises UserError for a name that no stage has.
+    """
+    start = _matches(plan.stages, first, "--from")[0] if first is not None else None
+    end = _matches(plan.stages, last, "--to")[-1] if last is not None else len(plan.stages) - 1
+    if start is not None and start > end:
+        raise UserError(f"--from {first} comes after --to {last}", usage=True)
+    choices = []
+    for n, stage in enumerate(plan.stages[: end + 1]):
+        later = start is not None and n >= start
+        choices.append(Choice(stage, is_forced=force or later, is_given=start is not None and n < start))
+    return choices
+
+
+def decide(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping[str, str]) -> Iterator[Decision]:
+    """One decision after the other; each may depend on what the caller made of the last. Stages run with `env` added.
+
+    Raises UserError for a stage that must be up to date and is not.
+    """
+    made: dict[str, str] = {}
+    for choice in choices:
+        stage = choice.stage
+        if choice.is_given and not stage.outputs:
+            continue
+        key = stage_key(plan, stage, made, digests, env)
+        entry = None
+        if key is not None and not stage.may_stop_early:
+            made.update({str(output): key for output in stage.outputs})
+            if choice.is_given or not choice.is_forced:
+                entry = cache.find(key, stage.outputs)
+        if choice.is_given and entry is None:
+            raise UserError(
+                f"{stage.name}: what it makes is not there", remedy=f"run without --from, or --from {stage.program}"
+            )
+        yield Decision(stage, key, entry, choice.is_forced)
+
+
+def check_given(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping[str, str]) -> None:
+    """Raise UserError where one of the stages that must be up to date is not."""
+    for _ in decide(plan, [choice for choice in choices if choice.is_given], digests, env):
+        pass
+
+
+def _matches(stages: Sequence[Stage], name: str, option: str) -> list[int]:
+    found = [n for n, stage in enumerate(stages) if name in (stage.name, stage.program)]
+    if found:
+        return found
+    names = list(dict.fromkeys(known for stage in stages for known in (stage.program, stage.name)))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    remedy = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(stage.name for stage in stages)}"
+    raise UserError("no such stage", source=f"{option} {name or '(empty)'}", remedy=remedy, usage=True)

@@ -1,0 +1,67 @@
+"""What a job finds in its environment besides what the cluster gives it.
+
+Nobody can tell a secret from its name alone, so none of these values is written anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from nemotron_dpo.config import redact
+from nemotron_dpo.config.redact import HIDDEN
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.compile.profile import Profile
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def job_environment(profile: Profile) -> dict[str, str]:
+    """HF_TOKEN of the user's login, WANDB_* of env.toml's [wandb] and the environment, then the profile's env_vars, which win.
+
+    Raises UserError for what cannot be a variable.
+    """
+    environment = {"HF_TOKEN": token} if (token := _hub_token()) else {}
+    environment |= _wandb(profile.source)
+    environment |= profile.env_vars
+    for name, value in environment.items():
+        if not _NAME.fullmatch(name) or "\0" in value:
+            raise UserError(f"profile {profile.name}: {name!r} cannot be an environment variable", source=profile.source)
+    return environment
+
+
+def shell_text(environment: Mapping[str, str]) -> str:
+    """One `export` a variable."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+
+
+def shown(environment: Mapping[str, str]) -> dict[str, str]:
+    """What may be printed of it."""
+    return {name: redact(value, name) for name, value in environment.items()}
+
+
+def without_values(profile: Profile) -> Profile:
+    """`profile` for the record: of its variables only the names."""
+    hidden = dict.fromkeys(profile.env_vars, HIDDEN)
+    return replace(profile, env_vars=hidden, settings={**profile.settings, **({"env_vars": hidden} if hidden else {})})
+
+
+def _hub_token() -> str | None:
+    """The token of the user's own login to the Hugging Face Hub."""
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    path = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token"))
+    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+
+
+def _wandb(env_file: Path | None) -> dict[str, str]:
+    table = tomllib.loads(env_file.read_text(encoding="utf-8")).get("wandb", {}) if env_file else {}
+    named = {f"WANDB_{key.upper()}": str(value) for key, value in table.items() if not isinstance(value, dict | list)}
+    key = os.environ.get("WANDB_API_KEY")
+    return ({"WANDB_API_KEY": key} if key else {}) | named

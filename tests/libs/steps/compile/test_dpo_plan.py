@@ -1,0 +1,143 @@
+"""Plans: which stages, in which order, with which arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_dpo.config import RunConfig, load_run
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.catalogue.manifest import configs_root
+from nemotron_dpo.steps.compile import tiny_sft
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
+from nemotron_dpo.steps.compile.stages import Plan
+
+STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
+JOB = Path("job")
+BASE = ["policy.model_name=org/model", "data.train.path=t.jsonl", "policy.max_total_sequence_length=128"]
+
+
+def _compile(*overrides: str) -> Plan:
+    return compile_plan(load_run(None, [*BASE, *overrides])[0], JOB, STEP)
+
+
+def _commands(plan: Plan) -> list[list[str]]:
+    """The commands with programs by name, wherever they lie."""
+    return [[Path(word).name if word.startswith("/") else word for word in stage.argv] for stage in plan.stages]
+
+
+STAGES = """
+preference-tokenize t.jsonl -o job/train.pairs.arrow --tokenizer org/model --max-length 128
+preference-tokenize v.jsonl -o job/validation-default.pairs.arrow --tokenizer org/model --max-length 128
+ref-logprobs job/train.pairs.arrow -o job/train.scored.arrow --policy org/model --precision bfloat16
+ref-logprobs job/validation-default.pairs.arrow -o job/validation-default.scored.arrow --policy org/model --precision bfloat16
+dpo-train job/train.scored.arrow --policy org/model --run-dir job/run --validation default=job/validation-default.scored.arrow\
+ -c job/train.yaml
+ckpt-export job/run -o job/checkpoint_megatron --to megatron
+"""
+
+
+def test_stages_of_a_run_with_validation():
+    commands = [" ".join(command) for command in _commands(_compile("data.validation.path=v.jsonl"))]
+    assert commands == STAGES.strip().splitlines()
+
+
+def test_nothing_is_scored_where_nothing_is_preferred():
+    programs = [command[0] for command in _commands(_compile("dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1"))]
+    assert programs == ["preference-tokenize", "dpo-train", "ckpt-export"]
+
+
+def test_nothing_is_exported_where_nothing_is_saved():
+    plan = _compile("checkpointing.enabled=false")
+    assert plan.export_dir is None
+    assert _commands(plan)[-1][0] == "dpo-train"
+
+
+def test_several_processes_run_under_torchrun():
+    plan = _compile("cluster.gpus_per_node=2", "cluster.num_nodes=2")
+    launched = [" ".join(c[:8]) for c in _commands(plan) if c[0] == "torchrun"]
+    prefix = "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 4 --no-python"
+    assert launched == [f"{prefix} ref-logprobs", f"{prefix} dpo-train"]
+    assert all("OMP_NUM_THREADS" in stage.env for stage in plan.stages if "torchrun" in stage.argv[0])
+
+
+OPTIONS = [
+    ("data.train.prompt_key=context", "--prompt-key context"),
+    ("data.train.chosen_key=good", "--chosen-key good"),
+    ("data.train.rejected_key=bad", "--rejected-key bad"),
+    ("data.train.limit=64", "--limit 64"),
+    ("data.train.on_error=skip", "--on-error skip"),
+    ("policy.tokenizer.name=org/other", "--tokenizer org/other"),
+    ("policy.tokenizer.chat_template='{% for m in messages %}{% endfor %}'", "--chat-template job/chat_template.jinja"),
+]
+
+
+@pytest.mark.parametrize(("override", "option"), OPTIONS)
+def test_settings_reach_the_tokenizer(override: str, option: str):
+    assert option in " ".join(_commands(_compile(override))[0])
+
+
+def test_the_export_reads_where_training_saves():
+    assert _commands(_compile())[-1][1] == "job/run"
+    assert _commands(_compile("checkpointing.checkpoint_dir=results/dpo"))[-1][1] == "results/dpo"
+
+
+def test_inline_template_becomes_a_file():
+    plan = _compile("policy.tokenizer.chat_template='{{ messages }}'")
+    assert plan.files["chat_template.jinja"] == "{{ messages }}"
+    with pytest.raises(UserError, match=r"none\.jinja: no such file: policy\.tokenizer\.chat_template names it"):
+        _compile("policy.tokenizer.chat_template=none.jinja")
+
+
+def test_train_yaml_reads_back_with_the_policy_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = _compile("policy.model_name=nemotron-dpo/tiny-sft")
+    assert plan.prelude is not None
+    (tmp_path / "train.yaml").write_text(plan.files["train.yaml"])
+    run, warnings = load_run(tmp_path / "train.yaml", [])
+    assert run.policy.model_name == str(plan.prelude.checkpoint)
+    assert warnings == []
+
+
+def test_tiny_policy_is_made_first_and_kept_by_what_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prelude = _compile("policy.model_name=nemotron-dpo/tiny-sft").prelude
+    assert prelude is not None
+    assert [name for name, _ in prelude.commands] == [
+        "tiny_policy", "preference-tokenize", "dpo-train", "ckpt-export", "publish",
+    ]  # fmt: skip
+    assert prelude.commands[-1][1] == ("mv", "-T", str(prelude.scratch), str(prelude.target))
+    assert prelude.target.parent == tmp_path / "nemotron-dpo"
+    assert not prelude.is_cached
+    prelude.checkpoint.mkdir(parents=True)
+    assert prelude.is_cached
+    assert _compile().prelude is None
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user whom the system does not know
+    with pytest.raises(UserError, match=r"^~/\.cache: there is no home folder .*: set XDG_CACHE_HOME or HOME"):
+        tiny_sft.cache_root()
+
+
+def test_missing_inputs_are_named(tmp_path: Path):
+    assert missing_inputs(RunConfig()) == [
+        "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"
+    ]
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    run, _ = load_run(None, [f"data.train.path={tmp_path}/*.jsonl", f"data.validation.path={tmp_path}/b.jsonl"])
+    assert missing_inputs(run) == [f"{tmp_path}/b.jsonl: no such file: it is the data of default"]
+
+
+@pytest.mark.parametrize(
+    ("form", "scoring"),
+    [("megatron_bridge", "--policy ckpt"), ("megatron_lm", "--policy ckpt --precision bfloat16 --hf-model org/model")],
+)
+def test_a_pretrained_checkpoint_is_what_scores_and_trains(form: str, scoring: str):
+    pretrained = "checkpointing.pretrained_checkpoint"
+    tokenize, score, train, _ = _commands(_compile(f"{pretrained}.path=ckpt", f"{pretrained}.format={form}"))
+    assert "--tokenizer org/model" in " ".join(tokenize)
+    assert scoring in " ".join(score)
+    assert "--policy org/model" in " ".join(train)  # which train.yaml's pretrained_checkpoint stands in for

@@ -1,0 +1,124 @@
+"""Profiles: inheritance, what is refused, and where env.toml is looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.compile.profile import load_profile
+
+ENV = """
+[wandb]
+entity = "me"
+[base]
+executor = "local"
+nproc_per_node = 2
+env_vars = {A = "1", B = "2"}
+mounts = ["/a:/a"]
+[child]
+extends = "base"
+env_vars = {B = "3"}
+mounts = ["/b:/b"]
+nodes = 3
+[cluster]
+executor = "slurm"
+[loop]
+extends = "loop2"
+[loop2]
+extends = "loop"
+[orphan]
+extends = "nobody"
+[odd1]
+env_vars = "word"
+[odd2]
+extends = "base"
+env_vars = 3
+[odd3]
+extends = "base"
+mounts = "/a:/a"
+[odd4]
+executor = "cloud"
+"""
+
+
+@pytest.fixture
+def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "env.toml"
+    path.write_text(ENV)
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(path))
+    return path
+
+
+def test_child_extends_parent(env_file: Path):
+    profile = load_profile("child")
+    assert profile.executor == "local"
+    assert profile.env_vars == {"A": "1", "B": "3"}
+    assert profile.settings["mounts"] == ["/a:/a", "/b:/b"]
+    assert profile.cluster() == {"cluster": {"gpus_per_node": 2, "num_nodes": 3}}
+    assert profile.idle_keys() == ["mounts"]
+
+
+def test_no_profile_is_this_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", "/nowhere/env.toml")
+    profile = load_profile(None)
+    assert (profile.executor, profile.env_vars, profile.cluster()) == ("local", {}, {})
+
+
+@pytest.mark.parametrize("value", ['"two"', "0", "true", "1.5"])
+def test_a_size_that_is_no_number(env_file: Path, value: str):
+    env_file.write_text(f"[it]\nnodes = {value}\n")
+    with pytest.raises(UserError, match=r'env\.toml: "nodes" profile it: is .* where a number of 1 or more is due'):
+        load_profile("it").cluster()
+
+
+def test_a_key_that_no_executor_has(env_file: Path):
+    env_file.write_text("[it]\nnproc_per_nod = 2\n")
+    with pytest.raises(UserError, match=r'"nproc_per_nod" profile it: is no known key: did you mean nproc_per_node\?'):
+        load_profile("it").idle_keys()
+
+
+REFUSED = [
+    ("chidl", "no profile chidl: did you mean child?"),
+    ("wandb", "no profile wandb: it has base, child, cluster, loop, loop2, orphan, odd1, odd2, odd3, odd4"),
+    ("odd4", "\"executor\" profile odd4: is 'cloud' where local, slurm, lepton, dgxcloud is due"),
+    ("odd1", '"env_vars" profile odd1: is no table'),
+    ("odd2", '"env_vars" profile odd2: is no table'),
+    ("odd3", '"mounts" profile odd3: is no list'),
+    ("", "no profile (empty): it has base, child, cluster, loop, loop2, orphan, odd1, odd2, odd3, odd4"),
+    ("loop", "profile loop extends itself (loop -> loop2 -> loop)"),
+    (
+        "orphan",
+        "no profile nobody, which orphan extends: it has base, child, cluster, loop, loop2, orphan, odd1, odd2, odd3, odd4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "line"), REFUSED)
+def test_refused_profiles(env_file: Path, name: str, line: str):
+    with pytest.raises(UserError) as caught:
+        load_profile(name)
+    assert str(caught.value) == f"{env_file}: {line}"
+
+
+def test_env_file_is_found_up_to_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
+    (tmp_path / "env.toml").write_text('[here]\nexecutor = "local"\n')
+    project = tmp_path / "project"
+    (project / "deep").mkdir(parents=True)
+    monkeypatch.chdir(project / "deep")
+    assert load_profile("here").source == tmp_path / "env.toml"
+    (project / "pyproject.toml").write_text("")
+    with pytest.raises(UserError, match=r"no env\.toml from here up to the folder with pyproject\.toml"):
+        load_profile("here")
+
+
+def test_broken_and_missing_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "env.toml"
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(path))
+    with pytest.raises(UserError, match="no such file: NEMOTRON_ENV_FILE names it"):
+        load_profile("x")
+    path.write_text("[x\n")
+    with pytest.raises(UserError, match="is not TOML"):
+        load_profile("x")

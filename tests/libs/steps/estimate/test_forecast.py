@@ -1,0 +1,87 @@
+"""What a dry run says of the cost: where lengths, memory and the policy's shape come from, and what without them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemotron_dpo.config import ClusterConfig, MegatronConfig, PolicyConfig, RunConfig, SequencePackingConfig
+from nemotron_dpo.steps import tiny_policy
+from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.estimate.costs import Lengths
+from nemotron_dpo.steps.estimate.forecast import forecast, sizes_of
+from nemotron_dpo.steps.estimate.policy_architecture import policy_shape
+from support import small
+
+HERE, SLURM = Profile("local", "local"), Profile("big", "slurm")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    """Batches of 4 pairs of up to 100 tokens on a policy of which there is only config.json."""
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny_policy.architecture(1024)))
+    policy = PolicyConfig(model_name=str(folder), train_global_batch_size=4, max_total_sequence_length=100, precision="float32")
+    return RunConfig(policy=policy)
+
+
+def _lines(run: RunConfig, profile: Profile = HERE, pairs: Path | None = None) -> dict[str, str]:
+    return dict(line.split("  ", 1) for line in forecast(run, profile, pairs).splitlines())
+
+
+def test_without_tokenized_pairs_the_longest_allowed_are_taken(run: RunConfig) -> None:
+    lines = _lines(run)
+    assert lines["pairs"].strip() == "not tokenized yet: taken to be as long as they may, 100 tokens a response"
+    assert "in at most 500 steps" in lines["training"]
+    assert "a rank in rows of 800 tokens" in lines["memory"]
+
+
+def test_tokenized_pairs_are_counted(run: RunConfig, tmp_path: Path) -> None:
+    tokens = small.random_pairs(9)
+    pairs = small.write_pairs(tmp_path / "pairs.arrow", tokens)
+    prompt = sum(map(len, tokens.prompts)) / 9
+    responses = sum(map(len, [*tokens.chosen, *tokens.rejected])) / 9
+    lines = _lines(run, pairs=pairs)
+    assert f"9 as tokenized, on average {prompt:.0f} tokens of prompt and {responses:.0f} of" in lines["pairs"]
+    assert lines["training"].endswith("in 2 steps")  # 9 pairs are two whole batches of 4
+    assert lines["reference"].endswith("in all")
+    pairs.write_bytes(pairs.read_bytes()[:100])
+    assert "not tokenized yet" in _lines(run, pairs=pairs)["pairs"]
+
+
+def test_memory_is_said_to_be_assumed_or_given(run: RunConfig) -> None:
+    assert "assumed: 80 GB a GPU" in _lines(run, SLURM)["largest row"]
+    given = replace(SLURM, settings={"gpu_memory_gb": 40})
+    assert "in 40 GB a rank (gpu_memory_gb of profile big)" in _lines(run, given)["largest row"]
+    small_one = replace(SLURM, settings={"gpu_memory_gb": 1})
+    assert _lines(run, small_one)["largest row"].strip().startswith("none fits")
+
+
+def test_policy_that_is_not_here_is_one_line(run: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    absent = replace(run, policy=replace(run.policy, model_name="some/model"))
+    wanted = "none: some/model: is neither a folder here nor a model in the cache of the Hugging Face hub"
+    assert forecast(absent, HERE, None) == wanted
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text((Path(run.policy.model_name) / "config.json").read_text())
+    assert policy_shape(absent) == policy_shape(run)
+    (snapshot / "config.json").write_text('{"model_type": "gemma2"}')
+    assert forecast(absent, HERE, None).startswith("none: ")
+
+
+def test_sizes_of_a_divided_run(run: RunConfig) -> None:
+    megatron = MegatronConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
+    megatron = replace(megatron, num_layers_in_first_pipeline_stage=3, activation_checkpointing=True)
+    packing = SequencePackingConfig(train_mb_tokens=50)
+    divided = replace(run, cluster=ClusterConfig(gpus_per_node=8))
+    divided = replace(divided, policy=replace(run.policy, megatron_cfg=megatron, sequence_packing=packing))
+    sizes = sizes_of(divided, policy_shape(run), Lengths(10, 30))
+    assert (sizes.copies, sizes.layers, sizes.tokens, sizes.in_flight) == (2, 3, 50, 2)  # 2 pairs of 40 tokens a rank
+    assert sizes.recomputed == {"layer"}

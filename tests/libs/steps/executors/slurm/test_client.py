@@ -1,0 +1,103 @@
+"""Slurm's answers, as its commands print them, and what each end of a job means; commands that hang are given up."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.executors.shared.follow import Follower, JobState, NoAnswer, ending
+from nemotron_dpo.steps.executors.slurm.client import Client, SlurmJob
+from nemotron_dpo.steps.executors.slurm.tunnel import LocalTunnel
+
+# name, reason, code, signal -> our status and line
+ENDINGS = [
+    (("COMPLETED", "None", 0, 0), 0, None),
+    (("FAILED", "NonZeroExitCode", 7, 0), 7, "job 5 failed (exit 7); it said why above"),
+    (("FAILED", "RaisedSignal:9(Killed)", 0, 9), 137, "job 5 was killed by signal 9; its last words are above"),
+    (("CANCELLED", "None", 143, 0), 143, "job 5 was cancelled"),
+    (("CANCELLED", "DependencyNeverSatisfied", 0, 0), 143, "job 5 was cancelled: what it depends on failed"),
+    (("TIMEOUT", "TimeLimit", 0, 0), 124, "job 5 ran out of time: raise time in the profile"),
+    (
+        ("OUT_OF_MEMORY", "OutOfMemory", 0, 125),
+        137,
+        "job 5 ran out of memory: raise mem in the profile, or make batches smaller",
+    ),
+    (("NODE_FAIL", "NodeFail", 1, 0), 1, "job 5 ended as node_fail: NodeFail"),
+    (("BOOT_FAIL", "None", 0, 0), 1, "job 5 ended as boot_fail"),
+]
+
+
+@pytest.mark.parametrize(("state", "status", "line"), ENDINGS)
+def test_endings(state: tuple[str, str, int, int], status: int, line: str | None):
+    ended = JobState(*state)
+    assert ended.has_ended
+    assert (ending(ended, "5").status, ending(ended, "5").line) == (status, line)
+
+
+@pytest.mark.parametrize("name", ["PENDING", "RUNNING", "COMPLETING", "REQUEUE_HOLD", "SUSPENDED"])
+def test_what_has_not_ended(name: str):
+    assert not JobState(name, "None", 0, 0).has_ended
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A tunnel to answers that were written down: program -> (status, stdout, stderr)."""
+
+    answers: Mapping[str, tuple[int, str, str]]
+    asked: list[Sequence[str]] = field(default_factory=list)
+    pause_seconds: float = 0.0
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", seconds: float = 30) -> subprocess.CompletedProcess[bytes]:
+        self.asked.append(argv)
+        status, stdout, stderr = self.answers[argv[0]]
+        return subprocess.CompletedProcess(argv, status, stdout.encode(), stderr.encode())
+
+    def by_hand(self, argv: Sequence[str]) -> str:
+        return " ".join(argv)
+
+
+# as Slurm 22.05 printed it
+SHOWN = "JobId=3 JobName=j.sh JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 Restarts=0 ExitCode=7:0\n"
+FORGOTTEN = (1, "", "slurm_load_jobs error: Invalid job id specified\n")
+
+
+def test_state_from_the_controller_or_the_accounts():
+    assert Client(Recorded({"scontrol": (0, SHOWN, "")})).state("3") == JobState("FAILED", "NonZeroExitCode", 7, 0)
+    client = Client(Recorded({"scontrol": FORGOTTEN, "sacct": (0, "CANCELLED by 0|0:15\n", "")}))
+    assert client.state("3") == JobState("CANCELLED", "None", 0, 15)
+    with pytest.raises(UserError, match="job 3: Slurm no longer knows this job, and sacct does not either"):
+        Client(Recorded({"scontrol": FORGOTTEN, "sacct": (0, "", "")})).state("3")
+    down = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n")
+    with pytest.raises(NoAnswer, match="Unable to contact"):
+        Client(Recorded({"scontrol": down})).state("3")
+
+
+def test_submitting_to_a_federation_and_without_slurm():
+    assert Client(Recorded({"sbatch": (0, "17;cluster\n", "")})).submit([], "x") == "17"
+    with pytest.raises(UserError, match="is host a login node"):
+        Client(Recorded({"sbatch": (127, "", "bash: sbatch: command not found\n")})).submit([], "x")
+
+
+def test_silence_is_borne_for_a_while():
+    said: list[str] = []
+    down = (1, "", "Unable to contact slurm controller\n")
+    job = SlurmJob(Client(Recorded({"scontrol": down})), "5", "/log")
+    follower = Follower(job, "5", "/log", lambda content: None, said.append, 0.05)
+    with pytest.raises(UserError, match="job 5 goes on without us; its log is /log"):
+        follower.follow()
+    assert said == ["warning: scontrol: Unable to contact slurm controller: still trying"]
+
+
+def test_a_command_that_hangs_is_given_up():
+    with pytest.raises(NoAnswer) as gone:
+        LocalTunnel().run(["sleep", "60"], seconds=0.2)
+    assert str(gone.value) == "sleep: no answer within 0.2 s"
+
+
+def test_no_slurm_here():
+    with pytest.raises(UserError, match="no-such-sbatch: no such program here"):
+        LocalTunnel().run(["no-such-sbatch"])

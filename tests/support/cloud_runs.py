@@ -1,0 +1,113 @@
+"""Run nemotron-steps in the environment that has NeMo-Run, against a fake service."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_dpo.steps.catalogue.manifest import configs_root
+from support.launch_venv import launch_environment, launch_python
+from support.programs import BIN
+
+PROGRAM = "nemotron-steps"
+SECRET = "planted-by-the-test-0123456789"
+DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data" / "train.jsonl"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A working folder whose env.toml has profiles for the service whose records are in `service`."""
+
+    folder: Path
+    service: Path
+    env: dict[str, str]
+
+    def command(self, *arguments: object) -> list[str]:
+        return [launch_python(), str(BIN / "nemotron_steps.py"), *map(str, arguments)]
+
+    def options(self, **env: str) -> dict[str, object]:
+        secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+        inherited = {name: value for name, value in os.environ.items() if name not in secrets}
+        own = {"HF_TOKEN_PATH": "/nonexistent", "NEMORUN_HOME": str(self.folder / "nemo_run")}
+        return {"cwd": self.folder, "env": {**inherited, **launch_environment(), **own, **self.env, **env}}
+
+    def run(self, *arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
+        argv = self.command(*arguments)
+        return subprocess.run(argv, capture_output=True, timeout=200, stdin=subprocess.DEVNULL, **self.options(**env))  # type: ignore[call-overload]
+
+    def start(self, *arguments: object, until: str) -> Started:
+        """An attached run that has said `until`."""
+        argv = self.command(*arguments)
+        options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+        started = Started(subprocess.Popen(argv, **options, **self.options()))  # type: ignore[call-overload]
+        wait_until(lambda: until in started.said())
+        return started
+
+    def requests(self) -> list[dict]:
+        """Every request that the service got."""
+        path = self.service / "requests.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def records(self) -> list[Path]:
+        """The local folders of runs."""
+        jobs = self.folder / ".nemotron" / "jobs"
+        return list(jobs.iterdir()) if jobs.exists() else []
+
+
+class Started:
+    """A run that goes on, and what it says."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._lines: list[bytes] = []
+        assert process.stderr
+        self._reader = threading.Thread(target=lambda: self._lines.extend(process.stderr or ()), daemon=True)
+        self._reader.start()
+
+    def said(self) -> str:
+        return b"".join(self._lines).decode()
+
+    def wait(self) -> int:
+        status = self.process.wait(90)
+        self._reader.join(5)
+        return status
+
+
+def error_lines(said: str) -> list[str]:
+    """What went wrong, without the program's name."""
+    start = f"{PROGRAM}: error: "
+    return [line.removeprefix(start) for line in said.splitlines() if line.startswith(start)]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def prepare_folder(folder: Path, profiles: str) -> None:
+    """A working folder with env.toml, and the workspace that jobs find on their storage."""
+    workspace = folder / "workspace"
+    workspace.mkdir()
+    (workspace / ".venv").symlink_to(sys.prefix)
+    (workspace / "configs").symlink_to(configs_root())
+    (folder / "storage").mkdir()
+    (folder / "env.toml").write_text(profiles)
+
+
+def watched_command_lines(stop: threading.Event) -> Iterator[str]:
+    """The command line of every process on this machine, until `stop`."""
+    while not stop.wait(0.02):
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                yield path.read_bytes().decode(errors="replace").replace("\0", " ")
+            except OSError:
+                continue  # it has just ended
