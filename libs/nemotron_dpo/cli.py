@@ -1,7 +1,7 @@
 """The edge of every executable: one line an error, exit codes, signals, progress. The only library that imports click.
 
 Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated. stdout belongs to the artifact, all speech
-goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of them.
+goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of them, while it can.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -198,6 +199,8 @@ def _invoke(command: click.Command, program: str) -> object:
         return end.exit_code
 
 
+_ENDED_FROM_OUTSIDE = (130, 143)
+_FIRST_RANK_SECONDS = 10
 _ENVIRONMENT_ERRORS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EEXIST,
     errno.EBADF,
@@ -205,8 +208,20 @@ _ENVIRONMENT_ERRORS = {
 
 
 def _complain(program: str, line: str, status: int) -> int:
-    if launcher.is_first_of_node():
-        print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+    """Write `line` on the first rank of a node. Another rank writes it if it is still there after a while.
+
+    A mistake of the user's is met by every rank, and the first of them to exit has the others ended by torchrun. If that were
+    not the first rank, nobody would have spoken. So the other ranks give it time; what only they have met they say themselves.
+    """
+    if not launcher.is_first_of_node():
+        if status in _ENDED_FROM_OUTSIDE:
+            return status
+        try:
+            time.sleep(_FIRST_RANK_SECONDS)
+        except (KeyboardInterrupt, Terminated):
+            return status
+        line = f"rank {os.environ.get('RANK')}: {line}"
+    print(f"{program}: error: {line}", file=sys.stderr, flush=True)
     return status
 
 

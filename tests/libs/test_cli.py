@@ -79,10 +79,20 @@ JOB = {"WORLD_SIZE": "16", "TORCHELASTIC_RUN_ID": "none"}
 
 
 def test_the_first_rank_of_a_node_speaks_for_it() -> None:
-    assert run("raise UserError('odd')", **JOB, RANK="1", LOCAL_RANK="1").stderr == ""
     assert run("raise UserError('odd')", **JOB, RANK="8", LOCAL_RANK="0").stderr == "program: error: odd\n"
     assert run("cli.say('program', 'facts')", **JOB, RANK="8", LOCAL_RANK="0").stderr == ""
     assert run("raise UserError('odd')", RANK="1", LOCAL_RANK="1").stderr == "program: error: odd\n"
+
+
+def test_another_rank_gives_the_first_one_time_to_speak() -> None:
+    """torchrun ends it meanwhile, where all ranks met the same mistake; what it met alone it says itself."""
+    rank = {**JOB, "RANK": "1", "LOCAL_RANK": "1"}
+    alone = run("cli._FIRST_RANK_SECONDS = 0; raise UserError('odd')", **rank)
+    assert (alone.returncode, alone.stderr) == (1, "program: error: rank 1: odd\n")
+    soon = "import signal; signal.signal(signal.SIGALRM, cli._raise_terminated); signal.setitimer(signal.ITIMER_REAL, 0.2); "
+    ended = run(f"{soon}raise UserError('odd')", **rank)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert run("raise cli.Terminated", **rank).stderr == ""
 
 
 def test_progress_shows_on_a_terminal() -> None:
