@@ -1,7 +1,9 @@
 """The edge of every executable: one line an error, exit codes, signals, progress. The only library that imports click.
 
-Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated. stdout belongs to the artifact, all speech
-goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of them, while it can.
+Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated. Text whose reader leaves early, as `head`
+does, ends by SIGPIPE and without a word; an artifact that is cut short is an error of whoever writes it. stdout belongs to
+the artifact, all speech goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of them,
+while it can.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -170,6 +173,7 @@ def _status(command: click.Command, program: str) -> int:
     except click.ClickException as error:
         return _complain(program, error.format_message(), 1)
     except UserError as error:
+        _drain_stdout()
         return _complain(program, str(error), 2 if error.usage else 1)
     except (ImportError, AttributeError, TypeError) as error:  # what a library that changed raises
         if "torch" not in sys.modules or not (untried := versions.untried()):
@@ -180,8 +184,9 @@ def _status(command: click.Command, program: str) -> int:
     except Terminated:
         return _complain(program, "terminated", 143)
     except BrokenPipeError:
-        _detach_stdout()
-        return _complain(program, "<stdout>: the reader closed the pipe early", 1)
+        if _has_lost_its_reader():
+            _end_by_sigpipe()
+        return _complain(program, "the reader of a pipe closed it early", 1)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
@@ -223,6 +228,20 @@ def _complain(program: str, line: str, status: int) -> int:
         line = f"rank {os.environ.get('RANK')}: {line}"
     print(f"{program}: error: {line}", file=sys.stderr, flush=True)
     return status
+
+
+def _has_lost_its_reader() -> bool:
+    """Whether stdout is a pipe or a socket that nobody reads any more."""
+    watch = select.poll()
+    watch.register(1, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0))
+
+
+def _end_by_sigpipe() -> None:
+    """End as a program does that never heard of SIGPIPE, which Python ignores: at once, quietly, status 141 to a shell."""
+    _detach_stdout()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def _drain_stdout() -> None:

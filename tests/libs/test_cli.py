@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedP
         ("open('/no/such/file')", [], 1, "/no/such/file: no such file or directory"),
         ("raise KeyboardInterrupt", [], 130, "interrupted"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); sys.stdin.read()", [], 143, "terminated"),
-        ("raise BrokenPipeError", [], 1, "<stdout>: the reader closed the pipe early"),
+        ("raise BrokenPipeError", [], 1, "the reader of a pipe closed it early"),  # some pipe: stdout still has its reader
         ("pass", ["--number", "x"], 2, "Invalid value for '--number': 'x' is not a valid integer: see 'program --help'"),
     ],
 )
@@ -55,6 +56,27 @@ def test_a_failure_is_one_line_and_a_status(body: str, arguments: list[str], sta
     done = run(body, *arguments)
     assert done.stderr == f"program: error: {line}\n"
     assert done.returncode == status
+
+
+def without_reader(argv: list[str]) -> tuple[int, str]:
+    """Exit status and stderr of a program whose stdout nobody reads."""
+    running = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    running.stdout.close()
+    assert running.stderr is not None
+    said = running.stderr.read()
+    return running.wait(), said
+
+
+def test_text_without_a_reader_ends_as_unix_tools_do() -> None:
+    """`yes` is one: killed by SIGPIPE, and not a word. In a `with` block what cleans up has its turn first."""
+    theirs = without_reader(["yes"])
+    assert theirs == (-signal.SIGPIPE, "")
+    for body in ("click.echo('x')", "print('x')", "print('x' * 100_000)"):
+        assert without_reader([sys.executable, "-c", PROGRAM.format(body=body)]) == theirs
+    assert without_reader([sys.executable, "-c", PROGRAM.format(body="pass"), "--help"]) == theirs
+    tidy = "import contextlib\n    with contextlib.closing(type('C', (), {'close': lambda s: cli.say('p', 'tidied')})()): print('x' * 100_000)"
+    assert without_reader([sys.executable, "-c", PROGRAM.format(body=tidy)]) == (-signal.SIGPIPE, "p: tidied\n")
 
 
 @pytest.mark.slow

@@ -47,7 +47,8 @@ class Writer:
 def open_writer(target: str | Path, info: StreamInfo) -> Iterator[Writer]:
     """A Writer on the file `target`, or on stdout for "-".
 
-    Raises UserError (usage) for "-" on a terminal or in a multi-process job, OSError where the file cannot be written.
+    Raises UserError (usage) for "-" on a terminal or in a multi-process job, UserError where the reader of "-" leaves early,
+    OSError where the file cannot be written.
     """
     with _sink(target) as sink:
         writer = Writer(sink, info)
@@ -66,8 +67,11 @@ def _sink(target: str | Path) -> Iterator[BinaryIO]:
         raise UserError(
             "refusing to write a binary stream to a terminal", source="<stdout>", remedy="pipe it or give -o FILE", usage=True
         )
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # text may end anywhere, a stream may not: the program fails
+        raise UserError("the reader closed the pipe early", source="<stdout>") from None
 
 
 def refuse_pipe_in_job(argument: str) -> None:
