@@ -38,7 +38,7 @@ PROGRAM = "ckpt-export"
 @click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
 def command(source: str, output: str, form: str, hf_model: str | None, precision: str | None, verify: int) -> None:
     from nemotron_dpo import file_digests
-    from nemotron_dpo.sources import refuse_existing, resolve_pretrained, resolve_run
+    from nemotron_dpo.sources import refuse_existing, resolve, resolve_run, with_hf_model
 
     launcher.refuse_job()
     cli.warn_of_untried(PROGRAM)
@@ -46,7 +46,7 @@ def command(source: str, output: str, form: str, hf_model: str | None, precision
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
     target = Path(output)
     refuse_existing(target)
-    found = resolve_pretrained(source, "megatron_lm", hf_model) if hf_model else resolve_run(source)
+    found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_run(source)
     from nemotron_dpo.policy import parallel
 
     parallel.initialize()

@@ -83,7 +83,7 @@ def command(
     from nemotron_dpo.paths import refuse_overwriting
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
-    from nemotron_dpo.sources import resolve, resolve_pretrained
+    from nemotron_dpo.sources import resolve, with_hf_model
     from nemotron_dpo.streams import open_reader
 
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def command(
     cli.warn_of_untried(PROGRAM)
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
         _warn(reader)
-        found = resolve_pretrained(policy, "megatron_lm", hf_model) if hf_model else resolve(policy)
+        found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer, found)
         info = _stream_info(reader, found, precision)
         layout = parallel.Layout(

@@ -92,7 +92,13 @@ def resolve_pretrained(path: str | Path, form: Literal["megatron_bridge", "megat
 
 
 def with_hf_model(source: ModelSource, hf_model: str | Path) -> ModelSource:
-    """`source`, a checkpoint of Megatron-LM, as weights of the Hugging Face model `hf_model`."""
+    """`source`, a checkpoint of Megatron-LM, as weights of the Hugging Face model `hf_model`.
+
+    Raises UserError where either is of another kind.
+    """
+    if source.kind != "megatron":
+        remedy = "leave the model out, or name the checkpoint"
+        raise UserError("is no checkpoint of Megatron-LM, and needs no model named beside it", source=source.name, remedy=remedy)
     model = resolve(hf_model)
     if model.kind != "hf":
         raise UserError("is no Hugging Face model", source=hf_model, remedy="name the model whose weights the checkpoint holds")

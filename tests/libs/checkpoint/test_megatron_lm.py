@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.sources import ModelSource, resolve, resolve_pretrained
+from nemotron_dpo.sources import ModelSource, resolve, resolve_pretrained, with_hf_model
 from support.megatron_lm import PADDED, arguments, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
@@ -94,6 +94,9 @@ def test_too_few_vocabulary_entries_are_refused(llama: Path, tmp_path: Path) -> 
 def test_what_is_named_must_be_what_it_should(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no Megatron checkpoint"):
         resolve_pretrained(llama, "megatron_bridge", llama)
+    with pytest.raises(UserError, match="is no checkpoint of Megatron-LM") as refused:
+        with_hf_model(resolve(llama), llama)
+    assert refused.value.field is None  # no config is there where --hf-model is an option
     root = write(llama, tmp_path / "lm", arguments(), {})
     with pytest.raises(UserError, match="is no Hugging Face model"):
         resolve_pretrained(root, "megatron_lm", root)
