@@ -55,10 +55,17 @@ lint: setup
     @.venv/bin/ruff format --check
     @.venv/bin/pyright --pythonpath {{ python }}
 
-# Remove .venv, job folders and tool caches (not ~/.cache/nemotron-dpo)
+# Remove .venv, what tools and stages cache, and what is built; trained checkpoints in .nemotron/jobs stay
 clean:
-    rm -rf .venv .nemotron .pytest_cache .ruff_cache .hypothesis dist build
+    rm -rf .venv .nemotron/cache .pytest_cache .ruff_cache .hypothesis dist build
     find bin libs tests pipelines -name __pycache__ -prune -exec rm -rf {} +
+    @if [ -d .nemotron/jobs ]; then echo "kept: the jobs in .nemotron/jobs, with what they trained (just clean-all lists them)"; fi
+
+# As clean, and every job folder with its checkpoints: lists what goes and asks (not ~/.cache/nemotron-dpo)
+[no-exit-message]
+clean-all ANSWER="ask":
+    @pipelines/clean_jobs.sh .nemotron {{ quote(ANSWER) }}
+    @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} clean
 
 # The chain by hand, stage by stage
 mod chain 'pipelines/dpo.just'
