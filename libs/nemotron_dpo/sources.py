@@ -98,7 +98,9 @@ def with_hf_model(source: ModelSource, hf_model: str | Path) -> ModelSource:
     """
     if source.kind != "megatron":
         remedy = "leave the model out, or name the checkpoint"
-        raise UserError("is no checkpoint of Megatron-LM, and needs no model named beside it", source=source.name, remedy=remedy)
+        raise UserError(
+            "is no checkpoint of Megatron-LM, and needs no model named beside it", source=source.name, remedy=remedy
+        )
     model = resolve(hf_model)
     if model.kind != "hf":
         raise UserError("is no Hugging Face model", source=hf_model, remedy="name the model whose weights the checkpoint holds")

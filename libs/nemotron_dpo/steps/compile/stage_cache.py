@@ -1,14 +1,19 @@
 """What stages have made before, by key: `.nemotron/cache`. It may be deleted at any time; what is missing is made again.
 
-A file is kept here as a hard link, so it survives the job that made it; of a folder, which may hold gigabytes of weights,
-only the place is noted, so deleting the job frees the disk. What was changed after it was made does not count.
+A file is kept as a copy, so it outlives the job that made it, and whoever edits a job's file in place changes that file
+alone. Where the file system can share blocks (Btrfs, XFS) the copy costs neither time nor disk; elsewhere a gigabyte is
+written once more. Of a folder, which may hold gigabytes of weights, only the place is noted, so deleting the job frees the
+disk. What was changed after it was made does not count.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +22,10 @@ import orjson
 CACHE = Path(".nemotron") / "cache"
 JOBS = Path(".nemotron") / "jobs"
 DIGESTS = CACHE / "digests.json"
-# Files that are only ever replaced are linked; others are copied, so that a run that goes on leaves the job before alone.
+# In a folder that is copied for a run to go on from, weights are linked where blocks cannot be shared: our programs replace
+# such files and never write into one, and integrity.json tells of whoever does. The run writes into others, which are copied.
 _LINKED = (".distcp", ".safetensors", ".arrow")
+_FICLONE = 0x40049409  # of linux/fs.h: give a file the blocks of another one
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def bring(entry: Entry, stage: str, outputs: Sequence[Path]) -> None:
         if place.is_dir():
             copy_folder(place, target)
         else:
-            _link(place, target)
+            _copy_file(place, target)
     if any(place.is_dir() for place in entry.places):
         record(entry.key, stage, outputs)
 
@@ -88,39 +95,72 @@ def interrupted(key: str) -> Path | None:
 def by_hand(entry: Entry, outputs: Sequence[Path]) -> list[tuple[str, ...]]:
     """Commands that do what `bring` does."""
     pairs = zip(entry.places, outputs, strict=True)
-    return [("cp", "-r" if place.is_dir() else "-lf", str(place), str(target)) for place, target in pairs if place != target]
+    return [
+        ("cp", *(["-r"] if place.is_dir() else _CP_FILE), str(place), str(target)) for place, target in pairs if place != target
+    ]
+
+
+_CP_FILE = ("-f", "--reflink=auto", "--no-preserve=mode")
 
 
 def _note(file: Path, content: bytes) -> None:
     """Write `file` whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
+    with _temporary(file) as temporary:
+        temporary.write_bytes(content)
 
 
 def _kept(key: str, number: int, path: Path) -> Path:
     place = CACHE / f"{key}{'' if number == 0 else f'-{number}'}{path.suffix}"
-    path.chmod(0o444)  # the link and the original are one file: writing to either in place would change both
-    _link(path, place)
+    _copy_file(path, place, mode=0o444)
     return place
 
 
-def _link(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, temporary)
-    os.replace(temporary, target)
+def _copy_file(source: Path, target: Path, mode: int | None = None) -> None:
+    """Put a copy of `source` at `target`, whole or not at all; None is the mode of any new file."""
+    with _temporary(target) as temporary:
+        if not _share_blocks(source, temporary):
+            shutil.copyfile(source, temporary)
+        if mode is not None:
+            temporary.chmod(mode)
+
+
+def _share_blocks(source: Path, target: Path) -> bool:
+    """Whether `target` is now a file of its own that shares the blocks of `source` until either is written to."""
+    with source.open("rb") as old, target.open("wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+    return True
 
 
 def _copy(source: str, target: str) -> None:
-    if source.endswith(_LINKED):
-        _link(Path(source), Path(target))
-    else:
+    """As shutil.copy2, but weights share blocks or are linked."""
+    if not source.endswith(_LINKED):
         shutil.copy2(source, target)
+        return
+    with _temporary(Path(target)) as temporary:
+        if _share_blocks(Path(source), temporary):
+            shutil.copystat(source, temporary)
+            return
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, temporary)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A name beside `target` that becomes `target` where the block ends well."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> list[list[str | int]]:

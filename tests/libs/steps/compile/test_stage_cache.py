@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,10 +40,10 @@ def test_file_outlives_the_job_that_made_it():
     assert entry is not None
     cache.bring(entry, "stage", [target])
     assert target.read_text() == "rows"
-    assert target.samefile(entry.places[0])
 
 
-def test_folder_is_taken_from_the_newest_job_and_shares_only_its_weights():
+def test_folder_is_taken_from_the_newest_job_and_shares_only_its_weights(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache, "_share_blocks", lambda source, target: False)  # as ext4 has it
     cache.record("key", "stage", [_folder("job1")])
     for name in ("job2", "job3"):
         entry = cache.find("key", [Path(name)])
@@ -92,10 +93,43 @@ def test_output_that_is_still_in_its_place_stays():
     assert cache.by_hand(entry, [Path("named")]) == []
 
 
-def test_kept_file_refuses_to_be_written_in_place():
+def test_what_a_user_edits_in_place_is_the_users_alone():
+    """In the job that made it, in one that took it over, and by the commands of a dry run: mode and content are theirs."""
     made = _file("job1/out.arrow")
+    made.chmod(0o640)
     cache.record("key", "stage", [made])
-    assert made.stat().st_mode & 0o222 == 0
+    assert made.stat().st_mode & 0o777 == 0o640
+    for name in ("job2", "job3"):
+        target = _file(f"{name}/out.arrow", "old")
+        entry = cache.find("key", [target])
+        assert entry is not None
+        if name == "job2":
+            cache.bring(entry, "stage", [target])
+        for command in cache.by_hand(entry, [target]) if name == "job3" else []:
+            subprocess.run(command, check=True)
+        assert (target.read_text(), target.stat().st_mode & 0o200) == ("rows", 0o200)
+        with target.open("r+") as file:
+            file.write("mine")
+        assert entry.places[0].read_text() == made.read_text() == "rows"
+    with made.open("r+") as file:
+        file.write("mine")
+    entry = cache.find("key", [made])
+    assert entry is not None
+    assert entry.places[0].read_text() == "rows"
+
+
+def test_a_full_disk_leaves_nothing_half_kept(monkeypatch: pytest.MonkeyPatch):
+    def full(source: Path, target: Path) -> None:
+        target.write_text("ro")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "_share_blocks", lambda source, target: False)
+    monkeypatch.setattr(cache.shutil, "copyfile", full)
+    made = _file("job1/out.arrow")
+    with pytest.raises(OSError, match="No space left"):
+        cache.record("key", "stage", [made])
+    assert list(cache.CACHE.iterdir()) == []
+    assert (made.read_text(), cache.find("key", [made])) == ("rows", None)
 
 
 def test_by_hand_does_the_same():

@@ -65,7 +65,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say:
             _go_on(decision.key, stage, say, anew=decision.is_forced)
         run_stage(stage, env, log_file(plan.job, stage))
         if decision.key is not None and not stage.may_stop_early:
-            cache.record(decision.key, stage.name, stage.outputs)
+            _keep(decision.key, stage, say)
     digests.save()
     if not num_run:
         say("nothing to do: everything is up to date; --force runs it again")
@@ -77,6 +77,14 @@ def _take(entry: cache.Entry, stage: Stage, log: Path, say: Callable[[str], obje
     cache.bring(entry, stage.name, stage.outputs)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"{line}\n")
+
+
+def _keep(key: str, stage: Stage, say: Callable[[str], object]) -> None:
+    """Keep what `stage` made for later runs; where that cannot be, as on a full disk, this run has it all the same."""
+    try:
+        cache.record(key, stage.name, stage.outputs)
+    except OSError as error:
+        say(f"warning: {stage.name}: what it made cannot be kept for later runs ({str(error.strerror).lower()})")
 
 
 def _go_on(key: str, stage: Stage, say: Callable[[str], object], *, anew: bool) -> None:
