@@ -166,7 +166,8 @@ def run_step(
       nemotron-steps run rl/nemo_rl/dpo -c mine.yaml -b my_cluster dpo.max_num_steps=1000
 
     STEP is an id of `nemotron-steps list`, or its last part. KEY.PATH=VALUE overrides the config, before or after the
-    options, and the last one wins; --SECTION=VALUE sets a whole section. Any other word is named in a warning and ignored.
+    options, and the last one wins; --SECTION=VALUE sets a whole section. Another --NAME is named in a warning and ignored; a
+    word that is neither is refused.
 
     Overrides win over the profile, the profile over the config file, and that over the files it names under `defaults`. What
     a config says under run.env lies under the profile's keys; its container_image, nodes, gpus_per_node, ntasks_per_node and
