@@ -213,6 +213,7 @@ run:
     nodes: 2
     account: ours
     partition: short
+    mem: ${oc.env:A_MEM}
     container_image: /images/own.sqsh
     mounts: ["/a:/a"]
     env_vars: {A: ours, C: "3"}
@@ -223,11 +224,12 @@ SHOWN = [
     "run.env.nodes 2 # own.yaml:4",
     "run.env.account theirs # profile here",
     "run.env.partition long # run.env.partition=long",
-    "run.env.container_image /images/own.sqsh # own.yaml:7",
-    "run.env.mounts [/a:/a, /b:/b] # own.yaml:8",
+    "run.env.container_image /images/own.sqsh # own.yaml:8",
+    "run.env.mounts [/a:/a, /b:/b] # own.yaml:9",
     "run.env.env_vars.A theirs # profile here",
     "run.env.env_vars.B 5 # run.env.env_vars.B=***",
-    "run.env.env_vars.C 3 # own.yaml:9",
+    "run.env.env_vars.C 3 # own.yaml:10",
+    "run.env.mem 8G # $A_MEM (own.yaml:7)",
     "run.env.env_vars.HF_TOKEN *** # profile here",
 ]
 
@@ -239,7 +241,8 @@ def test_what_a_config_says_of_where_it_runs(tmp_path: Path):
         (tmp_path / f"{source}.yaml").write_text(text)
     (tmp_path / "own.yaml").write_text(OWN)
     overrides = ["run.env.partition=long", "run.env.env_vars.B=5"]
-    done = check(PROGRAM, "run", "dpo", "-c", "own.yaml", "-b", "here", "-d", *overrides, cwd=tmp_path)
+    env = {**os.environ, "A_MEM": "8G"}
+    done = check(PROGRAM, "run", "dpo", "-c", "own.yaml", "-b", "here", "-d", *overrides, cwd=tmp_path, env=env)
     lines = [" ".join(line.split()) for line in done.stdout.decode().splitlines()]
     assert [line for line in SHOWN if line not in lines] == []
     for line in ("#SBATCH --nodes=2", "#SBATCH --account=theirs", "#SBATCH --partition=long", "export A=theirs", "export C=3"):

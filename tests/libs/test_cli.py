@@ -75,7 +75,8 @@ def test_text_without_a_reader_ends_as_unix_tools_do() -> None:
     for body in ("click.echo('x')", "print('x')", "print('x' * 100_000)"):
         assert without_reader([sys.executable, "-c", PROGRAM.format(body=body)]) == theirs
     assert without_reader([sys.executable, "-c", PROGRAM.format(body="pass"), "--help"]) == theirs
-    tidy = "import contextlib\n    with contextlib.closing(type('C', (), {'close': lambda s: cli.say('p', 'tidied')})()): print('x' * 100_000)"
+    closing = "contextlib.closing(type('C', (), {'close': lambda self: cli.say('p', 'tidied')})())"
+    tidy = f"import contextlib\n    with {closing}: print('x' * 100_000)"
     assert without_reader([sys.executable, "-c", PROGRAM.format(body=tidy)]) == (-signal.SIGPIPE, "p: tidied\n")
 
 

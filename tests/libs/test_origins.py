@@ -37,10 +37,10 @@ ORIGINS = [
     ("dpo.seed", "own.yaml:4"),
     ("dpo.val_period", "base.yaml:3"),
     ("dpo.max_num_steps", "dpo.max_num_steps=9"),
-    ("policy.megatron_cfg.tensor_model_parallel_size", "own.yaml:5"),
-    ("policy.optimizer.lr", "own.yaml:7"),
+    ("policy.megatron_cfg.tensor_model_parallel_size", "own.yaml:6"),
+    ("policy.optimizer.lr", "own.yaml:9"),
     ("policy.optimizer.weight_decay", None),
-    ("data.train.path", "own.yaml:11"),
+    ("data.train.path", "own.yaml:12"),
     ("cluster.gpus_per_node", "profile"),
     ("logger.log_dir", "logger.log_dir=null"),
 ]
@@ -58,6 +58,38 @@ def test_place_of_each_value(config: Path, key: str, place: str | None):
     base = {"cluster": {"gpus_per_node": 4}}
     origins = run_origins(config, ["dpo.max_num_steps=9", "logger.log_dir=null"], base)
     assert (origins.get(key) or "").removeprefix(f"{config.parent}/") == (place or "")
+
+
+FROM_ENVIRONMENT = """\
+policy:
+  model_name: ${oc.env:A_MODEL,${oc.env:B_MODEL,plain}}
+  tokenizer: {name: "${oc.env:A_ROOT}/${oc.env:B_ROOT,x}"}
+data:
+  train: {prompt_file: "${oc.env:A_DATA, null}"}
+  validation:
+    prompt_file: ${oc.env:A_DATA}
+"""
+VARIABLES = [
+    ({"A_DATA": "d"}, "policy.model_name", "own.yaml:2"),
+    ({"A_MODEL": "a", "B_MODEL": "b"}, "policy.model_name", "$A_MODEL (own.yaml:2)"),
+    ({"B_MODEL": "b"}, "policy.model_name", "$B_MODEL (own.yaml:2)"),
+    ({"B_ROOT": "b"}, "policy.tokenizer.name", "$A_ROOT, B_ROOT (own.yaml:3)"),
+    ({}, "policy.tokenizer.name", "$A_ROOT (own.yaml:3)"),
+    ({}, "data.train.path", "$A_DATA (own.yaml:5)"),
+    ({}, "data.validation.default.path", "$A_DATA (own.yaml:7)"),
+]
+
+
+def test_what_the_environment_says_has_its_place_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "own.yaml"
+    path.write_text(FROM_ENVIRONMENT)
+    for variables, key, place in VARIABLES:
+        with monkeypatch.context() as patch:
+            for name, value in ({"A_ROOT": "r", "A_DATA": "d"} | variables).items():
+                patch.setenv(name, value)
+            assert run_origins(path, [])[key].replace(f"{tmp_path}/", "") == place
+    monkeypatch.setenv("A_SEED", "3")
+    assert run_origins(None, ["dpo.seed=${oc.env:A_SEED}"])["dpo.seed"] == "$A_SEED (dpo.seed=${oc.env:A_SEED})"
 
 
 def test_layers_that_make_no_config_alone(tmp_path: Path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config.layers import origin, read_layers, resolve_layers
+from nemotron_dpo.config.layers import Layer, origin, place, read_layers, resolve_layers
 from nemotron_dpo.config.shapes import Tree
 from nemotron_dpo.errors import UserError
 
@@ -31,10 +31,10 @@ def load_environment(config: str | Path | None, overrides: Sequence[str]) -> Env
         source, line = origin("run.env", layers)
         raise UserError(f"is {settings!r} where a mapping is due", source=source, line=line, field="run.env")
     typed = [layer for layer in layers if not layer.is_file]
-    places = {key: origin(f"run.env.{key}", layers) for key in leaves(settings)}
+    places = {key: _place(f"run.env.{key}", layers) for key in leaves(settings)}
     return Environment(
         settings,
-        {key: f"{source}" if line is None else f"{source}:{line}" for key, (source, line) in places.items()},
+        places,
         frozenset(key for key in places if any(_sets(layer.plain, f"run.env.{key}") for layer in typed)),
     )
 
@@ -56,6 +56,13 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
+
+
+def _place(key: str, layers: Sequence[Layer]) -> str:
+    """Where the last layer sets `key`, else the nearest section above it."""
+    found = next((where for layer in reversed(layers) if (where := place(layer, key, changed=False))), None)
+    source, line = origin(key, layers)
+    return found or (f"{source}" if line is None else f"{source}:{line}")
 
 
 def _sets(tree: Any, key: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from nemotron_dpo.paths import expand_home
 
 # In a YAML file this stands for the folder the file lies in, so that a config can name data beside it.
 HERE = "${config_dir}"
+_FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,40 @@ def origin(key: str, layers: Sequence[Layer], *, exact: bool = False) -> tuple[s
 
 
 def place(layer: Layer, key: str, *, changed: bool) -> str | None:
-    """Where in `layer` the dotted `key` is set; None where it neither is nor, under another name, has `changed`."""
+    """Where in `layer` the dotted `key` is set; None where it neither is nor, under another name, has `changed`.
+
+    A value that `layer` takes from the environment has its place there: the variable is named, and who asks for it.
+    """
     parts = key.split(".")
     if not (changed or _sets(layer.plain, parts)):
         return None
+    parts = next((named for name in spellings(key) if _sets(layer.plain, named := name.split("."))), parts)
     line = _line(layer.text, parts) if layer.is_file else None
-    return layer.source if line is None else f"{layer.source}:{line}"
+    asked = layer.source if line is None else f"{layer.source}:{line}"
+    names = ", ".join(dict.fromkeys(_variables(_value(layer.plain, parts))))
+    return f"${names} ({asked})" if names else asked
+
+
+def _variables(value: Any) -> Iterator[str]:
+    """The environment variables that `value`, interpolations as they stand, is made of; a default counts where it is needed."""
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _variables(item)
+    start = 0
+    while isinstance(value, str) and (found := _FROM_ENVIRONMENT.search(value, start)):
+        is_set = found[1] in os.environ
+        yield from [found[1]] if is_set else []
+        start = _closing(value, found.start()) if is_set else found.end()
+
+
+def _closing(text: str, start: int) -> int:
+    """The end of the interpolation that begins at `start`."""
+    depth = 0
+    for end in range(start, len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if text[end] == "}" and depth == 0:
+            return end
+    return len(text)
 
 
 def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
@@ -184,6 +215,13 @@ def _sets(node: Any, parts: Sequence[str]) -> bool:
             return False
         node = node[part]
     return True
+
+
+def _value(node: Any, parts: Sequence[str]) -> Any:
+    """What `parts` lead to, None where they lead nowhere."""
+    for part in parts:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 @functools.lru_cache(maxsize=16)

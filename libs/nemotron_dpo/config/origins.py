@@ -1,4 +1,4 @@
-"""Where each value of a merged config comes from: the file and line, the profile or the override that set it last.
+"""Where each value of a merged config comes from: file and line, variable, profile or override, whichever set it last.
 
 A key may be spelled in several ways, so a layer is also said to set what changes when it is laid over those below it.
 """

@@ -59,6 +59,11 @@ def spellings(key: str) -> list[str]:
     theirs = {"name": "scheduler.lr_decay_style", "warmup_steps": "scheduler.lr_warmup_iters", "min_lr": "optimizer.min_lr"}
     if section == "policy.scheduler" and leaf in theirs:
         return [key, f"policy.megatron_cfg.{theirs[leaf]}"]
+    if section.startswith("data.") and leaf == "path":
+        sections = [section, *(["data.validation"] if section == "data.validation.default" else [])]
+        return [f"{place}.{name}" for place in sections for name in ("path", *_PATH_ALIASES)]
+    if section == "policy.megatron_cfg":
+        return [key, *(f"policy.dtensor_cfg.{name}" for name, ours in _DTENSOR_NAMES.items() if ours == leaf)]
     return [key]
 
 

@@ -39,7 +39,7 @@ def with_origins(rows: Sequence[tuple[str, str]], origins: Mapping[str, str], fo
     values = max((len(value) for _, value in rows if len(value) <= _WIDEST_VALUE), default=0)
     lines = []
     for key, value in rows:
-        origin = f"  # {shown[key].removeprefix(f'{folder}/')}" if key in shown else ""
+        origin = f"  # {shown[key].replace(f'{folder}/', '')}" if key in shown else ""
         lines.append(f"{key:{keys}}  {value:{values}}{origin}".rstrip())
     return "\n".join(lines)
 
