@@ -156,7 +156,7 @@ def sample_pairs(seed: int) -> dict[str, list[dict[str, str]]]:
 def all_facts() -> list[tuple[str, str, str, str]]:
     """(kind, what is asked, answer, a sentence more) for every line of the tables."""
     tables = {"capital": CAPITALS, "symbol": SYMBOLS, "how": HOW_TO, "number": NUMBERS, "doer": DOERS}
-    return [(kind, *line.split("|")) for kind, text in tables.items() for line in text.strip().splitlines()]  # type: ignore[misc]
+    return [(kind, *line.split("|")) for kind, text in tables.items() for line in text.strip().splitlines()]  # type: ignore[misc] - every line of the tables has three parts
 
 
 def make_pair(fact: tuple[str, str, str, str], draw: random.Random) -> dict[str, str]:

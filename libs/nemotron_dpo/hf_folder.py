@@ -84,7 +84,7 @@ def precision(folder: Path) -> str | None:
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="numpy") as file:
-                stored = {key: file.get_slice(key).get_dtype() for key in file.keys() if not UNREAD.search(key)}  # noqa: SIM118
+                stored = {key: file.get_slice(key).get_dtype() for key in file.keys() if not UNREAD.search(key)}  # noqa: SIM118 - safetensors' file is no dict
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot be read ({error})", source=path, remedy=COMPLETE) from None
         if wide := next((key for key, kind in stored.items() if kind == "F64"), None):

@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         (data := Path(scratch) / "pairs.jsonl").write_bytes(rows * copies)
         (once := Path(scratch) / "once.jsonl").write_bytes(rows)
-        ours = lambda: _tokenize(data, Path(scratch) / "out.arrow", folder)  # noqa: E731
+        ours = lambda: _tokenize(data, Path(scratch) / "out.arrow", folder)  # noqa: E731 - a name for the type; a line is enough
         compare("raw encode_batch_fast", _raw(once, folder, copies), ours, options.rounds, target=0.85)
         if importlib.util.find_spec("trl"):
             compare("TRL DPOTrainer", _trl(once, options.tokenizer, copies), ours, options.rounds, target=4)
@@ -93,8 +93,8 @@ def _raw(once: Path, folder: TokenizerFolder, copies: int) -> Callable[[], Timed
 
 def _trl(once: Path, tokenizer_folder: str, copies: int) -> Callable[[], Timed]:
     """TRL's own preparation of a preference data set, in one process, without a model; timed on one copy and scaled."""
-    import datasets  # pyright: ignore[reportMissingImports]
-    import trl  # pyright: ignore[reportMissingImports]
+    import datasets  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
+    import trl  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
     from transformers import AutoTokenizer
 
     worker = make_worker(Settings(open_folder(tokenizer_folder), datetime.datetime(2026, 1, 31)))

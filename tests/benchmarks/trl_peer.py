@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     options = parser.parse_args()
 
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
     import torch
-    import trl  # pyright: ignore[reportMissingImports]
+    import trl  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     datasets.disable_progress_bars()

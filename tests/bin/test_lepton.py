@@ -143,8 +143,8 @@ def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str], number: int, 
 
 
 REFUSED = [
-    ("lepton_rl_nemo_rl_dpo", {"LEPTON_WORKSPACE_TOKEN": "wrong"}, "Lepton: the credentials are refused (401): lep login, or set LEPTON_WORKSPACE_ID and LEPTON_WORKSPACE_TOKEN"),  # noqa: E501
-    ("lepton_rl_nemo_rl_dpo", {"LEPTON_WORKSPACE_TOKEN": ""}, "Lepton: no login: lep login, or set LEPTON_WORKSPACE_ID and LEPTON_WORKSPACE_TOKEN"),  # noqa: E501
+    ("lepton_rl_nemo_rl_dpo", {"LEPTON_WORKSPACE_TOKEN": "wrong"}, "Lepton: the credentials are refused (401): lep login, or set LEPTON_WORKSPACE_ID and LEPTON_WORKSPACE_TOKEN"),
+    ("lepton_rl_nemo_rl_dpo", {"LEPTON_WORKSPACE_TOKEN": ""}, "Lepton: no login: lep login, or set LEPTON_WORKSPACE_ID and LEPTON_WORKSPACE_TOKEN"),
     ("lepton_rl_nemo_rl_dpo", {"LEPTON_WORKSPACE_URL": "http://127.0.0.1:1"}, "Lepton: cannot be reached: connection refused"),
     ("bad_group", {}, "profile bad_group: there is no node group none: the workspace has my-node-group"),
 ]  # fmt: skip

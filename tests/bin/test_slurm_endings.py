@@ -61,9 +61,9 @@ def test_ctrl_c_asks_once(here: Path, cluster: Cluster, tokenize: list[str]) -> 
 
 
 REFUSED = [
-    ("bad_partition", "profile bad_partition: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),  # noqa: E501
+    ("bad_partition", "profile bad_partition: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),
     ("bad_account", "profile bad_account: sbatch refused the job: Invalid account or account/partition combination specified"),
-    ("far_and_bad", "profile far_and_bad: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),  # noqa: E501
+    ("far_and_bad", "profile far_and_bad: sbatch refused the job: Invalid partition name specified: the cluster has batch, interactive"),
     ("denied", "login: cannot be reached: root@127.0.0.1: Permission denied (publickey)."),
     ("nobody", "nobody: cannot be reached: ssh: connect to host 127.0.0.1 port 1: Connection refused"),
 ]  # fmt: skip

@@ -9,8 +9,8 @@ Bridge's weight tables do not name: the names are added. So that the check is no
 models ask for the extra states that its modules have.
 """
 
+# Megatron-Bridge is not installed where types are checked.
 # pyright: reportMissingImports=false
-# (Megatron-Bridge is not installed where types are checked.)
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def import_bridge() -> Any:
     import megatron.core
     import torch
 
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value] - a stand-in for a GPU's
     torch.cuda.synchronize = lambda *args, **kwargs: None
-    torch.cuda.Stream = type("Stream", (), {})  # type: ignore[misc,assignment] # mixtures of experts make one
+    torch.cuda.Stream = type("Stream", (), {})  # type: ignore[misc,assignment] - mixtures of experts make one
     torch.cuda.get_rng_state = lambda *args: torch.get_rng_state()
     path = list(sys.path)
     for module in pkgutil.walk_packages(megatron.core.__path__, "megatron.core.", onerror=lambda name: None):
@@ -102,7 +102,7 @@ def import_bridge() -> Any:
         plugins = importlib.import_module("modelopt.torch.opt.plugins")
         for verb in ("restore_modelopt_state", "save_modelopt_state", "save_sharded_modelopt_state"):
             setattr(plugins, verb, lambda *args, **kwargs: None)
-        plugins.restore_sharded_modelopt_state = lambda *args, **kwargs: None  # type: ignore[attr-defined]
+        plugins.restore_sharded_modelopt_state = lambda *args, **kwargs: None  # type: ignore[attr-defined] - a module that is imported by name
     if importlib.util.find_spec("tensorboard") is None:
         for name in ("torch.utils.tensorboard", "torch.utils.tensorboard.writer"):
             sys.modules[name] = _Module(name)
@@ -113,7 +113,7 @@ def import_bridge() -> Any:
     for name in [name for name in sys.modules if name.split(".")[0] in tops]:
         del sys.modules[name]
     _use_own_layers()
-    return sys.modules["megatron.bridge"].AutoBridge  # type: ignore[attr-defined]
+    return sys.modules["megatron.bridge"].AutoBridge  # type: ignore[attr-defined] - a module that is imported by name
 
 
 def _use_own_layers() -> None:

@@ -154,7 +154,7 @@ REFUSED = [
     ("policy.optimizer.name=sgd", '"policy.optimizer.name" is "sgd": only AdamW is built'),
     ("policy.optimizer.betas=[1,2,3]", '"policy.optimizer.betas" is [1, 2, 3] where a list of 2 is due'),
     ("policy.reward_model_cfg.enabled=true", '"policy.reward_model_cfg.enabled" is true, which is not built: leave it false'),
-    ("policy.scheduler=[{name: x},{name: y}]", '"policy.scheduler" has 2 schedulers and 0 milestones: a milestone belongs between each two schedulers'),  # noqa: E501
+    ("policy.scheduler=[{name: x},{name: y}]", '"policy.scheduler" has 2 schedulers and 0 milestones: a milestone belongs between each two schedulers'),
     ("dpo.seed=${nope}", "\"dpo.seed\" Interpolation key 'nope' not found"),
 ]  # fmt: skip
 
@@ -301,7 +301,7 @@ SECRETS = [
     ("max_tokens", "4096", "4096"),
     ("note", "hf_" + "abcdefghij" * 3, "***"),
     ("note", "use nvapi-" + "0123456789" * 3 + " here", "use *** here"),
-    ("path", "/data/hf_checkpoints_20261101/task-with-a-very-long-name-indeed", "/data/hf_checkpoints_20261101/task-with-a-very-long-name-indeed"),  # noqa: E501
+    ("path", "/data/hf_checkpoints_20261101/task-with-a-very-long-name-indeed", "/data/hf_checkpoints_20261101/task-with-a-very-long-name-indeed"),
     ("url", "https://me:pass@host/x", "https://***@host/x"),
     ("path", "/hub/0123456789abcdef0123456789abcdef01234567/x", "/hub/0123456789abcdef0123456789abcdef01234567/x"),
 ]  # fmt: skip

@@ -40,13 +40,13 @@ class Runs:
 
     def run(self, *arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
         argv = self.command(*arguments)
-        return subprocess.run(argv, capture_output=True, timeout=200, stdin=subprocess.DEVNULL, **self.options(**env))  # type: ignore[call-overload]
+        return subprocess.run(argv, capture_output=True, timeout=200, stdin=subprocess.DEVNULL, **self.options(**env))  # type: ignore[call-overload] - options are those of the call
 
     def start(self, *arguments: object, until: str) -> Started:
         """An attached run that has said `until`."""
         argv = self.command(*arguments)
         options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-        started = Started(subprocess.Popen(argv, **options, **self.options()))  # type: ignore[call-overload]
+        started = Started(subprocess.Popen(argv, **options, **self.options()))  # type: ignore[call-overload] - options are those of the call
         wait_until(lambda: until in started.said())
         return started
 

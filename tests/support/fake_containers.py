@@ -31,7 +31,7 @@ class Container:
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], host: Sequence[str] = ()) -> None:
         self.name = name
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  as long as the container is known
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the container is known
         plain = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": tempfile.gettempdir(), "LANG": "C.UTF-8"}
         self._process = subprocess.Popen(
             [*host, *argv], env={**plain, **env}, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runai.models.distributed_creation_request import DistributedCreationRequest  # type: ignore[import-not-found]
-from runai.models.token_request import TokenRequest  # type: ignore[import-not-found]
-from runai.models.training_creation_request import TrainingCreationRequest  # type: ignore[import-not-found]
-from runai.models.workspace_creation_request import WorkspaceCreationRequest  # type: ignore[import-not-found]
+from runai.models.distributed_creation_request import DistributedCreationRequest  # type: ignore[import-not-found] - installed where this runs, not in .venv
+from runai.models.token_request import TokenRequest  # type: ignore[import-not-found] - installed where this runs, not in .venv
+from runai.models.training_creation_request import TrainingCreationRequest  # type: ignore[import-not-found] - installed where this runs, not in .venv
+from runai.models.workspace_creation_request import WorkspaceCreationRequest  # type: ignore[import-not-found] - installed where this runs, not in .venv
 
 from support import fake_containers
 from support.fake_containers import Container, Refused

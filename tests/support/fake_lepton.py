@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leptonai.api.v1.types.job import LeptonJob, LeptonJobState  # type: ignore[import-not-found]
+from leptonai.api.v1.types.job import LeptonJob, LeptonJobState  # type: ignore[import-not-found] - installed where this runs, not in .venv
 
 from support import fake_containers
 from support.fake_containers import Container, Refused

@@ -4,6 +4,7 @@ As a program it names each kernel that agrees, or without that setting each that
 imported whether it interprets.
 """
 
+# Triton is not installed where types are checked.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

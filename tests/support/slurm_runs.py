@@ -74,7 +74,7 @@ def error_lines(stderr: bytes) -> list[str]:
 
 def started(*arguments: str, until: str, **options: object) -> tuple[subprocess.Popen[bytes], str, list[bytes]]:
     """An attached run that has said `until`: its process, the id of its job, and the lines it says."""
-    process = subprocess.Popen(command(PROGRAM, *arguments), stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
+    process = subprocess.Popen(command(PROGRAM, *arguments), stderr=subprocess.PIPE, **options)  # type: ignore[call-overload] - options are those of the call
     said: list[bytes] = []
     assert process.stderr
     descriptor = process.stderr.fileno()

@@ -24,14 +24,14 @@ _TEXT = [
 def byte_level(*, adds_bos: bool = False) -> Tokenizer:
     """A byte-level BPE tokenizer of about 400 tokens: it can write any text."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment] - tokenizers' stubs lack the setter
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment] - tokenizers' stubs lack the setter
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=SPECIAL, show_progress=False
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     if adds_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])  # type: ignore[assignment]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])  # type: ignore[assignment] - tokenizers' stubs lack the setter
     return tokenizer
 
 
@@ -53,8 +53,8 @@ def sentencepiece_like() -> Tokenizer:
     for left, right in merges:
         vocab[left + right] = len(vocab)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])  # type: ignore[assignment]
-    tokenizer.decoder = decoders.Sequence(  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])  # type: ignore[assignment] - tokenizers' stubs lack the setter
+    tokenizer.decoder = decoders.Sequence(  # type: ignore[assignment] - tokenizers' stubs lack the setter
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>")])

@@ -119,7 +119,7 @@ def _placed(model: nn.Module, shape: Architecture) -> Iterator[tuple[str, nn.Par
         expert = re.search(r"\.local_experts\.(\d+)\.", name)
         place: list[int] = []
         if layer:
-            place.append(model.get_submodule(layer[0]).layer_number - 1)  # type: ignore[arg-type, operator]
+            place.append(model.get_submodule(layer[0]).layer_number - 1)  # type: ignore[arg-type, operator] - megatron-core's layers have a number
         if expert:
             place.append(first_expert + int(expert[1]))
         pattern = re.sub(r"(layers|local_experts)\.\d+\.", r"\1.{}.", name)
@@ -144,7 +144,7 @@ def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tens
     else:
         group = parallel_state.get_tensor_model_parallel_group()
     size, rank = group.size(), group.rank()
-    axis = parameter.partition_dim  # type: ignore[attr-defined]
+    axis = parameter.partition_dim  # type: ignore[attr-defined] - megatron-core's mark on a parameter
     if rule.halves:
         return torch.cat([half.chunk(size, axis)[rank] for half in full.chunk(2, axis)], axis)
     return full.chunk(size, axis)[rank]

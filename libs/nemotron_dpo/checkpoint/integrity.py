@@ -49,7 +49,7 @@ def _crc_problem(path: Path, metadata: Metadata) -> file_digests.Problem | None:
             if getattr(info, "transform_descriptors", None):
                 continue
             try:
-                with zipfile.ZipFile(_Part(file, info.offset, info.length)) as archive:  # type: ignore[arg-type]
+                with zipfile.ZipFile(_Part(file, info.offset, info.length)) as archive:  # type: ignore[arg-type] - zipfile asks it to read, seek and tell alone
                     _read_all(archive, archive.infolist())
             except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
                 return str(path), f"is damaged in {key} ({error})", "copy it again"

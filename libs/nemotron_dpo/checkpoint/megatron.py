@@ -36,7 +36,7 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     dist.barrier()
-    weights, adapted = _with_extra_states(model.sharded_state_dict(metadata=dict(_CONTENT))), adapted_of(model)  # type: ignore[operator]
+    weights, adapted = _with_extra_states(model.sharded_state_dict(metadata=dict(_CONTENT))), adapted_of(model)  # type: ignore[operator] - a method that megatron-core's modules have
     state: dict[str, Any] = {"model": weights, "checkpoint_version": 3.0, "iteration": iteration}
     if adapted is not None:  # said here too, so that a digest of the weights' files covers it
         state |= {"model": only_adapters(weights), "adapted": asdict(adapted)}
@@ -60,7 +60,7 @@ def load(model: nn.Module, folder: Path) -> None:
     """
     metadata, common = untrusted.check(folder)
     is_adapted, content = adapted_of(model) is not None, dict(common.get("content_metadata") or {})
-    wanted = model.sharded_state_dict(metadata=content)  # type: ignore[operator]
+    wanted = model.sharded_state_dict(metadata=content)  # type: ignore[operator] - a method that megatron-core's modules have
     wanted = {key: value for key, value in wanted.items() if not key.endswith("_extra_state")}
     wanted = _renamed(only_adapters(wanted) if is_adapted else wanted, set(metadata.state_dict_metadata))
     _check_vocabulary(wanted, metadata, folder)

@@ -67,7 +67,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         family=family,
         normalization=model["normalization"],
         zero_centered_norm=bool(model.get("layernorm_zero_centered_gamma")),
-        activation=_read_activation(model),  # type: ignore[arg-type]
+        activation=_read_activation(model),  # type: ignore[arg-type] - it returns one of the literals
         gated=bool(model.get("gated_linear_unit")),
         qkv_bias=bool(model.get("add_qkv_bias")),
         qk_norm=bool(model.get("qk_layernorm")),

@@ -15,8 +15,8 @@ def with_home(config: T) -> T:
 
     Raises UserError for the home of a user that does not exist.
     """
-    changed = {item.name: _expanded(getattr(config, item.name), item.metadata.get("is_path", False)) for item in fields(config)}  # type: ignore[arg-type]
-    return replace(config, **changed)  # type: ignore[type-var]
+    changed = {item.name: _expanded(getattr(config, item.name), item.metadata.get("is_path", False)) for item in fields(config)}  # type: ignore[arg-type] - T is a dataclass, which TypeVar cannot say
+    return replace(config, **changed)  # type: ignore[type-var] - likewise
 
 
 def _expanded(value: Any, is_path: bool) -> Any:

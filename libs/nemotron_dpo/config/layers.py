@@ -125,7 +125,7 @@ def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     tree = _parse(text.replace(HERE, str(path.resolve().parent)), path)
     if not isinstance(tree, DictConfig):
         raise UserError("is no mapping of sections", source=path)
-    bases = OmegaConf.to_container(tree).pop("defaults", None) or []  # type: ignore[union-attr]
+    bases = OmegaConf.to_container(tree).pop("defaults", None) or []  # type: ignore[union-attr] - a mapping gives a dict
     tree.pop("defaults", None)
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -199,7 +199,7 @@ def _hoisted(tree: Any) -> Any:
 
     tree = OmegaConf.create(tree)
     try:
-        kwargs = OmegaConf.to_container(tree)["policy"]["optimizer"]["kwargs"]  # type: ignore[index,call-overload]
+        kwargs = OmegaConf.to_container(tree)["policy"]["optimizer"]["kwargs"]  # type: ignore[index,call-overload] - a mapping gives a dict
     except (KeyError, TypeError):
         return tree
     return OmegaConf.merge({"policy": {"optimizer": kwargs or {}}}, tree) if isinstance(kwargs, dict) else tree

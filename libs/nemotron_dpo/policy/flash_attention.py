@@ -31,7 +31,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, s
     """query [L, 1, N, D], key and value [S, 1, G, D] -> [L, 1, N * D], by torch's FlashAttention for packed sequences."""
     places_T, runs = _plan(row)
     keys, values = (x.flatten(0, 1)[places_T] for x in (key, value))
-    return _Flash.apply(query.flatten(0, 1), keys, values, runs, scale).flatten(1)[:, None]  # type: ignore[union-attr]
+    return _Flash.apply(query.flatten(0, 1), keys, values, runs, scale).flatten(1)[:, None]  # type: ignore[union-attr] - torch does not type Function.apply
 
 
 _Runs = tuple[Tensor, Tensor, int, int]  # where queries and keys of each end, int32, and the most of these in one

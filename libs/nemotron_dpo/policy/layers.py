@@ -37,18 +37,18 @@ def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         qk_layernorm=config.qk_layernorm,
     )
     parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = Norm  # type: ignore[union-attr]
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm  # type: ignore[union-attr] - megatron-core types submodules loosely
     if config.num_moe_experts is not None:  # Transformer Engine fuses this norm into a dense layer only: so go the keys
         prepare_dispatch()
         if device().type == "cuda" and config.bf16 and hasattr(F, "grouped_mm"):
-            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr]
-        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr]
-    attention = parts.self_attention.submodules  # type: ignore[union-attr]
+            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr] - megatron-core types submodules loosely
+        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr] - megatron-core types submodules loosely
+    attention = parts.self_attention.submodules  # type: ignore[union-attr] - megatron-core types submodules loosely
     attention.core_attention = PairAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
     layers = [layer] * get_num_layers_to_build(config)
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)  # type: ignore[arg-type]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)  # type: ignore[arg-type] - megatron-core takes the module itself too
 
 
 def specialize(model: nn.Module) -> None:

@@ -33,7 +33,7 @@ def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, grou
     of `hidden` is then this rank's part, for the caller's layer to reduce. A weight with a `main_grad` gets its gradient
     added there instead.
     """
-    return _ResponseLogps.apply(hidden_RH, weight_VH, targets_R, group)  # type: ignore[return-value]
+    return _ResponseLogps.apply(hidden_RH, weight_VH, targets_R, group)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def trained_logps(
@@ -44,7 +44,7 @@ def trained_logps(
     `parts` divide R at the ends of pairs; the logits of one part are held whole, and the slope is asked with 0 for the
     log-probs of the parts behind it. Gradients of weights are added before the backward pass begins.
     """
-    return _TrainedLogps.apply(hidden_RH, weight_VH, targets_R, slope, parts, group)  # type: ignore[return-value]
+    return _TrainedLogps.apply(hidden_RH, weight_VH, targets_R, slope, parts, group)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def slope_of(loss: Callable[[Tensor], Tensor]) -> Slope:

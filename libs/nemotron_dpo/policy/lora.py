@@ -86,7 +86,7 @@ def adapt(model: nn.Module, adapted: Adapted, seed: int = 42) -> None:
         if config.recompute_granularity is not None:
             embedding.register_forward_hook(_needs_grad)
     config.hetereogenous_dist_checkpoint = not _same_on_all_layers(lora, names, num_layers)
-    model.adapted = replace(adapted, lora=_spelled_out(lora, names, num_layers))  # type: ignore[assignment]
+    model.adapted = replace(adapted, lora=_spelled_out(lora, names, num_layers))  # type: ignore[assignment] - to torch any attribute is a tensor or a module
 
 
 def adapted_of(model: nn.Module) -> Adapted | None:

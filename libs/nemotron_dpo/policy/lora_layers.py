@@ -47,7 +47,7 @@ class Adapter(nn.Module):
         self.linear_out = nn.Linear(dim, rows, bias=False, device=where, dtype=dtype)
         split, whole, axis = (self.linear_in, self.linear_out, 1) if self.is_row else (self.linear_out, self.linear_in, 0)
         set_tensor_model_parallel_attributes(split.weight, is_parallel=True, dim=axis, stride=1)
-        whole.weight.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
+        whole.weight.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined] - megatron-core's mark on a parameter
 
     @torch.no_grad()
     def initialize(self, a_init: Init, key: str) -> None:
@@ -101,12 +101,12 @@ class LoraLinear(nn.Module):
         if self.gated:  # gate over up: each half is split on its own, as in the layer
             key, apart = f"{prefix}adapter.linear_out.weight", (metadata or {}).get("singleton_local_shards", False)
             adapter[key] = apply_swiglu_sharded_factory(adapter[key], sharded_offsets, apart)
-        return {**self.to_wrap.sharded_state_dict(prefix, sharded_offsets, metadata), **adapter}  # type: ignore[operator]
+        return {**self.to_wrap.sharded_state_dict(prefix, sharded_offsets, metadata), **adapter}  # type: ignore[operator] - a method that megatron-core's modules have
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """The layer with the adapter's product added to its weight, in float32 and then cast."""
-        weight: Tensor = self.to_wrap.weight  # type: ignore[assignment]
+        weight: Tensor = self.to_wrap.weight  # type: ignore[assignment] - to torch any attribute may be a module
         product = self.adapter.linear_out.weight.float() @ self.adapter.linear_in.weight.float()
         weight.copy_(weight.float() + self.adapter.scale * product.to(weight.device))
         return self.to_wrap

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from threading import Thread
 
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage] - torch exports them without saying so
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError

@@ -35,7 +35,7 @@ class GatedMLP(MLP):
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """silu(gate) * up of the two halves [..., 2F] -> [..., F]."""
-    return _SwiGlu.apply(gate_and_up, object())  # type: ignore[return-value]
+    return _SwiGlu.apply(gate_and_up, object())  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def _made_again(activated: Tensor, gate_and_up: Tensor, owner: object) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -33,7 +33,7 @@ class PairPolicy(GPTModel):
     The one override is `forward`: rotary positions come from the row, and the output layer runs on response tokens alone.
     """
 
-    def forward(self, row: PackedRow, slope: Slope | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, row: PackedRow, slope: Slope | None = None) -> Tensor:  # type: ignore[override] - one row is all that a forward takes
         """Log-probs float32 [R] on the last pipeline stage, hidden states [L, 1, H] on the others.
 
         Under sequence parallelism the hidden states are this rank's part of L. With the slope of the loss that is going to be
@@ -105,7 +105,7 @@ def build_policy(shape: Architecture, dtype: torch.dtype, *, max_length: int, re
     rotate_in_few_passes(config)
     model = PairPolicy(
         config,
-        block_spec(config),  # type: ignore[arg-type]
+        block_spec(config),  # type: ignore[arg-type] - megatron-core takes the submodules too
         shape.vocab_size,
         max_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -113,7 +113,7 @@ def build_policy(shape: Architecture, dtype: torch.dtype, *, max_length: int, re
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_percent=shape.rotary_percent,
-        rotary_base=shape.rotary_base,  # type: ignore[arg-type]
+        rotary_base=shape.rotary_base,  # type: ignore[arg-type] - megatron-core says int and computes with floats
         rope_scaling=shape.rope_scaling is not None,
         rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
     )

@@ -26,12 +26,12 @@ class Norm(nn.Module):
         with_bias = config.normalization == "LayerNorm"
         self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if with_bias else None
         for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined] - megatron-core's mark on a parameter
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden_size] -> the same shape and dtype."""
         if self.bias is None:
-            return _RmsNorm.apply(x, self.weight, self.eps, self.zero_centered)  # type: ignore[return-value]
+            return _RmsNorm.apply(x, self.weight, self.eps, self.zero_centered)  # type: ignore[return-value] - torch does not type Function.apply
         if self.zero_centered:  # in float32: one plus a small bfloat16 is one
             bias = self.bias.float()
             return F.layer_norm(x.float(), self.shape, self.weight.float() + 1, bias, self.eps).to(x.dtype)

@@ -29,7 +29,7 @@ def rotate(x_SND: Tensor, angles_ST: Tensor, interleaved: bool = False) -> Tenso
     """Queries or keys [S, 1, N, D], turned by angles [S, 1, 1, T] in radians; rounded after each pass, as in transformers."""
     if interleaved:
         raise NotImplementedError("rotary positions of interleaved entries")
-    return _Rotate.apply(x_SND, *_waves(angles_ST, x_SND.dtype))  # type: ignore[return-value]
+    return _Rotate.apply(x_SND, *_waves(angles_ST, x_SND.dtype))  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Rotate(torch.autograd.Function):

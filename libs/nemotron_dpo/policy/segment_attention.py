@@ -48,7 +48,7 @@ class Plan:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
     """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D]."""
-    return _Attend.apply(query, key, value, plan, scale)  # type: ignore[return-value]
+    return _Attend.apply(query, key, value, plan, scale)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Attend(torch.autograd.Function):

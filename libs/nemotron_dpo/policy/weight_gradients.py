@@ -66,7 +66,7 @@ def accumulate_in_place(model: nn.Module) -> None:
         overwrite("megatron.core.tensor_parallel.layers:_grad_accum_fusion_available", True)
     for module in model.modules():
         if hasattr(module, "gradient_accumulation_fusion"):
-            module.gradient_accumulation_fusion = True  # type: ignore[assignment]
+            module.gradient_accumulation_fusion = True  # type: ignore[assignment] - to torch any attribute is a tensor or a module
 
 
 def update_in_one_pass(optimizer: Any) -> None:

@@ -86,7 +86,7 @@ def _struct_converter(kind: pa.StructType) -> Convert:
     converts = {field.name: convert for field in kind if (convert := converter(field)) is not None}
     if not converts:
         return lambda value: {name: v for name, v in value.items() if v is not None}
-    same: Convert = lambda value: value  # noqa: E731
+    same: Convert = lambda value: value  # noqa: E731 - a name for the type; a line is enough
     return lambda value: {name: converts.get(name, same)(v) for name, v in value.items() if v is not None}
 
 

@@ -82,7 +82,7 @@ def _generation_tag() -> Any:
     from jinja2.ext import Extension
 
     class GenerationTag(Extension):
-        tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as a plain class attribute)
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as a plain class attribute
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

@@ -103,7 +103,7 @@ def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
     magic = raw.peek(8)[:8]
     for known, opened in _DECOMPRESSED.items():
         if magic.startswith(known):
-            return io.BufferedReader(opened(raw), _BUFFER)  # type: ignore[arg-type]
+            return io.BufferedReader(opened(raw), _BUFFER)  # type: ignore[arg-type] - all that is asked of it is read
     return raw
 
 

@@ -127,7 +127,7 @@ def _refuse_several_splits(folder: Path, files: list[str]) -> None:
 
 def _pattern(wanted: list[str], files: list[str]) -> str:
     """A word that names the files `wanted` and no others of `files`, or one of them alone."""
-    start = os.path.commonprefix(wanted)  # noqa: RUF071  (of names, letter by letter)
+    start = os.path.commonprefix(wanted)  # noqa: RUF071 - of names, letter by letter
     beside = {os.path.dirname(file) for file in wanted} == {os.path.dirname(start)}
     alone = beside and len(wanted) > 1 and [file for file in files if file.startswith(start)] == wanted
     return f"{start}*" if alone else wanted[0]

@@ -110,7 +110,7 @@ def dataset_chunks(names: Sequence[str], split: str, columns: Collection[str] | 
             remedy = f"leave out --split, and name '{Path(name, split)}' if there are several"
             raise UserError("was saved by save_to_disk", source=name, remedy=remedy)
     try:
-        import datasets  # pyright: ignore[reportMissingImports]  (an optional dependency)
+        import datasets  # pyright: ignore[reportMissingImports] - an optional dependency
     except ImportError:
         raise UserError("--split needs the package datasets", remedy="pip install datasets", usage=True) from None
     for name in names:

@@ -63,7 +63,7 @@ def in_chunks(lines: Iterable[bytes | TooLong], source: str) -> Iterator[Chunk]:
 
 
 def _bounded_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[bytes | TooLong]:
-    reader = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 18)  # type: ignore[arg-type]
+    reader = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 18)  # type: ignore[arg-type] - all that is asked of it is read
     line = reader.readline(max_line_bytes + 1).removeprefix(b"\xef\xbb\xbf")
     while line:
         if len(line) > max_line_bytes and not line.endswith(b"\n"):

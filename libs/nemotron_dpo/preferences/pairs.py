@@ -24,7 +24,7 @@ class Ragged:
     def of(cls, column: pa.Array | pa.ChunkedArray) -> Ragged:
         """A view of a list array or of the chunks of one, sliced arrays included."""
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-        parts = tuple((chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks)  # type: ignore[attr-defined]
+        parts = tuple((chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks)  # type: ignore[attr-defined] - a list array, which pyarrow's stubs do not know
         lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for _, offsets in parts)])
         return cls(parts, np.cumsum([0, *map(len, chunks)])[:-1], lengths)
 

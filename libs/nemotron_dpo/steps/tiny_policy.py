@@ -66,8 +66,8 @@ def train_tokenizer(corpus: Iterator[str]) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment] - tokenizers' stubs lack the setter
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment] - tokenizers' stubs lack the setter
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=MAX_VOCAB, special_tokens=[PAD, TURN, END], initial_alphabet=alphabet, show_progress=False

@@ -102,7 +102,7 @@ def test_the_digest_covers_the_scale(llama: Path, tmp_path: Path) -> None:
 
     model, shape = trained(llama)
     for alpha in (6, 7):
-        model.adapted = Adapted(Lora(dim=4, alpha=alpha), Base("base", "digest"))  # type: ignore[assignment]
+        model.adapted = Adapted(Lora(dim=4, alpha=alpha), Base("base", "digest"))  # type: ignore[assignment] - to torch any attribute is a tensor or a module
         megatron.save(model, shape, tmp_path / str(alpha), 0, None)
     digests = {resolve(tmp_path / str(alpha)).weights_digest() for alpha in (6, 7)}
     assert len(digests) == 2

@@ -62,14 +62,14 @@ def test_weights_get_their_gradient_where_it_is_added_up_or_none_at_all() -> Non
     hidden, weight, targets = inputs(7)
     got = response_logps(hidden, weight, targets)
     _, wanted = torch.autograd.grad(loss_of([7], got), (hidden, weight))
-    weight.main_grad = torch.ones(11, 8)  # type: ignore[attr-defined]
+    weight.main_grad = torch.ones(11, 8)  # type: ignore[attr-defined] - megatron-core's mark on a parameter
     loss_of([7], trained_logps(hidden, weight, targets, slope_of(partial(loss_of, [7])), [slice(0, 7)])).backward()
     assert weight.grad is None
-    assert torch.allclose(weight.main_grad, 1 + wanted, atol=1e-5)  # type: ignore[attr-defined]
+    assert torch.allclose(weight.main_grad, 1 + wanted, atol=1e-5)  # type: ignore[attr-defined] - megatron-core's mark on a parameter
     frozen = weight.detach()
     alone = hidden.detach().requires_grad_()
     loss_of([7], trained_logps(alone, frozen, targets, slope_of(partial(loss_of, [7])), [slice(0, 7)])).backward()
-    assert torch.equal(alone.grad, hidden.grad)  # type: ignore[arg-type]
+    assert torch.equal(alone.grad, hidden.grad)  # type: ignore[arg-type] - it has one after backward
 
 
 def test_another_loss_than_the_one_whose_slope_was_given_is_an_error() -> None:

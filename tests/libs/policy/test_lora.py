@@ -104,7 +104,7 @@ def test_only_adapters_get_gradients_and_optimizer_state(llama: Path, distribute
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name in before if ".adapter." in name}
     trained = sum(before[name].numel() for name in changed)
-    buffers = sum(buffer.grad_data.numel() for buffer in policy._ddp.buffers)  # type: ignore[union-attr]
+    buffers = sum(buffer.grad_data.numel() for buffer in policy._ddp.buffers)  # type: ignore[union-attr] - a policy that trains is wrapped
     moments = sum(s["exp_avg"].numel() for s in policy.optimizer.optimizer.state.values())
     assert trained <= buffers < trained + 1024  # buffers are padded, the frozen weights are 20,000
     assert trained <= moments < trained + 1024

@@ -72,7 +72,7 @@ def test_different_responses_never_become_equal(prompt: str, chosen: str, reject
 def test_truncation_never_exceeds_and_never_invents(lengths: tuple[int, int, int], max_length: int, how: str) -> None:
     prompt, chosen, rejected = ([base + i for i in range(n)] for base, n in zip((0, 100, 200), lengths, strict=True))
     try:
-        cut = truncate(PairIds(prompt, chosen, rejected), max_length, how, bos_id=0)  # type: ignore[arg-type]
+        cut = truncate(PairIds(prompt, chosen, rejected), max_length, how, bos_id=0)  # type: ignore[arg-type] - hypothesis draws one of the literals
     except RowProblem:
         assert how == "drop" or max_length <= (lengths[0] if how == "response" else max(lengths[1:]) + 1)
         return

@@ -58,7 +58,7 @@ def test_good_pairs_pass_however_they_are_stored() -> None:
 
 
 RESCORE, RETOKENIZE = "score it again with ref-logprobs", "was the file changed? Tokenize again"
-NAMED: Callable[..., dict] = lambda *ids: dict(  # noqa: E731
+NAMED: Callable[..., dict] = lambda *ids: dict(  # noqa: E731 - a name for the type; a line is enough
     zip(("pair_id", "prompt_ids", "chosen_ids", "rejected_ids"), (small.pair_id(*ids), *ids), strict=True)
 )
 WRONG: dict[str, tuple[dict, str]] = {

@@ -24,7 +24,7 @@ from nemotron_dpo.preferences.workers import ordered_map
 )
 def test_lines_are_numbered_and_bounded(contents: list[bytes], limit: int) -> None:
     whole = b"".join(line + b"\n" for line in contents)
-    chunks = list(line_chunks(io.BufferedReader(io.BytesIO(whole)), "s", limit))  # type: ignore[arg-type]
+    chunks = list(line_chunks(io.BufferedReader(io.BytesIO(whole)), "s", limit))  # type: ignore[arg-type] - all that is asked of it is read
     found = [row for chunk in chunks for row in chunk.rows]
     assert [TooLong() if len(line) > limit else line + b"\n" for line in contents] == found
     assert [chunk.first_line for chunk in chunks] == ([1] if contents else [])
@@ -33,7 +33,7 @@ def test_lines_are_numbered_and_bounded(contents: list[bytes], limit: int) -> No
 def test_chunks_are_cut_by_bytes_and_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "CHUNK_BYTES", 10)
     monkeypatch.setattr(lines, "CHUNK_ROWS", 3)
-    raw = io.BufferedReader(io.BytesIO(b"aaaa\nbbbb\nc\n\n\nd"))  # type: ignore[arg-type]
+    raw = io.BufferedReader(io.BytesIO(b"aaaa\nbbbb\nc\n\n\nd"))  # type: ignore[arg-type] - all that is asked of it is read
     chunks = [(chunk.first_line, chunk.rows) for chunk in line_chunks(raw, "s", 99)]
     assert chunks == [(1, [b"aaaa\n", b"bbbb\n"]), (3, [b"c\n", b"\n", b"\n"]), (6, [b"d"])]
 

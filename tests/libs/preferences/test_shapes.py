@@ -120,7 +120,7 @@ PROBLEMS = {
         {"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt disagrees", "prompt", False,
     ),
     "three completions": (ranked(0, 1, 2), "wrong type", "completions", False),
-    "rank text": (ranked("0", "1"), "wrong type", "rank", False),  # type: ignore[arg-type]
+    "rank text": (ranked("0", "1"), "wrong type", "rank", False),  # type: ignore[arg-type] - the mistake that is tested
     "preference text": (helpsteer3("1"), "wrong type", "overall_preference", False),
     "preference true": (helpsteer3(True), "wrong type", "overall_preference", False),
     "equal": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "equal responses", None, True),

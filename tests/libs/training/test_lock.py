@@ -27,7 +27,7 @@ def _quiet(line: str) -> None:
 
 def _holder(folder: Path) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], **pipes)  # type: ignore[call-overload] - options are those of the call
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

@@ -32,7 +32,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, runs_R6: Tensor, scale: fl
     runs_R6: int64; of each run of consecutive queries its first one, their number, the number of keys that the last of them
     sees (each before it one key less), and where these are: the first of them, how many follow it, the first of the others.
     """
-    return _Attend.apply(query.contiguous(), key.contiguous(), value.contiguous(), runs_R6, scale)  # type: ignore[return-value]
+    return _Attend.apply(query.contiguous(), key.contiguous(), value.contiguous(), runs_R6, scale)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Attend(torch.autograd.Function):

@@ -5,6 +5,7 @@ Values are rounded where torch's operations round them, as by the kernels for CP
 Legend: T tokens, H features, N heads, D head size, B vocabulary entries of a block.
 """
 
+# Triton is not installed where types are checked; what its language indexes are pointers.
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def memory(shape: Architecture, sizes: Sizes) -> Memory:
 
 def largest_tokens(shape: Architecture, sizes: Sizes, budget: float, most: int = 1 << 24) -> int | None:
     """The most tokens of a row, in steps of 64 up to `most`, with which a rank stays within `budget` bytes; None: none do."""
-    fits: Callable[[int], bool] = lambda tokens: memory(shape, replace(sizes, tokens=tokens)).total <= budget  # noqa: E731
+    fits: Callable[[int], bool] = lambda tokens: memory(shape, replace(sizes, tokens=tokens)).total <= budget  # noqa: E731 - a name for the type; a line is enough
     low, high = 0, most // 64
     while low < high:
         middle = (low + high + 1) // 2

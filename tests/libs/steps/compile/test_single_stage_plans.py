@@ -39,7 +39,7 @@ def _no_policy_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PLANS = [
     ("hf_to_megatron", ["hf_model_id=org/m"], ["ckpt-export org/m -o job/checkpoint_megatron --to megatron"]),
-    ("hf_to_megatron", ["hf_model_id=org/m", "megatron_path=out", "torch_dtype=bfloat16"], ["ckpt-export org/m -o out --to megatron --precision bfloat16"]),  # noqa: E501
+    ("hf_to_megatron", ["hf_model_id=org/m", "megatron_path=out", "torch_dtype=bfloat16"], ["ckpt-export org/m -o out --to megatron --precision bfloat16"]),
     ("megatron_to_hf", ["megatron_path=run"], ["ckpt-export run -o job/checkpoint_hf --to hf"]),
     ("preference_tokenize", ["data.path=p.jsonl", "tokenizer=org/m", "data.limit=3"], [
         "preference-tokenize p.jsonl -o job/pairs.arrow --tokenizer org/m --num-workers 1 --stats job/stats.json"
@@ -52,9 +52,9 @@ PLANS = [
     ]),
     ("preference_score", ["data.path=p", "policy.model_name=m", "reference.model_name=r", "cluster.gpus_per_node=2"], [
         "preference-tokenize p -o job/pairs.arrow --tokenizer m --max-length 4096",
-        "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",  # noqa: E501
-        "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/reference.arrow --policy r --precision bfloat16",  # noqa: E501
-        "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --reference job/reference.arrow --beta 0.05",  # noqa: E501
+        "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",
+        "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/reference.arrow --policy r --precision bfloat16",
+        "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --reference job/reference.arrow --beta 0.05",
     ]),
 ]  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_env_toml_gives_every_key_to_its_writer():
 MISSING = [
     ("hf_to_megatron", [], ["hf_model_id is not set: give hf_model_id=ID_OR_FOLDER"]),
     ("megatron_to_hf", [], ["megatron_path is not set: give megatron_path=CHECKPOINT_OR_RUN"]),
-    ("preference_tokenize", [], ["data.path is not set: give data.path=FILE", "tokenizer is not set: give tokenizer=ID_OR_FOLDER"]),  # noqa: E501
+    ("preference_tokenize", [], ["data.path is not set: give data.path=FILE", "tokenizer is not set: give tokenizer=ID_OR_FOLDER"]),
     ("preference_score", ["data.path=/none/p.jsonl", "policy.model_name=m"], ["/none/p.jsonl: no such file: it is data.path"]),
     ("env_toml", [], []),
 ]  # fmt: skip

@@ -32,20 +32,20 @@ def profile(base: dict[str, Any], **settings: Any) -> Profile:
 REFUSED = [
     (LEPTON, {"nod_group": "x"}, '"nod_group" profile mine: is no known key: did you mean node_group?'),
     (LEPTON, {"node_group": ""}, '"node_group" profile mine: is missing: name a node group of the workspace'),
-    (LEPTON, {"container_image": None}, '"container_image" profile mine: is missing: name an image that has nemotron-dpo, or set workspace'),  # noqa: E501
-    (LEPTON, {"nemo_run_dir": "/mnt/my jobs"}, "\"nemo_run_dir\" profile mine: is '/mnt/my jobs' where a path of letters, digits and _ . + - / is due"),  # noqa: E501
-    (LEPTON, {"nemo_run_dir": "/mnt/../etc"}, "\"nemo_run_dir\" profile mine: is '/mnt/../etc' where a path of letters, digits and _ . + - / is due"),  # noqa: E501
-    (LEPTON, {"nemo_run_dir": "/mnt/$(x)"}, "\"nemo_run_dir\" profile mine: is '/mnt/$(x)' where a path of letters, digits and _ . + - / is due"),  # noqa: E501
-    (LEPTON, {"nemo_run_dir": "/"}, "\"nemo_run_dir\" profile mine: is '/' where a path of letters, digits and _ . + - / is due"),  # noqa: E501
-    (LEPTON, {"nemo_run_dir": "/data"}, '"nemo_run_dir" profile mine: is \'/data\', which is on none of the mounts: mounts = [{ path = "/", mount_path = "/mnt/shared", from = "node-nfs:shared" }]'),  # noqa: E501
+    (LEPTON, {"container_image": None}, '"container_image" profile mine: is missing: name an image that has nemotron-dpo, or set workspace'),
+    (LEPTON, {"nemo_run_dir": "/mnt/my jobs"}, "\"nemo_run_dir\" profile mine: is '/mnt/my jobs' where a path of letters, digits and _ . + - / is due"),
+    (LEPTON, {"nemo_run_dir": "/mnt/../etc"}, "\"nemo_run_dir\" profile mine: is '/mnt/../etc' where a path of letters, digits and _ . + - / is due"),
+    (LEPTON, {"nemo_run_dir": "/mnt/$(x)"}, "\"nemo_run_dir\" profile mine: is '/mnt/$(x)' where a path of letters, digits and _ . + - / is due"),
+    (LEPTON, {"nemo_run_dir": "/"}, "\"nemo_run_dir\" profile mine: is '/' where a path of letters, digits and _ . + - / is due"),
+    (LEPTON, {"nemo_run_dir": "/data"}, '"nemo_run_dir" profile mine: is \'/data\', which is on none of the mounts: mounts = [{ path = "/", mount_path = "/mnt/shared", from = "node-nfs:shared" }]'),
     (LEPTON, {"mounts": ["/a:/b"]}, "\"mounts\" profile mine: is ['/a:/b'] where a list of tables is due"),
-    (LEPTON, {"mounts": [{"path": "/"}]}, '"mounts" profile mine: has one without path, mount_path or from: mounts = [{ path = "/", mount_path = "/mnt/shared", from = "node-nfs:shared" }]'),  # noqa: E501
+    (LEPTON, {"mounts": [{"path": "/"}]}, '"mounts" profile mine: has one without path, mount_path or from: mounts = [{ path = "/", mount_path = "/mnt/shared", from = "node-nfs:shared" }]'),
     (LEPTON, {"shared_memory_size": "1G"}, "\"shared_memory_size\" profile mine: is '1G' where a number of 1 or more is due"),
-    (LEPTON, {"run_command": "nice"}, '"run_command" profile mine: lacks {script}: that is where the stage\'s command goes, such as nice {script}'),  # noqa: E501
-    (DGXCLOUD, {"base_url": "run.ai"}, "\"base_url\" profile mine: is 'run.ai' where an address that starts with https:// is due"),  # noqa: E501
+    (LEPTON, {"run_command": "nice"}, '"run_command" profile mine: lacks {script}: that is where the stage\'s command goes, such as nice {script}'),
+    (DGXCLOUD, {"base_url": "run.ai"}, "\"base_url\" profile mine: is 'run.ai' where an address that starts with https:// is due"),
     (DGXCLOUD, {"client_secret": 12345678}, '"client_secret" profile mine: is not one line of text'),
-    (DGXCLOUD, {"pvc_nemo_run_dir": "/workspace"}, '"pvc_nemo_run_dir" profile mine: is \'/workspace\', which is on none of pvcs: pvcs = [{ path = "/workspace", ... }]'),  # noqa: E501
-    (DGXCLOUD, {"kube_apiserver_url": ""}, '"kube_apiserver_url" profile mine: is missing: the cluster\'s own address, where logs are read'),  # noqa: E501
+    (DGXCLOUD, {"pvc_nemo_run_dir": "/workspace"}, '"pvc_nemo_run_dir" profile mine: is \'/workspace\', which is on none of pvcs: pvcs = [{ path = "/workspace", ... }]'),
+    (DGXCLOUD, {"kube_apiserver_url": ""}, '"kube_apiserver_url" profile mine: is missing: the cluster\'s own address, where logs are read'),
 ]  # fmt: skip
 
 

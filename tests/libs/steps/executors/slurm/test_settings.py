@@ -32,7 +32,7 @@ REFUSED = [
     ({"nodes": True}, '"nodes" profile mine: is True where a number of 1 or more is due'),
     ({"cpus_per_task": 0}, '"cpus_per_task" profile mine: is 0 where a number of 1 or more is due'),
     ({"account": "a b"}, "\"account\" profile mine: is 'a b' where a name or a number as Slurm takes it is due"),
-    ({"partition": "a\n#SBATCH -w x"}, "\"partition\" profile mine: is 'a\\n#SBATCH -w x' where a name or a number as Slurm takes it is due"),  # noqa: E501
+    ({"partition": "a\n#SBATCH -w x"}, "\"partition\" profile mine: is 'a\\n#SBATCH -w x' where a name or a number as Slurm takes it is due"),
     ({"time": "soon"}, "\"time\" profile mine: is 'soon': write it as Slurm does: \"HH:MM:SS\" or \"D-HH:MM:SS\""),
     ({"tunnel": "ssh"}, '"host" profile mine: is missing: tunnel = "ssh" needs the login node\'s name'),
     ({"tunnel": "telnet"}, "\"tunnel\" profile mine: is 'telnet' where local or ssh is due"),
@@ -40,7 +40,7 @@ REFUSED = [
     ({"remote_job_dir": "jobs"}, "\"remote_job_dir\" profile mine: is 'jobs' where an absolute path is due"),
     ({"mounts": "/a:/a"}, "\"mounts\" profile mine: is '/a:/a' where a list is due"),
     ({"setup_lines": 3}, '"setup_lines" profile mine: is 3 where shell commands are due'),
-    ({"run_command": "nice"}, '"run_command" profile mine: lacks {script}: that is where the stage\'s command goes, such as nice {script}'),  # noqa: E501
+    ({"run_command": "nice"}, '"run_command" profile mine: lacks {script}: that is where the stage\'s command goes, such as nice {script}'),
     ({"build_include_gpus": "yes"}, "\"build_include_gpus\" profile mine: is 'yes' where true or false is due"),
     ({"container_image": "a\nb"}, "\"container_image\" profile mine: is 'a\\nb' where one line of text is due"),
 ]  # fmt: skip
