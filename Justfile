@@ -49,6 +49,11 @@ bench *ARGS: setup
     @{{ python }} tests/benchmarks/bench_dpo.py "${NEMOTRON_DPO_HH:?is not set: it names the HH pairs}" {{ quote(smollm2) }} \
         --peer {{ quote(trl / "bin" / "python") }} {{ ARGS }}
 
+# Mend style and format where ruff can
+fmt: setup
+    @.venv/bin/ruff check --fix
+    @.venv/bin/ruff format
+
 # Check style, format and types
 lint: setup
     @.venv/bin/ruff check

@@ -19,11 +19,28 @@ import nemotron_dpo
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# what an sdist has besides the wheel's files: all that a clone needs to test, change and release
+SOURCE = (
+    ".ci/run",
+    ".editorconfig",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Justfile",
+    "LICENSE",
+    "README.md",
+    "configs/README.md",
+    "configs/pins.txt",
+    "libs/nemotron_dpo/py.typed",
+    "libs/nemotron_dpo/steps/README.md",
+    "pipelines/setup.sh",
+    "tests/test_package.py",
+)
 SHIPPED = "nemotron_dpo/steps/configs/"  # where a wheel has `configs`
 
 
 def _called(*argv: object, **options: object) -> str:
-    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=900, **options)  # type: ignore[call-overload]
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=900, **options)  # type: ignore[call-overload] - options are those of the call
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -69,17 +86,22 @@ def _files(folder: str) -> set[str]:
 def test_a_wheel_has_the_program_and_its_configs_and_nothing_else(wheel: Path):
     configs = {path.removeprefix("configs/") for path in _files("configs") if "/pins" not in path}
     code = {path.split("/", 1)[1] for path in _files("libs") | _files("bin")}
+    configs, code = ({path for path in paths if not path.endswith("README.md")} for paths in (configs, code))
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == code | {SHIPPED + name for name in configs}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
-    assert {"nemotron_dpo/policy/kernels/attention.c", f"{SHIPPED}rl/nemo_rl/dpo/data/train.jsonl"} <= set(names)
+    assert {
+        "nemotron_dpo/py.typed",
+        "nemotron_dpo/policy/kernels/attention.c",
+        f"{SHIPPED}rl/nemo_rl/dpo/data/train.jsonl",
+    } <= set(names)
 
 
 def test_an_sdist_has_the_tests_too_and_makes_the_same_wheel(wheel: Path, tmp_path: Path):
     with tarfile.open(_build(ROOT, "sdist", tmp_path)) as archive:
         archive.extractall(tmp_path, filter="data")
     source = next(path for path in tmp_path.iterdir() if path.is_dir())
-    for name in ("tests/test_package.py", "pipelines/setup.sh", "configs/pins.txt", "Justfile", "LICENSE"):
+    for name in SOURCE:
         assert (source / name).read_bytes() == (ROOT / name).read_bytes()
     assert _build(source, "wheel", tmp_path / "dist").read_bytes() == wheel.read_bytes()
 
