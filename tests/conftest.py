@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import small
+from support import forks, small
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 0.2 s an example has
 hypothesis.settings.load_profile("any machine")
@@ -19,6 +19,11 @@ def pytest_configure() -> None:
     """Programs that the tests start shall hear Ctrl-C, even where these run in the background of a shell, which ignores it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Leave no process behind."""
+    forks.stop()
 
 
 @pytest.fixture(scope="session")

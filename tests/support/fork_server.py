@@ -1,0 +1,203 @@
+"""`python fork_server.py FD`: import once what the programs import, and fork a process for each that is asked for.
+
+Starting a program takes three CPU seconds of imports, and the tests start hundreds. What a forked process inherits and a
+started one would not have (descriptors, signal handlers, random states, the number of threads) `_become` puts right; an
+environment that is read while Python starts or torch is imported cannot be put right, so `programs` starts such a program
+itself. Nothing here computes: threads of a parallel operation would not survive a fork.
+
+Over the socket FD come requests, one message each: {"argv", "env", "cwd"} as JSON, and four descriptors: stdin, stdout,
+stderr, and a socket that gets the process id and, when the process has ended, its status.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export", "nemotron-steps", "nemotron")
+LARGEST_REQUEST = 1 << 20
+WORD = struct.Struct("q")
+
+
+def main(requests: socket.socket) -> None:
+    """Serve until the tests are gone."""
+    sys.path.pop(0)  # the folder of this file: programs shall not find our modules
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
+    _import_everything()
+    _start_own_programs_by_fork()
+    request = _next_in_child(requests)
+    if request is not None:
+        os.chdir(request["cwd"])
+        _become(request["argv"], request["env"])
+
+
+def _import_everything() -> None:
+    """Import torch, megatron-core and all of ours, as a program does it; what this machine lacks is left to who wants it."""
+    from nemotron_dpo import policy
+    from nemotron_dpo.policy.device import redirect
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        redirect()
+        package = Path(policy.__path__[0]).parent
+        for module in pkgutil.walk_packages([str(package)], "nemotron_dpo."):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module.name)
+        importlib.import_module("omegaconf")
+        importlib.import_module("megatron.core.dist_checkpointing.strategies.torch")
+
+
+def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
+    """Fork for every request and return it in the child; None when the tests have hung up."""
+    ends: dict[int, tuple[int, socket.socket]] = {}  # of each running program, by its pidfd: (process id, where to report)
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    while True:
+        for ready, _ in poll.poll():
+            if ready in ends:
+                poll.unregister(ready)
+                pid, reply = ends.pop(ready)
+                os.close(ready)
+                with contextlib.suppress(OSError), reply:
+                    reply.send(WORD.pack(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+                continue
+            message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
+            if not message:
+                for pid, _ in ends.values():
+                    os.kill(pid, signal.SIGKILL)
+                return None
+            pid = os.fork()
+            reply = socket.socket(fileno=descriptors.pop())
+            if pid == 0:
+                for target, source in enumerate(descriptors):
+                    os.dup2(source, target)
+                for one in (requests, reply, *(other for _, other in ends.values())):
+                    one.detach()  # `_become` closes them
+                return json.loads(message)
+            for source in descriptors:
+                os.close(source)
+            reply.send(WORD.pack(pid))
+            end = os.pidfd_open(pid)
+            ends[end] = pid, reply
+            poll.register(end, select.POLLIN)
+
+
+def _start_own_programs_by_fork() -> None:
+    """Let what a program starts with subprocess, where it is one of ours, be a fork too: nemotron-steps starts the stages."""
+    start = subprocess.Popen
+
+    def popen(argv: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
+        environment = options.get("env") or dict(os.environ)
+        if _script(argv) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
+            options["preexec_fn"] = lambda: _become([str(word) for word in argv], environment)
+        return start(argv, *positional, **options)
+
+    subprocess.Popen = popen  # type: ignore[misc, assignment]
+
+
+def can_be_honoured(environment: Mapping[str, str]) -> bool:
+    """Whether a forked process can have `environment`: what only a starting Python, C library or torch reads is as it is here."""
+    threads = environment.get("OMP_NUM_THREADS", "1")
+    return threads.isdigit() and int(threads) > 0 and read_at_start(environment) == read_at_start(os.environ)
+
+
+def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of `environment` that is read once, by an interpreter or a library that starts."""
+    families = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ATEN_",
+                "TORCH_", "PYTORCH_", "CUDA_", "NPY_", "NUMPY_")  # fmt: skip
+    return {name: value for name, value in environment.items() if name.startswith(families) and name != "OMP_NUM_THREADS"}
+
+
+def _script(argv: Sequence[str]) -> str | None:
+    """The Python file that `argv` runs, where it is one of our programs."""
+    first = str(argv[0])
+    if first == sys.executable and len(argv) > 1 and str(argv[1]).endswith(".py"):
+        return str(argv[1])
+    found = Path(shutil.which(first) or first)
+    return str(found) if found.name in PROGRAMS and found.parent == Path(sys.executable).parent else None
+
+
+def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Be `argv`, with that environment, as if this process had just been started, and end as a Python process does."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
+    _forget_signals()
+    os.environ.clear()
+    os.environ.update(environment)
+    script = _script(argv) or ""
+    sys.orig_argv = [sys.executable, *argv[argv[0] == sys.executable :]]
+    sys.argv = [script, *argv[1 + (argv[0] == sys.executable) :]]
+    sys.path.insert(0, str(Path(script).parent))
+    _open_streams()
+    gc.enable()
+    sys.modules["numpy"].random.seed()
+    if threads := environment.get("OMP_NUM_THREADS"):
+        sys.modules["torch"].set_num_threads(int(threads))
+    _end(script)
+
+
+def _forget_signals() -> None:
+    """Handlers as in a new Python process; a signal that is ignored stays so, but Ctrl-C is heard."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _open_streams() -> None:
+    """Standard streams over descriptors 0 to 2, buffered as Python does it for a pipe, a file or a terminal."""
+    encoding = sys.__stdout__.encoding if sys.__stdout__ else "utf-8"
+    for number, (name, mode, errors) in enumerate(
+        [("stdin", "r", "strict"), ("stdout", "w", "strict"), ("stderr", "w", "backslashreplace")]
+    ):
+        buffering = 1 if name == "stderr" else -1
+        stream = open(number, mode, buffering, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+        stream.buffer.raw.name = f"<{name}>"  # type: ignore[attr-defined]
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _end(script: str) -> NoReturn:
+    """Run `script` and end with the status that Python would end with."""
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined] - waits for threads, as the interpreter does before it ends
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        status = 120
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
