@@ -21,7 +21,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.streams import Reader, StreamInfo, Writer
 
 PROGRAM = "ref-logprobs"
+_PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar": "N"}
 
 
 @click.command(help=__doc__)
@@ -54,14 +55,10 @@ PROGRAM = "ref-logprobs"
 @click.option(
     "--reuse", multiple=True, type=cli.PATH, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated."
 )
-@click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide each layer.")
-@click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide the layers.")
-@click.option(
-    "--context-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide a row's tokens."
-)
-@click.option(
-    "--expert-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes that divide a mixture's experts."
-)
+@click.option("--tensor-parallel", "tensor", **_PROCESSES, help="Processes that divide each layer.")
+@click.option("--pipeline-parallel", "pipeline", **_PROCESSES, help="Processes that divide the layers.")
+@click.option("--context-parallel", "context", **_PROCESSES, help="Processes that divide a row's tokens.")
+@click.option("--expert-parallel", "expert", **_PROCESSES, help="Processes that divide a mixture's experts.")
 @click.option("--first-stage-layers", type=click.IntRange(1), metavar="N", help="Layers of the pipeline's first stage.")
 @click.option("--last-stage-layers", type=click.IntRange(1), metavar="N", help="Layers of the pipeline's last stage.")
 def command(
@@ -73,16 +70,9 @@ def command(
     precision: str,
     micro_batch_tokens: int | None,
     reuse: tuple[str, ...],
-    tensor_parallel: int,
-    pipeline_parallel: int,
-    context_parallel: int,
-    expert_parallel: int,
-    first_stage_layers: int | None,
-    last_stage_layers: int | None,
+    **division: int | None,
 ) -> None:
     from nemotron_dpo.paths import refuse_overwriting
-    from nemotron_dpo.policy import parallel
-    from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.sources import resolve, with_hf_model
     from nemotron_dpo.streams import open_reader
 
@@ -95,25 +85,26 @@ def command(
         found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer, found)
         info = _stream_info(reader, found, precision)
-        layout = parallel.Layout(
-            tensor=tensor_parallel,
-            pipeline=pipeline_parallel,
-            context=context_parallel,
-            expert=expert_parallel,
-            sequence=True,  # changes no score; a mixture under tensor parallelism asks for it
-            first_stage_layers=first_stage_layers,
-            last_stage_layers=last_stage_layers,
-        )
-        keep_freed_memory()
-        parallel.initialize(layout, say=functools.partial(cli.say, PROGRAM))
-        try:
-            with _writer(output, info) as writer:
-                num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
-        finally:
-            parallel.shut_down()
+        with _joined_job(division), _writer(output, info) as writer:
+            num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
     seconds = time.perf_counter() - started
     reused = f", {num_pairs - num_new} of them reused" if reuse else ""
     cli.say(PROGRAM, f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
+
+
+@contextlib.contextmanager
+def _joined_job(division: dict[str, Any]) -> Iterator[None]:
+    """Be one of the processes that share the policy, divided as the fields of a Layout say."""
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.policy.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    # the sequence is divided too: it changes no score, and a mixture under tensor parallelism asks for it
+    parallel.initialize(parallel.Layout(**division, sequence=True), say=functools.partial(cli.say, PROGRAM))
+    try:
+        yield
+    finally:
+        parallel.shut_down()
 
 
 def _score(
@@ -123,22 +114,23 @@ def _score(
     import pyarrow as pa
 
     from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.preferences.checks import check_scores
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.preferences.vocabulary import num_tokens
-    from nemotron_dpo.scoring import reference
+    from nemotron_dpo.scoring import score, windows
     from nemotron_dpo.streams import SCORED_PAIRS
 
     model, shape = open_policy(policy, precision)
     model.eval()
-    max_tokens = max_tokens or reference.row_tokens()
+    max_tokens = max_tokens or score.row_tokens()
     vocab_size = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer")) or shape.vocab_size
     num_pairs = num_new = 0
     bar = cli.counter(unit="pair", label="scoring")
-    for window in reference.windows(reader, max_tokens):
-        reference.check_fits(window, min(vocab_size, shape.vocab_size), shape.max_length, reader.source)
-        scores, computed = reference.score_window(model, window, max_tokens, known)
-        scored = pa.RecordBatch.from_arrays(reference.with_scores(window, scores), schema=SCORED_PAIRS)
+    for window in windows.windows(reader, windows.window_tokens(max_tokens, parallel.data_size())):
+        windows.check_fits(window, min(vocab_size, shape.vocab_size), shape.max_length, reader.source)
+        scores, computed = score.score_window(model, window, max_tokens, known)
+        scored = pa.RecordBatch.from_arrays(score.with_scores(window, scores), schema=SCORED_PAIRS)
         check_scores(Pairs.of(scored), policy.name, "are its weights damaged?")
         num_pairs, num_new = num_pairs + window.num_rows, num_new + computed
         bar(window.num_rows)
@@ -174,7 +166,7 @@ def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
     from nemotron_dpo.errors import UserError
     from nemotron_dpo.preferences.checks import check_ids, check_scores
     from nemotron_dpo.preferences.pairs import Pairs
-    from nemotron_dpo.scoring import reference
+    from nemotron_dpo.scoring.score import known_scores
     from nemotron_dpo.streams import open_reader
 
     known: dict = {}
@@ -187,7 +179,7 @@ def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
             pairs = Pairs.of(old.read_all())
             check_ids(pairs, path)
             check_scores(pairs, path, "leave out this --reuse")
-            known.update(reference.known_scores(pairs))
+            known.update(known_scores(pairs))
     return known
 
 

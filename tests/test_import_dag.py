@@ -28,7 +28,7 @@ ALLOWED = {
     "preferences": {"paths", "file_digests", "streams", "sources", "errors"},
     "objective": set(),
     "policy": {"launcher", "versions", "streams", "sources", "errors", "objective", "preferences"},
-    "scoring": {"streams", "errors", "policy", "preferences"},
+    "scoring": {"errors", "policy", "preferences"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
     "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "policy", "checkpoint"},

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from torch import nn
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.scoring.reference import score_window
+from nemotron_dpo.policy.model import PairPolicy
+from nemotron_dpo.policy.rows import join_responses
+from nemotron_dpo.scoring.score import score_window
 from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
 
 MOST_DIFFERENCE = 1e-4  # of one token's log-prob: the same weights through the same code; a wrong weight costs far more
@@ -42,11 +43,11 @@ def rows(num_rows: int, shape: Architecture, seed: int = 0) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(pairs, schema=TOKENIZED_PAIRS)
 
 
-def score(model: nn.Module, window: pa.RecordBatch) -> np.ndarray:
+def score(model: PairPolicy, window: pa.RecordBatch) -> np.ndarray:
     """Log-probs of every response token of the pairs, float32 [R], each pair in a row of its own."""
     model.eval()
     scores, _ = score_window(model, window, _PROMPT + 2 * _RESPONSE, {})
-    return np.concatenate([side for pair in scores for side in pair])
+    return join_responses(*zip(*scores, strict=True))
 
 
 def compare(before_R: np.ndarray, after_R: np.ndarray) -> float:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 import numpy as np
+
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.model import PairPolicy
 
 
 def pair_flops(config: Any, vocab_size: int, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
@@ -24,15 +28,24 @@ def pair_flops(config: Any, vocab_size: int, prompt: np.ndarray, chosen: np.ndar
     return config.num_layers * layer + 2 * config.hidden_size * vocab_size * (chosen + rejected)
 
 
-def balanced(costs: np.ndarray, size: int) -> list[list[int]]:
-    """Indices of `costs` in `size` parts of about equal sums, in their order: each goes, the dearest first, to the least part.
+def share_of_replica(policy: PairPolicy, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> list[int]:
+    """Which of the pairs of so many tokens [P] each this data-parallel replica computes, all having about the same FLOPs."""
+    if parallel.data_size() == 1:
+        return list(range(len(prompt)))
+    costs = pair_flops(policy.config, policy.vocab_size, prompt, chosen, rejected)
+    return balanced(costs, parallel.data_size())[parallel.data_rank()]
 
-    No part is empty where there are as many costs as parts. Depends on `costs` alone, so that every rank finds the same.
+
+def balanced(costs: np.ndarray, size: int) -> list[list[int]]:
+    """Indices of `costs` in `size` parts of about equal sums: assign the costliest to the lightest part.
+
+    A part's indices are in order. No part is empty where there are as many costs as parts. Depends on `costs` alone, so that
+    every rank finds the same.
     """
     parts: list[list[int]] = [[] for _ in range(size)]
-    sums = [0.0] * size
+    lightest = [(0.0, 0, part) for part in range(size)]  # a heap of (sum, number of costs, part)
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = min(range(size), key=lambda part: (sums[part], len(parts[part]), part))
-        parts[least].append(index)
-        sums[least] += float(costs[index])
+        total, count, part = lightest[0]
+        parts[part].append(index)
+        heapq.heapreplace(lightest, (total + float(costs[index]), count + 1, part))
     return [sorted(part) for part in parts]

@@ -118,7 +118,7 @@ def pack_row(
         for side, (first, ids_of_side) in enumerate(((segment.chosen, good), (segment.rejected, bad))):
             predictors += [[segment.chosen - 1], np.arange(first, first + len(ids_of_side) - 1)]
             targets.append(ids_of_side)
-            responses.append(np.full(len(ids_of_side), 2 * pair + side))
+            responses.append(np.full(len(ids_of_side), _response(pair, side)))
         segments.append(segment)
         start = segment.end
     padding = -start % cut.multiple if start else cut.multiple
@@ -131,6 +131,17 @@ def pack_row(
     share = None if cut.size == 1 else _share(cut, start + padding, arrays[2])
     tensors = [to_device(array) for array in arrays]
     return PackedRow(*tensors, segments=tuple(segments), num_pairs=len(prompts), share=share)
+
+
+def join_responses(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of the response tokens of some pairs in the order of R."""
+    return np.concatenate([side for pair in zip(chosen, rejected, strict=True) for side in pair])
+
+
+def split_responses(values_R: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The inverse of `join_responses`: each pair's values, its responses being of so many tokens [P] each."""
+    sides = np.split(values_R, np.cumsum(np.stack([chosen, rejected], axis=1).ravel())[:-1])
+    return list(zip(sides[0::2], sides[1::2], strict=True))
 
 
 def parts_of_pairs(row: PackedRow, max_tokens: int) -> list[slice] | None:
@@ -178,6 +189,11 @@ def _share(cut: Cut, num_tokens: int, predictors_R: np.ndarray) -> Share:
     early, late = (slice(start, start + chunk) for start in starts[cut.rank])
     tensors = [to_device(array) for array in (places[mine], order_S, held_M, local_R[held_M])]
     return Share((early, late), *tensors)
+
+
+def _response(pair: int, side: int) -> int:
+    """The place of a response among those of a row: this, `join_responses` and `split_responses` alone know the order."""
+    return 2 * pair + side
 
 
 def _joined(parts: list) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.policy import parallel
-from nemotron_dpo.policy.cost import balanced, pair_flops
+from nemotron_dpo.policy.cost import share_of_replica
 from nemotron_dpo.policy.device import device, to_device
 from nemotron_dpo.policy.model import PairPolicy
-from nemotron_dpo.policy.rows import PackedRow, pack_row
+from nemotron_dpo.policy.rows import PackedRow, join_responses, pack_row
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
 
@@ -44,11 +44,8 @@ class Packing:
 
 def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:
     """The part of a global batch that this data-parallel rank computes, of about the same FLOPs as every other's."""
-    if parallel.data_size() == 1:
-        return list(rows)
-    lengths = [column.lengths[np.asarray(rows)] for column in (pairs.prompt, pairs.chosen, pairs.rejected)]
-    costs = pair_flops(policy.config, policy.vocab_size, *lengths)
-    return [rows[i] for i in balanced(costs, parallel.data_size())[parallel.data_rank()]]
+    lengths = (column.lengths[np.asarray(rows)] for column in (pairs.prompt, pairs.chosen, pairs.rejected))
+    return [rows[i] for i in share_of_replica(policy, *lengths)]
 
 
 def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[PairBatch]:
@@ -63,6 +60,5 @@ def _batch(pairs: Pairs, members: list[int]) -> PairBatch:
     if pairs.ref_chosen is None or pairs.ref_rejected is None or not members:
         ref = torch.zeros(len(row.targets_R), device=device())
     else:
-        parts = [side for i in members for side in (pairs.ref_chosen[i], pairs.ref_rejected[i])]
-        ref = to_device(np.concatenate(parts))
+        ref = to_device(join_responses([pairs.ref_chosen[i] for i in members], [pairs.ref_rejected[i] for i in members]))
     return PairBatch(row, ref, tuple(members))
