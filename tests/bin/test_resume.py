@@ -17,7 +17,7 @@ import pytest
 
 from nemotron_dpo.sources import resolve
 from support import small
-from support.programs import ROOT, check, command, error_line, metrics, run
+from support.programs import ROOT, check, command, error_line, execute, metrics, run
 
 pytestmark = pytest.mark.slow
 
@@ -71,15 +71,18 @@ def terminated(base: tuple[object, ...], tmp_path_factory: pytest.TempPathFactor
 
 def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1) -> subprocess.CompletedProcess[bytes]:
     """Run a program until `signal` strikes `rank` in `step`, and end what a kill left of its helper processes."""
+    program = command(str(arguments[0]), *arguments[1:])[1:]
     launch = [sys.executable, *_torchrun(processes), ROOT / "tests" / "support" / "struck.py", signal, step, rank]
-    argv = [*map(str, launch), *command(str(arguments[0]), *arguments[1:])[1:]]
+    argv = [*map(str, launch), *program]
+    if processes == 1:
+        return execute(argv)
     with tempfile.TemporaryFile() as speech:  # a pipe would stay open in helpers that outlive the kill
-        program = subprocess.Popen(argv, stdout=speech, stderr=speech, start_new_session=True)
+        running = subprocess.Popen(argv, stdout=speech, stderr=speech, start_new_session=True)
         try:
-            status = program.wait(timeout=300)
+            status = running.wait(timeout=300)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, SIGKILL)
+                os.killpg(running.pid, SIGKILL)
         speech.seek(0)
         return subprocess.CompletedProcess(argv, status, b"", speech.read())
 
@@ -87,7 +90,7 @@ def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes:
 def resume(run_dir: Path, *arguments: object, processes: int = 1) -> str:
     """Run dpo-train to its end and return what it said of the resumption."""
     argv = [sys.executable, *_torchrun(processes), *command("dpo-train", *arguments, "--run-dir", run_dir)[1:]]
-    done = subprocess.run(argv, capture_output=True, timeout=300)
+    done = execute(argv, cold=processes > 1)
     assert done.returncode == 0, done.stderr.decode()
     (line,) = [line for line in done.stderr.decode().splitlines() if ": resuming after " in line]
     return line.removeprefix(f"dpo-train: {run_dir}/checkpoints/")

@@ -115,7 +115,7 @@ def _start_own_programs_by_fork() -> None:
 
 
 def can_be_honoured(environment: Mapping[str, str]) -> bool:
-    """Whether a forked process can have `environment`: what only a starting Python, C library or torch reads is as it is here."""
+    """Whether a fork can have `environment`: what a Python, a C library or torch reads when it starts is the same here."""
     threads = environment.get("OMP_NUM_THREADS", "1")
     return threads.isdigit() and int(threads) > 0 and read_at_start(environment) == read_at_start(os.environ)
 

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ def command(program: str, *arguments: object) -> list[str]:
 
 
 def run(program: str, *arguments: object, cold: bool = False, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run `program` to its end, capturing output; options go to subprocess.run.
+    """Run `program` to its end, capturing output; options go to subprocess.run."""
+    return execute(command(program, *arguments), cold=cold, **options)
+
+
+def execute(argv: Sequence[str], *, cold: bool = False, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run `argv`, a Python file of this checkout and its arguments under this interpreter, as `run` does.
 
     `cold` is in a Python of its own, and so is what a fork could not honour: a preexec_fn, or variables that are read at start.
     """
-    argv = command(program, *arguments)
     if cold or options.keys() - {"cwd", "env", "input"} or not forks.can_fork(options.get("env") or os.environ):
         return subprocess.run(argv, capture_output=True, timeout=300, **options)
     return forks.run(argv, **options)
@@ -45,7 +50,10 @@ def check(program: str, *arguments: object, **options: Any) -> subprocess.Comple
 
 
 def torchrun(processes: int, program: str, *arguments: object, cold: bool = False) -> None:
-    """Run `program` as that many local processes and let it succeed: under torchrun itself (`cold`), or forked with its variables."""
+    """Run `program` as that many local processes and let it succeed.
+
+    `cold` is under torchrun; else the processes are forks that are told of each other as by any launcher.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if cold or not forks.can_fork(environment):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

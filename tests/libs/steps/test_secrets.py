@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +87,6 @@ def test_option_that_names_a_secret(option: str, value: str):
     assert shown == ["run", option, "***", "dpo.seed=1", f"{option}=***", "--policy-tokenizer", "gpt2"]
 
 
-@pytest.mark.parametrize("key", [*known_keys(), "policy.tokenizer.name", "data.train.prompt_key"])
-def test_no_key_of_a_config_is_taken_for_a_secret(key: str):
-    assert redact({key: "value"}) == {key: "value"}
+def test_no_key_of_a_config_is_taken_for_a_secret():
+    keys = [*known_keys(), "policy.tokenizer.name", "data.train.prompt_key"]
+    assert [key for key in keys if redact({key: "value"}) != {key: "value"}] == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import tomllib
 
 import pytest
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.training import guards
 
 
@@ -49,4 +51,7 @@ def test_finite_numbers_pass() -> None:
 
 
 def test_the_strategy_is_the_manifests() -> None:
-    assert guards.STRATEGY == "raise dpo.reference_policy_kl_penalty to 0.1-0.3 or lower the learning rate"
+    """Word for word, but for its capital and its comma."""
+    manifest = tomllib.loads((configs_root() / "rl" / "nemo_rl" / "dpo" / "step.toml").read_text())
+    (strategy,) = (one["then"] for one in manifest["strategies"] if "diverges" in one["when"])
+    assert strategy.lower().replace(",", "") == guards.STRATEGY
