@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import resource
 import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from signal import SIGKILL
 
 import orjson
 import pytest
 
 from nemotron_dpo.sources import resolve
 from support import small
-from support.programs import ROOT, check, command, error_line, execute, metrics, run
+from support.programs import ROOT, Done, check, command, error_line, execute, execute_job, metrics, run
 
 pytestmark = pytest.mark.slow
 
@@ -69,35 +64,20 @@ def terminated(base: tuple[object, ...], tmp_path_factory: pytest.TempPathFactor
     return run_dir
 
 
-def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1) -> subprocess.CompletedProcess[bytes]:
-    """Run a program until `signal` strikes `rank` in `step`, and end what a kill left of its helper processes."""
-    program = command(str(arguments[0]), *arguments[1:])[1:]
-    launch = [sys.executable, *_torchrun(processes), ROOT / "tests" / "support" / "struck.py", signal, step, rank]
-    argv = [*map(str, launch), *program]
-    if processes == 1:
-        return execute(argv)
-    with tempfile.TemporaryFile() as speech:  # a pipe would stay open in helpers that outlive the kill
-        running = subprocess.Popen(argv, stdout=speech, stderr=speech, start_new_session=True)
-        try:
-            status = running.wait(timeout=300)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, SIGKILL)
-        speech.seek(0)
-        return subprocess.CompletedProcess(argv, status, b"", speech.read())
+def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, cold: bool = False) -> Done:
+    """Run a program until `signal` strikes `rank` in `step`."""
+    strike = map(str, (ROOT / "tests" / "support" / "struck.py", signal, step, rank))
+    argv = [sys.executable, *strike, *command(str(arguments[0]), *arguments[1:])[1:]]
+    return execute_job(processes, argv, cold=cold) if processes > 1 else execute(argv)
 
 
-def resume(run_dir: Path, *arguments: object, processes: int = 1) -> str:
+def resume(run_dir: Path, *arguments: object, processes: int = 1, cold: bool = False) -> str:
     """Run dpo-train to its end and return what it said of the resumption."""
-    argv = [sys.executable, *_torchrun(processes), *command("dpo-train", *arguments, "--run-dir", run_dir)[1:]]
-    done = execute(argv, cold=processes > 1)
+    argv = command("dpo-train", *arguments, "--run-dir", run_dir)
+    done = execute_job(processes, argv, cold=cold) if processes > 1 else execute(argv)
     assert done.returncode == 0, done.stderr.decode()
     (line,) = [line for line in done.stderr.decode().splitlines() if ": resuming after " in line]
     return line.removeprefix(f"dpo-train: {run_dir}/checkpoints/")
-
-
-def _torchrun(processes: int) -> tuple[str, ...]:
-    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)) if processes > 1 else ()
 
 
 def measured(run_dir: Path) -> list[dict]:
@@ -173,7 +153,7 @@ def test_out_of_time_and_a_piped_input(base, whole: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("layout", [TP2, ()], ids=["tp2", "dp2"])
 def test_one_process_resumes_as_two(layout: tuple[str, ...], base, whole: Path, terminated: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(terminated, tmp_path / "run")
-    assert resume(run_dir, *base, *COMMON, *layout, processes=2) == "step_3: resuming after step 3 of 6"
+    assert resume(run_dir, *base, *COMMON, *layout, processes=2, cold=layout == TP2) == "step_3: resuming after step 3 of 6"
     close(run_dir, whole)
 
 
@@ -185,7 +165,8 @@ def test_one_process_resumes_as_two(layout: tuple[str, ...], base, whole: Path, 
 )
 def test_two_processes_resume_as_one(layout: tuple[str, ...], base, whole: Path, tmp_path: Path) -> None:
     """SIGTERM strikes one rank, and both end; then one process goes on, with what of the layout is not the processes."""
-    done = struck("SIGTERM", 3, "dpo-train", *base, "--run-dir", tmp_path, *COMMON, *layout, rank=1, processes=2)
+    arguments, cold = (*base, "--run-dir", tmp_path, *COMMON, *layout), layout == TP2
+    done = struck("SIGTERM", 3, "dpo-train", *arguments, rank=1, processes=2, cold=cold)
     assert b"dpo-train: ended after step 3 of 6 by SIGTERM" in done.stderr, done.stderr.decode()
     assert done.returncode != 0
     optimizer = layout[1:] if layout else ()

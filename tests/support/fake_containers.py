@@ -162,8 +162,10 @@ def running(python: str, module: str, folder: Path, env: Mapping[str, str], *arg
     """The address of the fake `module`, run by `python`, which keeps its records in `folder`."""
     folder.mkdir()
     script = str(Path(__file__).with_name(f"{module}.py"))
+    ours = str(Path(__file__).resolve().parents[1])  # where it finds `support`
+    environment = {**os.environ, **env, "PYTHONPATH": f"{env.get('PYTHONPATH', '')}:{ours}"}
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen([python, script, str(folder), *arguments], env={**os.environ, **env}, stdout=log, stderr=log)
+        process = subprocess.Popen([python, script, str(folder), *arguments], env=environment, stdout=log, stderr=log)
     try:
         until = time.monotonic() + 60
         while not (folder / "url").exists():

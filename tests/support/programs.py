@@ -20,6 +20,7 @@ from support import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "bin"
+Done = subprocess.CompletedProcess[bytes]
 
 
 def command(program: str, *arguments: object) -> list[str]:
@@ -27,12 +28,12 @@ def command(program: str, *arguments: object) -> list[str]:
     return [sys.executable, str(BIN / f"{program.replace('-', '_')}.py"), *map(str, arguments)]
 
 
-def run(program: str, *arguments: object, cold: bool = False, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def run(program: str, *arguments: object, cold: bool = False, **options: Any) -> Done:
     """Run `program` to its end, capturing output; options go to subprocess.run."""
     return execute(command(program, *arguments), cold=cold, **options)
 
 
-def execute(argv: Sequence[str], *, cold: bool = False, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def execute(argv: Sequence[str], *, cold: bool = False, **options: Any) -> Done:
     """Run `argv`, a Python file of this checkout and its arguments under this interpreter, as `run` does.
 
     `cold` is in a Python of its own, and so is what a fork could not honour: a preexec_fn, or variables that are read at start.
@@ -42,7 +43,7 @@ def execute(argv: Sequence[str], *, cold: bool = False, **options: Any) -> subpr
     return forks.run(argv, **options)
 
 
-def check(program: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def check(program: str, *arguments: object, **options: Any) -> Done:
     """As `run`, and it must succeed."""
     done = run(program, *arguments, **options)
     assert done.returncode == 0, done.stderr.decode()
@@ -50,24 +51,28 @@ def check(program: str, *arguments: object, **options: Any) -> subprocess.Comple
 
 
 def torchrun(processes: int, program: str, *arguments: object, cold: bool = False) -> None:
-    """Run `program` as that many local processes and let it succeed.
+    """Run `program` as that many local processes, as `execute_job` does, and let it succeed."""
+    done = execute_job(processes, command(program, *arguments), cold=cold)
+    assert done.returncode == 0, done.stderr.decode()
 
-    `cold` is under torchrun; else the processes are forks that are told of each other as by any launcher.
+
+def execute_job(processes: int, argv: Sequence[str], *, cold: bool = False) -> Done:
+    """Run `argv` as that many processes of a job: its first status that is not 0, and what all of them said.
+
+    `cold` is under torchrun itself; else the processes are forks that are told of each other as by any other launcher.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it
     if cold or not forks.can_fork(environment):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        argv = [sys.executable, *launch, *command(program, *arguments)[1:]]
-        done = subprocess.run(argv, capture_output=True, timeout=300, env=environment)
-        assert done.returncode == 0, done.stderr.decode()
-        return
-    job = {**environment, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    job["MASTER_PORT"] = str(free_port())
-    ranks = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    argv = command(program, *arguments)
+        return execute([sys.executable, *launch, *argv[1:]], cold=True, env=environment)
+    environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     with ThreadPoolExecutor(processes) as pool:
-        done = list(pool.map(lambda one: forks.run(argv, env=one), ranks))
-    assert [one.returncode for one in done] == [0] * processes, b"".join(one.stderr for one in done).decode()
+        done = list(pool.map(lambda rank: forks.run(argv, env=rank), ranks))
+    status = next((one.returncode for one in done if one.returncode), 0)
+    stdout, stderr = (b"".join(said) for said in zip(*((one.stdout, one.stderr) for one in done), strict=True))
+    return subprocess.CompletedProcess(argv, status, stdout, stderr)
 
 
 def free_port() -> int:
@@ -87,7 +92,7 @@ def losses(run_dir: Path) -> list[float]:
     return [record["train/loss"] for record in metrics(run_dir) if "train/loss" in record]
 
 
-def error_line(done: subprocess.CompletedProcess[bytes], program: str) -> str:
+def error_line(done: Done, program: str) -> str:
     """The one line a failed program must have written, without `program: error: `."""
     heard = (f"{program}: warning", f"{program}: noise floor")
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith(heard)]
