@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
-    from nemotron_dpo.training.loop import Settings
     from nemotron_dpo.training.resume import Identity, ResumeState
+    from nemotron_dpo.training.settings import LoopSettings
 
 PROGRAM = "dpo-train"
 
@@ -86,8 +86,8 @@ def command(
         for remark in wiring.remarks(run, data, sets, settings):
             cli.say(PROGRAM, f"warning: {remark}")
         identity = _identity(run, found, data, sets) if earlier or run.checkpointing.save_optimizer else None
-        resumed = _resumed(earlier, identity, len(settings.learning_rates)) if earlier and identity else None
-        if resumed is None or resumed.step < len(settings.learning_rates):
+        resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
+        if resumed is None or resumed.step < settings.num_steps:
             _train(run, found, folder, data, sets, settings, identity, resumed)
 
 
@@ -198,7 +198,7 @@ def _train(
     run_dir: Path,
     data: Pairs,
     sets: dict[str, Pairs],
-    settings: Settings,
+    settings: LoopSettings,
     identity: Identity | None,
     resumed: ResumeState | None,
 ) -> None:
@@ -214,7 +214,8 @@ def _train(
 
         trainable, shape = _open_trainable(run, policy, resumed)
         keep_freed_memory()
-        can_resume = checkpoints is not None and checkpoints.identity is not None
+        can_resume = checkpoints is not None and checkpoints.can_resume
+        say, done = functools.partial(cli.say, PROGRAM), resumed.step if resumed else 0
         with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
             stop = Stop(save_by, terminated)
             train(
@@ -223,12 +224,12 @@ def _train(
                 data,
                 sets,
                 settings,
-                metrics_file=run_dir / "metrics.jsonl" if cli.is_first_rank() else None,
+                recorded=wiring.recorded(run, run_dir, done, say) if cli.is_first_rank() else None,
                 checkpoints=checkpoints,
                 resumed=resumed,
                 stop=stop,
-                say=functools.partial(cli.say, PROGRAM),
-                count=cli.counter(unit="step", label="training", total=len(settings.learning_rates)),
+                say=say,
+                count=cli.counter(unit="step", label="training", total=settings.num_steps),
             )
     finally:
         parallel.shut_down()

@@ -6,73 +6,98 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
+    from nemotron_dpo.objective.dpo import Objective
     from nemotron_dpo.policy.lora import Lora
     from nemotron_dpo.policy.parallel import Layout
     from nemotron_dpo.policy.trainable import Optimization
     from nemotron_dpo.policy.transformer_config import Recompute
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
-    from nemotron_dpo.training.loop import Settings
     from nemotron_dpo.training.resume import Identity
     from nemotron_dpo.training.saving import Checkpoints
+    from nemotron_dpo.training.settings import BatchSettings, LoopSettings, ValidationSettings
+    from nemotron_dpo.training.sinks import RecordedRun
 
 
-def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool) -> Settings:
+def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool) -> LoopSettings:
     """Plain arguments for the loop; everything that can be refused without a model is refused here.
 
     `gate` says that the policy itself is the reference, so that the loss must begin at ln 2.
     """
-    from nemotron_dpo.objective.dpo import Objective
     from nemotron_dpo.policy.parallel import job_size
-    from nemotron_dpo.training import loop, schedule
-    from nemotron_dpo.training.batches import Packing
+    from nemotron_dpo.training import schedule
+    from nemotron_dpo.training.settings import LoopSettings, UpdateSettings, check_validation, num_steps
 
     dpo, policy = run.dpo, run.policy
     replicas = layout(run).data(job_size())
-    steps = loop.num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
-    loop.check_validation(sets, replicas)
-    max_tokens = policy.sequence_packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
-    return loop.Settings(
-        objective=Objective(
-            beta=dpo.reference_policy_kl_penalty,
-            preference_weight=dpo.preference_loss_weight,
-            sft_weight=dpo.sft_loss_weight,
-            preference_average=dpo.preference_average_log_probs,
-            sft_average=dpo.sft_average_log_probs,
-        ),
-        batch_size=policy.train_global_batch_size,
-        learning_rates=schedule.rates(lr=policy.optimizer.lr, total_steps=steps, **asdict(policy.scheduler)),
-        weight_decay=policy.optimizer.weight_decay,
-        packing=Packing(max_tokens if policy.sequence_packing.enabled else None, policy.train_micro_batch_size),
-        seed=dpo.seed,
-        shuffle=run.data.shuffle,
-        val_period=dpo.val_period,
-        val_batches=dpo.val_batches,
-        val_batch_size=dpo.val_global_batch_size,
-        val_at_start=dpo.val_at_start,
-        val_at_end=dpo.val_at_end,
+    steps = num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
+    check_validation(sets, replicas)
+    rates = schedule.rates(lr=policy.optimizer.lr, total_steps=steps, **asdict(policy.scheduler))
+    return LoopSettings(
+        objective=_objective(run),
+        batches=_batches(run),
+        updates=UpdateSettings(rates, policy.optimizer.weight_decay),
+        validation=_validation(run),
         save_period=run.checkpointing.save_period,
         gate_precision=policy.precision if gate else None,
     )
 
 
-def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: Settings) -> list[str]:
+def _objective(run: RunConfig) -> Objective:
+    from nemotron_dpo.objective.dpo import Objective
+
+    return Objective(
+        beta=run.dpo.reference_policy_kl_penalty,
+        preference_weight=run.dpo.preference_loss_weight,
+        sft_weight=run.dpo.sft_loss_weight,
+        preference_average=run.dpo.preference_average_log_probs,
+        sft_average=run.dpo.sft_average_log_probs,
+    )
+
+
+def _batches(run: RunConfig) -> BatchSettings:
+    from nemotron_dpo.training.settings import BatchSettings, Packing
+
+    policy, packing = run.policy, run.policy.sequence_packing
+    max_tokens = packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
+    return BatchSettings(
+        size=policy.train_global_batch_size,
+        packing=Packing(max_tokens if packing.enabled else None, policy.train_micro_batch_size),
+        seed=run.dpo.seed,
+        shuffle=run.data.shuffle,
+    )
+
+
+def _validation(run: RunConfig) -> ValidationSettings:
+    from nemotron_dpo.training.settings import ValidationSettings
+
+    return ValidationSettings(
+        period=run.dpo.val_period,
+        batches=run.dpo.val_batches,
+        batch_size=run.dpo.val_global_batch_size,
+        at_start=run.dpo.val_at_start,
+        at_end=run.dpo.val_at_end,
+    )
+
+
+def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSettings) -> list[str]:
     """What `made`, the settings of `run`, come to on this data and on these processes, where that may surprise."""
     from nemotron_dpo.config import DpoConfig, ranking
     from nemotron_dpo.policy.parallel import job_size
     from nemotron_dpo.training import remarks
 
     schedule, keep, asked = run.policy.scheduler, run.checkpointing, run.cluster.gpus_per_node * run.cluster.num_nodes
-    is_asked = (made.val_batches, made.val_batch_size) != (DpoConfig.val_batches, DpoConfig.val_global_batch_size)
+    asked_for = (run.dpo.val_batches, run.dpo.val_global_batch_size)
+    is_asked = asked_for != (DpoConfig.val_batches, DpoConfig.val_global_batch_size)
     lines = [
-        *remarks.on_schedule(made.learning_rates, run.dpo.max_num_steps, schedule.warmup_steps, schedule.milestones),
+        *remarks.on_schedule(made.updates.learning_rates, run.dpo.max_num_steps, schedule.warmup_steps, schedule.milestones),
         *remarks.on_batches(made, len(data)),
         *remarks.on_validation(made, {name: len(pairs) for name, pairs in sets.items()}, is_asked=is_asked),
     ]
@@ -117,6 +142,13 @@ def checkpoints(
         metric_name=ranking(run, sets),
         higher_is_better=keep.higher_is_better,
     )
+
+
+def recorded(run: RunConfig, run_dir: Path, done: int, say: Callable[[str], object]) -> RecordedRun:
+    """What the sinks of a run in `run_dir` are opened for, of which `done` steps were taken before."""
+    from nemotron_dpo.training.sinks import RecordedRun
+
+    return RecordedRun(run_dir, done, asdict(run.logger), say)
 
 
 def layout(run: RunConfig) -> Layout:

@@ -5,29 +5,49 @@ It strikes when the record of the step has been written and before anything that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
 import sys
+from collections.abc import Iterator
 
-from nemotron_dpo.training.record import MetricsFile, Record
+from nemotron_dpo.training.record import Record
 
 
-class Struck(MetricsFile):
-    """A metrics file at whose record of one step the signal arrives, on ranks that write none too."""
+class Strike:
+    """A sink at whose record of one step the signal arrives; it stands behind all others."""
 
-    name, step, rank = "", 0, ""
+    def __init__(self, name: str, step: int) -> None:
+        self.signal, self.step = getattr(signal, name), step
 
     def write(self, record: Record) -> None:
-        super().write(record)
-        if record["step"] == self.step and "train/loss" in record and os.environ.get("RANK", "0") == self.rank:
-            os.kill(os.getpid(), getattr(signal, self.name))
+        if record.step == self.step and record.is_training:
+            os.kill(os.getpid(), self.signal)
+
+    def sync(self) -> None:
+        """It keeps nothing."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+
+def strike(name: str, step: int, rank: str) -> None:
+    """Put a Strike behind the sinks of `rank`, whether or not it records anything."""
+    from nemotron_dpo.training import sinks
+
+    opened = sinks.opened
+
+    @contextlib.contextmanager
+    def struck(run: sinks.RecordedRun | None) -> Iterator[sinks.Sinks]:
+        with opened(run) as recording:
+            yield sinks.Sinks((*recording.members, Strike(name, step)))
+
+    if os.environ.get("RANK", "0") == rank:
+        sinks.opened = struck
 
 
 if __name__ == "__main__":
-    from nemotron_dpo.training import run
-
-    Struck.name, Struck.step, Struck.rank = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    run.MetricsFile = Struck
+    strike(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     sys.argv = sys.argv[4:]
     runpy.run_path(sys.argv[0], run_name="__main__")

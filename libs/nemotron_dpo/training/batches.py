@@ -14,8 +14,8 @@ from nemotron_dpo.policy.cost import share_of_replica
 from nemotron_dpo.policy.device import device, to_device
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow, join_responses, pack_row
-from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.training.settings import Packing
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,6 @@ class PairBatch:
     row: PackedRow
     ref_logps_R: Tensor
     pairs: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Pairs fill rows of at most `max_tokens`; with None, each row holds `pairs_per_row` pairs whatever their length."""
-
-    max_tokens: int | None
-    pairs_per_row: int = 1
-
-    def bins(self, pairs: Pairs, rows: Sequence[int]) -> list[list[int]]:
-        """`rows` divided into micro batches."""
-        if self.max_tokens is None:
-            return [list(rows[i : i + self.pairs_per_row]) for i in range(0, len(rows), self.pairs_per_row)]
-        lengths = pairs.num_tokens[np.asarray(rows)]
-        return [[rows[i] for i in members] for members in pack(lengths.tolist(), self.max_tokens)]
 
 
 def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:

@@ -41,6 +41,11 @@ def floor(reward_noise: float, num_pairs: float) -> float:
     return 2 * reward_noise / num_pairs**0.5
 
 
+def floor_metric(reward_noise: float | None, num_pairs: float) -> dict[str, float]:
+    """`floor` as a metric of a record; empty where no noise was measured."""
+    return {} if reward_noise is None else {"reward_noise_floor": floor(reward_noise, num_pairs)}
+
+
 def _turn_last_bits(model: nn.Module) -> None:
     for index, weight in enumerate(model.parameters()):
         bits = weight.data.view(-1).view(_BITS[weight.element_size()])

@@ -1,51 +1,33 @@
-"""What a run leaves behind in numbers: metrics.jsonl, and training_info.json beside each checkpoint."""
+"""What a run measures: a record a step and validation, and of all of them what training_info.json says."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
-import orjson
-
-from nemotron_dpo.streams import published_file
-
-Record = dict[str, float]
+TRAIN = "train"
 
 
-class MetricsFile:
-    """Appends one JSON object a line and flushes it, so that a killed run keeps what it measured.
+@dataclass(frozen=True)
+class Record:
+    """What was measured in one training step, or in one validation of the policy that a step left.
 
-    It starts empty, or goes on behind the first `done` steps of a run that is resumed; what that measured later is dropped,
-    and `say` hears of what is damaged or missing before it.
+    split: `train` or `validation-NAME`. values: by NeMo-RL's full names (`train/loss`), timings and memory besides.
     """
 
-    def __init__(self, path: Path | None, *, done: int = 0, say: Callable[[str], None]) -> None:
-        if path is not None and done:
-            for loss in _cut(path, done):
-                say(f"warning: {path}: {loss}")
-        self._file: BinaryIO | None = path.open("ab" if done else "wb") if path is not None else None
+    step: int
+    split: str
+    values: Mapping[str, float]
 
-    def write(self, record: Record) -> None:
-        """Append `record`; nothing on ranks that have no path."""
-        if self._file is not None:
-            self._file.write(orjson.dumps(record) + b"\n")
-            self._file.flush()
+    @property
+    def is_training(self) -> bool:
+        """True for the record of a training step."""
+        return self.split == TRAIN
 
-    def sync(self) -> None:
-        """Let what was written survive a crash of the machine, as a checkpoint does that is resumed from."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._file is not None:
-            self._file.close()
+    @property
+    def reward_noise(self) -> float | None:
+        """By how much a response's reward is uncertain, where this step measured it."""
+        return self.values.get(f"{TRAIN}/reward_noise")
 
 
 @dataclass
@@ -56,7 +38,7 @@ class Totals:
     valid_tokens: float = 0
     seconds: float = 0.0
     first_loss: float | None = None
-    latest: Record = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
     reward_noise: float | None = None
 
 
@@ -70,18 +52,17 @@ class TrainingInfo:
 
     def add(self, record: Record) -> None:
         """Take in one record of the loop."""
-        totals = self.totals
-        if "train/loss" in record:
+        totals, values = self.totals, record.values
+        if record.is_training:
             totals.latest = {}  # a validation of the policy before this step says nothing of the one after it
-        totals.latest.update({_selector(name): value for name, value in record.items() if name != "step"})
-        if "train/loss" in record:
             totals.steps += 1
-            totals.first_loss = record["train/loss"] if totals.first_loss is None else totals.first_loss
-            totals.reward_noise = record.get("train/reward_noise", totals.reward_noise)
-            totals.valid_tokens += record["train/global_valid_toks"]
-            totals.seconds += record["timing/train/total_step_time"]
+            totals.first_loss = values["train/loss"] if totals.first_loss is None else totals.first_loss
+            totals.reward_noise = record.reward_noise if record.reward_noise is not None else totals.reward_noise
+            totals.valid_tokens += values["train/global_valid_toks"]
+            totals.seconds += values["timing/train/total_step_time"]
+        totals.latest.update({_selector(name): value for name, value in values.items()})
 
-    def at(self, step: int) -> Record:
+    def at(self, step: int) -> dict[str, float]:
         """The content of training_info.json at `step`."""
         epoch, in_epoch = divmod(step, self.batches_per_epoch)
         return {
@@ -100,35 +81,6 @@ class TrainingInfo:
         preferred = f"accuracy {latest['train:accuracy']:.3f}, " if latest["train:preference_loss"] else ""
         losses = f"loss {totals.first_loss:.4f} -> {latest['train:loss']:.4f}"
         return f"{totals.steps} steps, {losses}, {preferred}{rate:.2f} pairs/s"
-
-
-def _cut(path: Path, done: int) -> list[str]:
-    """Keep the records up to step `done`; of what is damaged or missing among them a line each."""
-    *lines, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")  # what has no end was torn by a kill
-    records = [_read(line) for line in lines]
-    kept = [number for number, record in enumerate(records) if record and record["step"] <= done]
-    with published_file(path) as file:
-        file.writelines(lines[number] + b"\n" for number in kept)
-    trained = {record["step"] for record in records if record and "train/loss" in record}
-    damaged = [number for number, record in enumerate(records, start=1) if record is None]
-    missing = [step for step in range(1, done + 1) if step not in trained]
-    return [
-        *([f"line {_listed(damaged)} is damaged and left out"] if damaged else []),
-        *([f"has no record of training step {_listed(missing)}"] if missing else []),
-    ]
-
-
-def _read(line: bytes) -> Record | None:
-    """The record of a line, or None where it is none."""
-    try:
-        record = orjson.loads(line)
-        return record if isinstance(record["step"], int) else None
-    except (orjson.JSONDecodeError, TypeError, KeyError):
-        return None
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
 
 
 def _selector(name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from nemotron_dpo.training.loop import Settings
+from nemotron_dpo.training.settings import LoopSettings
 
 
 def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, milestones: Sequence[int]) -> Iterator[str]:
@@ -23,28 +23,32 @@ def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, miles
         yield f"policy.scheduler: the run ends after {steps} steps, before milestone {_listed(late)}"
 
 
-def on_batches(settings: Settings, num_pairs: int) -> Iterator[str]:
+def on_batches(settings: LoopSettings, num_pairs: int) -> Iterator[str]:
     """Of the pairs that never are in a batch, or in none of an epoch."""
-    left, steps = num_pairs % settings.batch_size, len(settings.learning_rates)
-    if left and steps >= num_pairs // settings.batch_size:
-        which = "other ones each epoch" if settings.shuffle else "always the last ones"
-        yield f"{left} of {num_pairs} pairs fill no batch of {settings.batch_size} and are left out of an epoch, {which}"
+    batches = settings.batches
+    left = num_pairs % batches.size
+    if left and settings.num_steps >= num_pairs // batches.size:
+        which = "other ones each epoch" if batches.shuffle else "always the last ones"
+        yield f"{left} of {num_pairs} pairs fill no batch of {batches.size} and are left out of an epoch, {which}"
 
 
-def on_validation(settings: Settings, sets: Mapping[str, int], *, is_asked: bool) -> Iterator[str]:
+def on_validation(settings: LoopSettings, sets: Mapping[str, int], *, is_asked: bool) -> Iterator[str]:
     """Of the validation sets, given by their numbers of pairs; `is_asked`: their number was, and is no default."""
-    asked, steps = settings.val_batches * settings.val_batch_size, len(settings.learning_rates)
+    validation, steps = settings.validation, settings.num_steps
+    asked = validation.batches * validation.batch_size
     for name, num_pairs in sets.items():
         if is_asked and asked > num_pairs:
             product = f"dpo.val_batches x dpo.val_global_batch_size is {asked}"
             yield f"validation set {name} has {num_pairs} pairs, and {product}: all of them are taken"
-    if sets and not settings.val_at_end and settings.val_period > steps:
-        yield f"dpo.val_period is {settings.val_period}, and the run has {steps} steps: none of them is validated"
+    if sets and not validation.at_end and validation.period > steps:
+        yield f"dpo.val_period is {validation.period}, and the run has {steps} steps: none of them is validated"
 
 
-def on_retention(settings: Settings, keep_top_k: int | None, metric_name: str | None, ranked_by: str | None) -> Iterator[str]:
+def on_retention(
+    settings: LoopSettings, keep_top_k: int | None, metric_name: str | None, ranked_by: str | None
+) -> Iterator[str]:
     """Of checkpoints that are removed as the oldest, for want of the metric that would say which are best."""
-    saves = -(-len(settings.learning_rates) // settings.save_period)  # the last step has one in any case
+    saves = -(-settings.num_steps // settings.save_period)  # the last step has one in any case
     if metric_name is not None and ranked_by is None and keep_top_k is not None and saves > keep_top_k:
         yield f"nothing measures {metric_name}, for want of validation: of {saves} checkpoints the newest {keep_top_k} are kept"
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.training import loop
-from nemotron_dpo.training.record import MetricsFile, Record, Totals, TrainingInfo
+from nemotron_dpo.training import loop, sinks
+from nemotron_dpo.training.record import Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
 from nemotron_dpo.training.saving import Checkpoints
+from nemotron_dpo.training.settings import LoopSettings
 from nemotron_dpo.training.stopping import Stop
 
 
@@ -20,48 +21,63 @@ def train(
     shape: Architecture,
     data: Pairs,
     validation: Mapping[str, Pairs],
-    settings: loop.Settings,
+    settings: LoopSettings,
     *,
-    metrics_file: Path | None,
+    recorded: sinks.RecordedRun | None,
     checkpoints: Checkpoints | None,
     resumed: ResumeState | None,
     stop: Stop,
     say: Callable[[str], None],
     count: Callable[[int], object],
 ) -> None:
-    """Train `policy`, saying what is saved and how it went; every rank calls it, and one has a `metrics_file`.
+    """Train `policy`, saying what is saved and how it went; every rank calls it, and the first says what is `recorded`.
 
     `policy` must already be what `resumed` says. Raises UserError from the loop's guards and from saving.
     """
-    done = resumed.step if resumed else 0
-    info = TrainingInfo(len(data) // settings.batch_size, settings.batch_size, resumed.totals if resumed else Totals())
-    with MetricsFile(metrics_file, done=done, say=say) as metrics:
-
-        def save(step: int) -> None:
-            if checkpoints is not None:
-                metrics.sync()
-                saved, removed = checkpoints.save(step, policy, shape, info)
-                say(f"saved {saved}")
-                for old in removed:
-                    say(f"removed {old}: not among the {checkpoints.kept}")
-
-        known = info.totals.reward_noise
-        for record in loop.train(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=known):
-            if "train/reward_noise" in record:
+    size = settings.batches.size
+    info = TrainingInfo(len(data) // size, size, resumed.totals if resumed else Totals())
+    done, noise = resumed.step if resumed else 0, info.totals.reward_noise
+    with sinks.opened(recorded) as recording:
+        save = functools.partial(_save, recording, checkpoints, policy, shape, info, say)
+        for record in loop.records(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=noise):
+            if record.reward_noise is not None:
                 say(_noise_floor(record, policy))
-            metrics.write(record)
+            recording.write(record)
             info.add(record)
-            count(int("train/loss" in record))
+            count(int(record.is_training))
     say(info.summary())
     if stop.reason is not None:
-        can_resume = checkpoints is not None and checkpoints.identity is not None
-        outlook = "the same command resumes it" if can_resume else "without checkpointing.save_optimizer it cannot be resumed"
-        say(f"ended after step {info.totals.steps} of {len(settings.learning_rates)} by {stop.reason}: {outlook}")
+        say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
+
+
+def _save(
+    recording: sinks.Sinks,
+    checkpoints: Checkpoints | None,
+    policy: TrainablePolicy,
+    shape: Architecture,
+    info: TrainingInfo,
+    say: Callable[[str], None],
+    step: int,
+) -> None:
+    """Save `step` where anything is saved, once what was recorded up to it cannot be lost."""
+    if checkpoints is None:
+        return
+    recording.sync()
+    saved, removed = checkpoints.save(step, policy, shape, info)
+    say(f"saved {saved}")
+    for old in removed:
+        say(f"removed {old}: not among the {checkpoints.kept}")
 
 
 def _noise_floor(record: Record, policy: TrainablePolicy) -> str:
-    dtype = str(policy.model.config.params_dtype).removeprefix("torch.")
+    dtype, values = str(policy.model.config.params_dtype).removeprefix("torch."), record.values
     return (
-        f"noise floor: a response's reward is known to {record['train/reward_noise']:.2g} nats in {dtype} (rms): "
-        f"a mean over {record['train/num_valid_samples']:.0f} pairs below {record['train/reward_noise_floor']:.2g} is noise"
+        f"noise floor: a response's reward is known to {values['train/reward_noise']:.2g} nats in {dtype} (rms): "
+        f"a mean over {values['train/num_valid_samples']:.0f} pairs below {values['train/reward_noise_floor']:.2g} is noise"
     )
+
+
+def _ending(step: int, last: int, reason: str, checkpoints: Checkpoints | None) -> str:
+    can_resume = checkpoints is not None and checkpoints.can_resume
+    outlook = "the same command resumes it" if can_resume else "without checkpointing.save_optimizer it cannot be resumed"
+    return f"ended after step {step} of {last} by {reason}: {outlook}"

@@ -40,6 +40,11 @@ class Checkpoints:
     higher_is_better: bool = False
 
     @property
+    def can_resume(self) -> bool:
+        """Whether a run goes on from them."""
+        return self.identity is not None
+
+    @property
     def kept(self) -> str:
         """Which of them stay, besides the newest."""
         return f"best {self.keep_top_k} by {self.metric_name}" if self.metric_name else f"newest {self.keep_top_k}"
@@ -76,7 +81,7 @@ class Checkpoints:
 
     def _fill(self, folder: Path, step: int, policy: TrainablePolicy, shape: Architecture, info: TrainingInfo) -> None:
         megatron.save(policy.model, shape, folder / "policy", step, self.tokenizer)
-        if self.identity is not None:
+        if self.can_resume:
             optimizer_state.save(policy, folder / "optimizer")
         if dist.get_rank() == 0:
             (folder / "training_info.json").write_bytes(orjson.dumps(info.at(step), option=orjson.OPT_INDENT_2))

@@ -40,7 +40,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory):
 
 def learn(policy, pairs, steps: range) -> None:
     """Raise the log-probs of both sides of four pairs a step; every step sees others."""
-    from nemotron_dpo.training.batches import Packing, micro_batches
+    from nemotron_dpo.training.batches import micro_batches
+    from nemotron_dpo.training.settings import Packing
 
     for step in steps:
         batches = micro_batches(pairs, range(4 * step, 4 * step + 4), Packing(None, 2))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from nemotron_dpo.training.record import TrainingInfo
+from nemotron_dpo.training.record import Record, TrainingInfo
 
 LOSS = "val:validation-default_loss"
 
 
-def _step(step: int, loss: float) -> dict[str, float]:
+def _step(step: int, loss: float) -> Record:
     values = {"train/loss": loss, "train/preference_loss": loss, "train/accuracy": 1.0, "train/global_valid_toks": 5.0}
-    return {"step": step, **values, "timing/train/total_step_time": 0.5}
+    return Record(step, "train", {**values, "timing/train/total_step_time": 0.5})
+
+
+def _validation(step: int, loss: float) -> Record:
+    return Record(step, "validation-default", {"validation-default/loss": loss})
 
 
 def test_a_checkpoint_is_not_judged_by_the_validation_of_another_step():
     """As in NeMo-RL, where such a checkpoint lacks the metric and so counts as worst."""
     info = TrainingInfo(batches_per_epoch=2, batch_size=4)
-    info.add({"step": 0, "validation-default/loss": 0.7})
+    info.add(_validation(0, 0.7))
     info.add(_step(1, 0.6))
     assert LOSS not in info.at(1)
     info.add(_step(2, 0.5))
-    info.add({"step": 2, "validation-default/loss": 0.4})
+    info.add(_validation(2, 0.4))
     assert (info.at(2)[LOSS], info.at(2)["train:loss"]) == (0.4, 0.5)
     info.add(_step(3, 0.3))
     assert LOSS not in info.at(3)

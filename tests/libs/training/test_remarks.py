@@ -6,12 +6,12 @@ from typing import Any
 
 from nemotron_dpo.objective.dpo import Objective
 from nemotron_dpo.training import remarks
-from nemotron_dpo.training.batches import Packing
-from nemotron_dpo.training.loop import Settings
+from nemotron_dpo.training.settings import BatchSettings, LoopSettings, Packing, UpdateSettings, ValidationSettings
 
 
-def _settings(steps: int = 6, **changes: Any) -> Settings:
-    return Settings(Objective(0.1), 8, [1.0] * steps, 0.0, Packing(None), **{"save_period": 50, **changes})
+def _settings(steps: int = 6, *, shuffle: Any = True, save_period: Any = 50, **validation: Any) -> LoopSettings:
+    batches, updates = BatchSettings(8, Packing(None), shuffle=shuffle), UpdateSettings([1.0] * steps)
+    return LoopSettings(Objective(0.1), batches, updates, ValidationSettings(**validation), save_period)
 
 
 def test_schedules():
@@ -48,16 +48,16 @@ def test_validation_sets():
     small = "validation set hard has 30 pairs, and dpo.val_batches x dpo.val_global_batch_size is 32: all of them are taken"
     late = "dpo.val_period is 7, and the run has 6 steps: none of them is validated"
     for changes, is_asked, expected in (
-        ({"val_batches": 4}, True, [small]),
-        ({"val_batches": 4}, False, []),
-        ({"val_batches": 0}, True, []),  # all
-        ({"val_period": 7, "val_at_end": False}, False, [late]),
-        ({"val_period": 6, "val_at_end": False}, False, []),
-        ({"val_period": 7, "val_at_end": True}, False, []),
+        ({"batches": 4}, True, [small]),
+        ({"batches": 4}, False, []),
+        ({"batches": 0}, True, []),  # all
+        ({"period": 7, "at_end": False}, False, [late]),
+        ({"period": 6, "at_end": False}, False, []),
+        ({"period": 7, "at_end": True}, False, []),
     ):
         sets = {"default": 32, "hard": 30}
         assert list(remarks.on_validation(_settings(**changes), sets, is_asked=is_asked)) == expected
-    assert not list(remarks.on_validation(_settings(val_period=7, val_at_end=False), {}, is_asked=True))
+    assert not list(remarks.on_validation(_settings(period=7, at_end=False), {}, is_asked=True))
 
 
 def test_checkpoints_that_nothing_ranks():
