@@ -17,7 +17,7 @@ import orjson
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.checks import check_ids, check_scores
-from nemotron_dpo.preferences.pairs import Pairs, Ragged
+from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
 from nemotron_dpo.streams import open_reader, published_file
 
 TOKEN_ROUNDING = 2.0**-14  # nats, of a log-prob: objective.dpo.ROUNDINGS of float32
@@ -83,7 +83,7 @@ def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np
     }
 
 
-def joined(ids: list[bytes], reference: Pairs, source: str) -> np.ndarray:
+def joined(ids: IdColumn, reference: Pairs, source: str) -> np.ndarray:
     """Summed log-probs [2, P] of `reference`, read from `source`, in the order of `ids`; UserError where a pair is missing."""
     row_of = {pair_id: row for row, pair_id in enumerate(reference.pair_ids)}
     missing = sum(pair_id not in row_of for pair_id in ids)

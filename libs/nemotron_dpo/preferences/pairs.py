@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,36 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class IdColumn:
+    """The pair_ids, 16 bytes each, where Arrow has them; one becomes a Python object only when it is asked for."""
+
+    column: pa.ChunkedArray
+
+    @classmethod
+    def of(cls, column: pa.Array | pa.ChunkedArray) -> IdColumn:
+        """A view of an array or of the chunks of one, sliced arrays included."""
+        return cls(column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.column[row].as_py()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.column.chunks:
+            for start in range(0, len(chunk), _IDS_AT_ONCE):
+                yield from chunk.slice(start, _IDS_AT_ONCE).to_pylist()
+
+
+_IDS_AT_ONCE = 4096  # Python objects that exist at once where all ids are gone through
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Columns of `tokenized_pairs` or, with the two reference columns, `scored_pairs`."""
 
-    pair_ids: list[bytes]
+    pair_ids: IdColumn
     source_lines: np.ndarray
     prompt: Ragged
     chosen: Ragged
@@ -56,7 +82,7 @@ class Pairs:
         """The pairs of a table or batch."""
         scored = "ref_chosen_logps" in table.schema.names
         return cls(
-            pair_ids=table.column("pair_id").to_pylist(),
+            pair_ids=IdColumn.of(table.column("pair_id")),
             source_lines=table.column("source_line").to_numpy(),
             prompt=Ragged.of(table.column("prompt_ids")),
             chosen=Ragged.of(table.column("chosen_ids")),
@@ -72,6 +98,11 @@ class Pairs:
     def num_tokens(self) -> np.ndarray:
         """Tokens of each packed pair: prompt + chosen + rejected."""
         return self.prompt.lengths + self.chosen.lengths + self.rejected.lengths
+
+    def num_tokens_of(self, rows: Sequence[int]) -> np.ndarray:
+        """Tokens of the packed pairs of the given rows, without a look at the others."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        return self.prompt.lengths[wanted] + self.chosen.lengths[wanted] + self.rejected.lengths[wanted]
 
     @property
     def sequence_lengths(self) -> np.ndarray:

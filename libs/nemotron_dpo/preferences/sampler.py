@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
 def batch_indices(step: int, num_pairs: int, batch_size: int, *, seed: int, shuffle: bool) -> np.ndarray:
     """The row numbers int64 [batch_size] of global batch `step` (from 0); the incomplete end of an epoch is left out.
 
-    Raises ValueError where the data has fewer pairs than one batch.
+    The first batch of an epoch that is asked for shuffles it. Raises ValueError where the data has fewer pairs than one batch.
     """
     epoch, batch = divmod(step, batches_per_epoch(num_pairs, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(num_pairs) if shuffle else np.arange(num_pairs)
-    return order[batch * batch_size : (batch + 1) * batch_size]
+    start = batch * batch_size
+    if not shuffle:
+        return np.arange(start, start + batch_size)
+    return _epoch_order(num_pairs, seed, epoch)[start : start + batch_size].astype(np.int64)
 
 
 def batches_per_epoch(num_pairs: int, batch_size: int) -> int:
@@ -20,3 +24,10 @@ def batches_per_epoch(num_pairs: int, batch_size: int) -> int:
     if num_pairs < batch_size:
         raise ValueError(f"a batch of {batch_size} pairs is more than the {num_pairs} there are")
     return num_pairs // batch_size
+
+
+@functools.lru_cache(maxsize=1)
+def _epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
+    """All row numbers as `epoch` takes them. One epoch is kept, in the fewest bytes that hold a row number."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_pairs)
+    return order.astype(np.min_scalar_type(num_pairs))

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
@@ -28,8 +26,7 @@ class Packing:
         """`rows` divided into micro batches."""
         if self.max_tokens is None:
             return [list(rows[i : i + self.pairs_per_row]) for i in range(0, len(rows), self.pairs_per_row)]
-        lengths = pairs.num_tokens[np.asarray(rows)]
-        return [[rows[i] for i in members] for members in pack(lengths.tolist(), self.max_tokens)]
+        return [[rows[i] for i in members] for members in pack(pairs.num_tokens_of(rows).tolist(), self.max_tokens)]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,20 @@ def test_order_is_a_function_of_seed_and_step_alone() -> None:
     assert not np.array_equal(batch_indices(0, 12, 12, seed=1, shuffle=True), batch_indices(0, 12, 12, seed=2, shuffle=True))
 
 
+def test_an_epoch_is_shuffled_once_and_the_order_is_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expected is one permutation an epoch of numpy's generator, seeded with (seed, epoch); runs resume in its middle."""
+    seeds: list[list[int]] = []
+    generator = np.random.default_rng
+    whole = [generator([9, epoch]).permutation(100) for epoch in range(3)]
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: (seeds.append(seed), generator(seed))[1])
+    for step in (*range(36), 13, 14):
+        epoch, batch = divmod(step, 12)
+        rows = batch_indices(step, 100, 8, seed=9, shuffle=True)
+        assert rows.dtype == np.int64
+        assert rows.tolist() == whole[epoch][batch * 8 : batch * 8 + 8].tolist()
+    assert seeds == [[9, 0], [9, 1], [9, 2], [9, 1]]
+
+
 def test_unshuffled_order_is_the_files_and_the_incomplete_end_is_left_out() -> None:
     assert [batch_indices(s, 5, 2, seed=0, shuffle=False).tolist() for s in range(3)] == [[0, 1], [2, 3], [0, 1]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from nemotron_dpo.preferences.pairs import Ragged
+from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
 
 LISTS = [[[1, 2], [], [3]], [], [[4, 5, 6]], [[7], [8, 9]]]
 
@@ -25,3 +25,26 @@ def test_a_table_without_batches_has_no_rows() -> None:
     ragged = Ragged.of(pa.chunked_array([], pa.list_(pa.int32())))
     assert len(ragged.lengths) == 0
     assert not [*ragged.by_part()]
+
+
+def test_ids_are_bytes_where_arrow_has_them() -> None:
+    """Also ids that end in zeros, over chunks of which one is a slice, and more of them than become objects at once."""
+    ids = [row.to_bytes(16, "little") for row in range(10_000)]
+    chunks = [pa.array(part, pa.binary(16)) for part in (ids[:1], [], ids[1:9000], [ids[0], *ids[9000:], ids[0]])]
+    chunks[3] = chunks[3].slice(1, 1000)
+    column = IdColumn.of(pa.chunked_array(chunks))
+    assert len(column) == 10_000
+    assert list(column) == ids
+    assert [column[row] for row in (0, 1, 8999, 9000, 9999)] == [ids[row] for row in (0, 1, 8999, 9000, 9999)]
+    assert column == IdColumn.of(pa.array(ids, pa.binary(16)))
+    assert column != IdColumn.of(pa.array(ids[::-1], pa.binary(16)))
+    assert list(IdColumn.of(pa.chunked_array([], pa.binary(16)))) == []
+
+
+def test_tokens_of_some_rows_are_those_of_all() -> None:
+    lists = Ragged.of(pa.array([[1, 2], [3], [4, 5, 6]], pa.list_(pa.int32())))
+    others = Ragged.of(pa.array([[1], [2, 3, 4], []], pa.list_(pa.int32())))
+    pairs = Pairs(IdColumn.of(pa.array([b"0" * 16] * 3, pa.binary(16))), np.arange(3), lists, others, lists)
+    assert pairs.num_tokens.tolist() == [5, 5, 6]
+    assert pairs.num_tokens_of([2, 0, 2]).tolist() == [6, 5, 6]
+    assert pairs.num_tokens_of([]).tolist() == []
