@@ -137,11 +137,12 @@ def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource,
 
 def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]:
     """The pairs of one file, and whether `policy` itself scored them."""
+    from nemotron_dpo.config import objective_of
     from nemotron_dpo.preferences.checks import check_vocabulary
     from nemotron_dpo.preferences.vocabulary import is_foreign
     from nemotron_dpo.training.data import check_reference, open_pairs
 
-    scored = run.dpo.preference_loss_weight != 0
+    scored = objective_of(run.dpo).needs.reference
     say = functools.partial(cli.say, PROGRAM)
     pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length, say=say)
     tokenizer = info.digests.get("tokenizer")

@@ -24,10 +24,10 @@ ALLOWED = {
     "hf_folder": {"errors"},
     "file_digests": {"errors"},
     "sources": {"errors", "hf_folder"},
-    "config": {"errors", "paths"},
+    "config": {"errors", "paths", "objective"},
     "preferences": {"paths", "file_digests", "streams", "sources", "errors"},
     "objective": set(),
-    "policy": {"launcher", "versions", "streams", "sources", "errors", "objective", "preferences"},
+    "policy": {"launcher", "versions", "streams", "sources", "errors", "preferences"},
     "scoring": {"errors", "policy", "preferences"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
@@ -36,6 +36,7 @@ ALLOWED = {
 }
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
+    ("config", "objective"): {"metric_names", "protocol", "registry", "weighted_sum"},
     ("steps", "policy"): {"architecture", "backend"},
     ("steps", "checkpoint"): {"families", "run_config"},
 }

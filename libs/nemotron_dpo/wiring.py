@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
-    from nemotron_dpo.objective.dpo import Objective
     from nemotron_dpo.policy.lora import Lora
     from nemotron_dpo.policy.parallel import Layout
     from nemotron_dpo.policy.trainable import Optimization
@@ -29,36 +28,27 @@ if TYPE_CHECKING:
 def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool) -> LoopSettings:
     """Plain arguments for the loop; everything that can be refused without a model is refused here.
 
-    `gate` says that the policy itself is the reference, so that the loss must begin at ln 2.
+    `gate` says that the policy itself is the reference, so that the first step must read what the objective says.
     """
+    from nemotron_dpo.config import objective_of
     from nemotron_dpo.policy.parallel import job_size
     from nemotron_dpo.training import schedule
+    from nemotron_dpo.training.objective_loss import check_needs
     from nemotron_dpo.training.settings import LoopSettings, UpdateSettings, check_validation, num_steps
 
-    dpo, policy = run.dpo, run.policy
+    dpo, policy, objective = run.dpo, run.policy, objective_of(run.dpo)
+    check_needs(objective)
     replicas = layout(run).data(job_size())
     steps = num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
     check_validation(sets, replicas)
     rates = schedule.rates(lr=policy.optimizer.lr, total_steps=steps, **asdict(policy.scheduler))
     return LoopSettings(
-        objective=_objective(run),
+        objective=objective,
         batches=_batches(run),
         updates=UpdateSettings(rates, policy.optimizer.weight_decay),
         validation=_validation(run),
         save_period=run.checkpointing.save_period,
         gate_precision=policy.precision if gate else None,
-    )
-
-
-def _objective(run: RunConfig) -> Objective:
-    from nemotron_dpo.objective.dpo import Objective
-
-    return Objective(
-        beta=run.dpo.reference_policy_kl_penalty,
-        preference_weight=run.dpo.preference_loss_weight,
-        sft_weight=run.dpo.sft_loss_weight,
-        preference_average=run.dpo.preference_average_log_probs,
-        sft_average=run.dpo.sft_average_log_probs,
     )
 
 

@@ -190,12 +190,12 @@ def test_bad_settings_are_one_line(
 
 
 def test_metrics_that_checkpoints_may_be_ranked_by_are_those_there_are(single: Path) -> None:
-    from nemotron_dpo.config.metric_names import selectors
+    from nemotron_dpo.objective.metric_names import selectors
 
     info = orjson.loads((single / "checkpoints" / "step_6" / "training_info.json").read_bytes())
     measured = {name for name in info if name.startswith(("train:", "val:"))}
     noise = {name for name in measured if "reward_noise" in name}  # of the measuring: nothing to rank by
-    assert measured - noise == set(selectors(["default"]))
+    assert measured - noise == set(selectors(["default"], ["preference"]))
 
 
 @pytest.mark.slow

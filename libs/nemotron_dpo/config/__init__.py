@@ -9,6 +9,7 @@ from nemotron_dpo.config.environment import Environment, leaves, load_environmen
 from nemotron_dpo.config.home import with_home
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.load import dump_run, load_plain, load_run, plain_origins, run_origins, run_tree, to_yaml
+from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
 from nemotron_dpo.config.schema import (
     CheckpointingConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "load_environment",
     "load_plain",
     "load_run",
+    "objective_of",
     "plain_origins",
     "ranking",
     "redact",

@@ -9,9 +9,10 @@ import difflib
 import re
 from collections.abc import Collection, Iterator
 
-from nemotron_dpo.config.metric_names import keeps_the_worst, selectors, shown
+from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, shown
 
 # (dotted key, what its value comes to)
 Remark = tuple[str, str]
@@ -62,26 +63,26 @@ def _check_deadline(keep: CheckpointingConfig) -> None:
 
 
 def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
-    name, running = run.checkpointing.metric_name, sets if _validates(run) else ()
-    if name is None or not run.checkpointing.enabled or name in selectors(running):
+    name, running, terms = run.checkpointing.metric_name, sets if _validates(run) else (), objective_of(run.dpo).terms
+    if name is None or not run.checkpointing.enabled or name in selectors(running, terms):
         return
-    if name in selectors(sets):
+    if name in selectors(sets, terms):
         if run.checkpointing.keep_top_k is None:  # no checkpoint is removed, so none is ranked
             return
         remedy = "set dpo.val_period or dpo.val_at_end, or metric_name=null to keep the newest"
         raise UserError(f"is {name!r}, of a validation that never runs while training", field=_METRIC, remedy=remedy)
     if name == CheckpointingConfig.metric_name:  # which nobody need have written
         return
-    close = difflib.get_close_matches(name, selectors(running), n=1, cutoff=0.8)
+    close = difflib.get_close_matches(name, selectors(running, terms), n=1, cutoff=0.8)
     guess = f"did you mean {close[0]}? " if close else ""
-    remedy = f"{guess}{'there are' if running else 'without validation there are'} {shown(running)}"
+    remedy = f"{guess}{'there are' if running else 'without validation there are'} {shown(running, terms)}"
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
 
 
 def ranking(run: RunConfig, sets: Collection[str]) -> str | None:
     """The metric by which checkpoints are best; None, the newest are, also where no set is there for the default one."""
     name = run.checkpointing.metric_name
-    return name if name in selectors(sets) else None
+    return name if name in selectors(sets, objective_of(run.dpo).terms) else None
 
 
 def _validates(run: RunConfig) -> bool:
@@ -91,7 +92,7 @@ def _validates(run: RunConfig) -> bool:
 
 def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
     dpo, keep, schedule = run.dpo, run.checkpointing, run.policy.scheduler
-    if dpo.reference_policy_kl_penalty == 0 and dpo.preference_loss_weight > 0:
+    if dpo.reference_policy_kl_penalty == 0 and objective_of(dpo).needs.reference:
         text = "is 0: the preference loss is ln 2 whatever the policy does, and moves nothing"
         yield "dpo.reference_policy_kl_penalty", text
     if schedule.warmup_steps >= dpo.max_num_steps:
@@ -100,11 +101,12 @@ def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
     if sets and not (_validates(run) or dpo.val_at_start):
         yield "dpo.val_period", f"is {dpo.val_period}, with neither val_at_start nor val_at_end: nothing is ever validated"
     if keep.enabled and keep.metric_name and keep.keep_top_k is not None:
-        yield from _ranking_remarks(keep, keep.metric_name, sets)
+        yield from _ranking_remarks(run, keep.metric_name, sets)
 
 
-def _ranking_remarks(keep: CheckpointingConfig, name: str, sets: Collection[str]) -> Iterator[Remark]:
-    if sets and name not in selectors(sets):
+def _ranking_remarks(run: RunConfig, name: str, sets: Collection[str]) -> Iterator[Remark]:
+    keep = run.checkpointing
+    if sets and ranking(run, sets) is None:
         yield _METRIC, f"is {name}, and the validation sets are {', '.join(sets)}: the newest checkpoints count as best"
     elif keeps_the_worst(name, higher_is_better=keep.higher_is_better):
         how = "higher" if keep.higher_is_better else "lower"

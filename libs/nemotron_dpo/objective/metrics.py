@@ -1,53 +1,40 @@
-"""Metrics as sums and counts over pairs, so that they do not depend on micro-batch size, packing or number of ranks."""
+"""Metrics as sums over pairs, so that they do not depend on the size of micro batches, on packing or on the number of ranks."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from nemotron_dpo.objective.dpo import Objective, PairLosses, Responses
+from nemotron_dpo.objective.inputs import LossInputs
+from nemotron_dpo.objective.metric_names import REWARDS, loss_of, of_pairs
+from nemotron_dpo.objective.protocol import Objective, PairLosses
 
-SUMS = (
-    "loss",
-    "preference_loss",
-    "sft_loss",
-    "accuracy",
-    "rewards_chosen_mean",
-    "rewards_rejected_mean",
-    "num_pairs",
-    "num_tokens",
-)
+PAIRS, TOKENS = "num_pairs", "num_tokens"
 
 
-def sums(losses: PairLosses, responses: Responses) -> Tensor:
-    """Float64 [len(SUMS)]: each metric summed over the pairs of a micro batch, to be added over micro batches and ranks.
+def summed_names(objective: Objective) -> tuple[str, ...]:
+    """The names of `sums`, also where there are no pairs to sum."""
+    return ("loss", *map(loss_of, objective.terms), *(REWARDS if objective.needs.rejected else ()), PAIRS, TOKENS)
+
+
+def sums(losses: PairLosses, pairs: LossInputs) -> dict[str, Tensor]:
+    """Float64 scalars: each metric summed over the pairs of a micro batch, to be added over micro batches and ranks.
 
     A pair counts as accurate where its chosen reward is the greater by more than rounding: a margin within it is no preference.
     """
-    columns = (
-        losses.loss,
-        losses.preference_loss,
-        losses.sft_loss,
-        losses.chosen_reward - losses.rejected_reward > losses.rounding,
-        losses.chosen_reward,
-        losses.rejected_reward,
-        torch.ones_like(losses.loss),
-        responses.chosen_tokens + responses.rejected_tokens,
-    )
-    return torch.stack([column.detach().double().sum() for column in columns])
+    values = {"loss": losses.loss, **{loss_of(name): term for name, term in losses.terms.items()}}
+    rewards = losses.rewards
+    if rewards is not None:
+        accurate = rewards.chosen - rewards.rejected > rewards.rounding
+        values |= dict(zip(REWARDS, (accurate, rewards.chosen, rewards.rejected), strict=True))
+    values |= {PAIRS: torch.ones_like(losses.loss), TOKENS: pairs.chosen.num_tokens + pairs.rejected.num_tokens}
+    return {name: value.detach().double().sum() for name, value in values.items()}
 
 
-def means(total: Tensor, objective: Objective) -> dict[str, float]:
-    """NeMo-RL's metric names, from the summed `SUMS` of a whole step; terms of weight 0 read 0."""
-    value = dict(zip(SUMS, total.tolist(), strict=True))
-    pairs = value["num_pairs"]
-    result = {name: value[name] / pairs for name in SUMS[:6]}
-    if not objective.sft_weight:
-        result["sft_loss"] = 0.0
-    if not objective.preference_weight:
-        result |= {"preference_loss": 0.0, "accuracy": 0.0, "rewards_chosen_mean": 0.0, "rewards_rejected_mean": 0.0}
-    return result | {
-        "num_valid_samples": pairs,
-        "global_valid_seqs": 2 * pairs,
-        "global_valid_toks": value["num_tokens"],
-    }
+def means(total: Mapping[str, float], objective: Objective) -> dict[str, float]:
+    """What a record says of all pairs together, from the total of `sums`; what the objective does not measure is 0."""
+    pairs, tokens = total[PAIRS], total[TOKENS]
+    counts = {"num_valid_samples": pairs, "global_valid_seqs": 2 * pairs, "global_valid_toks": tokens}
+    return {name: counts[name] if name in counts else total.get(name, 0.0) / pairs for name in of_pairs(objective.terms)}

@@ -20,7 +20,7 @@ from nemotron_dpo.preferences.checks import check_ids, check_scores
 from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
 from nemotron_dpo.streams import open_reader, published_file
 
-TOKEN_ROUNDING = 2.0**-14  # nats, of a log-prob: objective.dpo.ROUNDINGS of float32
+TOKEN_ROUNDING = 2.0**-14  # nats, of a log-prob: objective.inputs.ROUNDINGS of float32
 
 
 def main() -> NoReturn:
@@ -68,7 +68,7 @@ def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np
     """DPO's loss (Rafailov et al. 2023, eq. 7), and rewards under the names and with the meaning that training gives them.
 
     That is NeMo-RL's: log pi - log pi_ref of a response, not multiplied by beta, which enters the loss alone. A margin within
-    the rounding of sums of `counts_2P` log-probs is no preference, as in training (objective.dpo).
+    the rounding of sums of `counts_2P` log-probs is no preference, as in training (objective.inputs).
     """
     rewards_2P = policy_2P - reference_2P
     margins_P = rewards_2P[0] - rewards_2P[1]

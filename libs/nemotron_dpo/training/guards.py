@@ -1,4 +1,4 @@
-"""What must hold, or the run stops: ln 2 at step 1, and nothing NaN. Numbers and remedies are in the message."""
+"""What must hold, or the run stops: the first step's readings, and nothing NaN. Numbers and remedies are in the message."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import math
 from collections.abc import Mapping, Sequence
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.metric_names import loss_of
+from nemotron_dpo.objective.protocol import FirstReading
 
-LN2 = math.log(2)
 STRATEGY = "raise dpo.reference_policy_kl_penalty to 0.1-0.3 or lower the learning rate"
 
 
-def check_first_step(preference_loss: float, precision: str, beta: float) -> None:
-    """Raise UserError unless the loss is ln 2, as it must be where policy and reference are the same weights.
+# By how much the reading of a term with a slope of 1/2 or less may differ: bfloat16 rounds log-probs differently in differently
+# packed rows.
+_BOUND = {"float32": 1e-5, "bfloat16": 0.02}
 
-    float32 allows 1e-5. bfloat16 rounds log-probs differently in differently packed rows, by noise that enters through
-    beta; its bound is 0.02, and wider where beta is above 1.
+
+def check_first_step(metrics: Mapping[str, float], terms: Mapping[str, FirstReading | None], precision: str) -> None:
+    """Raise UserError unless each term reads what it must where policy and reference are the same weights.
+
+    Rounding of the rewards enters through the slope of the term, so that the bound is wider where the term is steeper.
     """
-    bound = 1e-5 if precision == "float32" else 0.02 * max(1.0, beta)
-    if not abs(preference_loss - LN2) <= bound:
-        raise UserError(
-            f"preference loss at step 1 is {preference_loss:.6f} where the reference's own policy gives ln 2 = {LN2:.6f} "
-            f"(+- {bound:g} in {precision})",
-            remedy="score the pairs again with ref-logprobs at the same --precision",
-        )
+    for name, first in terms.items():
+        if first is None:
+            continue
+        reading, bound = metrics[loss_of(name)], _BOUND[precision] * max(1.0, 2 * first.slope)
+        if not abs(reading - first.value) <= bound:
+            raise UserError(
+                f"{name} loss at step 1 is {reading:.6f} where the reference's own policy gives {first.formula} = "
+                f"{first.value:.6f} (+- {bound:g} in {precision})",
+                remedy="score the pairs again with ref-logprobs at the same --precision",
+            )
 
 
 def check_finite(step: int, metrics: Mapping[str, float], lines: Sequence[int]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nemotron_dpo.objective.metric_names import selector
+
 TRAIN = "train"
 
 
@@ -60,7 +62,7 @@ class TrainingInfo:
             totals.reward_noise = record.reward_noise if record.reward_noise is not None else totals.reward_noise
             totals.valid_tokens += values["train/global_valid_toks"]
             totals.seconds += values["timing/train/total_step_time"]
-        totals.latest.update({_selector(name): value for name, value in values.items()})
+        totals.latest.update({selector(name): value for name, value in values.items()})
 
     def at(self, step: int) -> dict[str, float]:
         """The content of training_info.json at `step`."""
@@ -74,16 +76,10 @@ class TrainingInfo:
             **self.totals.latest,
         }
 
-    def summary(self) -> str:
-        """One line of facts for the end of a run."""
+    def summary(self, *, compares: bool = True) -> str:
+        """One line of facts for the end of a run; accuracy is one where the objective `compares` responses."""
         totals, latest = self.totals, self.totals.latest
         rate = totals.steps * self.batch_size / totals.seconds if totals.seconds else 0.0
-        preferred = f"accuracy {latest['train:accuracy']:.3f}, " if latest["train:preference_loss"] else ""
+        preferred = f"accuracy {latest['train:accuracy']:.3f}, " if compares else ""
         losses = f"loss {totals.first_loss:.4f} -> {latest['train:loss']:.4f}"
         return f"{totals.steps} steps, {losses}, {preferred}{rate:.2f} pairs/s"
-
-
-def _selector(name: str) -> str:
-    """`train/x` and `validation-n/x` as checkpointing.metric_name writes them: `train:x`, `val:validation-n_x`."""
-    section, _, metric = name.rpartition("/")
-    return f"val:{section}_{metric}" if section.startswith("validation-") else f"{section}:{metric}"

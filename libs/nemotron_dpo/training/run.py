@@ -45,7 +45,7 @@ def train(
             recording.write(record)
             info.add(record)
             count(int(record.is_training))
-    say(info.summary())
+    say(info.summary(compares=settings.objective.needs.rejected))
     if stop.reason is not None:
         say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
 

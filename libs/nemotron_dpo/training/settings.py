@@ -12,7 +12,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batches_per_epoch
 
 if TYPE_CHECKING:
-    from nemotron_dpo.objective.dpo import Objective
+    from nemotron_dpo.objective.protocol import Objective
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LoopSettings:
     """Everything that the loop is told.
 
     save_period: steps from one checkpoint to the next; the last step has one in any case.
-    gate_precision: check the loss of step 1 to this precision; None where the reference is another policy.
+    gate_precision: check the readings of step 1 to this precision; None where the reference is another policy.
     """
 
     objective: Objective

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from nemotron_dpo.objective.dpo import Objective
+from nemotron_dpo.objective.protocol import Objective
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.device import peak_memory
 from nemotron_dpo.policy.trainable import TrainablePolicy
@@ -15,7 +15,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batch_indices
 from nemotron_dpo.training import guards, noise
 from nemotron_dpo.training.batches import PairBatch, micro_batches, share
-from nemotron_dpo.training.measures import RowMeasures, lines_not_finite, means_over_job, row_loss
+from nemotron_dpo.training.objective_loss import PairReport, lines_not_finite, loss_of, means_over_job
 from nemotron_dpo.training.record import TRAIN, Record
 from nemotron_dpo.training.settings import BatchSettings, LoopSettings
 
@@ -27,14 +27,14 @@ def train_step(policy: TrainablePolicy, data: Pairs, settings: LoopSettings, ste
     """
     started, objective = time.perf_counter(), settings.objective
     batches = _batches(policy, data, settings.batches, step)
-    rows = policy.accumulate(batches, row_loss(objective))
-    values = means_over_job(rows, objective)
-    guards.check_finite(step, values, lines_not_finite(data, batches, rows))
-    if step == 1 and settings.gate_precision and objective.needs_reference:
-        guards.check_first_step(values["preference_loss"], settings.gate_precision, objective.beta)
+    reports = policy.accumulate(batches, loss_of(objective))
+    values = means_over_job(reports, objective)
+    guards.check_finite(step, values, lines_not_finite(data, batches, reports))
+    if step == 1 and settings.gate_precision:
+        guards.check_first_step(values, objective.terms, settings.gate_precision)
     paused = time.perf_counter()
-    if reward_noise is None and objective.needs_reference:
-        values["reward_noise"] = reward_noise = _reward_noise(policy, batches, rows, objective)
+    if reward_noise is None and objective.needs.rejected:
+        values["reward_noise"] = reward_noise = _reward_noise(policy, batches, reports, objective)
     started += time.perf_counter() - paused  # it is measured once a run and not counted as the step's
     values |= noise.floor_metric(reward_noise, values["num_valid_samples"])
     lr = settings.updates.learning_rates[step - 1]
@@ -50,14 +50,14 @@ def _batches(policy: TrainablePolicy, data: Pairs, settings: BatchSettings, step
 
 
 def _reward_noise(
-    policy: TrainablePolicy, batches: Sequence[PairBatch], rows: Sequence[RowMeasures], objective: Objective
+    policy: TrainablePolicy, batches: Sequence[PairBatch], reports: Sequence[PairReport], objective: Objective
 ) -> float:
     """Measured on the first micro batch, whose rewards the weights as they are gave already: it costs one forward pass."""
     with noise.moved_by_one_unit(policy.model):
-        moved = policy.evaluate(batches[:1], row_loss(objective))
+        moved = policy.evaluate(batches[:1], loss_of(objective))
     if not parallel.is_last_stage():
         return noise.rms_over_job(torch.zeros(0))
-    return noise.rms_over_job(moved[0].rewards_2P - rows[0].rewards_2P)
+    return noise.rms_over_job(moved[0].rewards_2P - reports[0].rewards_2P)
 
 
 def _record(step: int, values: dict[str, float], num_pairs: int, seconds: float) -> Record:

@@ -9,7 +9,7 @@ from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training import noise
 from nemotron_dpo.training.batches import micro_batches, share
-from nemotron_dpo.training.measures import means_over_job, row_loss
+from nemotron_dpo.training.objective_loss import loss_of, means_over_job
 from nemotron_dpo.training.record import Record
 from nemotron_dpo.training.settings import LoopSettings
 
@@ -22,8 +22,8 @@ def validate(
         rows = list(range(settings.validation.num_pairs(len(pairs))))
         mine = share(policy.model, pairs, rows)
         started = time.perf_counter()
-        measured = policy.evaluate(micro_batches(pairs, mine, settings.batches.packing), row_loss(settings.objective))
-        values = means_over_job(measured, settings.objective)
+        reports = policy.evaluate(micro_batches(pairs, mine, settings.batches.packing), loss_of(settings.objective))
+        values = means_over_job(reports, settings.objective)
         values |= noise.floor_metric(reward_noise, values["num_valid_samples"])
         split = f"validation-{name}"
         named = {f"{split}/{key}": value for key, value in values.items()}

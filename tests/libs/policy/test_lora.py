@@ -49,13 +49,13 @@ def test_logits_equal_peft(llama: Path, targets: tuple[str, ...]) -> None:
 
 
 def test_gradients_of_a_dpo_step_equal_autograd_through_peft(llama: Path) -> None:
-    from nemotron_dpo.objective.dpo import Objective, pair_losses, responses
+    from nemotron_dpo.objective.inputs import loss_inputs
+    from nemotron_dpo.objective.losses.dpo import Dpo
 
     model, (pairs, row) = adapted(llama), some_row(seed=7, count=3)
     theirs, beta = peft_twin.twin(llama, model, 4, 6), 0.3
     ref_R = torch.linspace(-6, -2, len(row.targets_R))
-    sides = responses(model(row), ref_R, row.response_R, 3)
-    pair_losses(Objective(beta=beta), sides).loss.mean().backward()
+    Dpo(beta).losses(loss_inputs(model(row), ref_R, row.response_R, 3)).loss.mean().backward()
     loss, refs = torch.zeros(()), list(ref_R.split(torch.bincount(row.response_R).tolist()))
     for i in range(3):
         good, bad = (small.reference_logps(theirs, pairs.prompts[i], side) for side in (pairs.chosen[i], pairs.rejected[i]))

@@ -58,7 +58,10 @@ def test_packing_neighbours_do_not_matter(llama: Path) -> None:
 @pytest.mark.parametrize("at_once", [False, True])
 def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path, at_once: bool) -> None:
     from nemotron_dpo.checkpoint.families import config, rules
-    from nemotron_dpo.objective.dpo import Objective, pair_losses, responses
+    from nemotron_dpo.objective.inputs import loss_inputs
+    from nemotron_dpo.objective.losses.dpo import Dpo
+    from nemotron_dpo.objective.losses.sft import Sft
+    from nemotron_dpo.objective.weighted_sum import weighted_sum
     from nemotron_dpo.policy.logprobs import slope_of
 
     pairs, beta, sft = small.random_pairs(4, seed=7), 0.3, 0.1
@@ -66,8 +69,10 @@ def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path
     ours, theirs = open_float32(llama), small.load_llama(llama)
     ref_R = torch.linspace(-6, -2, len(row.targets_R))
 
+    objective = weighted_sum((1.0, Dpo(beta)), (sft, Sft()))
+
     def loss_of(logps_R: torch.Tensor) -> torch.Tensor:
-        return pair_losses(Objective(beta=beta, sft_weight=sft), responses(logps_R, ref_R, row.response_R, 4)).loss.mean()
+        return objective.losses(loss_inputs(logps_R, ref_R, row.response_R, 4)).loss.mean()
 
     loss_of(ours(row, slope=slope_of(loss_of) if at_once else None)).backward()
 

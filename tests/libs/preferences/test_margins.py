@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.objective.dpo import ROUNDINGS
+from nemotron_dpo.objective.inputs import ROUNDINGS
 from nemotron_dpo.preferences import margins
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
@@ -66,7 +66,9 @@ def test_rewards_are_those_of_training(tmp_path: Path):
     """One name, one meaning: the same pairs through the objective's own metrics."""
     import torch
 
-    from nemotron_dpo.objective import dpo, metrics
+    from nemotron_dpo.objective import metrics
+    from nemotron_dpo.objective.inputs import loss_inputs
+    from nemotron_dpo.objective.losses.dpo import Dpo
 
     policy, reference = _write(tmp_path / "policy.arrow", POLICY), _write(tmp_path / "reference.arrow", REFERENCE)
     write_report(policy, reference, 0.5, tmp_path / "scores.json")
@@ -75,9 +77,9 @@ def test_rewards_are_those_of_training(tmp_path: Path):
         torch.tensor([logp for name, side in order for logp in scores[name][side]]) for scores in (POLICY, REFERENCE)
     )
     response_R = torch.tensor([i for i, (name, side) in enumerate(order) for _ in POLICY[name][side]])
-    sides = dpo.responses(logps, refs, response_R, 3)
-    objective = dpo.Objective(0.5)
-    means = metrics.means(metrics.sums(dpo.pair_losses(objective, sides), sides), objective)
+    pairs, objective = loss_inputs(logps, refs, response_R, 3), Dpo(0.5)
+    sums = metrics.sums(objective.losses(pairs), pairs)
+    means = metrics.means({name: value.item() for name, value in sums.items()}, objective)
     report = json.loads((tmp_path / "scores.json").read_text())
     for name in ("loss", "accuracy", "rewards_chosen_mean", "rewards_rejected_mean"):
         assert report[name] == pytest.approx(means[name]), name
@@ -103,7 +105,7 @@ def test_mistake_is_one_line(tmp_path: Path):
 
 
 def test_a_margin_within_rounding_is_no_preference(tmp_path: Path):
-    """As in training: the bound is that of objective.dpo, here for 2 + 2 tokens."""
+    """As in training: the bound is that of objective.inputs, here for 2 + 2 tokens."""
     assert margins.TOKEN_ROUNDING == ROUNDINGS * 2.0**-24
     bound = 2 * margins.TOKEN_ROUNDING
     reference = {"a": ([-1.0, 0.0], [-1.0, 0.0]), "b": ([-1.0, 0.0], [-1.0, 0.0])}

@@ -8,6 +8,10 @@ import tomllib
 import pytest
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.losses.dpo import Dpo
+from nemotron_dpo.objective.losses.sft import Sft
+from nemotron_dpo.objective.protocol import FirstReading
+from nemotron_dpo.objective.weighted_sum import weighted_sum
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.training import guards
 
@@ -19,15 +23,27 @@ from nemotron_dpo.training import guards
         (math.log(2) + 2e-5, "float32", 0.05, False),
         (math.log(2) + 0.019, "bfloat16", 0.05, True),
         (math.log(2) + 0.03, "bfloat16", 0.05, False),
+        (math.log(2) + 0.03, "bfloat16", 2.0, True),  # rounding enters times beta / 2: the bound is 0.04
+        (math.log(2) + 0.05, "bfloat16", 2.0, False),
         (math.nan, "bfloat16", 0.05, False),
     ],
 )
 def test_first_step_must_be_ln_2(loss: float, precision: str, beta: float, fine: bool) -> None:
+    values, terms = {"preference_loss": loss, "sft_loss": 17.0}, weighted_sum((1.0, Dpo(beta)), (1.0, Sft())).terms
     if fine:
-        guards.check_first_step(loss, precision, beta)
+        guards.check_first_step(values, terms, precision)
         return
-    with pytest.raises(UserError, match="preference loss at step 1"):
-        guards.check_first_step(loss, precision, beta)
+    message = r"preference loss at step 1 is .* where the reference's own policy gives ln 2 = 0\.693147 "
+    with pytest.raises(UserError, match=message):
+        guards.check_first_step(values, terms, precision)
+
+
+def test_first_step_is_each_terms_own() -> None:
+    """A squared loss that begins at 25 = 1 / (4 beta^2), beta 0.1, with slope 1 / beta: its bound is 20 times as wide."""
+    terms = {"offset": FirstReading(25.0, "1 / (4 beta^2)", slope=10.0)}
+    guards.check_first_step({"offset_loss": 25.0001}, terms, "float32")
+    with pytest.raises(UserError, match=r"^offset loss at step 1 is 24\.999700 where .* gives 1 / \(4 beta\^2\) = 25\.000000"):
+        guards.check_first_step({"offset_loss": 24.9997}, terms, "float32")
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,4 @@ def test_a_checkpoint_is_not_judged_by_the_validation_of_another_step():
         "epoch": 1, "step": 1, "total_steps": 3, "consumed_samples": 12, "total_valid_tokens": 15.0,
     }  # fmt: skip
     assert info.summary() == "3 steps, loss 0.6000 -> 0.3000, accuracy 1.000, 8.00 pairs/s"
+    assert info.summary(compares=False) == "3 steps, loss 0.6000 -> 0.3000, 8.00 pairs/s"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from nemotron_dpo.objective.dpo import Objective
+from nemotron_dpo.objective.losses.dpo import Dpo
 from nemotron_dpo.training import remarks
 from nemotron_dpo.training.settings import BatchSettings, LoopSettings, Packing, UpdateSettings, ValidationSettings
 
 
 def _settings(steps: int = 6, *, shuffle: Any = True, save_period: Any = 50, **validation: Any) -> LoopSettings:
     batches, updates = BatchSettings(8, Packing(None), shuffle=shuffle), UpdateSettings([1.0] * steps)
-    return LoopSettings(Objective(0.1), batches, updates, ValidationSettings(**validation), save_period)
+    return LoopSettings(Dpo(0.1), batches, updates, ValidationSettings(**validation), save_period)
 
 
 def test_schedules():

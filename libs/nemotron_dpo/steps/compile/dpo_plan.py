@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nemotron_dpo.config import DatasetConfig, MegatronConfig, RunConfig, redact, run_tree, to_yaml
+from nemotron_dpo.config import DatasetConfig, MegatronConfig, RunConfig, objective_of, redact, run_tree, to_yaml
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
@@ -30,7 +30,7 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
     files = {"train.yaml": to_yaml(redact(run_tree(run)))} | _inline_template(run)
     datasets = {"train": _input(run.data.train)} | {f"validation-{name}": dataset for name, dataset in run.data.validation}
     stages = [_tokenize_stage(run, name, dataset, job) for name, dataset in datasets.items()]
-    if _needs_reference(run):
+    if objective_of(run.dpo).needs.reference:
         stages += [_score_stage(run, name, job) for name in datasets]
     stages.append(_train_stage(run, job))
     export_dir = job / "checkpoint_megatron" if run.checkpointing.enabled else None
@@ -140,7 +140,7 @@ def _layout_options(megatron: MegatronConfig) -> list[str]:
 
 
 def _train_stage(run: RunConfig, job: Path) -> Stage:
-    suffix = "scored.arrow" if _needs_reference(run) else "pairs.arrow"
+    suffix = "scored.arrow" if objective_of(run.dpo).needs.reference else "pairs.arrow"
     data, policy, config = str(job / f"train.{suffix}"), run.policy.model_name, str(job / "train.yaml")
     weights = _weights(run)  # where they are a pretrained checkpoint's, train.yaml says so
     inputs = {data: Input("stage", data), weights: Input("policy", weights), config: Input("file", config)}
@@ -166,10 +166,6 @@ def _export_stage(run: RunConfig, job: Path, export_dir: Path) -> Stage:
 def _launched(run: RunConfig, stage: Stage) -> Stage:
     """`stage` under torchrun where the config asks for several processes, which share this machine's cores."""
     return launched(stage, num_processes(run))
-
-
-def _needs_reference(run: RunConfig) -> bool:
-    return run.dpo.preference_loss_weight > 0
 
 
 def _input(dataset: DatasetConfig) -> DatasetConfig:

@@ -19,7 +19,7 @@ _BELOW = ("torch", "megatron-core", "triton")
 # program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
 _PARTS = {
     "preference-tokenize": (_ROWS, ("tokenizers", "jinja2")),
-    "ref-logprobs": ((*_ROWS, "scoring", "policy", "objective", "checkpoint"), _BELOW),
+    "ref-logprobs": ((*_ROWS, "scoring", "policy", "checkpoint"), _BELOW),
 }
 _ALL = ((*_ROWS, "scoring", "policy", "objective", "checkpoint", "training", "config", "wiring.py"), _BELOW)
 # those whose numbers depend on the machine

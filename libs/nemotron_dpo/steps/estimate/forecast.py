@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import RunConfig
+from nemotron_dpo.config import RunConfig, objective_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.steps.compile.profile import Profile
@@ -113,7 +113,7 @@ def _flops(
         steps, most = min(steps, run.dpo.max_num_epochs * (num_pairs // batch)), ""
     step = batch * estimate.training_flops(shape, sizes, lengths)
     yield "training", f"{_scaled(step)}FLOP a step of {batch} pairs, {_scaled(step * steps)}FLOP in {most}{steps} steps"
-    if run.dpo.preference_loss_weight > 0:
+    if objective_of(run.dpo).needs.reference:
         pair = estimate.scoring_flops(shape, lengths)
         total = f", {_scaled(pair * num_pairs)}FLOP in all" if num_pairs is not None else ""
         yield "reference", f"{_scaled(pair)}FLOP a pair{total}"

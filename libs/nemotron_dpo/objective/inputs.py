@@ -1,0 +1,94 @@
+"""From the log-probs of a packed row to what an objective is given. Legend: P pairs, R response tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nemotron_dpo.objective.protocol import Rewards
+
+# The rounding of one token's log-prob, in units of its dtype's roundoff (2^-24 for float32). A logit may have 2^5 nats, 30
+# layers make 2^2 of their own roundings (measured, rms), and 2^3 standard deviations are allowed.
+ROUNDINGS = 2.0**10
+
+
+@dataclass(frozen=True)
+class Responses:
+    """One response of each pair, float32 [P] each: `logp` is the sum of log pi(token) over its `num_tokens` tokens.
+
+    What the objective did not ask for in its `needs` is None, and reading it is an error.
+    """
+
+    logp: Tensor
+    num_tokens: Tensor
+    given_log_ratio: Tensor | None = None
+    given_row_reward: Tensor | None = None
+    token_means: Mapping[str, Tensor] = field(default_factory=dict)  # by the names in `needs.token_values`
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log pi(y|x) - log pi_ref(y|x).
+
+        It is subtracted token by token and then summed: that keeps the precision that a difference of two long sums loses.
+        """
+        return _asked_for(self.given_log_ratio, "reference")
+
+    @property
+    def row_reward(self) -> Tensor:
+        """What the row of the data says that the response is worth."""
+        return _asked_for(self.given_row_reward, "row_rewards")
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """P pairs, each as its chosen and its rejected response."""
+
+    chosen: Responses
+    rejected: Responses
+
+    def rewards(self, *, average: bool = False) -> Rewards:
+        """Log-ratios, summed over a response's tokens or averaged; NOT multiplied by beta, as NeMo-RL reports them."""
+        chosen, rejected = self.chosen.log_ratio, self.rejected.log_ratio
+        if average:
+            chosen, rejected = chosen / self.chosen.num_tokens, rejected / self.rejected.num_tokens
+        return Rewards(chosen, rejected, self.rounding(average=average))
+
+    def rounding(self, *, average: bool = False) -> Tensor:
+        """ROUNDINGS * u * sqrt(n) for a sum of n tokens, whose roundings are independent; u is half the epsilon of the dtype.
+
+        A mean over n tokens has the rounding of the sum divided by n. The difference of two rewards has the root of the sum of
+        the squares of theirs.
+        """
+        unit = ROUNDINGS * torch.finfo(self.chosen.logp.dtype).eps / 2
+        counts = (self.chosen.num_tokens, self.rejected.num_tokens)
+        chosen, rejected = (1 / count if average else count for count in counts)
+        return unit * (chosen + rejected).sqrt()
+
+
+def loss_inputs(logps_R: Tensor, ref_logps_R: Tensor | None, response_R: Tensor, num_pairs: int) -> LossInputs:
+    """Sum the log-probs of a packed row by response; response_R is 2 * pair + (0 chosen, 1 rejected).
+
+    `ref_logps_R` are those under the reference policy, None where the objective does not need them.
+    """
+
+    def by_response(values_R: Tensor) -> Tensor:
+        sums = torch.zeros(2 * num_pairs, dtype=values_R.dtype, device=values_R.device)
+        if values_R.is_cuda:  # where index_add adds in the order that threads come by
+            return sums.index_put((response_R,), values_R, accumulate=True).view(num_pairs, 2)
+        return sums.index_add(0, response_R, values_R).view(num_pairs, 2)
+
+    logp_P2, num_tokens_P2 = by_response(logps_R), by_response(torch.ones_like(logps_R))
+    ratio_P2 = None if ref_logps_R is None else by_response(logps_R - ref_logps_R)
+    chosen, rejected = (
+        Responses(logp_P2[:, side], num_tokens_P2[:, side], None if ratio_P2 is None else ratio_P2[:, side]) for side in (0, 1)
+    )
+    return LossInputs(chosen, rejected)
+
+
+def _asked_for(values: Tensor | None, need: str) -> Tensor:
+    if values is None:
+        raise AttributeError(f"not given, because the objective does not ask for it: say {need} in its needs")
+    return values

@@ -1,0 +1,35 @@
+"""Supervised fine-tuning on the chosen responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nemotron_dpo.objective.protocol import FirstReading, Needs, PairLosses
+
+if TYPE_CHECKING:
+    from nemotron_dpo.objective.inputs import LossInputs
+
+
+@dataclass(frozen=True)
+class Sft:
+    """-log pi(y_c|x) of each pair, as NeMo-RL has it; with `average`, divided by the number of the response's tokens."""
+
+    average: bool = False
+
+    needs = Needs(rejected=False)
+
+    @property
+    def terms(self) -> Mapping[str, FirstReading | None]:
+        """The log-probs that the policy starts from are the data's affair."""
+        return {"sft": None}
+
+    def losses(self, pairs: LossInputs) -> PairLosses:
+        """See the class."""
+        chosen = pairs.chosen
+        loss = -chosen.logp / chosen.num_tokens if self.average else -chosen.logp
+        return PairLosses(loss, {"sft": loss})
+
+
+OBJECTIVES = {"sft": Sft}

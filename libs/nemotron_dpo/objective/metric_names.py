@@ -1,0 +1,52 @@
+"""The metrics of a run by name: what a step and a validation measure, and how checkpointing.metric_name spells them.
+
+Imports no torch: a config is checked against these names before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Means over pairs. The losses of the terms "preference" and "sft" are in every record, as in NeMo-RL.
+LOSSES = ("loss", "preference_loss", "sft_loss")
+REWARDS = ("accuracy", "rewards_chosen_mean", "rewards_rejected_mean")
+COUNTS = ("num_valid_samples", "global_valid_seqs", "global_valid_toks")
+# What a training step has besides.
+OF_STEPS = ("grad_norm", "lr", "wd")
+
+
+def loss_of(term: str) -> str:
+    """The metric of one term of an objective."""
+    return f"{term}_loss"
+
+
+def of_pairs(terms: Iterable[str]) -> tuple[str, ...]:
+    """What training and validation measure with an objective of these `terms`."""
+    return tuple(dict.fromkeys((*LOSSES, *map(loss_of, terms), *REWARDS, *COUNTS)))
+
+
+def selector(name: str) -> str:
+    """`train/x` and `validation-n/x` of a record as metric_name spells them: `train:x`, `val:validation-n_x`."""
+    section, _, metric = name.rpartition("/")
+    return f"val:{section}_{metric}" if section.startswith("validation-") else f"{section}:{metric}"
+
+
+def selectors(sets: Iterable[str], terms: Iterable[str]) -> list[str]:
+    """The names that checkpoints can be ranked by in a run that validates `sets`."""
+    return [f"{start}{metric}" for start, metrics in _sections(sets, terms) for metric in metrics]
+
+
+def shown(sets: Iterable[str], terms: Iterable[str]) -> str:
+    """The same for a person, those of one section together."""
+    return " and ".join(f"{start}{{{', '.join(metrics)}}}" for start, metrics in _sections(sets, terms))
+
+
+def keeps_the_worst(name: str, *, higher_is_better: bool) -> bool:
+    """Whether `higher_is_better` takes for best what everybody else calls worst. `name` is one of `selectors`."""
+    return name.endswith("loss") if higher_is_better else name.endswith("accuracy")
+
+
+def _sections(sets: Iterable[str], terms: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """How the names of a section begin, and its metrics."""
+    metrics = of_pairs(terms)
+    return [(selector("train/"), (*metrics, *OF_STEPS)), *((selector(f"validation-{name}/"), metrics) for name in sets)]

@@ -1,0 +1,69 @@
+"""An objective over packed rows: the loss that the policy differentiates, and what each micro batch reports of its pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective import metrics
+from nemotron_dpo.objective.inputs import loss_inputs
+from nemotron_dpo.objective.protocol import Needs, Objective
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.trainable import Loss
+from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.training.batches import PairBatch
+
+_GIVEN = Needs(reference=True, rejected=True)
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Of the P pairs of one micro batch: metrics.sums, whether each loss is finite, and both rewards [2, P] where it has them.
+
+    Read late: reading makes the program wait for a GPU.
+    """
+
+    sums: dict[str, Tensor]
+    finite_P: Tensor
+    rewards_2P: Tensor | None
+
+
+def check_needs(objective: Objective) -> None:
+    """Raise UserError where the objective needs what training does not give: it would be computed from something else."""
+    if objective.needs | _GIVEN != _GIVEN:
+        raise UserError(f"the objective needs more than training gives: {objective.needs}")
+
+
+def loss_of(objective: Objective) -> Loss:
+    """The sum of the objective over the pairs of a packed row, and the report of these pairs."""
+
+    def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, PairReport]:
+        ref_logps_R = batch.ref_logps_R if objective.needs.reference else None
+        pairs = loss_inputs(logps_R, ref_logps_R, batch.row.response_R, batch.row.num_pairs)
+        losses = objective.losses(pairs)
+        rewards = losses.rewards
+        rewards_2P = None if rewards is None else torch.stack((rewards.chosen, rewards.rejected)).detach()
+        return losses.loss.sum(), PairReport(metrics.sums(losses, pairs), losses.loss.detach().isfinite(), rewards_2P)
+
+    return loss
+
+
+def means_over_job(reports: Sequence[PairReport], objective: Objective) -> dict[str, float]:
+    """The metrics of all micro batches of all ranks; ranks before the last pipeline stage have no reports of their own."""
+    names = metrics.summed_names(objective)
+    mine = torch.zeros(len(names), dtype=torch.float64)
+    if parallel.is_last_stage():
+        mine = torch.stack([torch.stack([report.sums[name] for name in names]) for report in reports]).sum(0)
+    return metrics.means(dict(zip(names, parallel.sum_over_job(mine).tolist(), strict=True)), objective)
+
+
+def lines_not_finite(pairs: Pairs, batches: Sequence[PairBatch], reports: Sequence[PairReport]) -> list[int]:
+    """The input lines of all pairs, on any rank, whose loss is not finite; every rank calls it."""
+    measured = zip(batches, reports, strict=True) if parallel.is_last_stage() else ()
+    mine = [pair for batch, one in measured for pair, fine in zip(batch.pairs, one.finite_P.tolist(), strict=True) if not fine]
+    everyone = {pair for part in parallel.gather(mine) for pair in part}
+    return sorted(int(pairs.source_lines[pair]) for pair in everyone)
