@@ -27,17 +27,19 @@ ALLOWED = {
     "config": {"errors", "paths", "objective"},
     "preferences": {"paths", "file_digests", "streams", "sources", "errors"},
     "objective": set(),
-    "policy": {"launcher", "versions", "streams", "sources", "errors", "preferences"},
+    "kernels": {"errors"},
+    "policy": {"kernels", "launcher", "versions", "streams", "sources", "errors", "preferences"},
     "scoring": {"errors", "policy", "preferences"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
-    "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "policy", "checkpoint"},
+    "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "kernels", "policy", "checkpoint"},
     "wiring": {"config", "sources", "policy", "preferences", "objective", "training"},
 }
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "protocol", "registry", "weighted_sum"},
-    ("steps", "policy"): {"architecture", "backend"},
+    ("steps", "kernels"): {"choice"},
+    ("steps", "policy"): {"architecture"},
     ("steps", "checkpoint"): {"families", "run_config"},
 }
 # outside package -> the parts that alone may import it
@@ -45,7 +47,7 @@ ONLY_IN = {
     "megatron": {"policy", "checkpoint"},
     "click": {"cli", "bin"},
     "omegaconf": {"config"},
-    "torch": {"objective", "scoring", "policy", "checkpoint", "training"},
+    "torch": {"objective", "kernels", "scoring", "policy", "checkpoint", "training"},
     "transformers": set(),
 }
 

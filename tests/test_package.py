@@ -92,7 +92,7 @@ def test_a_wheel_has_the_program_and_its_configs_and_nothing_else(wheel: Path):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert {
         "nemotron_dpo/py.typed",
-        "nemotron_dpo/policy/kernels/attention.c",
+        "nemotron_dpo/kernels/c/attention.c",
         f"{SHIPPED}rl/nemo_rl/dpo/data/train.jsonl",
     } <= set(names)
 

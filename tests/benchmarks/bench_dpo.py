@@ -141,7 +141,7 @@ def _gemm_rate(precision: str) -> float:
     """FLOP/s of large matrix products in this precision over two seconds, by the kernels that training takes."""
     import torch
 
-    from nemotron_dpo.policy.float32_matmul import prefer_onednn
+    from nemotron_dpo.kernels.torch_ops.float32_matmul import prefer_onednn
 
     prefer_onednn()
     a, b = (torch.randn(2048, 2048).to(getattr(torch, precision)) for _ in range(2))

@@ -101,10 +101,10 @@ def compile_for_gpu(name: str, kernel: Any) -> None:
 
 def main() -> None:
     """By the interpreter all kernels in both precisions; without it all are compiled."""
-    from nemotron_dpo.policy.kernels import gpu_layers
+    from nemotron_dpo.kernels.gpu import triton_kernels
 
     if os.environ.get("TRITON_INTERPRET") != "1":
-        kernels = {name: value for name, value in vars(gpu_layers).items() if hasattr(value, "arg_names")}
+        kernels = {name: value for name, value in vars(triton_kernels).items() if hasattr(value, "arg_names")}
         for name, kernel in kernels.items():
             compile_for_gpu(name, kernel)
             print(name)
@@ -112,7 +112,7 @@ def main() -> None:
     for dtype in TOLERANCE:
         for check in CHECKS:
             torch.manual_seed(0)
-            check(gpu_layers, "cpu", dtype, 36)
+            check(triton_kernels, "cpu", dtype, 36)
             print(check.__name__)
 
 

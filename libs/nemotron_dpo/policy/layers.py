@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import (
@@ -20,6 +19,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor, nn
 
+from nemotron_dpo.kernels.grouped_linear import is_fast
 from nemotron_dpo.policy.attention import PairAttention
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.expert_dispatch import prepare_dispatch
@@ -40,10 +40,10 @@ def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     parts.input_layernorm = parts.pre_mlp_layernorm = Norm  # type: ignore[union-attr] - megatron-core types submodules loosely
     if config.num_moe_experts is not None:  # Transformer Engine fuses this norm into a dense layer only: so go the keys
         prepare_dispatch()
-        if device().type == "cuda" and config.bf16 and hasattr(F, "grouped_mm"):
-            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr] - megatron-core types submodules loosely
-        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr] - megatron-core types submodules loosely
-    attention = parts.self_attention.submodules  # type: ignore[union-attr] - megatron-core types submodules loosely
+        if is_fast(device(), config.params_dtype):
+            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr]
+        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr]
+    attention = parts.self_attention.submodules  # type: ignore[union-attr]
     attention.core_attention = PairAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemotron_dpo.policy.logits import Logits, blocks, chunks
-from nemotron_dpo.policy.weight_gradients import add_product, add_rows
-from nemotron_dpo.policy.workspace import room
+from nemotron_dpo.kernels.accumulation import add_product, add_rows
+from nemotron_dpo.kernels.logits import Logits, blocks, chunks
+from nemotron_dpo.kernels.workspace import room
 
 # d loss / d log-prob, float32 [R], at log-probs float32 [R], where a pair's depend on its own log-probs alone
 Slope = Callable[[Tensor], Tensor]

@@ -17,10 +17,10 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.kernels.logits import kept_tokens
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
-from nemotron_dpo.policy.logits import kept_tokens
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
 from nemotron_dpo.policy.rotary import rotate_in_few_passes
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs

@@ -12,7 +12,6 @@ from torch._C._distributed_c10d import HashStore
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
-from nemotron_dpo.policy.float32_matmul import prefer_onednn
 from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
 from nemotron_dpo.policy.rows import Cut
 
@@ -89,7 +88,6 @@ def initialize(layout: Layout = Layout(), seed: int = 42, say: Callable[[str], o
     if device().type == "cpu":
         initialize_rng_tracker(inference_rng_tracker=True)  # dropout is off, and there is no CUDA random state to track
         without_cuda_random_state()
-        prefer_onednn()
     else:
         model_parallel_cuda_manual_seed(seed)
 

@@ -1,62 +1,22 @@
-"""Rotary positions in three passes over queries or keys, and as many back; megatron-core's own take a dozen.
-
-Angles repeat after half of the rotated size, as in every architecture here: entry i turns with entry i + half. So the inverse
-turns by the negative angle, and nothing is kept for the backward pass but the angles, which are made once for all layers.
-
-Legend: S tokens, N heads, D head size, T the part of it that is rotated.
-"""
+"""Rotary positions by our kernels, in the place where megatron-core calls Transformer Engine's on GPUs."""
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from nemotron_dpo.policy.kernels import layers as kernels
+from nemotron_dpo.kernels import rotary
 from nemotron_dpo.policy.patches import overwrite
 
 
 def rotate_in_few_passes(config: TransformerConfig) -> None:
-    """Make megatron-core rotate by `rotate`, in the place where it calls Transformer Engine's kernel on GPUs."""
+    """Make megatron-core rotate by `rotate`."""
     overwrite("megatron.core.models.common.embeddings.rope_utils:fused_apply_rotary_pos_emb", rotate)
     config.apply_rope_fusion = True
 
 
 def rotate(x_SND: Tensor, angles_ST: Tensor, interleaved: bool = False) -> Tensor:
-    """Queries or keys [S, 1, N, D], turned by angles [S, 1, 1, T] in radians; rounded after each pass, as in transformers."""
+    """As `kernels.rotary.rotate`; entries that turn with their neighbours are of no architecture here."""
     if interleaved:
         raise NotImplementedError("rotary positions of interleaved entries")
-    return _Rotate.apply(x_SND, *_waves(angles_ST, x_SND.dtype))  # type: ignore[return-value] - torch does not type Function.apply
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_SND: Tensor, cos_ST: Tensor, sin_ST: Tensor) -> Tensor:
-        ctx.waves = cos_ST, sin_ST
-        return _turned(x_SND, cos_ST, sin_ST, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos_ST, sin_ST = ctx.waves
-        return _turned(grads[0], cos_ST, sin_ST, -1), None, None
-
-
-def _turned(x_SND: Tensor, cos_ST: Tensor, sin_ST: Tensor, direction: int) -> Tensor:
-    if kernels.serve(cos_ST, sin_ST):
-        return kernels.rotate(x_SND, cos_ST, sin_ST, direction)
-    size = cos_ST.shape[-1]
-    turned_SNT = x_SND[..., :size]
-    opposite_SNT = turned_SNT.roll(size // 2, -1)
-    turned_SNT = (turned_SNT * cos_ST).addcmul_(opposite_SNT, sin_ST, value=direction)
-    return turned_SNT if size == x_SND.shape[-1] else torch.cat((turned_SNT, x_SND[..., size:]), -1)
-
-
-@functools.lru_cache(maxsize=1)
-def _waves(angles_ST: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines, and sines of which those that meet the first half are negative."""
-    sin_ST = angles_ST.sin()
-    sin_ST[..., : sin_ST.shape[-1] // 2].neg_()
-    return angles_ST.cos().to(dtype), sin_ST.to(dtype)
+    return rotary.rotate(x_SND, angles_ST)

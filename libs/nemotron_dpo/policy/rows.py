@@ -6,23 +6,14 @@ pairs), M those of them that this rank predicts, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from nemotron_dpo.kernels.segments import Segment
 from nemotron_dpo.policy.device import to_device
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Where one pair lies in the packed row: token offsets, `end` exclusive. Padding is a prompt without responses."""
-
-    prompt: int
-    chosen: int
-    rejected: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -157,25 +148,6 @@ def parts_of_pairs(row: PackedRow, max_tokens: int) -> list[slice] | None:
         else:
             parts.append(slice(start, end))
     return parts
-
-
-def causal_runs(row: PackedRow) -> Iterator[tuple[int, slice, tuple[slice, ...]]]:
-    """Each run of held tokens: where it begins in L, its tokens in S, and its keys in S, of which the last are its own."""
-    held = 0
-    for chunk in row.chunks:
-        for pair in row.segments:
-            for tokens, keys in causal_parts(pair, chunk):
-                yield held, tokens, keys
-                held += tokens.stop - tokens.start
-
-
-def causal_parts(pair: Segment, chunk: slice) -> Iterator[tuple[slice, tuple[slice, ...]]]:
-    """What of a pair is in `chunk`: prompt and chosen response behind one another, the rejected one after the prompt."""
-    for first, last in ((pair.prompt, pair.rejected), (pair.rejected, pair.end)):
-        start, stop = max(first, chunk.start), min(last, chunk.stop)
-        if start < stop:
-            before = () if first == pair.prompt else (slice(pair.prompt, pair.chosen),)
-            yield slice(start, stop), (*before, slice(first, stop))
 
 
 def _share(cut: Cut, num_tokens: int, predictors_R: np.ndarray) -> Share:

@@ -25,38 +25,8 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from nemotron_dpo.policy.kernels import layers as kernels
+from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.policy.patches import overwrite
-from nemotron_dpo.policy.workspace import room
-
-_ADDS_WIDE = hasattr(torch.ops.aten.addmm, "dtype_out")  # from torch 2.8 on
-_BLOCK_ROWS = 4096  # of a gradient: as much of a product as stays in a CPU's cache until it is added
-
-
-def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
-    """total += grad.T @ x, the product rounded to the dtype of its factors, or on a GPU not at all."""
-    if total_NK.dtype is grad_SN.dtype:
-        total_NK.addmm_(grad_SN.t(), x_SK)
-        return
-    if total_NK.is_cuda and _ADDS_WIDE:
-        torch.ops.aten.addmm.dtype_out(total_NK, grad_SN.t(), x_SK, total_NK.dtype, out=total_NK)
-        return
-    rows, where = len(total_NK) if total_NK.is_cuda else _BLOCK_ROWS, total_NK.device
-    for part, columns in zip(total_NK.split(rows), grad_SN.split(rows, dim=1), strict=True):
-        product = torch.mm(columns.t(), x_SK, out=room("product", *part.shape, dtype=x_SK.dtype, device=where))
-        if kernels.serve(product) and part.dtype is torch.float32 and part.is_contiguous():
-            kernels.add_half(part, product)
-        else:
-            part += room("wide product", *part.shape, device=where).copy_(product)  # torch adds one dtype many times faster
-
-
-def add_rows(total_VH: Tensor, places_S: Tensor, rows_SH: Tensor) -> None:
-    """total[places] += rows, where places may be the same; in one order on every device."""
-    rows_SH = rows_SH.to(total_VH.dtype)
-    if total_VH.is_cuda:  # where index_add_ adds in the order that threads come by
-        total_VH.index_put_((places_S,), rows_SH, accumulate=True)
-    else:
-        total_VH.index_add_(0, places_S, rows_SH)
 
 
 def accumulate_in_place(model: nn.Module) -> None:

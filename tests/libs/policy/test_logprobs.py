@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemotron_dpo.policy import logits
+from nemotron_dpo.kernels import logits
 from nemotron_dpo.policy.logprobs import response_logps, slope_of, trained_logps
 
 SIZES = [(1, 512, 512), (7, 3, 11), (12, 4, 4), (5, 1, 3), (6, 6, 1)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemotron_dpo import __version__
-from nemotron_dpo.policy.backend import fingerprint
+from nemotron_dpo.kernels.choice import fingerprint
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ROWS = ("preferences", "streams", "sources.py")
@@ -19,9 +19,9 @@ _BELOW = ("torch", "megatron-core", "triton")
 # program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
 _PARTS = {
     "preference-tokenize": (_ROWS, ("tokenizers", "jinja2")),
-    "ref-logprobs": ((*_ROWS, "scoring", "policy", "checkpoint"), _BELOW),
+    "ref-logprobs": ((*_ROWS, "scoring", "policy", "kernels", "checkpoint"), _BELOW),
 }
-_ALL = ((*_ROWS, "scoring", "policy", "objective", "checkpoint", "training", "config", "wiring.py"), _BELOW)
+_ALL = ((*_ROWS, "scoring", "policy", "kernels", "objective", "checkpoint", "training", "config", "wiring.py"), _BELOW)
 # those whose numbers depend on the machine
 _COMPUTE = ("ref-logprobs", "dpo-train")
 

@@ -29,8 +29,8 @@ from dataclasses import dataclass, replace
 
 from nemotron_dpo.policy.architecture import Architecture
 
-LOGITS_TOKENS, LOGITS_ENTRIES = 4096, 2048  # of a block of policy.logits
-CPU_LOGITS_BYTES, GPU_LOGITS_BYTES = 2**29, 2**31  # that policy.logits keeps at once
+LOGITS_TOKENS, LOGITS_ENTRIES = 4096, 2048  # of a block of kernels.logits
+CPU_LOGITS_BYTES, GPU_LOGITS_BYTES = 2**29, 2**31  # that kernels.logits keeps at once
 CPU_BASE_BYTES = 400_000_000
 CPU_SPREAD = 1.5  # bytes that the heap grows by for each byte of activations in use, measured
 GPU_BASE_BYTES = 1_500_000_000  # a CUDA context (0.55 GB on an H100) and NCCL besides

@@ -88,15 +88,15 @@ def test_version_of_the_program_counts(tmp_path: Path, policy: Path, monkeypatch
 def test_every_source_of_the_program_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also what is no Python, as the kernels in C and their headers."""
     package = tmp_path / "package"
-    for name in ("policy/model.py", "policy/kernels/attention.c", "policy/kernels/vectors.h", "policy/__pycache__/model.pyc"):
+    for name in ("policy/model.py", "kernels/c/attention.c", "kernels/c/vectors.h", "policy/__pycache__/model.pyc"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("1")
     monkeypatch.setattr(programs, "_ROOT", package)
-    monkeypatch.setattr(programs, "_PARTS", {"ref-logprobs": (("policy",), ())})
+    monkeypatch.setattr(programs, "_PARTS", {"ref-logprobs": (("policy", "kernels"), ())})
     version = programs.program_version.__wrapped__
     seen = [version("ref-logprobs")]
-    for name in ("model.py", "kernels/attention.c", "kernels/vectors.h"):
-        (package / "policy" / name).write_text("2")
+    for name in ("policy/model.py", "kernels/c/attention.c", "kernels/c/vectors.h"):
+        (package / name).write_text("2")
         seen.append(version("ref-logprobs"))
     assert len(set(seen)) == 4
     (package / "policy" / "__pycache__" / "model.pyc").write_text("2")
@@ -104,8 +104,9 @@ def test_every_source_of_the_program_counts(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_kernels_in_c_are_among_the_sources():
-    found = {path.name for path in programs._sources(programs._ROOT / "policy")}
-    assert {"attention.c", "layers.c", "products.h", "vectors.h", "model.py"} <= found
+    found = {path.name for path in programs._sources(programs._ROOT / "kernels")}
+    assert {"attention.c", "layers.c", "products.h", "vectors.h", "triton_kernels.py"} <= found
+    assert all("kernels" in parts for parts, _ in (programs._PARTS["ref-logprobs"], programs._ALL))
 
 
 def test_machine_counts_where_numbers_are_made(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch):

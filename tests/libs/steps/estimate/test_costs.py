@@ -111,7 +111,7 @@ def test_activations_of_a_layer() -> None:
 
 
 def test_logits_are_kept_as_the_output_layer_keeps_them() -> None:
-    from nemotron_dpo.policy import logits
+    from nemotron_dpo.kernels import logits
 
     assert (estimate.CPU_LOGITS_BYTES, estimate.GPU_LOGITS_BYTES) == (logits.KEPT_BYTES, logits.GPU_KEPT_BYTES)
     assert (estimate.LOGITS_TOKENS, estimate.LOGITS_ENTRIES) == (logits.KEPT_TOKENS, logits.BLOCK_ENTRIES)
@@ -162,10 +162,11 @@ def test_flops_are_what_torch_counts(policy: Path, monkeypatch: pytest.MonkeyPat
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from nemotron_dpo.policy import logits
-    from nemotron_dpo.policy.kernels import logits as kernels
+    from nemotron_dpo.kernels import chosen, logits
+    from nemotron_dpo.kernels.torch_ops.logits import read_logits
 
-    monkeypatch.setattr(kernels, "serves", lambda *_: False)  # torch counts its own products alone
+    by_torch = replace(chosen.kernels(), read_logits=read_logits)
+    monkeypatch.setattr(chosen, "_chosen", by_torch)  # torch counts its own products alone
     trainable, shape, batch = _trainable(policy, "bfloat16")  # whose gradients are products of their own, which torch counts
 
     def counted() -> int:

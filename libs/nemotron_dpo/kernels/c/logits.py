@@ -1,0 +1,41 @@
+"""Logits of bfloat16 in float32 and what is kept of them, in one pass, in C: on a CPU that multiplies pairs of bfloat16.
+
+Legend: C tokens, B entries of a block of the vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from nemotron_dpo.kernels.torch_ops.logits import read_logits as read_by_torch
+from nemotron_dpo.kernels.workspace import room
+
+
+def serves(library: ctypes.CDLL, hidden_CH: Tensor, weight_BH: Tensor) -> bool:
+    """Whether there is a kernel for these: bfloat16 in the memory of a CPU, without gaps, and features that come in pairs.
+
+    There is none where the CPU has tiles of bfloat16 (AMX): there the products that torch takes are faster still.
+    """
+    both = (hidden_CH, weight_BH)
+    if not all(x.device.type == "cpu" and x.dtype is torch.bfloat16 and x.is_contiguous() for x in both):
+        return False
+    return weight_BH.shape[1] % 2 == 0 and library.panels_room(*weight_BH.shape) > 0
+
+
+def read_logits(
+    library: ctypes.CDLL, hidden_CH: Tensor, weight_BH: Tensor, place_C1: Tensor, softmax_CB: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `Kernels.read_logits`."""
+    if not serves(library, hidden_CH, weight_BH):
+        return read_by_torch(hidden_CH, weight_BH, place_C1, softmax_CB)
+    threads = torch.get_num_threads()
+    at_C, log_sums_C = torch.empty(2, len(hidden_CH))
+    panels = room("logit panels", library.panels_room(*weight_BH.shape))
+    tiles = room("logit tiles", threads * library.tiles_room(*weight_BH.shape))
+    tensors = hidden_CH, weight_BH, place_C1.contiguous(), at_C, log_sums_C, softmax_CB, panels, tiles
+    pointers = (None if x is None else x.data_ptr() for x in tensors)
+    library.read_logits(*pointers, len(hidden_CH), *weight_BH.shape, threads)
+    return at_C, log_sums_C

@@ -1,0 +1,52 @@
+"""The table that a backend fills in: one function a member, the same numbers from every backend but for rounding.
+
+A member takes any tensor that the model gives it. Where a backend's own code does not serve a tensor (another dtype, a view
+with gaps), the member falls back to torch's operations by itself, so that callers never ask which backend there is.
+
+Legend: S packed tokens, L those held here, T tokens, N query heads, G key/value heads, D head size, H features, C tokens of a
+chunk, B entries of a block of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nemotron_dpo.kernels.segments import PackedTokens
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A backend: its name, what tells its numbers from another's (`identity`), and its members.
+
+    attend(query, key, value, row, scale): attention [L, 1, N * D] of query [L, 1, N, D] over key and value [S, 1, G, D], by the
+        rule of `segments`; differentiable.
+    rms_norm(x, gain_H, eps): x [..., H] / sqrt(mean(x^2) + eps) * gain, and the inverses of the roots [T]. The gain is float32.
+    rms_norm_backward(x, gain_H, scales_T, grad, of_gain): the gradients of x and, float32, of the gain. Where `of_gain` is
+        False nobody reads the second, which may be None.
+    swiglu(gate_and_up, owner): silu(gate) * up of the two halves [..., 2H] -> [..., H]. An `owner` announces that the gradient
+        of the same tensor is the next to be asked for, with the same owner; None where it is not.
+    swiglu_backward(gate_and_up, grad, owner): the gradient [..., 2H] of both halves.
+    rotate(x, cosines, sines, direction): queries or keys [T, 1, N, D], of which the first entries are turned by angles
+        [T, 1, 1, as many], times 1 or -1.
+    read_logits(hidden_CH, weight_BH, place_C1, softmax_CB): of logits hidden @ weight.T one of each token's and
+        log(sum(exp(logits))), float32 [C] each. Their softmax is written to `softmax_CB`, unless it is None.
+    add_rounded(total, part): total += part, where `total` is float32 and `part` is narrower.
+    """
+
+    name: str
+    identity: str
+    attend: Callable[[Tensor, Tensor, Tensor, PackedTokens, float], Tensor]
+    rms_norm: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    rms_norm_backward: Callable[[Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
+    swiglu: Callable[[Tensor, object], Tensor]
+    swiglu_backward: Callable[[Tensor, Tensor, object], Tensor]
+    rotate: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    add_rounded: Callable[[Tensor, Tensor], None]
+
+
+class Unavailable(Exception):
+    """A backend cannot be used here; the message says why, in one line."""

@@ -1,0 +1,220 @@
+"""Attention over packed pairs on a CPU, forward and backward, as matrix products over blocks of queries that fit its caches.
+
+torch's own CPU kernel multiplies in float32 through small tiles and has no way to say "these queries are the last of those
+keys" but a mask; here each block of queries meets just the keys it may see. Scores and probabilities are float32, whatever the
+inputs are, and are computed again in the backward pass instead of being kept (Dao et al. 2022, sections 3.1 and B.2).
+
+Legend: L queries, S keys, G key/value heads, Q query heads of each, D head size; B the queries of a block, those of all heads
+of a group behind one another, token by token, and E their keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemotron_dpo.kernels.segments import PackedTokens
+from nemotron_dpo.kernels.torch_ops.block_plan import Plan, Run, plan_of
+from nemotron_dpo.kernels.torch_ops.float32_matmul import rounding_allowed
+from nemotron_dpo.kernels.workspace import room
+
+BLOCK = 128  # of queries: large enough for the matrix products, small enough that a block's scores stay in a core's cache
+
+
+def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedTokens, scale: float) -> Tensor:
+    """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D], by the rule of `segments`."""
+    return _Attend.apply(query, key, value, plan_of(row), scale)  # type: ignore[return-value]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.plan, ctx.scale = plan, scale
+        out = torch.empty(query.shape, dtype=query.dtype)
+        with _products(query.dtype):
+            q_GLQD, out_GLQD = (_heads_first(x, key.shape[2]) for x in (query, out))
+            for run in _made_ready(plan, *q_GLQD.shape[::2], query.shape[3]):
+                run.load(key, value, scale)
+                for block in run.blocks:
+                    block.q_GTQD.copy_(q_GLQD[:, block.queries])
+                    p_GBE = block.probabilities(block.seen(run.k_GED))
+                    torch.bmm(p_GBE, block.seen(run.v_GED), out=block.out_GBD)
+                    out_GLQD[:, block.queries].copy_(block.out_GTQD)
+        return out.flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value = ctx.saved_tensors
+        dq, grad = torch.empty_like(query), grads[0].view(query.shape)
+        dk_SGD, dv_SGD = (room(f"attention {name}", *x.squeeze(1).shape).zero_() for name, x in (("dk", key), ("dv", value)))
+        with _products(query.dtype):
+            q_GLQD, dq_GLQD, grad_GLQD = (_heads_first(x, key.shape[2]) for x in (query, dq, grad))
+            for run in _made_ready(ctx.plan, *q_GLQD.shape[::2], query.shape[3]):
+                run.load(key, value, ctx.scale)
+                for block in reversed(run.blocks):  # the last sees all keys, the others add to the first of them
+                    block.q_GTQD.copy_(q_GLQD[:, block.queries])
+                    block.grad_GTQD.copy_(grad_GLQD[:, block.queries])
+                    seen_k = block.seen(run.k_GED)
+                    p_GBE = block.probabilities(seen_k)
+                    block.add_product(run.dv_GED, p_GBE, block.grad_GBD)
+                    ds_GBE = block.score_gradients(block.seen(run.v_GED))
+                    block.add_product(run.dk_GED, ds_GBE, block.q_GBD)
+                    torch.bmm(ds_GBE, seen_k, out=block.out_GBD)
+                    dq_GLQD[:, block.queries].copy_(block.out_GTQD)
+                run.add_to(dk_SGD, run.dk_GED)
+                run.add_to(dv_SGD, run.dv_GED)
+            dk_SGD.mul_(ctx.scale)
+        dk, dv = (torch.empty_like(x).copy_(total[:, None]) for total, x in ((dk_SGD, key), (dv_SGD, value)))
+        return dq, dk, dv, None, None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run with float32 room for its keys, scaled, its values and the gradients of both, each in memory of their own."""
+
+    keys: tuple[tuple[slice, slice], ...]  # in S and in E
+    blocks: tuple[_Block, ...]
+    k_GED: Tensor
+    v_GED: Tensor
+    dk_GED: Tensor
+    dv_GED: Tensor
+
+    def load(self, key: Tensor, value: Tensor, scale: float) -> None:
+        """Take the run's part of key and value [S, 1, G, D]."""
+        for into_GED, x in ((self.k_GED, key), (self.v_GED, value)):
+            x_GSD = x.squeeze(1).transpose(0, 1)
+            for theirs, ours in self.keys:
+                into_GED[:, ours].copy_(x_GSD[:, theirs])
+        self.k_GED.mul_(scale)
+
+    def add_to(self, total_SGD: Tensor, part_GED: Tensor) -> None:
+        """Add the run's part of a gradient to the whole."""
+        for theirs, ours in self.keys:
+            total_SGD[theirs] += part_GED[:, ours].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of a run with room for what is made of them: [G, B, D], and the same with tokens T and heads apart."""
+
+    queries: slice
+    num_keys: int
+    q_GBD: Tensor
+    q_GTQD: Tensor
+    grad_GBD: Tensor
+    grad_GTQD: Tensor
+    out_GBD: Tensor
+    out_GTQD: Tensor
+    s_GBE: Tensor
+    ds_GBE: Tensor
+    own_GTQE: Tensor  # of the scores, those to which `hidden` is added
+    hidden: Tensor
+    product_GED: Tensor
+
+    def seen(self, x_GED: Tensor) -> Tensor:
+        """The first of the keys, in memory of their own: a product of a part is one of a copy of it, made each time."""
+        return x_GED if self.num_keys == x_GED.shape[1] else x_GED[:, : self.num_keys].contiguous()
+
+    def probabilities(self, k_GED: Tensor) -> Tensor:
+        """softmax [G, B, E] of the scores of the queries; valid until the next block's."""
+        torch.bmm(self.q_GBD, k_GED.mT, out=self.s_GBE)
+        self.own_GTQE.add_(self.hidden)
+        return torch.softmax(self.s_GBE, -1, out=self.s_GBE)
+
+    def score_gradients(self, v_GED: Tensor) -> Tensor:
+        """The gradient [G, B, E] of the scores: p * (dp - sum(p * dp)), where dp = grad @ v."""
+        torch.bmm(self.grad_GBD, v_GED.mT, out=self.ds_GBE)
+        return torch.ops.aten._softmax_backward_data.out(self.ds_GBE, self.s_GBE, -1, torch.float32, grad_input=self.ds_GBE)
+
+    def add_product(self, total_GED: Tensor, a_GBE: Tensor, b_GBD: Tensor) -> None:
+        """Add a.T @ b to the first keys of `total`, or be it all of them: set it."""
+        if self.num_keys == total_GED.shape[1]:
+            torch.bmm(a_GBE.mT, b_GBD, out=total_GED)
+        else:
+            total_GED[:, : self.num_keys] += torch.bmm(a_GBE.mT, b_GBD, out=self.product_GED)
+
+
+@functools.lru_cache(maxsize=1)
+@torch.inference_mode(False)
+def _made_ready(plan: Plan, num_groups: int, per_group: int, head_size: int) -> tuple[_Run, ...]:
+    """The runs of a plan with views of the rooms all of them share; made once for the layers of a pass."""
+    largest = max((_num_queries(run) * _num_keys(run) for run in plan.runs), default=0)
+    for name in ("scores", "score gradients"):
+        room(name, num_groups * per_group * largest)
+    return tuple(_run_ready(run, num_groups, per_group, head_size) for run in plan.runs)
+
+
+def _run_ready(run: Run, num_groups: int, per_group: int, head_size: int) -> _Run:
+    keys, end = [], 0
+    for part in run.keys:
+        start, end = end, end + part.stop - part.start
+        keys.append((part, slice(start, end)))
+    rooms = [room(f"attention {name} of run", num_groups, end, head_size) for name in ("k", "v", "dk", "dv")]
+    blocks = []
+    first = run.queries.start
+    before = end - (run.queries.stop - first)
+    for start in range(first, run.queries.stop, _num_queries(run)):
+        queries = slice(start, min(run.queries.stop, start + _num_queries(run)))
+        num_keys = before + queries.stop - first
+        blocks.append(_block_ready(run, queries, num_keys, (num_groups, queries.stop - start, per_group, head_size)))
+    return _Run(tuple(keys), tuple(blocks), *rooms)
+
+
+def _block_ready(run: Run, queries: slice, num_keys: int, shape: tuple[int, int, int, int]) -> _Block:
+    num_groups, num_tokens, per_group, head_size = shape
+    rows = num_tokens * per_group
+    q_GTQD, grad_GTQD, out_GTQD = (room(f"attention {name}", *shape) for name in ("q", "grad", "out"))
+    s_GBE, ds_GBE = (room(name, num_groups, rows, num_keys) for name in ("scores", "score gradients"))
+    own_GTQE, hidden = s_GBE.view(num_groups, num_tokens, per_group, num_keys), run.hidden
+    if hidden is None:
+        own_GTQE, hidden = own_GTQE[..., -num_tokens:], _triangle()[:num_tokens, :num_tokens]
+    return _Block(
+        queries,
+        num_keys,
+        q_GBD=q_GTQD.view(num_groups, rows, head_size),
+        q_GTQD=q_GTQD,
+        grad_GBD=grad_GTQD.view(num_groups, rows, head_size),
+        grad_GTQD=grad_GTQD,
+        out_GBD=out_GTQD.view(num_groups, rows, head_size),
+        out_GTQD=out_GTQD,
+        s_GBE=s_GBE,
+        ds_GBE=ds_GBE,
+        own_GTQE=own_GTQE,
+        hidden=hidden[:, None],
+        product_GED=room("attention product", num_groups, num_keys, head_size),
+    )
+
+
+@functools.cache
+def _triangle() -> Tensor:
+    """-inf where one of BLOCK queries must not see one of their own keys, else 0."""
+    return torch.full((BLOCK, BLOCK), -torch.inf).triu_(1)
+
+
+@contextlib.contextmanager
+def _products(dtype: torch.dtype) -> Iterator[None]:
+    """Products as fast as `dtype` allows, of calls none of which names a device: a mode costs a microsecond a call."""
+    with rounding_allowed(dtype), torch._C.DisableTorchFunction():
+        yield
+
+
+def _heads_first(x: Tensor, num_groups: int) -> Tensor:
+    """[L, 1, G * Q, D] seen as [G, L, Q, D]."""
+    return x.squeeze(1).unflatten(1, (num_groups, -1)).transpose(0, 1)
+
+
+def _num_queries(run: Run) -> int:
+    """Of the largest block of a run."""
+    num_queries = run.queries.stop - run.queries.start
+    return num_queries if run.hidden is not None else min(num_queries, BLOCK)
+
+
+def _num_keys(run: Run) -> int:
+    return sum(part.stop - part.start for part in run.keys)
