@@ -17,6 +17,7 @@ is removed and the export fails.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,9 +48,12 @@ def command(source: str, output: str, form: str, hf_model: str | None, precision
     target = Path(output)
     refuse_existing(target)
     found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_run(source)
+    from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy import parallel
 
     parallel.initialize()
+    if verify:
+        choose(say=functools.partial(cli.say, PROGRAM))
     try:
         from nemotron_dpo.checkpoint.export import export
 

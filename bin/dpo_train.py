@@ -18,6 +18,8 @@ checkpointing.save_optimizer=true a run that was interrupted is resumed by the s
 processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the step it is in, with a
 checkpoint and status 143, and so does checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold
 weights alone, and a run folder that has any is refused.
+
+NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; without it that is the fastest the machine has.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def command(
     source: str, overrides: tuple[str, ...], policy: str, run_dir: str, validation: tuple[str, ...], config: str | None
 ) -> None:
     from nemotron_dpo.config import load_run, with_home
+    from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.training.resume import newest
@@ -76,6 +79,7 @@ def command(
     run, folder = with_home(run), Path(run_dir)
     for warning in warnings:
         cli.say(PROGRAM, f"warning: {warning}")
+    choose(run.policy.precision, functools.partial(cli.say, PROGRAM))
     pretrained = run.checkpointing.pretrained_checkpoint
     found = resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
     with _held(run, folder):
@@ -173,11 +177,12 @@ def _weights_digest(policy: ModelSource) -> str:
 def _identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: dict[str, Pairs]) -> Identity:
     """What makes this run this one."""
     from nemotron_dpo.config import identity
+    from nemotron_dpo.kernels.chosen import kernels
     from nemotron_dpo.training.resume import Identity, digest
 
     fixed, free = identity(run)
     validation = {name: digest(pairs) for name, pairs in sets.items()}
-    return Identity(digest(data), _weights_digest(policy), fixed, free, validation)
+    return Identity(digest(data), _weights_digest(policy), fixed, free, validation, kernels().identity)
 
 
 def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:

@@ -13,6 +13,8 @@ train with. Scores do not depend on the objective, beta or the learning rate, so
 ones. Under torchrun the pairs are divided over the processes. A policy too large for one of them is divided first:
 --tensor-parallel N divides each layer, --pipeline-parallel N the layers, --context-parallel N the tokens of a row,
 --expert-parallel N the experts of a mixture.
+
+NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; without it that is the fastest the machine has.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def command(
     reuse: tuple[str, ...],
     **division: int | None,
 ) -> None:
+    from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.paths import refuse_overwriting
+    from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.sources import resolve, with_hf_model
     from nemotron_dpo.streams import open_reader
 
@@ -80,11 +84,13 @@ def command(
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
     cli.warn_of_untried(PROGRAM)
+    redirect()
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
         _warn(reader)
         found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer, found)
-        info = _stream_info(reader, found, precision)
+        kernels = choose(precision, functools.partial(cli.say, PROGRAM))
+        info = _stream_info(reader, found, precision, kernels.identity)
         with _joined_job(division), _writer(output, info) as writer:
             num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
     seconds = time.perf_counter() - started
@@ -139,11 +145,12 @@ def _score(
     return num_pairs, num_new
 
 
-def _stream_info(reader: Reader, policy: ModelSource, precision: str) -> StreamInfo:
+def _stream_info(reader: Reader, policy: ModelSource, precision: str, kernels: str) -> StreamInfo:
     from nemotron_dpo.streams import StreamInfo
 
     digests = {**reader.info.digests, "reference": policy.weights_digest()}
-    settings = {**reader.info.settings, "reference_policy": policy.name, "reference_precision": precision}
+    own = {"reference_policy": policy.name, "reference_precision": precision, "kernels": kernels}
+    settings = {**reader.info.settings, **own}
     return StreamInfo("scored_pairs", PROGRAM, __version__, digests, settings)
 
 
@@ -176,6 +183,9 @@ def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
             if not same_weights or old.info.settings.get("reference_precision") != info.settings["reference_precision"]:
                 raise UserError("cannot be reused: it was scored by another policy or at another precision", source=path)
             _warn(old)
+            if (by := old.info.settings.get("kernels")) != info.settings["kernels"]:
+                kernels = f"{by or 'unknown ones'}, new pairs by {info.settings['kernels']}"
+                cli.say(PROGRAM, f"warning: {path}: was scored by other kernels ({kernels}): they round otherwise")
             pairs = Pairs.of(old.read_all())
             check_ids(pairs, path)
             check_scores(pairs, path, "leave out this --reuse")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
+from nemotron_dpo.kernels.choice import VARIABLE
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
@@ -49,6 +51,7 @@ def test_provenance_names_the_reference(scored: Path) -> None:
         assert reader.info.producer == "ref-logprobs"
         assert reader.info.digests["reference"].startswith("sha256:")
         assert reader.info.settings["reference_precision"] == "float32"
+        assert reader.info.settings["kernels"].startswith(("c ", "torch "))
 
 
 def test_a_pipe_gives_the_same_bytes(scored: Path, pairs_file: Path, llama: Path) -> None:
@@ -64,7 +67,25 @@ def test_reuse_scores_only_what_is_new(scored: Path, llama: Path, tmp_path: Path
     options = ("--policy", llama, "--precision", "float32")
     done = check("ref-logprobs", more, "-o", tmp_path / "out.arrow", *options, "--reuse", scored)
     assert b"15 pairs scored, 12 of them reused" in done.stderr
+    assert b"other kernels" not in done.stderr
     assert read(tmp_path / "out.arrow").slice(0, 12).to_pylist() == read(scored).to_pylist()
+
+
+def test_kernels_are_chosen_by_the_environment_recorded_and_said(
+    scored: Path, pairs_file: Path, llama: Path, tmp_path: Path
+) -> None:
+    options = ("-o", tmp_path / "out.arrow", "--policy", llama, "--precision", "float32")
+    done = check("ref-logprobs", pairs_file, *options, "--reuse", scored, env={**os.environ, VARIABLE: "torch"})
+    lines = done.stderr.decode().splitlines()
+    assert lines[0] == f"ref-logprobs: warning: kernels: torch instead of c: {VARIABLE} is torch"
+    with open_reader(tmp_path / "out.arrow", "scored_pairs") as reader, open_reader(scored, "scored_pairs") as old:
+        kernels = reader.info.settings["kernels"]
+        names = f"({old.info.settings['kernels']}, new pairs by {kernels})"
+        assert lines[1] == f"ref-logprobs: warning: {scored}: was scored by other kernels {names}: they round otherwise"
+    assert kernels.startswith("torch ")
+    done = run("ref-logprobs", pairs_file, *options, env={**os.environ, VARIABLE: "gpu", "CUDA_VISIBLE_DEVICES": ""})
+    assert error_line(done, "ref-logprobs") == f"{VARIABLE} is gpu, which cannot be: there is no GPU: unset {VARIABLE}"
+    assert done.returncode == 2
 
 
 @pytest.mark.slow

@@ -35,9 +35,9 @@ def choose(precision: str | None = None, say: Callable[[str], object] = lambda l
             prefer_onednn()
         _chosen, reason = _made(choice.choose(os.environ, has_gpu=has_gpu))
         if reason:
-            say(f"kernels: {_chosen.name} instead of {'gpu' if has_gpu else 'c'}: {reason}")
+            say(f"warning: kernels: {_chosen.name} instead of {'gpu' if has_gpu else 'c'}: {reason}")
         if has_gpu and precision and (reason := why_not_flash(getattr(torch, precision))):
-            say(f"kernels: attention without FlashAttention: {reason}")
+            say(f"warning: kernels: attention without FlashAttention: {reason}")
     return _chosen
 
 

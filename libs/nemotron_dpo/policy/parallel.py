@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.kernels.chosen import kernels
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
 from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
 from nemotron_dpo.policy.rows import Cut
@@ -84,12 +86,28 @@ def initialize(layout: Layout = Layout(), seed: int = 42, say: Callable[[str], o
         create_gloo_process_groups=False,
     )
     _layout = layout
+    _warn_of_mixed_kernels(say)
     torch.manual_seed(seed)
     if device().type == "cpu":
         initialize_rng_tracker(inference_rng_tracker=True)  # dropout is off, and there is no CUDA random state to track
         without_cuda_random_state()
     else:
         model_parallel_cuda_manual_seed(seed)
+
+
+def _warn_of_mixed_kernels(say: Callable[[str], object]) -> None:
+    """Say it where the processes of a job compute by different kernels: hosts may differ in compilers, CPUs and GPUs."""
+    if world_size() > 1:
+        identities: list[str] = [""] * world_size()
+        dist.all_gather_object(identities, kernels().identity)
+        if len(set(identities)) > 1:
+            say(f"warning: {mixed(identities)}")
+
+
+def mixed(identities: Sequence[str]) -> str:
+    """How many processes compute by which kernels, and the first rank of each; `identities` are in the order of ranks."""
+    parts = [f"{number} by {name} (from rank {identities.index(name)} on)" for name, number in Counter(identities).items()]
+    return f"processes compute by different kernels: {', '.join(parts)}"
 
 
 def shut_down() -> None:

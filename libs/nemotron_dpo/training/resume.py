@@ -25,7 +25,8 @@ _FORMAT = 2
 class Identity:
     """What makes two runs the same run. `fixed` settings decide the updates; `free` ones only their number and what is watched.
 
-    `data` and `policy` are digests of the pairs and of the initial weights; settings are named by their dotted keys.
+    `data` and `policy` are digests of the pairs and of the initial weights; settings are named by their dotted keys. `kernels`
+    is what computed: by others the run is the same but for the last bits of its numbers ("" where it was not recorded).
     """
 
     data: str
@@ -33,6 +34,7 @@ class Identity:
     fixed: dict[str, Any] = field(default_factory=dict)
     free: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, str] = field(default_factory=dict)
+    kernels: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def check_identity(saved: Identity, given: Identity, folder: Path) -> list[str]:
         remedy = f"set {'them' if len(changed) > 1 else 'it'} back, or start in another folder"
         raise UserError(f"belongs to a run with other settings: {'; '.join(changed)}", source=folder, remedy=remedy)
     others = [f"validation {name} is another set than before" for name in _differing(saved.validation, given.validation)]
+    if saved.kernels and saved.kernels != given.kernels:
+        others.append(f"kernels were {saved.kernels}, are {given.kernels}: from here on numbers are rounded otherwise")
     return [f"{change}: the rest of the run follows the new value" for change in _changes(saved.free, given.free)] + others
 
 

@@ -68,7 +68,7 @@ def test_what_is_not_chosen_by_a_program_is_chosen_at_first_use(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "0")
     assert chosen.kernels().name == "torch"
-    assert [record.getMessage() for record in caplog.records] == [f"kernels: torch instead of c: {VARIABLE} is 0"]
+    assert [record.getMessage() for record in caplog.records] == [f"warning: kernels: torch instead of c: {VARIABLE} is 0"]
 
 
 def test_torch_serves_where_nothing_can_be_built_and_the_reason_is_said(
@@ -91,7 +91,7 @@ def test_torch_serves_where_nothing_can_be_built_and_the_reason_is_said(
         with monkeypatch.context() as patched:
             patched.setenv(name, value)
             line = said([])
-            assert line.startswith("kernels: torch instead of c: ")
+            assert line.startswith("warning: kernels: torch instead of c: ")
             assert reason in line
             assert chosen.kernels().identity.startswith("torch ")
             chosen.use(None)

@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.training.record import Totals
-from nemotron_dpo.training.resume import Identity, ResumeState
+from nemotron_dpo.training.resume import Identity, ResumeState, check_identity
 
 
 def saved(run: Path, step: int) -> Path:
@@ -97,6 +97,14 @@ def test_a_step_is_read_as_it_was_saved_also_from_a_copy_but_under_no_other_name
     first, second = ResumeState.read(folder), ResumeState.read(tmp_path / "copy" / "step_2")
     assert first.totals == second.totals == Totals(2, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 0.5})
     assert first.identity == Identity("data", "policy", {"a": [1, 2]}, {"b": None}, {"v": "x"})
+    assert first.identity.kernels == ""  # as in steps that were saved before it was recorded
     folder.rename(tmp_path / "step_7")
     with pytest.raises(UserError, match="is of step 2"):
         ResumeState.read(tmp_path / "step_7")
+
+
+def test_other_kernels_are_said_and_no_reason_to_refuse() -> None:
+    saved_by = [Identity("data", "policy", kernels=kernels) for kernels in ("c 1", "torch", "")]
+    line = "kernels were torch, are c 1: from here on numbers are rounded otherwise"
+    for before, expected in zip(saved_by, ([], [line], []), strict=True):
+        assert check_identity(before, saved_by[0], Path("step_2")) == expected
