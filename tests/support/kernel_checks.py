@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemotron_dpo.kernels.torch_ops.table import torch_kernels
+
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -63,6 +65,36 @@ def log_sum_exp(kernels: Any, device: str, dtype: torch.dtype, size: int) -> Non
         agree(softmax, torch.softmax(logits.float(), 1), dtype)
 
 
+def check_members(members: Any, device: str, dtype: torch.dtype) -> None:
+    """The members for GPUs against those of torch, as a model calls them."""
+    torchs = torch_kernels()
+    x, slope, gain = (_draw(9, 1, n, device=device, dtype=dtype) for n in (24, 12, 24))
+    agree(members.swiglu(x, None), torchs.swiglu(x, None).float(), dtype)
+    agree(members.swiglu_backward(x, slope, None), torchs.swiglu_backward(x, slope, None).float(), dtype)
+    gain, wide_slope = gain[0, 0].float(), _draw(9, 1, 24, device=device, dtype=dtype)
+    normed, scales = members.rms_norm(x, gain, 1e-5)
+    wanted, wanted_scales = torchs.rms_norm(x, gain, 1e-5)
+    agree(normed, wanted.float(), dtype)
+    agree(scales, wanted_scales, torch.float32)
+    ours, theirs = (one.rms_norm_backward(x, gain, scales, wide_slope, True) for one in (members, torchs))
+    for grad, expected in zip(ours, theirs, strict=True):
+        assert grad is not None
+        assert expected is not None
+        agree(grad, expected.float(), dtype)
+    heads, (cosines, sines) = _draw(9, 1, 2, 16, device=device, dtype=dtype), _draw(2, 9, 1, 1, 8, device=device, dtype=dtype)
+    agree(members.rotate(heads, cosines, sines, -1), torchs.rotate(heads, cosines, sines, -1).float(), dtype)
+    hidden, weight = _draw(9, 24, device=device, dtype=dtype), _draw(70, 24, device=device, dtype=dtype)
+    places, softmax = torch.arange(9, device=device)[:, None], torch.empty(2, 9, 70, device=device, dtype=dtype)
+    for kept in (None, softmax):
+        given = (None, None) if kept is None else kept
+        read, expected = (
+            one.read_logits(hidden, weight, places, into) for one, into in zip((members, torchs), given, strict=True)
+        )
+        for got, value in zip(read, expected, strict=True):
+            agree(got, value, torch.float32)
+    agree(softmax[0], softmax[1].float(), dtype)
+
+
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
     """Stop unless `ours` is as near `theirs` as roundings to `dtype` leave it."""
     assert off(ours, theirs) < TOLERANCE[dtype]
@@ -101,7 +133,7 @@ def compile_for_gpu(name: str, kernel: Any) -> None:
 
 def main() -> None:
     """By the interpreter all kernels in both precisions; without it all are compiled."""
-    from nemotron_dpo.kernels.gpu import triton_kernels
+    from nemotron_dpo.kernels.gpu import members, triton_kernels
 
     if os.environ.get("TRITON_INTERPRET") != "1":
         kernels = {name: value for name, value in vars(triton_kernels).items() if hasattr(value, "arg_names")}
@@ -114,6 +146,10 @@ def main() -> None:
             torch.manual_seed(0)
             check(triton_kernels, "cpu", dtype, 36)
             print(check.__name__)
+        members._serve = lambda *tensors: True  # as if they lay on a GPU
+        torch.manual_seed(0)
+        check_members(members, "cpu", dtype)
+        print("members")
 
 
 if __name__ == "__main__":

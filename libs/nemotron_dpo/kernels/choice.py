@@ -89,6 +89,14 @@ def cpu() -> str:
     return platform.machine() + next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
+def has_wide_vectors() -> bool:
+    """Whether kernels in C are built of wide vectors here; the others were tried for their numbers, not for their speed."""
+    try:
+        return "avx2" in cpu().split()
+    except OSError:
+        return False
+
+
 def identity_of(command: list[str]) -> list[str]:
     """Of a compiler's command, what tells it from another one, found without starting it."""
     binary = Path(command[0]).resolve()

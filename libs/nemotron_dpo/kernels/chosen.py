@@ -36,6 +36,8 @@ def choose(precision: str | None = None, say: Callable[[str], object] = lambda l
         _chosen, reason = _made(choice.choose(os.environ, has_gpu=has_gpu))
         if reason:
             say(f"warning: kernels: {_chosen.name} instead of {'gpu' if has_gpu else 'c'}: {reason}")
+        if _chosen.name == "c" and not choice.has_wide_vectors():
+            say("warning: kernels: c in vectors of 4 numbers, and so of no known speed: this CPU has no AVX2")
         if has_gpu and precision and (reason := why_not_flash(getattr(torch, precision))):
             say(f"warning: kernels: attention without FlashAttention: {reason}")
     return _chosen

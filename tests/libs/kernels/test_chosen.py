@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.kernels import chosen
+from nemotron_dpo.kernels import choice, chosen
 from nemotron_dpo.kernels.c import build
 from nemotron_dpo.kernels.choice import VARIABLE
 from nemotron_dpo.kernels.protocol import Unavailable
@@ -54,6 +54,13 @@ def test_built_once_and_said_never(cache: Path) -> None:
     chosen.use(None)
     assert chosen.choose().identity == table.identity
     assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [before]
+
+
+def test_a_cpu_without_wide_vectors_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = choice.cpu()
+    assert choice.has_wide_vectors() == ("avx2" in flags.split())
+    monkeypatch.setattr(choice, "has_wide_vectors", lambda: False)
+    assert said([]) == "warning: kernels: c in vectors of 4 numbers, and so of no known speed: this CPU has no AVX2"
 
 
 def test_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from nemotron_dpo.kernels import chosen
 from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
 from nemotron_dpo.kernels.torch_ops.flash_attention import flash_attention, run_attention
 from nemotron_dpo.policy.logprobs import response_logps
 from nemotron_dpo.policy.rows import PackedRow
 from support import small
-from support.kernel_checks import CHECKS, TOLERANCE, off
+from support.kernel_checks import CHECKS, TOLERANCE, check_members, off
 from support.policy_rows import packed
 from support.programs import check, losses
 
@@ -40,6 +41,30 @@ def test_kernels(agrees: Any, size: int, dtype: torch.dtype) -> None:
     from nemotron_dpo.kernels.gpu import triton_kernels
 
     agrees(triton_kernels, "cuda", dtype, size)
+
+
+def test_the_fastest_backend_is_chosen_and_what_is_slow_in_float32_is_said() -> None:
+    before = chosen.use(None)
+    try:
+        for precision, said in (
+            ("bfloat16", []),
+            ("float32", ["warning: kernels: attention without FlashAttention: it takes no float32"]),
+        ):
+            lines: list[str] = []
+            chosen.use(None)
+            table = chosen.choose(precision, lines.append)
+            assert table.name == "gpu"
+            assert table.identity.startswith("gpu, triton ")
+            assert lines == said
+    finally:
+        chosen.use(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_members_are_those_of_torch(dtype: torch.dtype) -> None:
+    from nemotron_dpo.kernels.gpu import members
+
+    check_members(members, "cuda", dtype)
 
 
 @pytest.mark.parametrize(("attend", "dtype"), [(flash_attention, torch.bfloat16), (run_attention, torch.float32)])

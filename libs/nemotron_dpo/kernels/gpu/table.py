@@ -17,7 +17,7 @@ def gpu_kernels() -> Kernels:
 
         from nemotron_dpo.kernels.gpu import members
 
-        members.swiglu(torch.zeros(1, 2, device="cuda"), None)
+        members.swiglu(torch.zeros(1, 64, device="cuda"), None).any().item()  # which waits for it
     except Exception as error:  # Triton starts a C compiler, ptxas and the driver: each fails in its own way
         raise Unavailable(f"Triton does not work here: {' '.join(str(error).split()) or type(error).__name__}") from None
     torchs = torch_kernels()
