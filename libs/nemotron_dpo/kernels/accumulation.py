@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.kernels.chosen import kernels
-from nemotron_dpo.kernels.workspace import room
+from nemotron_dpo.kernels.scratch import scratch
 
 _ADDS_WIDE = hasattr(torch.ops.aten.addmm, "dtype_out")  # from torch 2.8 on
 _BLOCK_ROWS = 4096  # of a gradient: as much of a product as stays in a CPU's cache until it is added
@@ -25,7 +25,7 @@ def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
         return
     rows, where = len(total_NK) if total_NK.is_cuda else _BLOCK_ROWS, total_NK.device
     for part, columns in zip(total_NK.split(rows), grad_SN.split(rows, dim=1), strict=True):
-        product = torch.mm(columns.t(), x_SK, out=room("product", *part.shape, dtype=x_SK.dtype, device=where))
+        product = torch.mm(columns.t(), x_SK, out=scratch("product", *part.shape, dtype=x_SK.dtype, device=where))
         kernels().add_rounded(part, product)
 
 

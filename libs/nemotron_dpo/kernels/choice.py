@@ -26,7 +26,7 @@ _DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """A backend, whether the environment insists on it, and why it is not a faster one ("" where it is the fastest)."""
 
     name: str
@@ -34,7 +34,7 @@ class Choice:
     reason: str = ""
 
 
-def choose(environ: Mapping[str, str], *, has_gpu: bool) -> Choice:
+def backend_for(environ: Mapping[str, str], *, has_gpu: bool) -> BackendChoice:
     """The backend for a process that computes on a GPU or, without one, on the CPU.
 
     Raises UserError (usage) where the environment asks for one that does not exist, or that this process cannot have.
@@ -44,7 +44,7 @@ def choose(environ: Mapping[str, str], *, has_gpu: bool) -> Choice:
         raise UserError(f"{VARIABLE} is {asked!r}", remedy="set it to torch, c, gpu or auto", usage=True)
     fastest, wanted = "gpu" if has_gpu else "c", _NAMES[asked]
     if wanted == "torch":
-        return Choice("torch", True, f"{VARIABLE} is {asked}")
+        return BackendChoice("torch", True, f"{VARIABLE} is {asked}")
     if wanted == "c" and has_gpu:
         raise refused(environ, "this process computes on a GPU")
     if wanted == "gpu" and not has_gpu:
@@ -52,7 +52,7 @@ def choose(environ: Mapping[str, str], *, has_gpu: bool) -> Choice:
     reason = obstacle(fastest, environ)
     if reason and wanted != "auto":
         raise refused(environ, reason)
-    return Choice("torch" if reason else fastest, wanted != "auto", reason)
+    return BackendChoice("torch" if reason else fastest, wanted != "auto", reason)
 
 
 def refused(environ: Mapping[str, str], reason: str) -> UserError:
@@ -97,7 +97,7 @@ def has_wide_vectors() -> bool:
         return False
 
 
-def identity_of(command: list[str]) -> list[str]:
+def compiler_identity(command: list[str]) -> list[str]:
     """Of a compiler's command, what tells it from another one, found without starting it."""
     binary = Path(command[0]).resolve()
     return [*command, str(binary), str(binary.stat().st_mtime_ns)]
@@ -111,11 +111,11 @@ def fingerprint(environ: Mapping[str, str]) -> str:
     """
     gpus = _gpus(environ)
     try:
-        name = choose(environ, has_gpu=bool(gpus)).name
+        name = backend_for(environ, has_gpu=bool(gpus)).name
     except UserError:
         name = f"refused {environ.get(VARIABLE)}"
     built_by = compiler(environ) if name == "c" else None
-    words = [name, *(identity_of(built_by) if built_by else [])]
+    words = [name, *(compiler_identity(built_by) if built_by else [])]
     try:
         words = [*words, cpu()]
     except OSError:  # a system that has no such file

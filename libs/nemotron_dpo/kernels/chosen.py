@@ -33,7 +33,7 @@ def choose(precision: str | None = None, say: Callable[[str], object] = lambda l
         has_gpu = torch.cuda.is_available()
         if not has_gpu:
             prefer_onednn()
-        _chosen, reason = _made(choice.choose(os.environ, has_gpu=has_gpu))
+        _chosen, reason = _made(choice.backend_for(os.environ, has_gpu=has_gpu))
         if reason:
             say(f"warning: kernels: {_chosen.name} instead of {'gpu' if has_gpu else 'c'}: {reason}")
         if _chosen.name == "c" and not choice.has_wide_vectors():
@@ -50,7 +50,7 @@ def use(table: Kernels | None) -> Kernels | None:
     return before
 
 
-def _made(chosen: choice.Choice) -> tuple[Kernels, str]:
+def _made(chosen: choice.BackendChoice) -> tuple[Kernels, str]:
     """The table of a choice, or torch's with the reason where it turns out not to work and nobody insists on it."""
     try:
         return _table(chosen.name), chosen.reason

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.kernels.chosen import kernels
-from nemotron_dpo.kernels.workspace import room
+from nemotron_dpo.kernels.scratch import scratch
 
 CHUNK_TOKENS, BLOCK_ENTRIES = 2048, 2048
 GPU_CHUNK_TOKENS, GPU_BLOCK_ENTRIES = 8192, 16384  # large products; a gradient of weights is read and written once a chunk
@@ -29,7 +29,7 @@ class Logits:
     def __init__(self, hidden_CH: Tensor, weight_VH: Tensor, *, keep: bool) -> None:
         self._hidden_CH, self._weight_VH, self._keep = hidden_CH, weight_VH, keep
         self.blocks = blocks(weight_VH)
-        self._memory = room(
+        self._memory = scratch(
             "kept probabilities" if keep else "probabilities",
             len(self.blocks) if keep else 1,
             len(hidden_CH) * (self.blocks[0].stop - self.blocks[0].start),

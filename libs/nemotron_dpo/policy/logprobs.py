@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.logits import Logits, blocks, chunks
-from nemotron_dpo.kernels.workspace import room
+from nemotron_dpo.kernels.scratch import scratch
 
 # d loss / d log-prob, float32 [R], at log-probs float32 [R], where a pair's depend on its own log-probs alone
 Slope = Callable[[Tensor], Tensor]
@@ -141,7 +141,7 @@ class _Gradients:
             scale_C1 = (-slope_C * log_share_NC[index].exp())[:, None]
             grad_CH.addcmul_(_float_product(p_CB, self._weight_VH[block]), scale_C1)
             if self._total_VH is not None:  # a policy with adapters does not train it
-                scaled_CH = room("scaled hidden", *self._hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
+                scaled_CH = scratch("scaled hidden", *self._hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
                 add_product(self._total_VH[block], p_CB, torch.mul(self._hidden_CH, scale_C1, out=scaled_CH))
         return grad_CH
 
@@ -157,8 +157,8 @@ class _Gradients:
 def _float_product(p_CB: Tensor, weight_BH: Tensor) -> Tensor:
     """p @ weight, rounded to their dtype, as float32; valid until the next call."""
     shape, where = (len(p_CB), weight_BH.shape[1]), p_CB.device
-    product_CH = torch.mm(p_CB, weight_BH, out=room("hidden gradient", *shape, dtype=p_CB.dtype, device=where))
-    return room("wide hidden gradient", *shape, device=where).copy_(product_CH)
+    product_CH = torch.mm(p_CB, weight_BH, out=scratch("hidden gradient", *shape, dtype=p_CB.dtype, device=where))
+    return scratch("wide hidden gradient", *shape, device=where).copy_(product_CH)
 
 
 def _clear_targets(p_CB: Tensor, place_C1: Tensor, here_C: Tensor) -> None:

@@ -100,7 +100,7 @@ def test_what_is_not_a_number_is_not_hidden(c_kernels: Kernels) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [*HEADS, WIDEST], ids=str)
 @pytest.mark.parametrize("lengths", [((1, 1, 1),), LONG], ids=["short", "long"])
-def test_rooms_suffice_and_are_written_before_they_are_read(
+def test_scratch_memory_suffices_and_is_written_before_it_is_read(
     c_kernels: Kernels, lengths: tuple, heads: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row, guard, made = packed(*lengths), 64, []
@@ -112,7 +112,7 @@ def test_rooms_suffice_and_are_written_before_they_are_read(
     of = inputs(row, heads, dtype)
     slope = torch.randn(row.num_tokens, 1, heads[0] * heads[2]).to(dtype)
     clean = torch.autograd.grad(c_kernels.attend(*of, row, 0.2), of, slope)
-    monkeypatch.setattr(attention, "room", spoiled)
+    monkeypatch.setattr(attention, "scratch", spoiled)
     again = torch.autograd.grad(c_kernels.attend(*of, row, 0.2), of, slope)
     assert all(torch.equal(x, y) for x, y in zip(clean, again, strict=True))
     assert len(made) == 3

@@ -64,7 +64,7 @@ def test_the_fastest_backend_is_chosen_and_what_stands_against_it_is_said(machin
         (True, True, "Linux", {"PATH": path, VARIABLE: "torch"}, "torch", f"{VARIABLE} is torch"),
     ):
         _on(machine, monkeypatch, triton=triton, system=system)
-        chosen = choice.choose(environ, has_gpu=has_gpu)
+        chosen = choice.backend_for(environ, has_gpu=has_gpu)
         assert (chosen.name, chosen.reason) == (name, reason), environ
         assert chosen.is_wanted == (environ.get(VARIABLE, "") in ("0", "torch", "c", "gpu"))
 
@@ -81,7 +81,7 @@ def test_a_backend_that_cannot_be_had_is_refused_where_it_is_asked_for(machine: 
     ):
         _on(machine, monkeypatch, triton=False)
         with pytest.raises(UserError) as refusal:
-            choice.choose(environ, has_gpu=has_gpu)
+            choice.backend_for(environ, has_gpu=has_gpu)
         assert complaint in str(refusal.value)
         assert refusal.value.usage
         choice.fingerprint(environ)  # those who only ask are not stopped by it

@@ -87,7 +87,9 @@ def test_what_is_not_finite_is_not_hidden_and_spreads_no_further() -> None:
         assert torch.equal(got[:50], fine[:50])
 
 
-def test_rooms_suffice_and_are_written_before_they_are_read(c_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_memory_suffices_and_is_written_before_it_is_read(
+    c_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Tensor] = []
 
     def spoiled(_: str, size: int) -> Tensor:
@@ -100,10 +102,10 @@ def test_rooms_suffice_and_are_written_before_they_are_read(c_library: ctypes.CD
             continue
         clean = c_logits.read_logits(c_library, hidden, weight, places[:, None], None)
         with monkeypatch.context() as patched:
-            patched.setattr(c_logits, "room", spoiled)
+            patched.setattr(c_logits, "scratch", spoiled)
             again = c_logits.read_logits(c_library, hidden, weight, places[:, None], None)
         assert all(torch.equal(x, y) for x, y in zip(clean, again, strict=True))
-        assert all(room[-64:].isnan().all() for room in made)
+        assert all(one[-64:].isnan().all() for one in made)
 
 
 @pytest.mark.usefixtures("_every_way")

@@ -81,18 +81,18 @@ INLINE void give(void *x, i64 place, const float *from, const Item *item) {
     for (i64 d = 0; d < size; d += LANES) give_part(x, place + d, load(from + d), size - d, item->call);
 }
 
-/* the same row as a product by panels takes it; `room` holds a row */
-INLINE const float *as_words(const void *x, i64 place, float *room, const Item *item) {
-    if (item->pairs) memcpy(room, (const half *)x + place, item->num_words * WORD);
-    else take(room, x, place, item);
-    return room;
+/* the same row as a product by panels takes it; `scratch` holds a row */
+INLINE const float *as_words(const void *x, i64 place, float *scratch, const Item *item) {
+    if (item->pairs) memcpy(scratch, (const half *)x + place, item->num_words * WORD);
+    else take(scratch, x, place, item);
+    return scratch;
 }
 
-/* keys or values [num_words, E] by panels; the row of scores `room` is free */
-INLINE void pack(float *panels, const void *x, float *room, const Item *item) {
+/* keys or values [num_words, E] by panels; the row of scores `scratch` is free */
+INLINE void pack(float *panels, const void *x, float *scratch, const Item *item) {
     for (i64 e = 0; e < item->padded; e++) {
         float *to = panels + e / PANEL * PANEL * item->num_words + e % PANEL;
-        const float *from = e < item->run->num_keys ? as_words(x, key_place(item, e), room, item) : 0;
+        const float *from = e < item->run->num_keys ? as_words(x, key_place(item, e), scratch, item) : 0;
         for (i64 w = 0; w < item->num_words; w++) to[w * PANEL] = from ? from[w] : 0;
     }
 }
@@ -109,9 +109,9 @@ INLINE void take_block(float *to, const void *x, i64 first, i64 count, const Ite
     memset(to + count * item->size, 0, (BLOCK - count) * item->size * WORD);
 }
 
-INLINE void take_words(float *to, const void *x, i64 first, i64 count, float *room, const Item *item) {
+INLINE void take_words(float *to, const void *x, i64 first, i64 count, float *scratch, const Item *item) {
     for (i64 r = 0; r < count; r++)
-        memcpy(to + r * item->num_words, as_words(x, query_place(item, first + r), room, item), item->num_words * WORD);
+        memcpy(to + r * item->num_words, as_words(x, query_place(item, first + r), scratch, item), item->num_words * WORD);
     memset(to + count * item->num_words, 0, (BLOCK - count) * item->num_words * WORD);
 }
 
@@ -130,7 +130,7 @@ static i64 most_keys(const Call *call) {
 }
 
 /* floats that each thread needs */
-i64 forward_room(const Call *call) {
+i64 forward_floats(const Call *call) {
     i64 size = up(call->size, LANES), keys = most_keys(call);
     return 2 * keys * size + BLOCK * (2 * size + keys + LANES);
 }
@@ -153,10 +153,10 @@ INLINE float exponentials(float *row, i64 visible, i64 count, float scale, float
     return sum(total);
 }
 
-static void forward_item(const Item *item, const Forward *of, float *room) {
+static void forward_item(const Item *item, const Forward *of, float *scratch) {
     const Run *run = item->run;
     i64 size = item->size, width = item->width;
-    float *keys = room, *values = keys + item->padded * size, *queries = values + item->padded * size;
+    float *keys = scratch, *values = keys + item->padded * size, *queries = values + item->padded * size;
     float *mixed = queries + BLOCK * size, *scores = mixed + BLOCK * size;
     pack(keys, of->key, scores, item);
     unpack(values, of->value, item);
@@ -180,12 +180,12 @@ static void forward_item(const Item *item, const Forward *of, float *room) {
     }
 }
 
-void attend(const Call *call, const Forward *of, float *room) {
-    i64 each = forward_room(call);
+void attend(const Call *call, const Forward *of, float *scratch) {
+    i64 each = forward_floats(call);
 #pragma omp parallel for schedule(dynamic) num_threads(call->num_threads)
     for (i64 number = 0; number < call->num_runs * call->num_heads; number++) {
         Item item = item_of(call, number);
-        forward_item(&item, of, room + omp_get_thread_num() * each);
+        forward_item(&item, of, scratch + omp_get_thread_num() * each);
     }
 }
 
@@ -198,22 +198,22 @@ typedef struct {
     void *dquery, *dkey, *dvalue;    /* as query, key and value */
 } Backward;
 
-i64 backward_room(const Call *call) {
+i64 backward_floats(const Call *call) {
     i64 size = up(call->size, LANES), keys = most_keys(call);
     return 3 * keys * size + BLOCK * (5 * size + 2 * (keys + LANES));
 }
 
 /* floats for what each head of a run adds to the gradients of the run's keys, and as many for those of its values */
-INLINE i64 part_room(const Call *call, const Run *run) { return up(run->num_keys, PANEL) * up(call->size, LANES); }
+INLINE i64 part_floats(const Call *call, const Run *run) { return up(run->num_keys, PANEL) * up(call->size, LANES); }
 
 /* and for all of them, head by head, of the runs before number `runs` */
 INLINE i64 parts_before(const Call *call, i64 runs) {
     i64 total = 0;
-    for (i64 r = 0; r < runs; r++) total += 2 * call->num_heads * part_room(call, call->runs + r);
+    for (i64 r = 0; r < runs; r++) total += 2 * call->num_heads * part_floats(call, call->runs + r);
     return total;
 }
 
-i64 parts_room(const Call *call) { return parts_before(call, call->num_runs); }
+i64 parts_floats(const Call *call) { return parts_before(call, call->num_runs); }
 
 /* scores [count] -> probabilities; gradients of probabilities -> of scores: p * (dp - sum(p * dp)) * scale */
 INLINE void score_gradients(float *p, float *dp, i64 visible, i64 count, float scale, float normalizer) {
@@ -228,10 +228,10 @@ INLINE void score_gradients(float *p, float *dp, i64 visible, i64 count, float s
     for (i64 e = 0; e < count; e += LANES) store(dp + e, load(p + e) * (load(dp + e) - mean) * scale);
 }
 
-static void backward_item(const Item *item, const Backward *of, float *dkey, float *dvalue, float *room) {
+static void backward_item(const Item *item, const Backward *of, float *dkey, float *dvalue, float *scratch) {
     const Run *run = item->run;
     i64 size = item->size, width = item->width;
-    float *key_panels = room, *value_panels = key_panels + item->padded * size, *keys = value_panels + item->padded * size;
+    float *key_panels = scratch, *value_panels = key_panels + item->padded * size, *keys = value_panels + item->padded * size;
     float *queries = keys + item->padded * size, *grads = queries + BLOCK * size, *turned = grads + BLOCK * size;
     float *query_words = turned + BLOCK * size, *grad_words = query_words + BLOCK * size;
     float *p = grad_words + BLOCK * size, *ds = p + BLOCK * width;
@@ -274,7 +274,7 @@ static void add_parts(const Call *call, const Backward *of, const float *parts, 
         vec dkey = splat(0), dvalue = splat(0);
         const float *of_run = parts;
         for (i64 r = 0; r < call->num_runs; r++) {
-            i64 e = key_of(call->runs + r, token), part = part_room(call, call->runs + r);
+            i64 e = key_of(call->runs + r, token), part = part_floats(call, call->runs + r);
             for (i64 h = group * per_group; e >= 0 && h < (group + 1) * per_group; h++) {
                 dkey += load(of_run + 2 * h * part + e * size + d);
                 dvalue += load(of_run + (2 * h + 1) * part + e * size + d);
@@ -286,16 +286,16 @@ static void add_parts(const Call *call, const Backward *of, const float *parts, 
     }
 }
 
-void attend_backward(const Call *call, const Backward *of, float *room, float *parts) {
-    i64 each = backward_room(call);
+void attend_backward(const Call *call, const Backward *of, float *scratch, float *parts) {
+    i64 each = backward_floats(call);
 #pragma omp parallel num_threads(call->num_threads)
     {
 #pragma omp for schedule(dynamic)
         for (i64 number = 0; number < call->num_runs * call->num_heads; number++) {
             Item item = item_of(call, number);
-            i64 part = part_room(call, item.run);
+            i64 part = part_floats(call, item.run);
             float *dkey = parts + parts_before(call, number / call->num_heads) + item.head * 2 * part;
-            backward_item(&item, of, dkey, dkey + part, room + omp_get_thread_num() * each);
+            backward_item(&item, of, dkey, dkey + part, scratch + omp_get_thread_num() * each);
         }
 #pragma omp for schedule(static)
         for (i64 token = 0; token < call->num_keys; token++)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.segments import PackedTokens, causal_runs
 from nemotron_dpo.kernels.torch_ops.attention import attend as attend_by_torch
-from nemotron_dpo.kernels.workspace import room
 
 _LARGEST_SIZE = 512  # of a head: a row of it must fit where a block's scores against the fewest keys do (pack in attention.c)
 
@@ -55,7 +55,7 @@ class _Attend(torch.autograd.Function):
         normalizer_LN = torch.empty(query.shape[0], query.shape[2])
         call = _call(query, key, runs_R6, scale)
         of = _pointers(query, key, value, out, normalizer_LN)
-        library.attend(ctypes.byref(call), of, _rooms(call, library.forward_room))
+        library.attend(ctypes.byref(call), of, _per_thread(call, library.forward_floats))
         ctx.save_for_backward(query, key, value, normalizer_LN)
         ctx.runs_R6, ctx.scale, ctx.library = runs_R6, scale, library
         return out.flatten(2)
@@ -66,8 +66,8 @@ class _Attend(torch.autograd.Function):
         dquery, dkey, dvalue = (torch.empty_like(x) for x in (query, key, value))
         call, grad = _call(query, key, ctx.runs_R6, ctx.scale), grads[0].contiguous()
         of = _pointers(query, key, value, normalizer_LN, grad, dquery, dkey, dvalue)
-        parts = room("attention parts", ctx.library.parts_room(ctypes.byref(call))).data_ptr()
-        ctx.library.attend_backward(ctypes.byref(call), of, _rooms(call, ctx.library.backward_room), parts)
+        parts = scratch("attention parts", ctx.library.parts_floats(ctypes.byref(call))).data_ptr()
+        ctx.library.attend_backward(ctypes.byref(call), of, _per_thread(call, ctx.library.backward_floats), parts)
         return dquery, dkey, dvalue, None, None, None
 
 
@@ -93,6 +93,6 @@ def _pointers(*tensors: Tensor) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _rooms(call: _Call, each: Any) -> int:
+def _per_thread(call: _Call, each: Any) -> int:
     """The address of as many floats for each thread as the library's function `each` says."""
-    return room("attention", call.num_threads * each(ctypes.byref(call))).data_ptr()
+    return scratch("attention", call.num_threads * each(ctypes.byref(call))).data_ptr()

@@ -18,10 +18,10 @@ from nemotron_dpo.kernels.protocol import Unavailable
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c")]
 _HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
-_FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
-    "forward_room": "p",
-    "backward_room": "p",
-    "parts_room": "p",
+_FUNCTIONS = {  # pointers, int64, float32; those called *_floats return an int64
+    "forward_floats": "p",
+    "backward_floats": "p",
+    "parts_floats": "p",
     "attend": "ppp",
     "attend_backward": "pppp",
     "swiglu": "ppiii",
@@ -30,8 +30,8 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_room return an int64
     "rms_norm_backward": "pppppppiii",
     "rotate": "ppppiiiifi",
     "add_half": "ppii",
-    "panels_room": "ii",
-    "tiles_room": "ii",
+    "panels_floats": "ii",
+    "tiles_floats": "ii",
     "read_logits": "ppppppppiiii",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
@@ -65,7 +65,7 @@ def load(path: Path) -> ctypes.CDLL:
     for name, types in _FUNCTIONS.items():
         function = getattr(loaded, name)
         function.argtypes = [_TYPES[one] for one in types]
-        function.restype = ctypes.c_int64 if name.endswith("_room") else None
+        function.restype = ctypes.c_int64 if name.endswith("_floats") else None
     return loaded
 
 
@@ -89,14 +89,14 @@ def _run(command: list[str]) -> str:
 
 def _build_into(target: Path, compiler: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as scratch:
-        build(Path(scratch, target.name), compiler)
-        os.replace(Path(scratch, target.name), target)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as folder:
+        build(Path(folder, target.name), compiler)
+        os.replace(Path(folder, target.name), target)
 
 
 def _digest(compiler: list[str]) -> str:
     """Of everything that decides what is built, found without starting the compiler. Raises OSError."""
-    known = [*choice.identity_of(compiler), *_FLAGS, choice.cpu()]
+    known = [*choice.compiler_identity(compiler), *_FLAGS, choice.cpu()]
     sources = (path.read_bytes() for path in (*_SOURCES, *_HEADERS, Path(__file__)))
     return hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in known)])).hexdigest()[:16]
 

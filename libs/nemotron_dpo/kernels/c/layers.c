@@ -50,7 +50,7 @@ void rms_norm(const half *x, const float *gain, half *out, float *scales, i64 nu
     }
 }
 
-/* the gradients of x [T, H] and of gain [H], from that of `rms_norm`; `parts` is room for `num_threads` gains, up to whole LANES */
+/* the gradients of x [T, H] and of gain [H], from that of `rms_norm`; `parts` holds `num_threads` gains, up to whole LANES */
 void rms_norm_backward(const half *x, const float *gain, const float *scales, const half *grad, half *out, float *gain_grad,
                        float *parts, i64 num_rows, i64 size, i64 num_threads) {
     i64 padded = up(size, LANES);

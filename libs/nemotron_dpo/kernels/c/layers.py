@@ -12,9 +12,9 @@ import ctypes
 import torch
 from torch import Tensor
 
+from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops import activation, norm, rotary
 from nemotron_dpo.kernels.torch_ops.table import add_rounded as add_rounded_by_torch
-from nemotron_dpo.kernels.workspace import room
 
 _LANES = 16  # at most
 
@@ -56,7 +56,7 @@ def rms_norm_backward(
         return norm.rms_norm_backward(x, gain_H, scales_T, grad, of_gain)
     size, threads = x.shape[-1], torch.get_num_threads()
     out, gain_grad_H = torch.empty_like(x), torch.empty_like(gain_H)
-    parts = room("gain gradients", threads * (size + _LANES))
+    parts = scratch("gain gradients", threads * (size + _LANES))
     _run(library.rms_norm_backward, x, gain_H, scales_T, grad.contiguous(), out, gain_grad_H, parts, len(scales_T), size)
     return out, gain_grad_H
 

@@ -14,11 +14,11 @@ enum { TOKENS = 48, ROWS = 6, PANEL = 64, DEPTH = 512 }; /* of a tile; of it at 
 
 typedef struct {
     i64 panels, row, thread; /* floats: of the packed block, of a tile's row, of a thread's tile */
-} Room;
+} Sizes;
 
-INLINE Room room_of(i64 entries, i64 depth) {
+INLINE Sizes sizes_of(i64 entries, i64 depth) {
     i64 row = up(entries, PANEL) + LANES; /* rows that lie a power of two apart would share few lines of a cache */
-    return (Room){up(entries, PANEL) * depth, row, TOKENS * (row + depth)};
+    return (Sizes){up(entries, PANEL) * depth, row, TOKENS * (row + depth)};
 }
 
 #if defined __AVX512BF16__ && !defined __AMX_BF16__
@@ -109,16 +109,16 @@ static float log_sum_exp(float *logits, half *softmax, i64 count) {
 }
 
 /* logits = hidden [C, 2K] @ weight [V, 2K].T: of each token the logit `at` its place, `log_sums` [C] over the block, and
-   unless NULL `softmax` [C, V] over it. `panels` and `tiles` are `panels_room` floats and `tiles_room` for each thread. */
+   unless NULL `softmax` [C, V] over it. `panels` and `tiles` are `panels_floats` floats and `tiles_floats` for each thread. */
 void read_logits(const half *hidden, const half *weight, const i64 *places, float *at, float *log_sums, half *softmax,
                  float *panels, float *tiles, i64 num_tokens, i64 num_entries, i64 size, i64 num_threads) {
     i64 depth = size / 2, rows = up((num_tokens - 1) / (4 * num_threads) + 1, ROWS); /* few tokens are divided more finely */
-    Room room = room_of(num_entries, depth);
+    Sizes sizes = sizes_of(num_entries, depth);
     if (rows > TOKENS) rows = TOKENS;
 #pragma omp parallel num_threads(num_threads)
     {
-        float *tile = tiles + omp_get_thread_num() * room.thread;
-        word *tokens = (word *)tile + TOKENS * room.row;
+        float *tile = tiles + omp_get_thread_num() * sizes.thread;
+        word *tokens = (word *)tile + TOKENS * sizes.row;
 #pragma omp for schedule(static)
         for (i64 n = 0; n < num_entries; n += PANEL)
             pack_panel((const word *)weight + n * depth, least(PANEL, num_entries - n), depth, panels + n * depth);
@@ -130,24 +130,24 @@ void read_logits(const half *hidden, const half *weight, const i64 *places, floa
                 for (i64 k = 0; k < depth; k += DEPTH)
                     for (i64 r = 0; r < count; r += ROWS)
                         add_up(tokens + r * depth + k * ROWS, panels + n * depth + k * PANEL, least(DEPTH, depth - k),
-                               tile + r * room.row + n, room.row, k > 0);
+                               tile + r * sizes.row + n, sizes.row, k > 0);
             for (i64 r = 0, token = first; r < count; r++, token++) {
-                at[token] = tile[r * room.row + places[token]];
-                log_sums[token] = log_sum_exp(tile + r * room.row, softmax ? softmax + token * num_entries : 0, num_entries);
+                at[token] = tile[r * sizes.row + places[token]];
+                log_sums[token] = log_sum_exp(tile + r * sizes.row, softmax ? softmax + token * num_entries : 0, num_entries);
             }
         }
     }
 }
 
-i64 panels_room(i64 entries, i64 size) { return room_of(entries, size / 2).panels; }
+i64 panels_floats(i64 entries, i64 size) { return sizes_of(entries, size / 2).panels; }
 
 #else
 
 void read_logits(const half *hidden, const half *weight, const i64 *places, float *at, float *log_sums, half *softmax,
                  float *panels, float *tiles, i64 num_tokens, i64 num_entries, i64 size, i64 num_threads) {}
 
-i64 panels_room(i64 entries, i64 size) { return 0; } /* there is no kernel */
+i64 panels_floats(i64 entries, i64 size) { return 0; } /* there is no kernel */
 
 #endif
 
-i64 tiles_room(i64 entries, i64 size) { return room_of(entries, size / 2).thread; }
+i64 tiles_floats(i64 entries, i64 size) { return sizes_of(entries, size / 2).thread; }

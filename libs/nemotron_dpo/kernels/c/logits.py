@@ -10,8 +10,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops.logits import read_logits as read_by_torch
-from nemotron_dpo.kernels.workspace import room
 
 
 def serves(library: ctypes.CDLL, hidden_CH: Tensor, weight_BH: Tensor) -> bool:
@@ -22,7 +22,7 @@ def serves(library: ctypes.CDLL, hidden_CH: Tensor, weight_BH: Tensor) -> bool:
     both = (hidden_CH, weight_BH)
     if not all(x.device.type == "cpu" and x.dtype is torch.bfloat16 and x.is_contiguous() for x in both):
         return False
-    return weight_BH.shape[1] % 2 == 0 and library.panels_room(*weight_BH.shape) > 0
+    return weight_BH.shape[1] % 2 == 0 and library.panels_floats(*weight_BH.shape) > 0
 
 
 def read_logits(
@@ -33,8 +33,8 @@ def read_logits(
         return read_by_torch(hidden_CH, weight_BH, place_C1, softmax_CB)
     threads = torch.get_num_threads()
     at_C, log_sums_C = torch.empty(2, len(hidden_CH))
-    panels = room("logit panels", library.panels_room(*weight_BH.shape))
-    tiles = room("logit tiles", threads * library.tiles_room(*weight_BH.shape))
+    panels = scratch("logit panels", library.panels_floats(*weight_BH.shape))
+    tiles = scratch("logit tiles", threads * library.tiles_floats(*weight_BH.shape))
     tensors = hidden_CH, weight_BH, place_C1.contiguous(), at_C, log_sums_C, softmax_CB, panels, tiles
     pointers = (None if x is None else x.data_ptr() for x in tensors)
     library.read_logits(*pointers, len(hidden_CH), *weight_BH.shape, threads)

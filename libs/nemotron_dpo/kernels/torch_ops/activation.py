@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemotron_dpo.kernels.workspace import room
+from nemotron_dpo.kernels.scratch import scratch
 
 
 def swiglu(gate_and_up: Tensor, owner: object) -> Tensor:
@@ -34,13 +34,13 @@ class LastSilu:
     def of(self, gate: Tensor, owner: object) -> Tensor:
         """Computed, and kept for `owner`; valid until another's is asked for."""
         self._owner = owner
-        return torch.ops.aten.silu.out(gate, out=room("silu", *gate.shape, dtype=gate.dtype, device=gate.device))
+        return torch.ops.aten.silu.out(gate, out=scratch("silu", *gate.shape, dtype=gate.dtype, device=gate.device))
 
     def taken(self, gate: Tensor, owner: object) -> Tensor:
         """What was computed for `owner`, if that was the last one and its memory keeps it (on a CPU); else computed."""
         if owner is None or self._owner is not owner or gate.device.type != "cpu":
             return self.of(gate, owner)
-        return room("silu", *gate.shape, dtype=gate.dtype)
+        return scratch("silu", *gate.shape, dtype=gate.dtype)
 
 
 _LAST = LastSilu()

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.segments import PackedTokens
-from nemotron_dpo.kernels.torch_ops.block_plan import Plan, Run, plan_of
+from nemotron_dpo.kernels.torch_ops.block_plan import AttentionPlan, AttentionRun, plan_of
 from nemotron_dpo.kernels.torch_ops.float32_matmul import rounding_allowed
-from nemotron_dpo.kernels.workspace import room
 
 BLOCK = 128  # of queries: large enough for the matrix products, small enough that a block's scores stay in a core's cache
 
@@ -34,13 +34,13 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedTokens
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.plan, ctx.scale = plan, scale
         out = torch.empty(query.shape, dtype=query.dtype)
         with _products(query.dtype):
             q_GLQD, out_GLQD = (_heads_first(x, key.shape[2]) for x in (query, out))
-            for run in _made_ready(plan, *q_GLQD.shape[::2], query.shape[3]):
+            for run in _prepared(plan, *q_GLQD.shape[::2], query.shape[3]):
                 run.load(key, value, scale)
                 for block in run.blocks:
                     block.q_GTQD.copy_(q_GLQD[:, block.queries])
@@ -53,10 +53,10 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value = ctx.saved_tensors
         dq, grad = torch.empty_like(query), grads[0].view(query.shape)
-        dk_SGD, dv_SGD = (room(f"attention {name}", *x.squeeze(1).shape).zero_() for name, x in (("dk", key), ("dv", value)))
+        dk_SGD, dv_SGD = (scratch(f"attention {name}", *x.squeeze(1).shape).zero_() for name, x in (("dk", key), ("dv", value)))
         with _products(query.dtype):
             q_GLQD, dq_GLQD, grad_GLQD = (_heads_first(x, key.shape[2]) for x in (query, dq, grad))
-            for run in _made_ready(ctx.plan, *q_GLQD.shape[::2], query.shape[3]):
+            for run in _prepared(ctx.plan, *q_GLQD.shape[::2], query.shape[3]):
                 run.load(key, value, ctx.scale)
                 for block in reversed(run.blocks):  # the last sees all keys, the others add to the first of them
                     block.q_GTQD.copy_(q_GLQD[:, block.queries])
@@ -76,11 +76,11 @@ class _Attend(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A run with float32 room for its keys, scaled, its values and the gradients of both, each in memory of their own."""
+class _PreparedRun:
+    """A run with float32 memory for its keys (scaled), its values and the gradients of both."""
 
     keys: tuple[tuple[slice, slice], ...]  # in S and in E
-    blocks: tuple[_Block, ...]
+    blocks: tuple[_PreparedBlock, ...]
     k_GED: Tensor
     v_GED: Tensor
     dk_GED: Tensor
@@ -101,8 +101,8 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Some queries of a run with room for what is made of them: [G, B, D], and the same with tokens T and heads apart."""
+class _PreparedBlock:
+    """Some queries of a run with memory for what is made of them: [G, B, D], and the same with tokens T and heads apart."""
 
     queries: slice
     num_keys: int
@@ -119,7 +119,7 @@ class _Block:
     product_GED: Tensor
 
     def seen(self, x_GED: Tensor) -> Tensor:
-        """The first of the keys, in memory of their own: a product of a part is one of a copy of it, made each time."""
+        """The first of the keys, in memory of their own: torch would copy a part anew for every product with it."""
         return x_GED if self.num_keys == x_GED.shape[1] else x_GED[:, : self.num_keys].contiguous()
 
     def probabilities(self, k_GED: Tensor) -> Tensor:
@@ -143,39 +143,39 @@ class _Block:
 
 @functools.lru_cache(maxsize=1)
 @torch.inference_mode(False)
-def _made_ready(plan: Plan, num_groups: int, per_group: int, head_size: int) -> tuple[_Run, ...]:
-    """The runs of a plan with views of the rooms all of them share; made once for the layers of a pass."""
+def _prepared(plan: AttentionPlan, num_groups: int, per_group: int, head_size: int) -> tuple[_PreparedRun, ...]:
+    """The runs of a plan with views of the memory that all of them share; prepared once for the layers of a pass."""
     largest = max((_num_queries(run) * _num_keys(run) for run in plan.runs), default=0)
     for name in ("scores", "score gradients"):
-        room(name, num_groups * per_group * largest)
-    return tuple(_run_ready(run, num_groups, per_group, head_size) for run in plan.runs)
+        scratch(name, num_groups * per_group * largest)
+    return tuple(_prepare_run(run, num_groups, per_group, head_size) for run in plan.runs)
 
 
-def _run_ready(run: Run, num_groups: int, per_group: int, head_size: int) -> _Run:
+def _prepare_run(run: AttentionRun, num_groups: int, per_group: int, head_size: int) -> _PreparedRun:
     keys, end = [], 0
     for part in run.keys:
         start, end = end, end + part.stop - part.start
         keys.append((part, slice(start, end)))
-    rooms = [room(f"attention {name} of run", num_groups, end, head_size) for name in ("k", "v", "dk", "dv")]
+    memory = [scratch(f"attention {name} of run", num_groups, end, head_size) for name in ("k", "v", "dk", "dv")]
     blocks = []
     first = run.queries.start
     before = end - (run.queries.stop - first)
     for start in range(first, run.queries.stop, _num_queries(run)):
         queries = slice(start, min(run.queries.stop, start + _num_queries(run)))
         num_keys = before + queries.stop - first
-        blocks.append(_block_ready(run, queries, num_keys, (num_groups, queries.stop - start, per_group, head_size)))
-    return _Run(tuple(keys), tuple(blocks), *rooms)
+        blocks.append(_prepare_block(run, queries, num_keys, (num_groups, queries.stop - start, per_group, head_size)))
+    return _PreparedRun(tuple(keys), tuple(blocks), *memory)
 
 
-def _block_ready(run: Run, queries: slice, num_keys: int, shape: tuple[int, int, int, int]) -> _Block:
+def _prepare_block(run: AttentionRun, queries: slice, num_keys: int, shape: tuple[int, int, int, int]) -> _PreparedBlock:
     num_groups, num_tokens, per_group, head_size = shape
     rows = num_tokens * per_group
-    q_GTQD, grad_GTQD, out_GTQD = (room(f"attention {name}", *shape) for name in ("q", "grad", "out"))
-    s_GBE, ds_GBE = (room(name, num_groups, rows, num_keys) for name in ("scores", "score gradients"))
+    q_GTQD, grad_GTQD, out_GTQD = (scratch(f"attention {name}", *shape) for name in ("q", "grad", "out"))
+    s_GBE, ds_GBE = (scratch(name, num_groups, rows, num_keys) for name in ("scores", "score gradients"))
     own_GTQE, hidden = s_GBE.view(num_groups, num_tokens, per_group, num_keys), run.hidden
     if hidden is None:
         own_GTQE, hidden = own_GTQE[..., -num_tokens:], _triangle()[:num_tokens, :num_tokens]
-    return _Block(
+    return _PreparedBlock(
         queries,
         num_keys,
         q_GBD=q_GTQD.view(num_groups, rows, head_size),
@@ -188,7 +188,7 @@ def _block_ready(run: Run, queries: slice, num_keys: int, shape: tuple[int, int,
         ds_GBE=ds_GBE,
         own_GTQE=own_GTQE,
         hidden=hidden[:, None],
-        product_GED=room("attention product", num_groups, num_keys, head_size),
+        product_GED=scratch("attention product", num_groups, num_keys, head_size),
     )
 
 
@@ -210,11 +210,11 @@ def _heads_first(x: Tensor, num_groups: int) -> Tensor:
     return x.squeeze(1).unflatten(1, (num_groups, -1)).transpose(0, 1)
 
 
-def _num_queries(run: Run) -> int:
+def _num_queries(run: AttentionRun) -> int:
     """Of the largest block of a run."""
     num_queries = run.queries.stop - run.queries.start
     return num_queries if run.hidden is not None else min(num_queries, BLOCK)
 
 
-def _num_keys(run: Run) -> int:
+def _num_keys(run: AttentionRun) -> int:
     return sum(part.stop - part.start for part in run.keys)

@@ -15,7 +15,7 @@ SHORT = 192  # tokens of a pair that costs less at once, hidden scores included,
 
 
 @dataclass(frozen=True)
-class Run:
+class AttentionRun:
     """Consecutive queries, and the keys they may see: `keys` in order, the last of which are the queries' own.
 
     hidden: None where a query sees its own key and all keys before it; else the run is one block, and this [queries, keys] is
@@ -27,24 +27,24 @@ class Run:
     hidden: Tensor | None = None
 
 
-@dataclass(frozen=True, eq=False)  # known by what it is, not by what is in it: so what is made ready for it can be kept
-class Plan:
+@dataclass(frozen=True, eq=False)  # known by what it is, not by what is in it: so what is prepared for it can be kept
+class AttentionPlan:
     """What a row's queries see; every query is in one run."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[AttentionRun, ...]
 
 
 @functools.lru_cache(maxsize=1)
-def plan_of(row: PackedTokens) -> Plan:
+def plan_of(row: PackedTokens) -> AttentionPlan:
     """Queries as places in L and keys as places in S, in the order of L; made once for all layers of a pass."""
     runs, held = [], 0
     for chunk in row.chunks:
         for pair in row.segments:
             for tokens, keys, hidden in _at_once(pair, chunk) or _causally(pair, chunk):
                 num_tokens = tokens.stop - tokens.start
-                runs.append(Run(slice(held, held + num_tokens), keys, hidden))
+                runs.append(AttentionRun(slice(held, held + num_tokens), keys, hidden))
                 held += num_tokens
-    return Plan(tuple(runs))
+    return AttentionPlan(tuple(runs))
 
 
 _Part = tuple[slice, tuple[slice, ...], Tensor | None]  # of S: queries, the keys they may see, what of them is hidden

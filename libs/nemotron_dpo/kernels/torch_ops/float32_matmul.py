@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemotron_dpo.kernels.workspace import room
+from nemotron_dpo.kernels.scratch import scratch
 
 _GIVES_WIDE = hasattr(torch.ops.aten.mm, "dtype_out")  # from torch 2.8 on
 _ABSENT = SimpleNamespace(fp32_precision="none")  # before torch 2.9
@@ -52,7 +52,9 @@ def float_product(x_CH: Tensor, weight_BH: Tensor, out_CB: Tensor) -> None:
     elif x_CH.is_cuda and _GIVES_WIDE:
         torch.ops.aten.mm.dtype_out(x_CH, weight_BH.t(), out_CB.dtype, out=out_CB)
     else:
-        wide = (room(name, *x.shape, device=x.device).copy_(x) for name, x in (("wide rows", x_CH), ("wide weight", weight_BH)))
+        wide = (
+            scratch(name, *x.shape, device=x.device).copy_(x) for name, x in (("wide rows", x_CH), ("wide weight", weight_BH))
+        )
         with rounding_allowed(x_CH.dtype):
             torch.mm(next(wide), next(wide).t(), out=out_CB)
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.kernels.protocol import Kernels
+from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops.activation import swiglu, swiglu_backward
 from nemotron_dpo.kernels.torch_ops.attention import attend
 from nemotron_dpo.kernels.torch_ops.logits import read_logits
 from nemotron_dpo.kernels.torch_ops.norm import rms_norm, rms_norm_backward
 from nemotron_dpo.kernels.torch_ops.rotary import rotate
-from nemotron_dpo.kernels.workspace import room
 
 
 def identity() -> str:
@@ -22,7 +22,7 @@ def identity() -> str:
 
 def add_rounded(total: Tensor, part: Tensor) -> None:
     """As `Kernels.add_rounded`."""
-    total += room("wide product", *part.shape, device=part.device).copy_(part)  # torch adds one dtype many times faster
+    total += scratch("wide product", *part.shape, device=part.device).copy_(part)  # torch adds one dtype many times faster
 
 
 def torch_kernels() -> Kernels:

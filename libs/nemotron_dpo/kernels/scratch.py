@@ -11,16 +11,16 @@ import math
 import torch
 from torch import Tensor
 
-_rooms: dict[tuple[str, torch.dtype], Tensor] = {}
+_memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
 
-def room(name: str, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+def scratch(name: str, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
     """A tensor of that shape with anything in it, valid until `name` is asked for again: never return it to a caller."""
     if device is not None and device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape)
-    known = _rooms.get((name, dtype))
+    known = _memory.get((name, dtype))
     if known is None or len(known) < size:
         with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside it
-            known = _rooms[name, dtype] = torch.empty(size, dtype=dtype)
+            known = _memory[name, dtype] = torch.empty(size, dtype=dtype)
     return known[:size].view(shape)
