@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """silu(gate) * up of the two halves [..., 2H] -> [..., H]."""
-    return _SwiGlu.apply(gate_and_up, None)  # type: ignore[return-value]
+    return _SwiGlu.apply(gate_and_up, None)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def through_swiglu(gate_and_up: Tensor, project: Callable[[Tensor], T]) -> T:
     """project(swiglu(gate_and_up)); where `project` would keep the activation for its gradient, it is made again instead."""
     owner = object()
     activated = _SwiGlu.apply(gate_and_up, owner)
-    with torch.autograd.graph.saved_tensors_hooks(*_made_again(activated, gate_and_up.detach(), owner)):  # type: ignore[arg-type]
-        return project(activated)  # type: ignore[arg-type]
+    with torch.autograd.graph.saved_tensors_hooks(*_made_again(activated, gate_and_up.detach(), owner)):  # type: ignore[arg-type] - torch does not type Function.apply
+        return project(activated)  # type: ignore[arg-type] - torch does not type Function.apply
 
 
 def _made_again(activated: Tensor, gate_and_up: Tensor, owner: object) -> tuple[Callable[..., Any], Callable[..., Any]]:

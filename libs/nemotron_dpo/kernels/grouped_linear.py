@@ -22,7 +22,7 @@ def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
 
 def grouped_linear(x_TK: Tensor, ends_E: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """x @ weights[e].T for the tokens of each expert e, [T, N]; `ends_E` int32 is where its tokens end; weights are [N, K]."""
-    return _GroupedLinear.apply(x_TK, ends_E, *weights)  # type: ignore[return-value]
+    return _GroupedLinear.apply(x_TK, ends_E, *weights)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _GroupedLinear(torch.autograd.Function):

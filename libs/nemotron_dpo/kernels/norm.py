@@ -15,7 +15,7 @@ from nemotron_dpo.kernels.chosen import kernels
 
 def rms_norm(x: Tensor, weight_H: Tensor, eps: float, zero_centered: bool) -> Tensor:
     """x [..., H] / sqrt(mean(x^2) + eps) * weight, computed in float32; one is added to a weight that is zero-centred."""
-    return _RmsNorm.apply(x, weight_H, eps, zero_centered)  # type: ignore[return-value]
+    return _RmsNorm.apply(x, weight_H, eps, zero_centered)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -19,7 +19,7 @@ from nemotron_dpo.kernels.chosen import kernels
 
 def rotate(x_SND: Tensor, angles_ST: Tensor) -> Tensor:
     """Queries or keys [S, 1, N, D], turned by angles [S, 1, 1, T] in radians; rounded after each pass, as in transformers."""
-    return _Rotate.apply(x_SND, *_waves(angles_ST, x_SND.dtype))  # type: ignore[return-value]
+    return _Rotate.apply(x_SND, *_waves(angles_ST, x_SND.dtype))  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Rotate(torch.autograd.Function):

@@ -41,9 +41,9 @@ def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     if config.num_moe_experts is not None:  # Transformer Engine fuses this norm into a dense layer only: so go the keys
         prepare_dispatch()
         if is_fast(device(), config.params_dtype):
-            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr]
-        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr]
-    attention = parts.self_attention.submodules  # type: ignore[union-attr]
+            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr] - megatron-core types submodules loosely
+        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr] - megatron-core types submodules loosely
+    attention = parts.self_attention.submodules  # type: ignore[union-attr] - megatron-core types submodules loosely
     attention.core_attention = PairAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm

@@ -28,7 +28,7 @@ def attend(library: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, row:
     if not is_known or query.shape[3] > _LARGEST_SIZE:
         return attend_by_torch(query, key, value, row, scale)
     of = query.contiguous(), key.contiguous(), value.contiguous()
-    return _Attend.apply(*of, _runs(row), scale, library)  # type: ignore[return-value]
+    return _Attend.apply(*of, _runs(row), scale, library)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from nemotron_dpo.kernels.torch_ops.table import torch_kernels
 def gpu_kernels() -> Kernels:
     """The table, once one of its kernels was compiled and did run. Raises Unavailable."""
     try:
-        import triton  # type: ignore[reportMissingImports]
+        import triton  # type: ignore[reportMissingImports] - it comes with torch for CUDA alone
 
         from nemotron_dpo.kernels.gpu import members
 

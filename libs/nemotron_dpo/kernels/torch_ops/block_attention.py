@@ -29,7 +29,7 @@ BLOCK = 128  # of queries: large enough for the matrix products, small enough th
 
 def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedTokens, scale: float) -> Tensor:
     """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D], by the rule of `segments`."""
-    return _Attend.apply(query, key, value, plan_of(row), scale)  # type: ignore[return-value]
+    return _Attend.apply(query, key, value, plan_of(row), scale)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Attend(torch.autograd.Function):
