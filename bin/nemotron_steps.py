@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import orjson
@@ -27,9 +26,10 @@ import orjson
 from nemotron_dpo import __version__, cli, launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import completion, text
-from nemotron_dpo.steps.catalogue import manifest
-from nemotron_dpo.steps.compile import profile
-from nemotron_dpo.steps.compile.compiled_run import Request, Run, Say, compile_run
+from nemotron_dpo.steps.catalogue import describe, manifest
+from nemotron_dpo.steps.compile.compiled_run import Request, compile_run
+from nemotron_dpo.steps.executors.executor import executor_of
+from nemotron_dpo.steps.profiles.env_file import load_profile
 
 PROGRAM = "nemotron-steps"
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -69,11 +69,11 @@ def list_steps(
     every = manifest.discover(manifest.configs_root())
     steps = manifest.matching(every, category=category, consumes=consumes, produces=produces, tag=tag)
     if not steps:
-        cli.say(PROGRAM, f"no step is like that; {text.choices(every)}")
+        cli.say(PROGRAM, f"no step is like that; {describe.choices(every)}")
     if as_json:
-        _print_json([text.manifest(step, every) for step in steps])
+        _print_json([describe.as_data(step, every) for step in steps])
     elif tree and steps:
-        click.echo(text.tree_view(steps))
+        click.echo(describe.tree_view(steps))
     elif steps:
         click.echo(text.table([(step.id, step.name, ", ".join(step.configs)) for step in steps], ("STEP", "NAME", "CONFIGS")))
 
@@ -86,9 +86,9 @@ def show_step(step: str, as_json: bool) -> None:
     steps = manifest.discover(manifest.configs_root())
     found = manifest.find_step(step, steps)
     if as_json:
-        _print_json(text.manifest(found, steps))
+        _print_json(describe.as_data(found, steps))
     else:
-        click.echo(text.describe(found, steps))
+        click.echo(describe.describe(found, steps))
 
 
 @command.command("help", context_settings=_HELP)
@@ -146,18 +146,7 @@ def show_help(context: click.Context, topic: str | None) -> None:
 @click.argument(
     "tokens", metavar="[KEY.PATH=VALUE | --SECTION=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key
 )
-def run_step(
-    step: str,
-    config: str | None,
-    attached: str | None,
-    detached: str | None,
-    dry_run: bool,
-    first: str | None,
-    last: str | None,
-    force: bool,
-    force_squash: bool,
-    tokens: tuple[str, ...],
-) -> int:
+def run_step(attached: str | None, detached: str | None, **asked: Any) -> int:
     """Compile a config and run the step, here unless a profile says otherwise.
 
     \b
@@ -185,38 +174,15 @@ def run_step(
     launcher.refuse_job()
     if attached is not None and detached is not None:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
-    request = Request(
-        step,
-        sys.argv,
-        tokens,
-        [option for parameter in run_step.params for option in parameter.opts if option.startswith("--")],
-        config,
-        attached=detached is None,
-        dry_run=dry_run,
-        first=first,
-        last=last,
-        force=force,
-        force_squash=force_squash,
-    )
+    profile = load_profile(detached if attached is None else attached)
+    options = tuple(option for parameter in run_step.params for option in parameter.opts if option.startswith("--"))
+    request = Request(argv=sys.argv, options=options, attached=detached is None, **asked)
     say = functools.partial(cli.say, PROGRAM)
-    where = profile.load_profile(detached if attached is None else attached)
-    execute = _executor(where)
-    return execute(compile_run(request, where, say), say)
-
-
-def _executor(where: profile.Profile) -> Callable[[Run, Say], int]:
-    """What runs a compiled run where the profile says."""
-    if where.executor == "local":
-        from nemotron_dpo.steps.executors.local.run import run_here
-
-        return run_here
-    if where.executor == "slurm":
-        from nemotron_dpo.steps.executors.slurm.run import run_on_slurm
-
-        return run_on_slurm
-    from nemotron_dpo.steps.executors.cloud.run import run_in_cloud
-
-    return run_in_cloud
+    run, executor = compile_run(request, profile, say), executor_of(profile)
+    if request.dry_run:
+        executor.print_plan(run, say)
+        return 0
+    return executor.execute(run, say)
 
 
 def _print_json(value: object) -> None:

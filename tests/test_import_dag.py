@@ -1,4 +1,7 @@
-"""Who may import whom, from the imports as they are written; and that torch stays out where help must be instant."""
+"""Who may import whom, from the imports as they are written; and that torch stays out where help must be instant.
+
+An edge that is allowed and that nobody uses any more is a failure too: it would let anybody use it again.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,12 +32,30 @@ ALLOWED = {
     "preferences": {"paths", "file_digests", "streams", "sources", "errors"},
     "objective": set(),
     "kernels": {"errors"},
-    "policy": {"kernels", "launcher", "versions", "streams", "sources", "errors", "preferences"},
+    "policy": {"kernels", "launcher", "versions", "errors"},
     "scoring": {"errors", "policy", "preferences"},
-    "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy", "preferences"},
+    "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
     "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "kernels", "policy", "checkpoint"},
     "wiring": {"config", "sources", "policy", "preferences", "objective", "training"},
+}
+# room of steps -> the rooms of steps that it may import, besides itself; what stands above them all is last
+ROOMS = {
+    "text": set(),
+    "tiny_policy": set(),
+    "summary": {"text"},
+    "catalogue": {"text"},
+    "profiles": set(),
+    "estimate": {"profiles", "text", "tiny_policy"},
+    "compile": {"catalogue", "profiles", "estimate", "summary", "text", "tiny_policy"},
+    "executors.executor": {"compile", "profiles"},
+    "executors.shared": {"compile", "profiles", "text"},
+    "executors.cloud": {"catalogue", "compile", "profiles", "executors.shared"},
+    "executors.local": {"compile", "profiles", "executors.shared"},
+    "executors.slurm": {"catalogue", "compile", "profiles", "executors.shared"},
+    "executors.lepton": {"profiles", "executors.shared", "executors.cloud"},
+    "executors.dgxcloud": {"profiles", "executors.shared", "executors.cloud"},
+    "completion": {"catalogue", "compile", "profiles"},
 }
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
@@ -74,6 +96,25 @@ MODULES = sorted([*LIBS.rglob("*.py"), *BIN.glob("*.py")])
 PROGRAMS = {path.stem for path in BIN.glob("*.py")}
 
 
+def _parts_imported(path: Path) -> set[str]:
+    """The parts of nemotron_dpo that `path` imports, its own not among them."""
+    ours = {name.split(".")[1] for name in _imports(path) if name.startswith("nemotron_dpo.")}
+    return ours - {"__version__", _part(path)}
+
+
+def _room(dotted: str) -> str:
+    """The room of steps that the module `dotted`, named below steps, lies in."""
+    return next(room for room in sorted(ROOMS, key=len, reverse=True) if f"{dotted}.".startswith(f"{room}."))
+
+
+def _rooms_imported(path: Path) -> tuple[str, set[str]]:
+    """The room of `path` and the other rooms of steps that it imports."""
+    steps = "nemotron_dpo.steps."
+    own = _room(".".join(path.relative_to(LIBS / "steps").with_suffix("").parts))
+    named = {name.removeprefix(steps) for name in _imports(path) if name.startswith(steps)}
+    return own, {_room(name) for name in named} - {own}
+
+
 def test_every_part_is_listed():
     assert {_part(path) for path in MODULES} - {"bin", "__init__"} == set(ALLOWED)
 
@@ -85,8 +126,7 @@ def test_imports_follow_the_dag():
 def _forbidden(path: Path) -> set[str]:
     """What `path` imports and may not."""
     part, imported = _part(path), _imports(path)
-    ours = {name.split(".")[1] for name in imported if name.startswith("nemotron_dpo.")} - {"__version__", part}
-    forbidden = set() if part == "bin" else ours - ALLOWED.get(part, set())
+    forbidden = set() if part == "bin" else _parts_imported(path) - ALLOWED.get(part, set())
     for (importer, other), modules in ONLY_MODULES.items():
         named = {name.split(".")[2] for name in imported if name.startswith(f"nemotron_dpo.{other}.")}
         forbidden |= {f"{other}.{name}" for name in named - modules} if part == importer else set()
@@ -111,6 +151,30 @@ def test_what_is_forbidden_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, text, wrong in written:
         (tmp_path / name).write_text(text)
         assert _forbidden(tmp_path / name) == wrong
+
+
+def test_every_edge_is_used():
+    """Of parts, of the rooms of steps, of the modules and outside packages that only some may import."""
+    used: dict[str, set[str]] = {part: set() for part in ALLOWED}
+    rooms: dict[str, set[str]] = {room: set() for room in ROOMS}
+    modules, outside = set(), set()
+    for path in MODULES:
+        part, imported = _part(path), _imports(path)
+        used.setdefault(part, set()).update(_parts_imported(path))
+        modules |= {(part, *name.split(".")[1:3]) for name in imported if name.startswith("nemotron_dpo.")}
+        outside |= {(part, name.split(".")[0]) for name in imported}
+        if part == "steps" and path.name != "__init__.py":
+            room, others = _rooms_imported(path)
+            rooms[room] |= others
+    assert {part: edges - used[part] for part, edges in ALLOWED.items() if edges - used[part]} == {}
+    assert rooms == ROOMS
+    assert {(*pair, name) for pair, names in ONLY_MODULES.items() for name in names} <= modules
+    assert {(part, name) for name, parts in ONLY_IN.items() for part in parts} <= outside
+
+
+def test_the_graphs_have_no_cycle():
+    for graph in (ALLOWED, ROOMS):
+        TopologicalSorter(graph).prepare()
 
 
 HEAVY = {"torch", "megatron", "transformers", "numpy", "tokenizers", "omegaconf", "nemo_run"}

@@ -4,50 +4,51 @@ from __future__ import annotations
 
 from nemotron_dpo.config import known_keys
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.catalogue import manifest
-from nemotron_dpo.steps.catalogue import planners as kinds
-from nemotron_dpo.steps.compile import profile
+from nemotron_dpo.steps.catalogue.manifest import Step, configs_root, discover, find_step
+from nemotron_dpo.steps.compile.planners import planner_of
+from nemotron_dpo.steps.profiles.env_file import profile_names
+from nemotron_dpo.steps.profiles.keys import key_tables
 
 
 def steps() -> list[tuple[str, str]]:
     """(id, name) of every step, and the short form of its id too."""
-    found = manifest.discover(manifest.configs_root())
+    found = discover(configs_root())
     short = [(step.id.rpartition("/")[2], step.name) for step in found]
     return [(step.id, step.name) for step in found] + short
 
 
 def configs(step: str) -> list[str]:
     """Names of the configs of `step`."""
-    try:
-        return list(manifest.find_step(step, manifest.discover(manifest.configs_root())).configs)
-    except UserError:
-        return []
+    found = _found(step)
+    return list(found.configs) if found else []
 
 
 def profiles() -> list[tuple[str, str]]:
     """(name, executor) of every profile of the env.toml that would be read."""
     try:
-        return profile.profile_names()
+        return profile_names()
     except UserError:
         return []
 
 
 def stages(step: str) -> list[str]:
     """Programs that `step` may run."""
-    programs = {
-        "rl/nemo_rl/dpo": ["preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export"],
-        "eval/preference_score": ["preference-tokenize", "ref-logprobs", "margins"],
-    }
-    try:
-        return programs.get(manifest.find_step(step, manifest.discover(manifest.configs_root())).id, [])
-    except UserError:
-        return []
+    found = _found(step)
+    return list(planner_of(found).programs) if found else []
 
 
-def keys(step: str) -> list[str]:
-    """The keys of the config of `step`, ready for a value."""
-    try:
-        found = manifest.find_step(step, manifest.discover(manifest.configs_root()))
-        return [f"{key}=" for key in known_keys(kinds.kind_of(found).config)]
-    except UserError:
+def keys(step: str) -> list[str | tuple[str, str]]:
+    """The keys of the config of `step`, and those of any profile under run.env, ready for a value."""
+    found = _found(step)
+    if found is None:
         return []
+    placed = {name: key.meaning for table in key_tables().values() for name, key in table.items()}
+    own: list[str | tuple[str, str]] = [f"{key}=" for key in known_keys(planner_of(found).config)]
+    return own + [(f"run.env.{name}=", meaning) for name, meaning in placed.items() if name not in ("executor", "extends")]
+
+
+def _found(step: str) -> Step | None:
+    try:
+        return find_step(step, discover(configs_root()))
+    except UserError:
+        return None

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# The name by which a config asks for the policy that is fine-tuned from this one.
+TINY_SFT = "nemotron-dpo/tiny-sft"
 HIDDEN, FFN, LAYERS, HEADS, GROUPS, HEAD_DIM = 128, 384, 4, 4, 2, 32
 MAX_VOCAB, MAX_POSITIONS, SEED, INIT_STD = 1024, 4096, 1, 0.02
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

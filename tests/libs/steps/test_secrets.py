@@ -16,7 +16,7 @@ from nemotron_dpo.steps import text
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import job_record as job
 from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
-from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.profiles.profile import Profile
 
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
 _WORD = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", min_size=36, max_size=40)

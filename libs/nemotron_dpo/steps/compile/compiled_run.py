@@ -1,24 +1,22 @@
-"""A run from what the command line asks for to a plan, and what a dry run shows of it."""
+"""From what the command line asks for to a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import Environment, leaves, load_environment, redact, with_home
+from nemotron_dpo.config import Environment, load_environment, with_home
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps import text
 from nemotron_dpo.steps.catalogue import manifest
-from nemotron_dpo.steps.catalogue import planners as kinds
-from nemotron_dpo.steps.compile import job_record as job
-from nemotron_dpo.steps.compile import stage_choice as choice
 from nemotron_dpo.steps.compile.arguments import sort_arguments
-from nemotron_dpo.steps.compile.profile import Profile
-from nemotron_dpo.steps.compile.run_env import with_environment
+from nemotron_dpo.steps.compile.job_record import Provenance, job_folder
+from nemotron_dpo.steps.compile.planners import Planner, planner_of
+from nemotron_dpo.steps.compile.stage_choice import Choice, choose
 from nemotron_dpo.steps.compile.stages import Plan
+from nemotron_dpo.steps.profiles.profile import Profile
+from nemotron_dpo.steps.profiles.run_env import with_environment
 
 # Takes one line of facts for a person.
 Say = Callable[[str], object]
@@ -46,16 +44,16 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Run:
+class CompiledRun:
     """A step with its config compiled; `choices` are the stages that count."""
 
     request: Request
     created: datetime
-    kind: kinds.Kind
+    planner: Planner
     config: Any
     plan: Plan
-    choices: Sequence[choice.Choice]
-    provenance: job.Provenance
+    choices: Sequence[Choice]
+    provenance: Provenance
 
     @property
     def profile(self) -> Profile:
@@ -67,30 +65,30 @@ class Run:
         return self.choices[-1].stage != self.plan.stages[-1]
 
 
-def compile_run(request: Request, where: Profile, say: Say) -> Run:
+def compile_run(request: Request, where: Profile, say: Say) -> CompiledRun:
     """Compile `request` for `where`, touching nothing; what has no effect is told to `say`. Raises UserError.
 
     `force` also sets a config's own `force`.
     """
     now = datetime.now()
     found = manifest.find_step(request.step, manifest.discover(manifest.configs_root()))
-    kind = kinds.kind_of(found)
+    planner = planner_of(found)
     path = manifest.find_config(found, request.config)
-    known = kind.config.__dataclass_fields__
+    known = planner.config.__dataclass_fields__
     forced = ["force=true"] if request.force and "force" in known else []
     arguments = sort_arguments([*request.tokens, *forced], known, request.options)
     for remark in arguments.remarks:
         say(f"warning: {remark}")
     where = with_environment(where, given := load_environment(path, arguments.overrides))
-    config, warnings = kind.load(path, arguments.overrides, where.cluster())
+    config, warnings = planner.load(path, arguments.overrides, where.cluster())
     config = with_home(config) if where.executor == "local" else config
     _check_sizes(config, where, given)
     for warning in warnings:
         say(f"warning: {warning}")
-    plan = kind.compile(config, job.job_folder(found.id, now), found.folder)
-    choices = choice.choose(plan, request.first, request.last, force=request.force)
-    provenance = job.Provenance(found.id, request.argv, path, arguments.overrides, where)
-    return Run(request, now, kind, config, plan, choices, provenance)
+    plan = planner.compile(config, job_folder(found.id, now), found.folder)
+    choices = choose(plan, request.first, request.last, force=request.force)
+    provenance = Provenance(found.id, request.argv, path, arguments.overrides, where)
+    return CompiledRun(request, now, planner, config, plan, choices, provenance)
 
 
 def _check_sizes(config: Any, where: Profile, given: Environment) -> None:
@@ -100,29 +98,3 @@ def _check_sizes(config: Any, where: Profile, given: Environment) -> None:
         if key in given.settings and asked != made:
             message = f"is {asked}, and cluster.{name} is {made}"
             raise UserError(message, source=where.origins.get(key), field=f"run.env.{key}", remedy="set one of them")
-
-
-def print_config(run: Run) -> None:
-    """The merged config with the origin of its values, then where it runs."""
-    given, where = run.provenance, run.profile
-    origins = run.kind.origins(given.config, given.overrides, where.cluster())
-    settings = {key: value for key, value in where.settings.items() if key != "extends"}
-    origins |= {f"run.env.{key}": where.origins.get(key, "profile") for key in leaves(settings)}
-    for name, key in where.sizes().items():
-        if origins.get(f"cluster.{name}") == "profile":
-            origins[f"cluster.{name}"] = origins[f"run.env.{key}"]
-    merged = text.flat(redact(run.kind.tree(run.config) | ({"run": {"env": settings}} if settings else {})))
-    print(text.with_origins(merged, origins, given.config.parent, given.profile.name))
-
-
-def forecast_parts(run: Run, pairs: Path | None = None) -> list[tuple[str, str]]:
-    """What the run will cost, for steps that train; `pairs` is the tokenized training set where there is one."""
-    if run.kind.forecast is None:
-        return []
-    return [("estimate", run.kind.forecast(run.config, run.profile, pairs))]
-
-
-def print_parts(parts: Sequence[tuple[str, str]]) -> None:
-    """(what, text), each under its name."""
-    for name, content in parts:
-        print(f"\n# {name}\n{content.rstrip()}")

@@ -12,7 +12,8 @@ from nemotron_dpo.config import DatasetConfig, MegatronConfig, RunConfig, object
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
-from nemotron_dpo.steps.compile.tiny_sft import TINY_SFT, tiny_sft_prelude
+from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
+from nemotron_dpo.steps.tiny_policy import TINY_SFT
 
 TOKENIZE_TRAIN = "preference-tokenize train"
 UNSET_DATA = "TRAIN.jsonl"

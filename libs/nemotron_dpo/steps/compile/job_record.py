@@ -11,10 +11,10 @@ from pathlib import Path
 
 from nemotron_dpo import __version__
 from nemotron_dpo.config import redact, redact_argv, redact_override, to_yaml
-from nemotron_dpo.steps.compile import stage_cache as cache
-from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.stage_choice import Decision
 from nemotron_dpo.steps.compile.stages import Plan, Stage
+from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import command_line
 
 
@@ -32,7 +32,7 @@ class Provenance:
 def job_folder(step_id: str, now: datetime) -> Path:
     """`.nemotron/jobs/<timestamp>-<step>` below the working folder; with a number where that is taken."""
     name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}"
-    taken = (cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    taken = (stage_cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
     return next(folder for folder in taken if not folder.exists())
 
 
@@ -72,7 +72,7 @@ def decision_line(decision: Decision) -> tuple[str, str]:
     stage = decision.stage
     if decision.entry is None:
         return stage.name, stage_line(stage)
-    instead = [shlex.join(command) for command in cache.by_hand(decision.entry, stage.outputs)] or ["true"]
+    instead = [shlex.join(command) for command in stage_cache.by_hand(decision.entry, stage.outputs)] or ["true"]
     command = shlex.join(redact(stage.argv)).replace("\n", " ")
     return f"{stage.name}: up to date, taken from where it is", "\n".join([f"# {command}", *instead])
 

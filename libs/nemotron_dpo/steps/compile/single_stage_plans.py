@@ -19,10 +19,10 @@ from nemotron_dpo.config.steps import (
     PreferenceTokenizeConfig,
 )
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.catalogue.env_toml import checked_settings
 from nemotron_dpo.steps.compile.dpo_plan import named_files
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
+from nemotron_dpo.steps.profiles.env_toml import checked_settings
 
 # Stands in a dry run for what has not been named yet.
 _UNSET = {"data.path": "PAIRS.jsonl", "hf_model_id": "HF_MODEL", "megatron_path": "CHECKPOINT", "policy.model_name": "POLICY"}
@@ -79,7 +79,7 @@ def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
     argv = [
         sys.executable,
         "-m",
-        "nemotron_dpo.steps.catalogue.env_toml",
+        "nemotron_dpo.steps.profiles.env_toml",
         str(config.template),
         *checked_settings(config.sections),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile import stage_cache as cache
+from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.stage_cache import Entry
 from nemotron_dpo.steps.compile.stage_keys import stage_key
@@ -67,7 +67,7 @@ def decide(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping
         if key is not None and not stage.may_stop_early:
             made.update({str(output): key for output in stage.outputs})
             if choice.is_given or not choice.is_forced:
-                entry = cache.find(key, stage.outputs)
+                entry = stage_cache.find(key, stage.outputs)
         if choice.is_given and entry is None:
             raise UserError(
                 f"{stage.name}: what it makes is not there", remedy=f"run without --from, or --from {stage.program}"

@@ -16,8 +16,6 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import tiny_policy
 from nemotron_dpo.steps.compile.programs import executable, machine, program_version
 
-TINY_SFT = "nemotron-dpo/tiny-sft"
-
 
 @dataclass(frozen=True)
 class Prelude:

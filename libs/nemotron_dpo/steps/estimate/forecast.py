@@ -14,10 +14,10 @@ from typing import Any
 from nemotron_dpo.config import RunConfig, objective_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.estimate import costs as estimate
 from nemotron_dpo.steps.estimate.costs import Lengths, Sizes
 from nemotron_dpo.steps.estimate.policy_architecture import policy_shape
+from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import table
 
 GPU_GIGABYTES = 80

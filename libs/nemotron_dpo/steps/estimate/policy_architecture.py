@@ -12,7 +12,6 @@ from nemotron_dpo.config import RunConfig
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.steps import tiny_policy
-from nemotron_dpo.steps.compile.tiny_sft import TINY_SFT
 
 
 def policy_shape(run: RunConfig) -> Architecture:
@@ -20,7 +19,7 @@ def policy_shape(run: RunConfig) -> Architecture:
     name, pretrained = run.policy.model_name, run.checkpointing.pretrained_checkpoint
     if pretrained.path and pretrained.format == "megatron_bridge":
         name = pretrained.path
-    if name == TINY_SFT:
+    if name == tiny_policy.TINY_SFT:
         return from_config(tiny_policy.architecture(tiny_policy.MAX_VOCAB), Path(tiny_policy.__file__))
     folder = Path(name).expanduser()
     if not folder.is_dir() and (cached := _on_hub_before(name)):

@@ -9,7 +9,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import configs_root, discover, find_config, find_step
-from nemotron_dpo.steps.catalogue.planners import kind_of
+from nemotron_dpo.steps.compile.planners import planner_of
 from nemotron_dpo.steps.compile.stages import Plan
 
 STEPS = discover(configs_root())
@@ -18,7 +18,7 @@ JOB = Path("job")
 
 def _config(name: str, *overrides: str) -> tuple[Any, Any]:
     step = find_step(name, STEPS)
-    kind = kind_of(step)
+    kind = planner_of(step)
     return kind, kind.load(find_config(step, None), overrides, None)[0]
 
 
@@ -97,13 +97,13 @@ def test_manifest_without_code_is_refused(tmp_path: Path):
     text = '[step]\nid = "rl/mine"\nname = "N"\ncategory = "rl"\ndescription = "d"\n'
     (tmp_path / "step.toml").write_text(text)
     with pytest.raises(UserError, match="rl/mine: is known by its manifest alone; this program cannot run it"):
-        kind_of(discover(tmp_path)[0])
+        planner_of(discover(tmp_path)[0])
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.id)
 def test_every_step_can_be_planned_from_every_config(step):
     for name in step.configs:
-        kind = kind_of(step)
+        kind = planner_of(step)
         config, warnings = kind.load(find_config(step, name), [], None)
         assert warnings == []
         assert kind.compile(config, JOB, step.folder).stages

@@ -10,10 +10,10 @@ import pytest
 
 from nemotron_dpo.config import ClusterConfig, MegatronConfig, PolicyConfig, RunConfig, SequencePackingConfig
 from nemotron_dpo.steps import tiny_policy
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.estimate.costs import Lengths
 from nemotron_dpo.steps.estimate.forecast import forecast, sizes_of
 from nemotron_dpo.steps.estimate.policy_architecture import policy_shape
+from nemotron_dpo.steps.profiles.profile import Profile
 from support import small
 
 HERE, SLURM = Profile("local", "local"), Profile("big", "slurm")

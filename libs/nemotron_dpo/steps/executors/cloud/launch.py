@@ -8,105 +8,118 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nemotron_dpo.config import redact, to_yaml
 from nemotron_dpo.steps.catalogue import manifest
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.compile.stages import Plan
-from nemotron_dpo.steps.executors.cloud import dgxcloud, lepton
-from nemotron_dpo.steps.executors.cloud.script import Layout, job_script
-from nemotron_dpo.steps.executors.cloud.settings import Settings, read_settings
+from nemotron_dpo.steps.executors.cloud.script import CloudJobFacts, job_script
+from nemotron_dpo.steps.executors.cloud.settings import CloudSettings
 from nemotron_dpo.steps.executors.cloud.submission import Submission
 from nemotron_dpo.steps.executors.shared import environment
 from nemotron_dpo.steps.executors.shared.attend import Say, attend, nothing_left_behind
-from nemotron_dpo.steps.executors.shared.follow import Follower
+from nemotron_dpo.steps.executors.shared.follow import Follower, Watched
 from nemotron_dpo.steps.executors.shared.paths import Places
 from nemotron_dpo.steps.executors.shared.script import task_script
+from nemotron_dpo.steps.profiles.profile import Profile
 
-_PLATFORMS = {"lepton": lepton, "dgxcloud": dgxcloud}
-_CLASSES = {"lepton": "LeptonExecutor", "dgxcloud": "DGXCloudExecutor"}
 # NeMo-Run cuts names at 34.
 _LONGEST_STEP = 15
 SCRIPT = "launch_script.sh"
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedCloudJob:
     """Everything that will be asked for; made without touching anything, and without NeMo-Run."""
 
     plan: Plan
-    settings: Settings
-    layout: Layout
+    settings: CloudSettings
+    facts: CloudJobFacts
     places: Places
     environment: dict[str, str]
 
     sees_our_files = False
 
     @property
-    def idle_keys(self) -> tuple[str, ...]:
-        return self.settings.idle_keys
-
-    @property
     def log(self) -> str:
-        return f"{self.layout.folder}/log-0.txt"
+        return f"{self.facts.folder}/log-0.txt"
 
     @property
     def files(self) -> dict[str, str]:
         """What the job's folder holds; no secret."""
-        settings, folder = self.settings, self.layout.folder
+        settings, folder = self.settings, self.facts.folder
         texts = {name: self.places.text(text) for name, text in self.plan.files.items()}
         texts["task.sh"] = task_script(folder, f"{folder}/train.yaml", settings.startup_commands, settings.run_command)
-        return texts | {SCRIPT: job_script(self.plan, settings, self.layout, self.places)}
+        return texts | {SCRIPT: job_script(self.plan, settings, self.facts, self.places)}
 
     @property
     def submission(self) -> Submission:
         """What NeMo-Run is given."""
-        layout, settings = self.layout, self.settings
+        facts, settings = self.facts, self.settings
         sizes = {
-            "nodes": layout.num_nodes,
-            "gpus_per_node": layout.processes_per_node if settings.has_gpus else 0,
-            "nprocs_per_node": layout.processes_per_node,
+            "nodes": facts.num_nodes,
+            "gpus_per_node": facts.processes_per_node if settings.has_gpus else 0,
+            "nprocs_per_node": facts.processes_per_node,
         }
         fields = {**settings.executor_fields, **sizes, "env_vars": self.environment}
-        return Submission(layout.name, layout.folder, settings.name, fields, settings.credentials)
+        return Submission(facts.name, facts.folder, settings.name, fields, settings.credentials)
 
     def report(self, tell: Callable[[Plan], str]) -> str:
         """Where the outputs lie: what `tell` reads is on the nodes' storage, which is not ours to see."""
         return "\n".join(f"{kind}: {self.places.of(str(path))}" for kind, path in self.plan.artifacts.items())
 
 
-def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str | None, attached: bool) -> Job:
-    """What `plan` becomes under `profile`, its processes on `num_nodes`. Raises UserError for a profile that does not do."""
-    settings = read_settings(profile)
-    name = _job_name(plan)
-    folder = f"{settings.job_root}/{name}"
-    layout = Layout(name, folder, num_nodes, max(1, plan.num_processes // num_nodes))
-    return Job(plan, settings, layout, _places(plan, settings, folder), environment.job_environment(profile))
+class CloudJob(Watched, Protocol):
+    """A job of a platform that was submitted."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    def by_hand(self) -> tuple[str, str]:
+        """The commands that follow and cancel it."""
+        ...
 
 
-def dry_lines(job: Job, *, force_squash: bool) -> list[tuple[str, str]]:
-    """(what, text) of every file and of the request, secrets hidden."""
-    submission = job.submission
-    fields = dict(submission.fields) | {"env_vars": environment.shown(job.environment)}
-    given = to_yaml(redact(_plain(fields)))
-    files = [(f"{job.layout.folder}/{name}", text) for name, text in job.files.items()]
-    return [*files, (f"submitted as {submission.name} by NeMo-Run's {_CLASSES[job.settings.executor]} with", given)]
+@dataclass(frozen=True)
+class CloudPlace:
+    """A platform that NeMo-Run submits to by its class `vendor_class`: how its profiles are read, and a job is submitted."""
 
+    vendor_class: str
+    read_settings: Callable[[Profile], CloudSettings]
+    submit: Callable[[Submission, Path, Say], CloudJob]
 
-def launch(job: Job, *, attached: bool, force_squash: bool, say: Say, show: Callable[[bytes], object]) -> int:
-    """Submit `job`; where `attached`, follow it and return its exit status. The log goes to `show`, remarks to `say`."""
-    platform, submission = _PLATFORMS[job.settings.executor], job.submission
-    if force_squash:
-        say("warning: --force-squash: the platform imports container images itself")
-    with nothing_left_behind(job.plan.job), _staged(job.files) as folder:
-        submitted = platform.submit(submission, Path(folder), say)
-    follow, cancel = submitted.by_hand()
-    if not attached:
-        print(f"{submitted.job_id}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
-        return 0
-    say(f"job {submitted.job_id} is submitted; cancel it: {cancel}")
-    return attend(Follower(submitted, submitted.job_id, job.log, show, say), say)
+    def prepare(
+        self, plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str | None, attached: bool
+    ) -> PreparedCloudJob:
+        """What `plan` becomes under `profile`, its processes on `num_nodes`. Raises UserError for an unfit profile."""
+        settings = self.read_settings(profile)
+        name = _job_name(plan)
+        folder = f"{settings.job_root}/{name}"
+        facts = CloudJobFacts(name, folder, num_nodes, max(1, plan.num_processes // num_nodes))
+        return PreparedCloudJob(plan, settings, facts, _places(plan, settings, folder), environment.job_environment(profile))
+
+    def dry_lines(self, job: PreparedCloudJob, *, force_squash: bool) -> list[tuple[str, str]]:
+        """(what, text) of every file and of the request, secrets hidden."""
+        submission = job.submission
+        fields = dict(submission.fields) | {"env_vars": environment.shown(job.environment)}
+        given = to_yaml(redact(_plain(fields)))
+        files = [(f"{job.facts.folder}/{name}", text) for name, text in job.files.items()]
+        return [*files, (f"submitted as {submission.name} by NeMo-Run's {self.vendor_class} with", given)]
+
+    def launch(
+        self, job: PreparedCloudJob, *, attached: bool, force_squash: bool, say: Say, show: Callable[[bytes], object]
+    ) -> int:
+        """Submit `job`; where `attached`, follow it and return its exit status. The log goes to `show`, remarks to `say`."""
+        if force_squash:
+            say("warning: --force-squash: the platform imports container images itself")
+        with nothing_left_behind(job.plan.job), _staged(job.files) as folder:
+            submitted = self.submit(job.submission, Path(folder), say)
+        follow, cancel = submitted.by_hand()
+        if not attached:
+            print(f"{submitted.job_id}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
+            return 0
+        say(f"job {submitted.job_id} is submitted; cancel it: {cancel}")
+        return attend(Follower(submitted, submitted.job_id, job.log, show, say), say)
 
 
 def _staged(files: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
@@ -125,7 +138,7 @@ def _job_name(plan: Plan) -> str:
     return f"{word}-{stamp}-{secrets.token_hex(2)}"
 
 
-def _places(plan: Plan, settings: Settings, folder: str) -> Places:
+def _places(plan: Plan, settings: CloudSettings, folder: str) -> Places:
     """Where the nodes have the job folder, the tiny policy (made in the job), and our configs."""
     pairs = [(str(plan.job), folder)]
     if plan.prelude:

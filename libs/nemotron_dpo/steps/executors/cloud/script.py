@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_dpo.steps.compile.stages import Plan
-from nemotron_dpo.steps.executors.cloud.settings import Settings
+from nemotron_dpo.steps.executors.cloud.settings import CloudSettings
 from nemotron_dpo.steps.executors.shared.paths import Places
 from nemotron_dpo.steps.executors.shared.script import clear_way, makes_line
 
@@ -16,7 +16,7 @@ _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Layout:
+class CloudJobFacts:
     """Where a job lies on the nodes' storage and how wide it is."""
 
     name: str
@@ -25,37 +25,37 @@ class Layout:
     processes_per_node: int
 
 
-def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -> str:
+def job_script(plan: Plan, settings: CloudSettings, facts: CloudJobFacts, places: Places) -> str:
     """The script that runs the stages of `plan` one after the other."""
     parts = [
         "#!/bin/bash",
         "{ set +x; } 2>/dev/null # a trace would show secrets",
-        *_facts(settings, layout),
+        *_variables(settings, facts),
         (_HERE / "job.sh").read_text(encoding="utf-8"),
         clear_way(),
         "start",
         *settings.setup_lines,
-        *_stage_lines(plan, layout, places),
+        *_stage_lines(plan, facts, places),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _facts(settings: Settings, layout: Layout) -> Iterator[str]:
-    facts = {
-        "job_name": layout.name,
-        "job": layout.folder,
-        "folder": settings.workspace or layout.folder,
-        "num_nodes": str(layout.num_nodes),
-        "processes_per_node": str(layout.processes_per_node),
+def _variables(settings: CloudSettings, facts: CloudJobFacts) -> Iterator[str]:
+    values = {
+        "job_name": facts.name,
+        "job": facts.folder,
+        "folder": settings.workspace or facts.folder,
+        "num_nodes": str(facts.num_nodes),
+        "processes_per_node": str(facts.processes_per_node),
     }
-    yield from (f"{name}={shlex.quote(value)}" for name, value in facts.items())
+    yield from (f"{name}={shlex.quote(value)}" for name, value in values.items())
     yield 'export NEMO_RUN_DIR="$job"'
     yield f"export HF_HOME=${{HF_HOME:-{shlex.quote(settings.job_root + '/huggingface')}}}"
     if settings.workspace:
         yield f"export PATH={shlex.quote(settings.workspace + '/.venv/bin')}:$PATH"
 
 
-def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
+def _stage_lines(plan: Plan, facts: CloudJobFacts, places: Places) -> Iterator[str]:
     if plan.prelude is not None:
         yield f"mkdir -p -- {shlex.quote(places.of(str(plan.prelude.scratch)))}"
         for number, (name, argv) in enumerate(plan.prelude.commands, start=1):
@@ -64,7 +64,7 @@ def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
         command = places.command(stage.argv[stage.num_launcher_words :])
         is_launched = bool(stage.num_launcher_words)
         yield makes_line(plan, stage, places)
-        yield _stage_line(str(number), stage.name, layout.num_nodes if is_launched else 1, command, is_launched)
+        yield _stage_line(str(number), stage.name, facts.num_nodes if is_launched else 1, command, is_launched)
 
 
 def _stage_line(number: str, name: str, nodes: int, command: Sequence[str], is_launched: bool = False) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile import stage_cache as cache
+from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.stage_choice import Choice, decide
 from nemotron_dpo.steps.compile.stages import Plan, Stage
@@ -52,7 +52,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say:
     """
     if plan.prelude is not None:
         _run_prelude(plan.prelude, plan.job, env)
-    digests = Digests(cache.DIGESTS)
+    digests = Digests(stage_cache.DIGESTS)
     num_run = 0
     for decision in decide(plan, choices, digests, env):
         stage = decision.stage
@@ -71,10 +71,10 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say:
         say("nothing to do: everything is up to date; --force runs it again")
 
 
-def _take(entry: cache.Entry, stage: Stage, log: Path, say: Callable[[str], object]) -> None:
+def _take(entry: stage_cache.Entry, stage: Stage, log: Path, say: Callable[[str], object]) -> None:
     line = f"{stage.name}: up to date, taken from {entry.places[0]}"
     say(line)
-    cache.bring(entry, stage.name, stage.outputs)
+    stage_cache.bring(entry, stage.name, stage.outputs)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"{line}\n")
 
@@ -82,7 +82,7 @@ def _take(entry: cache.Entry, stage: Stage, log: Path, say: Callable[[str], obje
 def _keep(key: str, stage: Stage, say: Callable[[str], object]) -> None:
     """Keep what `stage` made for later runs; where that cannot be, as on a full disk, this run has it all the same."""
     try:
-        cache.record(key, stage.name, stage.outputs)
+        stage_cache.record(key, stage.name, stage.outputs)
     except OSError as error:
         say(f"warning: {stage.name}: what it made cannot be kept for later runs ({str(error.strerror).lower()})")
 
@@ -90,11 +90,11 @@ def _keep(key: str, stage: Stage, say: Callable[[str], object]) -> None:
 def _go_on(key: str, stage: Stage, say: Callable[[str], object], *, anew: bool) -> None:
     """Give `stage` what an interrupted run of it left, unless it starts `anew`, and note where this one works."""
     (folder,) = stage.outputs
-    left = None if anew else cache.interrupted(key)
+    left = None if anew else stage_cache.interrupted(key)
     if left is not None:
         say(f"{stage.name}: goes on from {left}")
-        cache.copy_folder(left, folder)
-    cache.note_start(key, folder)
+        stage_cache.copy_folder(left, folder)
+    stage_cache.note_start(key, folder)
 
 
 def log_file(job: Path, stage: Stage) -> Path:

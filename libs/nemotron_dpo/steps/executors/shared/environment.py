@@ -16,7 +16,7 @@ from pathlib import Path
 from nemotron_dpo.config import redact
 from nemotron_dpo.config.redact import HIDDEN
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.profiles.profile import Profile
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

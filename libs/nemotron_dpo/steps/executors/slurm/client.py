@@ -18,7 +18,7 @@ _UPLOAD_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class File:
+class UploadedFile:
     """The content of a file and who may read it."""
 
     content: bytes
@@ -26,12 +26,12 @@ class File:
 
 
 @dataclass(frozen=True)
-class Client:
+class SlurmClient:
     """One cluster, as the user of `tunnel`."""
 
     tunnel: Tunnel
 
-    def upload(self, folder: str, files: Mapping[str, File], *, exists: bool) -> None:
+    def upload(self, folder: str, files: Mapping[str, UploadedFile], *, exists: bool) -> None:
         """Make `folder`, which must not be there unless it `exists`, and put `files` into it, none readable too early."""
         argv = ["bash", "-c", f"umask 022; {_UPLOAD}", "upload", folder, "yes" if exists else ""]
         done = self.tunnel.run(argv, _archive(files), _UPLOAD_SECONDS)
@@ -96,7 +96,7 @@ class Client:
 class SlurmJob:
     """One job, with its log."""
 
-    client: Client
+    client: SlurmClient
     job_id: str
     log: str
 
@@ -119,7 +119,7 @@ def _state(name: str, reason: str, exit_code: str) -> JobState:
     return JobState(name.rstrip("+"), reason, int(code), int(number or 0))
 
 
-def _archive(files: Mapping[str, File]) -> bytes:
+def _archive(files: Mapping[str, UploadedFile]) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, file in files.items():

@@ -11,47 +11,43 @@ from pathlib import Path
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue import manifest
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared import environment
 from nemotron_dpo.steps.executors.shared.attend import Say, Unsure, attend, nothing_left_behind
 from nemotron_dpo.steps.executors.shared.follow import Follower, NoAnswer
 from nemotron_dpo.steps.executors.shared.paths import Places
 from nemotron_dpo.steps.executors.shared.script import task_script
-from nemotron_dpo.steps.executors.slurm.client import Client, File, SlurmJob
-from nemotron_dpo.steps.executors.slurm.script import Layout, directives, job_script
-from nemotron_dpo.steps.executors.slurm.settings import Settings, read_settings
+from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob, UploadedFile
+from nemotron_dpo.steps.executors.slurm.script import SlurmJobFacts, directives, job_script
+from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings, read_settings
 from nemotron_dpo.steps.executors.slurm.squash import Squash, squash_of, squash_script
 from nemotron_dpo.steps.executors.slurm.tunnel import open_tunnel
+from nemotron_dpo.steps.profiles.profile import Profile
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedSlurmJob:
     """Everything that will be written and asked for; made without touching anything."""
 
     plan: Plan
-    settings: Settings
-    layout: Layout
+    settings: SlurmSettings
+    facts: SlurmJobFacts
     places: Places
     squash: Squash | None
     environment: dict[str, str]
 
     @property
-    def idle_keys(self) -> tuple[str, ...]:
-        return self.settings.idle_keys
-
-    @property
     def log(self) -> str:
-        return f"{self.layout.folder}/log.txt"
+        return f"{self.facts.folder}/log.txt"
 
     @property
     def script(self) -> str:
-        return job_script(self.plan, self.settings, self.layout, self.places)
+        return job_script(self.plan, self.settings, self.facts, self.places)
 
     @property
     def task(self) -> str:
-        settings, layout = self.settings, self.layout
-        return task_script(layout.folder, layout.config, settings.startup_commands, settings.run_command)
+        settings, facts = self.settings, self.facts
+        return task_script(facts.folder, facts.config, settings.startup_commands, settings.run_command)
 
     @property
     def sees_our_files(self) -> bool:
@@ -66,12 +62,12 @@ class Job:
         assert self.squash is not None
         build = self.settings.build
         given = {"partition": build.partition or self.settings.partition, "time": build.time}
-        lines = directives(self.settings, f"{self.layout.name}-image", nodes=1, gpus=build.gpus_per_node)
+        lines = directives(self.settings, f"{self.facts.name}-image", nodes=1, gpus=build.gpus_per_node)
         lines += [f"#SBATCH --{name}={value}" for name, value in given.items() if value]
         return squash_script(self.squash, self.settings, "\n".join(lines), force=force)
 
 
-def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str | None, attached: bool) -> Job:
+def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str | None, attached: bool) -> PreparedSlurmJob:
     """What `plan` becomes under `profile`, its processes on `num_nodes`; `checkpoint_dir` None is the run folder's.
 
     Raises UserError for a profile that does not do.
@@ -81,7 +77,7 @@ def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str
     folder = f"{root}/{plan.job.name}"
     squash = squash_of(settings.container_image, root) if settings.container_image else None
     places = _places(plan, settings, folder)
-    layout = Layout(
+    facts = SlurmJobFacts(
         name=plan.job.name,
         folder=folder,
         work=settings.workspace or (str(Path.cwd()) if settings.tunnel == "local" else "."),
@@ -92,10 +88,10 @@ def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str
         environment_names=tuple(names := environment.job_environment(profile)),
         image=squash.file if squash else None,
     )
-    return Job(plan, settings, layout, places, squash, names)
+    return PreparedSlurmJob(plan, settings, facts, places, squash, names)
 
 
-def dry_lines(job: Job, *, force_squash: bool) -> list[tuple[str, str]]:
+def dry_lines(job: PreparedSlurmJob, *, force_squash: bool) -> list[tuple[str, str]]:
     """(what, text) of every file and command, secrets hidden."""
     lines: list[tuple[str, str]] = []
     if job.squash and job.squash.source:
@@ -104,15 +100,15 @@ def dry_lines(job: Job, *, force_squash: bool) -> list[tuple[str, str]]:
     if job.environment:
         secret = environment.shell_text(environment.shown(job.environment))
         lines.append(("env.sh, for the owner's eyes, removed when the job starts", secret))
-    argv = ["sbatch", "--parsable", *_options(job), f"{job.layout.folder}/job.sh"]
+    argv = ["sbatch", "--parsable", *_options(job), f"{job.facts.folder}/job.sh"]
     return [*lines, ("task.sh", job.task), ("job.sh", job.script), ("submitted by", shlex.join(argv))]
 
 
-def launch(job: Job, *, attached: bool, force_squash: bool, say: Say, show: Callable[[bytes], object]) -> int:
+def launch(job: PreparedSlurmJob, *, attached: bool, force_squash: bool, say: Say, show: Callable[[bytes], object]) -> int:
     """Submit `job`; where `attached`, follow it and return its exit status. The log goes to `show`, remarks to `say`."""
     with contextlib.ExitStack() as held:
         with nothing_left_behind(job.plan.job):
-            client = Client(held.enter_context(open_tunnel(job.settings)))
+            client = SlurmClient(held.enter_context(open_tunnel(job.settings)))
             job_id = _submit(client, job, force_squash=force_squash, say=say)
         by_hand = client.tunnel.by_hand
         follow, cancel = by_hand(["tail", "-F", job.log]), by_hand(["scancel", job_id])
@@ -126,32 +122,32 @@ def launch(job: Job, *, attached: bool, force_squash: bool, say: Say, show: Call
         return status
 
 
-def _submit(client: Client, job: Job, *, force_squash: bool, say: Say) -> str:
+def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, say: Say) -> str:
     """The id of the job. Where Slurm refuses it, its folder is removed again."""
-    folder, settings = job.layout.folder, job.settings
+    folder, settings = job.facts.folder, job.settings
     client.upload(folder, _files(job, force_squash=force_squash), exists=settings.is_shared)
     try:
         first = _submit_squash(client, job, force=force_squash, say=say)
         return client.submit([*first, *_options(job)], f"{folder}/job.sh")
     except NoAnswer as error:
-        remedy = f"it may be queued all the same: squeue --name {job.layout.name}"
+        remedy = f"it may be queued all the same: squeue --name {job.facts.name}"
         raise Unsure(error.message, source=error.source, remedy=remedy) from None
     except UserError as error:
         client.remove(folder)
         raise UserError(error.message, source=error.source or f"profile {settings.name}", remedy=error.remedy) from None
 
 
-def _submit_squash(client: Client, job: Job, *, force: bool, say: Say) -> list[str]:
+def _submit_squash(client: SlurmClient, job: PreparedSlurmJob, *, force: bool, say: Say) -> list[str]:
     """The option that makes the job wait for its image, where that is not there or made anew."""
     if job.squash is None or job.squash.source is None or (client.exists(job.squash.file) and not force):
         return []
     log = f"{job.squash.file}.log"
-    squash_id = client.submit([f"--output={_literal(log)}"], f"{job.layout.folder}/image.sh")
+    squash_id = client.submit([f"--output={_literal(log)}"], f"{job.facts.folder}/image.sh")
     say(f"job {squash_id} imports {job.settings.container_image} to {job.squash.file}; its log is {log}")
     return [f"--dependency=afterok:{squash_id}", "--kill-on-invalid-dep=yes"]
 
 
-def _fetch_results(client: Client, job: Job) -> None:
+def _fetch_results(client: SlurmClient, job: PreparedSlurmJob) -> None:
     """Bring what the report of the run reads, where the job folder is not ours."""
     small = [path for path in job.plan.artifacts.values() if path.suffix == ".json"]
     for path in [] if job.settings.is_shared else [job.plan.run_dir / "metrics.jsonl", *small]:
@@ -160,18 +156,18 @@ def _fetch_results(client: Client, job: Job) -> None:
             path.write_bytes(content)
 
 
-def _files(job: Job, *, force_squash: bool) -> dict[str, File]:
+def _files(job: PreparedSlurmJob, *, force_squash: bool) -> dict[str, UploadedFile]:
     texts = {name: job.places.text(text) for name, text in job.plan.files.items()}
     texts |= {"job.sh": job.script, "task.sh": job.task, "log.txt": ""}
     if job.squash and job.squash.source:
         texts["image.sh"] = job.squash_script(force=force_squash)
-    files = {name: File(text.encode()) for name, text in texts.items()}
+    files = {name: UploadedFile(text.encode()) for name, text in texts.items()}
     if job.environment:
-        files["env.sh"] = File(environment.shell_text(job.environment).encode(), 0o600)
+        files["env.sh"] = UploadedFile(environment.shell_text(job.environment).encode(), 0o600)
     return files
 
 
-def _options(job: Job) -> list[str]:
+def _options(job: PreparedSlurmJob) -> list[str]:
     return [f"--output={_literal(job.log)}"]
 
 
@@ -180,7 +176,7 @@ def _literal(path: str) -> str:
     return path.replace("%", "%%")
 
 
-def _places(plan: Plan, settings: Settings, folder: str) -> Places:
+def _places(plan: Plan, settings: SlurmSettings, folder: str) -> Places:
     """Where the cluster has the job folder, the tiny policy (made in the job, unless it lies here ready), and our configs."""
     pairs = [(str(plan.job), folder)]
     shares_cache = settings.tunnel == "local" and not settings.container_image

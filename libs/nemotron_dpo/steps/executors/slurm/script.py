@@ -12,7 +12,8 @@ from pathlib import Path
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared.paths import Places
 from nemotron_dpo.steps.executors.shared.script import clear_way, makes_line
-from nemotron_dpo.steps.executors.slurm.settings import Settings, seconds_of
+from nemotron_dpo.steps.executors.slurm.keys import seconds_of
+from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings
 
 # Slurm may be up to a minute early with the signal; saving a large policy takes its time.
 _LEAD_SECONDS = 120
@@ -20,7 +21,7 @@ _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Layout:
+class SlurmJobFacts:
     """Where a job lies on the cluster and how wide it is. `image` is the squash file, if it runs in a container."""
 
     name: str
@@ -34,7 +35,7 @@ class Layout:
     image: str | None
 
 
-def directives(settings: Settings, name: str, *, nodes: int, gpus: int | None) -> list[str]:
+def directives(settings: SlurmSettings, name: str, *, nodes: int, gpus: int | None) -> list[str]:
     """The options that every script of ours gives Slurm, one directive each."""
     given = {
         "job-name": name,
@@ -47,18 +48,18 @@ def directives(settings: Settings, name: str, *, nodes: int, gpus: int | None) -
     return [f"#SBATCH --{option}={value}" for option, value in given.items() if value is not None]
 
 
-def job_script(plan: Plan, settings: Settings, layout: Layout, places: Places) -> str:
+def job_script(plan: Plan, settings: SlurmSettings, facts: SlurmJobFacts, places: Places) -> str:
     """The script that runs the stages of `plan` one after the other, each as a job step."""
     parts = [
         "#!/bin/bash",
-        *_job_directives(settings, layout),
+        *_job_directives(settings, facts),
         "{ set +x; } 2>/dev/null # a trace would show secrets",
-        *_facts(settings, layout),
+        *_variables(settings, facts),
         (_HERE / "job.sh").read_text(encoding="utf-8"),
         clear_way(),
         "start",
         *settings.setup_lines,
-        *_stage_lines(plan, layout, places),
+        *_stage_lines(plan, facts, places),
     ]
     return "\n".join(parts) + "\n"
 
@@ -68,8 +69,8 @@ def lead_seconds(time: str | None) -> int:
     return min(_LEAD_SECONDS, seconds_of(time) // 4) if time else _LEAD_SECONDS
 
 
-def _job_directives(settings: Settings, layout: Layout) -> list[str]:
-    gpus = layout.processes_per_node if settings.has_gpus else None
+def _job_directives(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
+    gpus = facts.processes_per_node if settings.has_gpus else None
     given = {
         "partition": settings.partition,
         "cpus-per-task": settings.cpus_per_node,
@@ -77,23 +78,23 @@ def _job_directives(settings: Settings, layout: Layout) -> list[str]:
         "mem": settings.mem,
         "signal": f"B:USR1@{lead_seconds(settings.time)}",
     }
-    lines = directives(settings, layout.name, nodes=layout.num_nodes, gpus=gpus)
+    lines = directives(settings, facts.name, nodes=facts.num_nodes, gpus=gpus)
     lines += [f"#SBATCH --{option}={value}" for option, value in given.items() if value is not None]
     return [*lines, *([f"#SBATCH --{settings.exclusive}"] if settings.exclusive else []), "#SBATCH --requeue"]
 
 
-def _facts(settings: Settings, layout: Layout) -> list[str]:
+def _variables(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
     """Shell variables that job.sh reads, and what of the environment is no secret."""
-    facts = {
-        "job": layout.folder,
-        "folder": layout.work,
-        "checkpoints": layout.checkpoints,
-        "num_nodes": str(layout.num_nodes),
-        "processes_per_node": str(layout.processes_per_node),
-        "has_environment": "yes" if layout.environment_names else "no",
+    values = {
+        "job": facts.folder,
+        "folder": facts.work,
+        "checkpoints": facts.checkpoints,
+        "num_nodes": str(facts.num_nodes),
+        "processes_per_node": str(facts.processes_per_node),
+        "has_environment": "yes" if facts.environment_names else "no",
     }
-    lines = [f"{name}={shlex.quote(value)}" for name, value in facts.items()]
-    lines.append(f"step_options=({shlex.join(_step_options(settings, layout))})")
+    lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    lines.append(f"step_options=({shlex.join(_step_options(settings, facts))})")
     lines.append('export NEMO_RUN_DIR="$job"')
     if settings.job_root:
         lines.append(f"export HF_HOME=${{HF_HOME:-{shlex.quote(settings.job_root + '/huggingface')}}}")
@@ -102,19 +103,19 @@ def _facts(settings: Settings, layout: Layout) -> list[str]:
     return lines
 
 
-def _step_options(settings: Settings, layout: Layout) -> list[str]:
+def _step_options(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
     options = [f"--cpus-per-task={settings.cpus_per_node}"] if settings.cpus_per_node else []
-    if layout.image is None:
+    if facts.image is None:
         return options
-    shared = [folder for folder in (settings.job_root or layout.folder, settings.workspace) if folder]
+    shared = [folder for folder in (settings.job_root or facts.folder, settings.workspace) if folder]
     mounts = [*(f"{folder}:{folder}" for folder in shared), *settings.mounts]
-    options += [f"--container-image={layout.image}", f"--container-mounts={','.join(mounts)}", "--no-container-mount-home"]
+    options += [f"--container-image={facts.image}", f"--container-mounts={','.join(mounts)}", "--no-container-mount-home"]
     options += [f"--container-workdir={settings.workspace}"] if settings.workspace else []
-    names = ["NEMO_RUN_DIR", *(["HF_HOME"] if settings.job_root else []), *layout.environment_names]
+    names = ["NEMO_RUN_DIR", *(["HF_HOME"] if settings.job_root else []), *facts.environment_names]
     return [*options, f"--container-env={','.join(names)}"]
 
 
-def _programs(settings: Settings) -> str | None:
+def _programs(settings: SlurmSettings) -> str | None:
     """The folder of our programs: in a container the image's own, else the workspace's, or ours where nodes share it."""
     if settings.container_image:
         return None
@@ -123,7 +124,7 @@ def _programs(settings: Settings) -> str | None:
     return os.path.dirname(os.path.abspath(sys.executable)) if settings.tunnel == "local" else None
 
 
-def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
+def _stage_lines(plan: Plan, facts: SlurmJobFacts, places: Places) -> Iterator[str]:
     if plan.prelude is not None and places.of(str(plan.prelude.target)) != str(plan.prelude.target):
         yield f"mkdir -p -- {shlex.quote(places.of(str(plan.prelude.scratch)))}"
         for number, (name, argv) in enumerate(plan.prelude.commands, start=1):
@@ -131,7 +132,7 @@ def _stage_lines(plan: Plan, layout: Layout, places: Places) -> Iterator[str]:
     for number, stage in enumerate(plan.stages, start=1):
         assert set(stage.env) <= {"OMP_NUM_THREADS"}  # which depends on the node
         command = places.command(stage.argv[stage.num_launcher_words :])
-        nodes = str(layout.num_nodes) if stage.num_launcher_words else "1"
+        nodes = str(facts.num_nodes) if stage.num_launcher_words else "1"
         yield makes_line(plan, stage, places)
         yield _stage_line(str(number), stage.name, nodes, command, launched=bool(stage.num_launcher_words))
 

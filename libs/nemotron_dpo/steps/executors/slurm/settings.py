@@ -1,30 +1,15 @@
-"""What a Slurm profile says, checked: types, unknown keys, and that no value can be more than a value in the script."""
+"""What a Slurm profile says, checked."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from nemotron_dpo.steps.compile.profile import Profile
-from nemotron_dpo.steps.executors.shared.table import Table
-
-# key -> what it holds; `word` is one that Slurm reads from a directive, `lines` one line of shell or a list of them
-_KEYS = {
-    "executor": "text", "extends": "text", "container_image": "text", "nodes": "number", "gpus_per_node": "count",
-    "env_vars": "table", "startup_commands": "lines", "run_command": "command", "workspace": "path",
-    "account": "word", "partition": "word", "run_partition": "word", "batch_partition": "word",
-    "nproc_per_node": "number", "ntasks_per_node": "number", "cpus_per_task": "number", "time": "word", "mem": "word",
-    "exclusive": "exclusive", "tunnel": "text", "host": "text", "user": "text", "identity": "text",
-    "remote_job_dir": "path", "mounts": "list", "lustre_mount": "text", "setup_lines": "lines",
-    "build_partition": "word", "build_time": "word", "build_image": "text", "build_cache_dir": "path",
-    "build_include_gpus": "flag", "build_gpus_per_node": "number", "gpu_memory_gb": "number",
-}  # fmt: skip
-_TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(\d+)(?::(\d+)(?::(\d+))?)?)")
+from nemotron_dpo.steps.profiles.profile import CheckedProfile, Profile
 
 
 @dataclass(frozen=True)
-class Build:
+class ImageBuild:
     """How a container image is imported."""
 
     partition: str | None
@@ -34,7 +19,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SlurmSettings:
     """A Slurm profile. `job_root` is None where jobs lie in the local job folder, which nodes then share with us."""
 
     name: str
@@ -57,8 +42,7 @@ class Settings:
     setup_lines: tuple[str, ...]
     startup_commands: tuple[str, ...]
     run_command: str
-    build: Build
-    idle_keys: tuple[str, ...]
+    build: ImageBuild
 
     @property
     def is_shared(self) -> bool:
@@ -66,25 +50,22 @@ class Settings:
         return self.job_root is None
 
 
-def read_settings(profile: Profile, *, attached: bool) -> Settings:
+def read_settings(profile: Profile, *, attached: bool) -> SlurmSettings:
     """The settings of `profile` for a run that is followed, or not. Raises UserError naming the key."""
-    given = Table(profile, _KEYS)
-    given.check()
+    given = CheckedProfile(profile)
     partition = given.get("run_partition" if attached else "batch_partition") or given.get("partition")
     tunnel = given.choice("tunnel", ("local", "ssh"), "ssh" if given.get("host") else "local")
     if tunnel == "ssh" and not given.get("host"):
         given.refuse("host", "is missing", 'tunnel = "ssh" needs the login node\'s name')
     if tunnel == "ssh" and not given.get("remote_job_dir"):
         given.refuse("remote_job_dir", "is missing", "name a folder on the cluster that all nodes share")
-    if time := given.get("time"):
-        seconds_of(time, given)
     lustre = given.get("lustre_mount")
-    return Settings(
+    return SlurmSettings(
         name=profile.name,
         source=str(profile.source),
         account=given.get("account"),
         partition=partition,
-        time=time,
+        time=given.get("time"),
         mem=given.get("mem"),
         exclusive=given.get("exclusive"),
         has_gpus=bool(given.get("gpus_per_node")),
@@ -101,23 +82,7 @@ def read_settings(profile: Profile, *, attached: bool) -> Settings:
         startup_commands=given.get("startup_commands", ()),
         run_command=given.get("run_command", "{script}"),
         build=_build(given),
-        idle_keys=given.idle("build_image"),
     )
-
-
-def seconds_of(time: str, given: Table | None = None) -> int:
-    """A time limit as Slurm writes it (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in seconds."""
-    match = _TIME.fullmatch(time)
-    if match is None:
-        if given is not None:
-            given.refuse("time", f"is {time!r}", 'write it as Slurm does: "HH:MM:SS" or "D-HH:MM:SS"')
-        raise ValueError(time)
-    days, hours, minutes, seconds, first, second, third = (int(part) if part else 0 for part in match.groups())
-    if match.group(1):
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    if match.group(7):
-        return (first * 60 + second) * 60 + third
-    return first * 60 + second
 
 
 def _cpus_per_node(tasks: int | None, cpus: int | None) -> int | None:
@@ -125,6 +90,6 @@ def _cpus_per_node(tasks: int | None, cpus: int | None) -> int | None:
     return None if tasks is None and cpus is None else (tasks or 1) * (cpus or 1)
 
 
-def _build(given: Table) -> Build:
+def _build(given: CheckedProfile) -> ImageBuild:
     gpus = given.get("build_gpus_per_node") or 1 if given.get("build_include_gpus") else None
-    return Build(given.get("build_partition"), given.get("build_time"), given.get("build_cache_dir"), gpus)
+    return ImageBuild(given.get("build_partition"), given.get("build_time"), given.get("build_cache_dir"), gpus)

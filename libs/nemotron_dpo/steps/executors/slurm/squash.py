@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from nemotron_dpo.steps.executors.slurm.settings import Settings
+from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings
 
 _SUFFIX = ".sqsh"
 
@@ -35,7 +35,7 @@ def enroot_source(image: str) -> str:
     return f"docker://{registry}#{name}" if is_registry else f"docker://{image}"
 
 
-def squash_script(squash: Squash, settings: Settings, directives: str, *, force: bool) -> str:
+def squash_script(squash: Squash, settings: SlurmSettings, directives: str, *, force: bool) -> str:
     """The batch script that imports the image under another name and renames it, so that no half file is ever found."""
     assert squash.source is not None
     target = shlex.quote(squash.file)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.executors.shared.follow import NoAnswer
-from nemotron_dpo.steps.executors.slurm.settings import Settings
+from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings
 
 CALL_SECONDS = 30
 _CONNECT_SECONDS = 15
@@ -41,7 +41,7 @@ class Tunnel(Protocol):
 
 
 @contextlib.contextmanager
-def open_tunnel(settings: Settings) -> Iterator[Tunnel]:
+def open_tunnel(settings: SlurmSettings) -> Iterator[Tunnel]:
     """The tunnel that `settings` ask for; one connection serves all commands. Raises NoAnswer where there is no host."""
     if settings.tunnel == "local":
         yield LocalTunnel()
@@ -52,7 +52,7 @@ def open_tunnel(settings: Settings) -> Iterator[Tunnel]:
             yield tunnel
 
 
-def destination(settings: Settings) -> tuple[str, ...]:
+def destination(settings: SlurmSettings) -> tuple[str, ...]:
     """The words of ssh's command line that say where to, and as whom."""
     user = ("-l", settings.user) if settings.user else ()
     identity = ("-i", os.path.expanduser(settings.identity), "-o", "IdentitiesOnly=yes") if settings.identity else ()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.executors.cloud import launch
+from nemotron_dpo.steps.executors.lepton.executor import PLACE
+from nemotron_dpo.steps.profiles.profile import Profile
 
 HOSTILE = ["$(touch x)", "`touch x`", "'; touch x #", "a\nb", "\\", "*", "~", "-x", "$SAID", "{script}", ""]
 PROGRAM = '#!/bin/bash\nprintf "%s\\0" "$@" >"$NEMO_RUN_DIR/received"\n'
@@ -31,8 +32,8 @@ def written(root: Path, *stages: Stage, num_nodes: int = 1, **settings: object) 
     keys = {"executor": "lepton", "container_image": "i", "node_group": "g", "resource_shape": "s"}
     profile = Profile("mine", "lepton", {}, {**keys, "nemo_run_dir": f"{root}/jobs", "mounts": [mount], **settings})
     plan = Plan(Path("20261125-000000-a-step"), Path("run"), None, {}, None, stages, {}, num_nodes)
-    made = launch.prepare(plan, profile, num_nodes=num_nodes, checkpoint_dir=None, attached=True)
-    folder = Path(made.layout.folder)
+    made = PLACE.prepare(plan, profile, num_nodes=num_nodes, checkpoint_dir=None, attached=True)
+    folder = Path(made.facts.folder)
     folder.mkdir(parents=True)
     for name, text in made.files.items():
         (folder / name).write_text(text)

@@ -10,8 +10,11 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import configs_root
-from nemotron_dpo.steps.compile.profile import Profile, load_profile
-from nemotron_dpo.steps.executors.cloud.settings import read_settings
+from nemotron_dpo.steps.executors.cloud.settings import CloudSettings
+from nemotron_dpo.steps.executors.dgxcloud import settings as dgxcloud_settings
+from nemotron_dpo.steps.executors.lepton import settings as lepton_settings
+from nemotron_dpo.steps.profiles.env_file import load_profile
+from nemotron_dpo.steps.profiles.profile import Profile
 
 MOUNT = {"path": "/", "mount_path": "/mnt", "from": "node-nfs:shared"}
 LEPTON = {
@@ -27,6 +30,10 @@ DGXCLOUD = {
 
 def profile(base: dict[str, Any], **settings: Any) -> Profile:
     return Profile("mine", base["executor"], {}, {**base, **settings}, Path("env.toml"))
+
+
+def read_settings(profile: Profile) -> CloudSettings:
+    return {"lepton": lepton_settings, "dgxcloud": dgxcloud_settings}[profile.executor].read_settings(profile)
 
 
 REFUSED = [
@@ -60,14 +67,17 @@ def test_what_is_taken(monkeypatch: pytest.MonkeyPatch):
     lepton = read_settings(profile(LEPTON, shared_memory_size=1024, custom_spec={"a": 1}, time="01:00:00"))
     assert lepton.executor_fields["mounts"] == [MOUNT]
     assert lepton.executor_fields["shared_memory_size"] == 1024
-    assert lepton.idle_keys == ("custom_spec", "time")
     monkeypatch.setenv("DGXCLOUD_CLIENT_SECRET", "from-the-environment")
     dgx = read_settings(profile(DGXCLOUD, custom_spec={"a": 1}, node_group="x"))
     assert dgx.executor_fields["base_url"] == "https://run.ai/api/v1"
     assert dgx.executor_fields["custom_spec"] == {"a": 1}
-    assert dgx.idle_keys == ("node_group",)
     assert dgx.credentials == ("client", "from-the-environment")
     assert read_settings(profile(DGXCLOUD, app_id="app", client_id="", app_secret="s")).credentials == ("app", "s")
+
+
+def test_keys_of_other_executors_are_idle():
+    assert profile(LEPTON, custom_spec={"a": 1}, time="01:00:00").idle_keys() == ("custom_spec", "time")
+    assert profile(DGXCLOUD, custom_spec={"a": 1}, node_group="x").idle_keys() == ("node_group",)
 
 
 @pytest.mark.parametrize("executor", ["lepton", "dgxcloud"])
@@ -75,7 +85,9 @@ def test_templates_are_taken(monkeypatch: pytest.MonkeyPatch, executor: str):
     template = configs_root() / "env" / "env_toml" / "templates" / f"{executor}.toml"
     monkeypatch.setenv("NEMOTRON_ENV_FILE", str(template))
     for name in (f"{executor}_rl_nemo_rl_dpo", f"{executor}_eval_preference_score"):
-        assert read_settings(load_profile(name)).idle_keys == ()
+        given = load_profile(name)
+        assert read_settings(given).name == name
+        assert given.idle_keys() == ()
     assert load_profile(f"{executor}_rl_nemo_rl_dpo").cluster() == {"cluster": {"gpus_per_node": 8, "num_nodes": 2}}
 
 

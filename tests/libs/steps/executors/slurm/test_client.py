@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.executors.shared.follow import Follower, JobState, NoAnswer, ending
-from nemotron_dpo.steps.executors.slurm.client import Client, SlurmJob
+from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob
 from nemotron_dpo.steps.executors.slurm.tunnel import LocalTunnel
 
 # name, reason, code, signal -> our status and line
@@ -66,26 +66,26 @@ FORGOTTEN = (1, "", "slurm_load_jobs error: Invalid job id specified\n")
 
 
 def test_state_from_the_controller_or_the_accounts():
-    assert Client(Recorded({"scontrol": (0, SHOWN, "")})).state("3") == JobState("FAILED", "NonZeroExitCode", 7, 0)
-    client = Client(Recorded({"scontrol": FORGOTTEN, "sacct": (0, "CANCELLED by 0|0:15\n", "")}))
+    assert SlurmClient(Recorded({"scontrol": (0, SHOWN, "")})).state("3") == JobState("FAILED", "NonZeroExitCode", 7, 0)
+    client = SlurmClient(Recorded({"scontrol": FORGOTTEN, "sacct": (0, "CANCELLED by 0|0:15\n", "")}))
     assert client.state("3") == JobState("CANCELLED", "None", 0, 15)
     with pytest.raises(UserError, match="job 3: Slurm no longer knows this job, and sacct does not either"):
-        Client(Recorded({"scontrol": FORGOTTEN, "sacct": (0, "", "")})).state("3")
+        SlurmClient(Recorded({"scontrol": FORGOTTEN, "sacct": (0, "", "")})).state("3")
     down = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n")
     with pytest.raises(NoAnswer, match="Unable to contact"):
-        Client(Recorded({"scontrol": down})).state("3")
+        SlurmClient(Recorded({"scontrol": down})).state("3")
 
 
 def test_submitting_to_a_federation_and_without_slurm():
-    assert Client(Recorded({"sbatch": (0, "17;cluster\n", "")})).submit([], "x") == "17"
+    assert SlurmClient(Recorded({"sbatch": (0, "17;cluster\n", "")})).submit([], "x") == "17"
     with pytest.raises(UserError, match="is host a login node"):
-        Client(Recorded({"sbatch": (127, "", "bash: sbatch: command not found\n")})).submit([], "x")
+        SlurmClient(Recorded({"sbatch": (127, "", "bash: sbatch: command not found\n")})).submit([], "x")
 
 
 def test_silence_is_borne_for_a_while():
     said: list[str] = []
     down = (1, "", "Unable to contact slurm controller\n")
-    job = SlurmJob(Client(Recorded({"scontrol": down})), "5", "/log")
+    job = SlurmJob(SlurmClient(Recorded({"scontrol": down})), "5", "/log")
     follower = Follower(job, "5", "/log", lambda content: None, said.append, 0.05)
     with pytest.raises(UserError, match="job 5 goes on without us; its log is /log"):
         follower.follow()

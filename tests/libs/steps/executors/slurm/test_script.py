@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.executors.shared.environment import job_environment, shell_text
 from nemotron_dpo.steps.executors.shared.paths import Places
 from nemotron_dpo.steps.executors.slurm import launch
+from nemotron_dpo.steps.profiles.profile import Profile
 
 # Drops its own options, as srun does, and runs the rest. The stage's program notes the words that it was given.
 SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
@@ -30,7 +30,9 @@ def plan_of(job: Path, *stages: Stage) -> Plan:
     return Plan(job, job / "run", None, {}, None, stages, {}, 1)
 
 
-def made(plan: Plan, profile: dict[str, Any], *, num_nodes: int = 1, env: dict[str, str] | None = None) -> launch.Job:
+def made(
+    plan: Plan, profile: dict[str, Any], *, num_nodes: int = 1, env: dict[str, str] | None = None
+) -> launch.PreparedSlurmJob:
     settings = {"executor": "slurm", **profile}
     return launch.prepare(
         plan, Profile("mine", "slurm", env or {}, settings), num_nodes=num_nodes, checkpoint_dir=None, attached=True
@@ -133,7 +135,7 @@ def test_what_an_interrupted_stage_left_is_not_in_the_way(tmp_path: Path, before
     assert [path.name for path in target.iterdir()] == (["mine"] if before else [])
 
 
-def directives(compiled: launch.Job) -> list[str]:
+def directives(compiled: launch.PreparedSlurmJob) -> list[str]:
     return [line.removeprefix("#SBATCH --") for line in compiled.script.splitlines() if line.startswith("#SBATCH ")]
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.profile import Profile, load_profile
-from nemotron_dpo.steps.executors.slurm.settings import read_settings, seconds_of
+from nemotron_dpo.steps.executors.slurm.keys import seconds_of
+from nemotron_dpo.steps.executors.slurm.settings import read_settings
+from nemotron_dpo.steps.profiles.env_file import load_profile
+from nemotron_dpo.steps.profiles.profile import Profile
 
 SOURCE = Path("env.toml")
 
@@ -68,7 +70,9 @@ def test_host_means_ssh_and_lists_may_be_one_line():
 
 
 def test_keys_of_other_executors_are_idle():
-    assert read_settings(profile(node_group="x", build_image="y"), attached=True).idle_keys == ("build_image", "node_group")
+    given = profile(node_group="x", build_image="y")
+    assert read_settings(given, attached=True).name == "mine"
+    assert given.idle_keys() == ("build_image", "node_group")
 
 
 # what sbatch(1) says of --time

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.steps.compile.profile import Profile
 from nemotron_dpo.steps.executors.slurm import tunnel
 from nemotron_dpo.steps.executors.slurm.settings import read_settings
 from nemotron_dpo.steps.executors.slurm.tunnel import NoAnswer, open_tunnel
+from nemotron_dpo.steps.profiles.profile import Profile
 
 
 def test_a_host_that_accepts_and_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

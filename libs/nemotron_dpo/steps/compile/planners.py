@@ -18,22 +18,22 @@ from nemotron_dpo.config.steps import (
 )
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step
-from nemotron_dpo.steps.compile import dpo_plan as plan
-from nemotron_dpo.steps.compile import single_stage_plans as neighbours
-from nemotron_dpo.steps.compile.profile import Profile
+from nemotron_dpo.steps.compile import dpo_plan, single_stage_plans
 from nemotron_dpo.steps.compile.stages import Plan
+from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.summary import read_metrics, summarize
 
 Load = Callable[[Path, Sequence[str], Mapping[str, Any] | None], tuple[Any, list[str]]]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Planner:
     """What a step does with its config.
 
     `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
     `report` tells what came of it; `forecast` what it will cost, on a profile and with the tokenized pairs where there are any.
+    `programs` are those that its stages may run, in their order.
     """
 
     config: type[Any]
@@ -43,14 +43,15 @@ class Kind:
     compile: Callable[[Any, Path, Path], Plan]
     missing: Callable[..., list[str]]
     report: Callable[[Plan], str]
+    programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
 
 
-def kind_of(step: Step) -> Kind:
-    """The kind of `step`. Raises UserError for a manifest that no code goes with."""
-    if step.id not in _KINDS:
+def planner_of(step: Step) -> Planner:
+    """The planner of `step`. Raises UserError for a manifest that no code goes with."""
+    if step.id not in _PLANNERS:
         raise UserError("is known by its manifest alone; this program cannot run it", source=step.id)
-    return _KINDS[step.id]
+    return _PLANNERS[step.id]
 
 
 _load_dpo = partial(load_run, with_environment=True)
@@ -66,18 +67,30 @@ def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
     return forecast(run, profile, pairs)
 
 
-def _neighbour(config: type[Any], compile_: Callable[[Any, Path, Path], Plan]) -> Kind:
+def _other_step(config: type[Any], compile_: Callable[[Any, Path, Path], Plan], *programs: str) -> Planner:
     load, where = partial(load_plain, config), partial(plain_origins, config)
-    return Kind(config, load, where, asdict, compile_, neighbours.missing, neighbours.report)
+    return Planner(config, load, where, asdict, compile_, single_stage_plans.missing, single_stage_plans.report, programs)
 
 
-_KINDS = {
-    "rl/nemo_rl/dpo": Kind(
-        RunConfig, _load_dpo, run_origins, run_tree, plan.compile_plan, plan.missing_inputs, _dpo_report, _dpo_forecast
+_PLANNERS = {
+    "rl/nemo_rl/dpo": Planner(
+        RunConfig,
+        _load_dpo,
+        run_origins,
+        run_tree,
+        dpo_plan.compile_plan,
+        dpo_plan.missing_inputs,
+        _dpo_report,
+        ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export"),
+        _dpo_forecast,
     ),
-    "convert/hf_to_megatron": _neighbour(HfToMegatronConfig, neighbours.plan_hf_to_megatron),
-    "convert/megatron_to_hf": _neighbour(MegatronToHfConfig, neighbours.plan_megatron_to_hf),
-    "data_prep/preference_tokenize": _neighbour(PreferenceTokenizeConfig, neighbours.plan_tokenize),
-    "eval/preference_score": _neighbour(PreferenceScoreConfig, neighbours.plan_score),
-    "env/env_toml": _neighbour(EnvTomlConfig, neighbours.plan_env_toml),
+    "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
+    "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),
+    "data_prep/preference_tokenize": _other_step(
+        PreferenceTokenizeConfig, single_stage_plans.plan_tokenize, "preference-tokenize"
+    ),
+    "eval/preference_score": _other_step(
+        PreferenceScoreConfig, single_stage_plans.plan_score, "preference-tokenize", "ref-logprobs", "margins"
+    ),
+    "env/env_toml": _other_step(EnvTomlConfig, single_stage_plans.plan_env_toml, "env-toml"),
 }

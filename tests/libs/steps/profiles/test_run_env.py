@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from nemotron_dpo.config import Environment, load_environment
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.profile import Profile
-from nemotron_dpo.steps.compile.run_env import with_environment
+from nemotron_dpo.steps.profiles.profile import Profile
+from nemotron_dpo.steps.profiles.run_env import with_environment
 
 
 def merged(own: dict[str, Any], theirs: dict[str, Any], *typed: str, executor: str = "slurm") -> Profile:

@@ -8,14 +8,9 @@ from typing import Any
 
 from nemotron_dpo.config import Environment
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.profile import KEYS, Profile, nearest_key, variables
-
-# What a config says of these wins over the profile: the recipe knows what it needs.
-_CONFIG_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
-
-_NUMBERS = (*_CONFIG_WINS[1:], "cpus_per_task", "nprocs_per_node", "shared_memory_size", "build_gpus_per_node")
-
-_TIMES = ("time", "build_time")
+from nemotron_dpo.steps.profiles.env_file import variables
+from nemotron_dpo.steps.profiles.keys import Key, nearest_key
+from nemotron_dpo.steps.profiles.profile import Profile
 
 
 def with_environment(profile: Profile, given: Environment) -> Profile:
@@ -25,26 +20,29 @@ def with_environment(profile: Profile, given: Environment) -> Profile:
     """
     settings = dict(profile.settings)
     for key, value in given.settings.items():
-        _check_key(key, given)
+        known = _known(key, profile, given)
         if key == "env_vars":
             settings[key] = _merged_variables(value, profile, given)
         elif key == "mounts" and key in settings and key not in given.typed:
             settings[key] = [*_listed(value, given), *settings[key]]
-        elif key in _CONFIG_WINS or key not in settings or any(_within(name, key) for name in given.typed):
-            is_text = key in _NUMBERS and isinstance(value, str) and value.isdecimal()  # as ${oc.env:NAME} gives it
+        elif known.config_wins or key not in settings or any(_within(name, key) for name in given.typed):
+            is_text = known.kind.is_number and isinstance(value, str) and value.isdecimal()  # as ${oc.env:NAME} gives it
             settings[key] = int(value) if is_text else value
     own = {name: place for name, place in given.origins.items() if _is_ours(name, settings, profile, given)}
     return replace(profile, env_vars=variables(settings), settings=settings, origins=own)
 
 
-def _check_key(key: str, given: Environment) -> None:
+def _known(key: str, profile: Profile, given: Environment) -> Key:
+    """What is known of `key`, first to the profile's own executor. Raises UserError where it cannot stand in run.env."""
     place = next((place for name, place in given.origins.items() if _within(name, key)), None)
     if key in ("executor", "extends"):
         raise UserError("is a profile's to say", source=place, field=f"run.env.{key}", remedy="give -r or -b PROFILE")
-    if key in _TIMES and isinstance(given.settings[key], int | float):  # YAML reads 10:00:00 as 36000
-        raise UserError("is a number to YAML", source=place, field=f"run.env.{key}", remedy='quote it: "HH:MM:SS"')
-    if key not in KEYS:
+    known = profile.known(key)
+    if known is None:
         raise UserError("is no known key", source=place, field=f"run.env.{key}", remedy=nearest_key(key))
+    if known.kind.is_time and isinstance(given.settings[key], int | float):
+        raise UserError("is a number to YAML", source=place, field=f"run.env.{key}", remedy='quote it: "HH:MM:SS"')
+    return known
 
 
 def _within(name: str, key: str) -> bool:
@@ -54,7 +52,8 @@ def _within(name: str, key: str) -> bool:
 def _is_ours(name: str, settings: Mapping[str, Any], profile: Profile, given: Environment) -> bool:
     """Whether the dotted `name` has the value that run.env gives it, and not the profile's."""
     key, _, variable = name.partition(".")
-    if name in given.typed or key in _CONFIG_WINS:
+    known = profile.known(key)
+    if name in given.typed or (known is not None and known.config_wins):
         return True
     if key == "env_vars":
         return variable not in profile.env_vars

@@ -16,8 +16,8 @@ from typing import Any
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.executors.cloud import vendor
 from nemotron_dpo.steps.executors.cloud.log import StreamedLog, pieces
-from nemotron_dpo.steps.executors.cloud.settings import CLIENT_ID, CLIENT_SECRET
 from nemotron_dpo.steps.executors.cloud.submission import Submission
+from nemotron_dpo.steps.executors.dgxcloud.settings import CLIENT_ID, CLIENT_SECRET
 from nemotron_dpo.steps.executors.shared.attend import Say
 from nemotron_dpo.steps.executors.shared.follow import JobState, NoAnswer
 

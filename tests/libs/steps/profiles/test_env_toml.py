@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.catalogue.env_toml import checked_settings, with_setting, write_env_toml
 from nemotron_dpo.steps.catalogue.manifest import configs_root
-from nemotron_dpo.steps.compile.profile import load_profile
+from nemotron_dpo.steps.profiles.env_file import load_profile
+from nemotron_dpo.steps.profiles.env_toml import checked_settings, with_setting, write_env_toml
 
 TEMPLATES = sorted((configs_root() / "env" / "env_toml" / "templates").glob("*.toml"))
 TEXT = '# top\n\n[a]\nhost = "x" # change\n# user = "me" # default: yours\nnodes = 1\n\n# of b\n[b]\nnodes = 2\n'
@@ -39,11 +39,11 @@ def test_setting_takes_its_place(setting: str, piece: str):
 
 def test_settings_are_toml():
     keys = {"s": 'a "b"', "n": 2, "f": 0.5, "t": True, "l": ["a:/a"], "m": {"A": "1"}}
-    text = "".join(f"{word}\n" for word in checked_settings({"p": keys}))
-    assert tomllib.loads(text) == {"p": keys}
+    text = "".join(f"{word}\n" for word in checked_settings({"wandb": keys}))
+    assert tomllib.loads(text) == {"wandb": keys}
 
 
-SECRET: list[dict[str, Any]] = [{"client_secret": "x"}, {"env_vars": {"HF_TOKEN": "x"}}, {"note": "hf_" + "abcdefghij" * 3}]
+SECRET: list[dict[str, Any]] = [{"client_secret": "x"}, {"env_vars": {"HF_TOKEN": "x"}}, {"account": "hf_" + "abcdefghij" * 3}]
 
 
 @pytest.mark.parametrize("keys", SECRET)
@@ -54,7 +54,8 @@ def test_secret_is_refused(keys: dict[str, Any]):
 
 UNFIT = [
     ({"k k": 1}, r'"sections\.p\.k k" is no name of a key: letters, digits, _ and - make one'),
-    ({"x": {"": 1}}, r'"sections\.p\.x\." is no name of a key'),
+    ({"env_vars": {"": 1}}, r'"sections\.p\.env_vars\." is no name of a key'),
+    ({"acount": "me"}, r'"sections\.p\.acount" is no known key: did you mean account\?'),
     ({"account": None}, r'"sections\.p\.account" is null, which TOML does not have: leave it out'),
     ({"time": 36000}, r"""is a number to YAML: quote it: 'sections\.p\.time="HH:MM:SS"'"""),
 ]

@@ -1,6 +1,6 @@
 """Write an env.toml for a cluster from a commented template, with keys of its profiles set.
 
-python -m nemotron_dpo.steps.catalogue.env_toml TEMPLATE -o env.slurm.toml [--force] [PROFILE.KEY=TOML_VALUE ...]
+python -m nemotron_dpo.steps.profiles.env_toml TEMPLATE -o env.slurm.toml [--force] [PROFILE.KEY=TOML_VALUE ...]
 
 PROFILE may go on to a table in it, as in slurm_base.env_vars. A key takes the place of the template's line for it, be it a
 comment (`# key = ...`); what the template lacks is added at the end of its table. A file that exists is left alone unless
@@ -23,9 +23,10 @@ import orjson
 from nemotron_dpo.config import redact
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
+from nemotron_dpo.steps.profiles.env_file import NOT_PROFILES
+from nemotron_dpo.steps.profiles.keys import known_key, nearest_key
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
-_TIMES = ("time", "build_time")
 
 
 def main() -> NoReturn:
@@ -68,12 +69,14 @@ def write_env_toml(template: Path, settings: Sequence[str], output: Path, *, for
 def checked_settings(sections: Mapping[str, Any]) -> list[str]:
     """`sections` as PROFILE.KEY=TOML_VALUE, one for each key of a table in a profile.
 
-    Raises UserError for what TOML cannot hold, and for a secret: it has no place in a file.
+    Raises UserError for a key that no executor has, for what TOML cannot hold, and for a secret: it has no place in a file.
     """
     words = []
     for profile, keys in sections.items():
         if not isinstance(keys, dict):
             raise UserError("is no mapping of keys", field=f"sections.{profile}", remedy=f"give sections.{profile}.KEY=VALUE")
+        for key in keys if profile not in NOT_PROFILES else ():
+            _check_known(str(profile), str(key))
         words += _flat(str(profile), keys)
     return words
 
@@ -90,6 +93,11 @@ def _flat(table: str, keys: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def _check_known(profile: str, key: str) -> None:
+    if _NAME.fullmatch(f"{profile}.{key}") and known_key(key) is None:
+        raise UserError("is no known key", field=f"sections.{profile}.{key}", remedy=nearest_key(key))
+
+
 def _check(name: str, key: str, value: Any) -> None:
     field = f"sections.{name}"
     if not _NAME.fullmatch(name):
@@ -99,7 +107,7 @@ def _check(name: str, key: str, value: Any) -> None:
         raise UserError("is a secret, which has no place in a file", field=field, remedy=remedy)
     if value is None:
         raise UserError("is null, which TOML does not have", field=field, remedy="leave it out")
-    if key in _TIMES and not isinstance(value, str):  # YAML reads 10:00:00 as 36000
+    if (known := known_key(key)) and known.kind.is_time and not isinstance(value, str):
         raise UserError("is a number to YAML", field=field, remedy=f"""quote it: '{field}="HH:MM:SS"'""")
 
 

@@ -1,4 +1,4 @@
-"""Profiles: the tables of env.toml that say where a step runs."""
+"""Read env.toml: find it, merge what a profile extends, and name the profiles there are."""
 
 from __future__ import annotations
 
@@ -7,77 +7,15 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
+from nemotron_dpo.steps.profiles.keys import EXECUTORS
+from nemotron_dpo.steps.profiles.profile import Profile
 
 NOT_PROFILES = ("wandb", "cli", "cache", "artifacts")
-EXECUTORS = ("local", "slurm", "lepton", "dgxcloud")
-# Every key that some executor has a use for.
-KEYS = {
-    "executor", "extends", "container_image", "nodes", "gpus_per_node", "nproc_per_node", "env_vars", "startup_commands",
-    "run_command", "workspace", "mounts", "account", "partition", "run_partition", "batch_partition", "ntasks_per_node",
-    "cpus_per_task", "time", "mem", "exclusive", "tunnel", "host", "user", "identity", "remote_job_dir", "lustre_mount",
-    "setup_lines", "build_partition", "build_time", "build_image", "build_cache_dir", "build_include_gpus",
-    "build_gpus_per_node", "nemo_run_dir", "node_group", "node_reservation", "resource_shape", "nprocs_per_node",
-    "shared_memory_size", "image_pull_secrets", "pre_launch_commands", "custom_spec", "base_url", "kube_apiserver_url",
-    "client_id", "client_secret", "app_id", "app_secret", "project_name", "pvc_nemo_run_dir", "pvcs",
-    "distributed_framework", "gpu_memory_gb",
-}  # fmt: skip
-_NUM_PROCESSES = ("nproc_per_node", "gpus_per_node")
-# executor -> the keys that say how many processes a node runs; the first that is set counts
-_DECISIVE = {
-    "local": _NUM_PROCESSES,
-    "slurm": (*_NUM_PROCESSES, "ntasks_per_node"),
-    "lepton": ("nprocs_per_node", *_NUM_PROCESSES),
-    "dgxcloud": ("nprocs_per_node", *_NUM_PROCESSES),
-}
-_LOCAL_KEYS = ("executor", "extends", "env_vars", "nodes", "gpu_memory_gb", *_NUM_PROCESSES)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One table of env.toml, its parents merged in; `origins` maps the dotted keys that a config's run.env set to places."""
-
-    name: str
-    executor: str
-    env_vars: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    source: Path | None = None
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def cluster(self) -> dict[str, Any]:
-        """What it says of the number of processes, as a config that lies under the step's own."""
-        given = {name: self.settings[key] for name, key in self.sizes().items()}
-        for name, key in self.sizes().items():
-            if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1:
-                raise self.refusal(key, f"is {given[name]!r} where a number of 1 or more is due")
-        return {"cluster": given} if given else {}
-
-    def sizes(self) -> dict[str, str]:
-        """Key of a config's cluster section -> the key of ours that decides it; those that a config set come first.
-
-        But for ntasks_per_node, which says how many processes there are only where nothing else does.
-        """
-        keys = _DECISIVE[self.executor]
-        keys = (*(key for key in keys if key in self.origins and key != "ntasks_per_node"), *keys)
-        decisive = {"gpus_per_node": next((key for key in keys if self.settings.get(key)), None), "num_nodes": "nodes"}
-        return {name: key for name, key in decisive.items() if key and self.settings.get(key) is not None}
-
-    def idle_keys(self) -> list[str]:
-        """The keys that the local executor has no use for. Raises UserError for one that no executor has."""
-        for key in sorted(set(self.settings) - KEYS):
-            raise self.refusal(key, "is no known key", nearest_key(key))
-        return sorted(set(self.settings) - set(_LOCAL_KEYS))
-
-    def refusal(self, key: str, message: str, remedy: str | None = None) -> UserError:
-        """The error about `key`, which names the place where it is set."""
-        if place := self.origins.get(key):
-            return UserError(message, source=place, field=f"run.env.{key}", remedy=remedy)
-        return UserError(f"profile {self.name}: {message}", source=self.source, field=key, remedy=remedy)
 
 
 def load_profile(name: str | None) -> Profile:
@@ -96,12 +34,6 @@ def load_profile(name: str | None) -> Profile:
 def variables(settings: Mapping[str, Any]) -> dict[str, str]:
     """The variables that `settings` give a run, as text; one that is null is none."""
     return {str(key): str(value) for key, value in settings.get("env_vars", {}).items() if value is not None}
-
-
-def nearest_key(key: str) -> str | None:
-    """The remedy for a key that is none."""
-    close = difflib.get_close_matches(key, sorted(KEYS), n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else None
 
 
 def profile_names() -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.profile import load_profile
+from nemotron_dpo.steps.profiles.env_file import load_profile
+from nemotron_dpo.steps.profiles.profile import CheckedProfile
 
 ENV = """
 [wandb]
@@ -57,7 +58,7 @@ def test_child_extends_parent(env_file: Path):
     assert profile.env_vars == {"A": "1", "B": "3"}
     assert profile.settings["mounts"] == ["/a:/a", "/b:/b"]
     assert profile.cluster() == {"cluster": {"gpus_per_node": 2, "num_nodes": 3}}
-    assert profile.idle_keys() == ["mounts"]
+    assert profile.idle_keys() == ("mounts",)
 
 
 def test_no_profile_is_this_machine(monkeypatch: pytest.MonkeyPatch):
@@ -66,17 +67,19 @@ def test_no_profile_is_this_machine(monkeypatch: pytest.MonkeyPatch):
     assert (profile.executor, profile.env_vars, profile.cluster()) == ("local", {}, {})
 
 
-@pytest.mark.parametrize("value", ['"two"', "0", "true", "1.5"])
-def test_a_size_that_is_no_number(env_file: Path, value: str):
-    env_file.write_text(f"[it]\nnodes = {value}\n")
-    with pytest.raises(UserError, match=r'env\.toml: "nodes" profile it: is .* where a number of 1 or more is due'):
-        load_profile("it").cluster()
+def test_a_size_that_is_no_number(env_file: Path):
+    for key, value in ((key, value) for key in ("nodes", "nproc_per_node") for value in ('"two"', "0", "true", "1.5")):
+        env_file.write_text(f"[it]\n{key} = {value}\n")
+        with pytest.raises(UserError, match=rf'env\.toml: "{key}" profile it: is .* where a number of 1 or more is due'):
+            load_profile("it").cluster()
+    env_file.write_text("[it]\ngpus_per_node = 0\n")  # no GPUs, and so many processes as elsewhere is said
+    assert load_profile("it").cluster() == {}
 
 
 def test_a_key_that_no_executor_has(env_file: Path):
     env_file.write_text("[it]\nnproc_per_nod = 2\n")
     with pytest.raises(UserError, match=r'"nproc_per_nod" profile it: is no known key: did you mean nproc_per_node\?'):
-        load_profile("it").idle_keys()
+        CheckedProfile(load_profile("it"))
 
 
 REFUSED = [

@@ -1,0 +1,1 @@
+"""The executor of Lepton: jobs of a workspace, submitted through NeMo-Run's executor."""

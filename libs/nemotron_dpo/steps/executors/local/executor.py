@@ -1,0 +1,67 @@
+"""The local executor: the stages of a run on this machine, in the foreground or the background, and its end reported."""
+
+from __future__ import annotations
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.compile import job_record, stage_cache, stage_choice
+from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
+from nemotron_dpo.steps.compile.digests import Digests
+from nemotron_dpo.steps.compile.dpo_plan import TOKENIZE_TRAIN
+from nemotron_dpo.steps.executors.local.stages import StageFailed, detach, run_plan
+from nemotron_dpo.steps.executors.shared.dry_run import forecast_parts, print_config, print_parts
+from nemotron_dpo.steps.profiles.profile import CheckedProfile
+
+
+class LocalExecutor:
+    """This machine."""
+
+    def print_plan(self, run: CompiledRun, say: Say) -> None:
+        """What is up to date is found without long reading."""
+        digests = self._checked(run, say)
+        for line in run.planner.missing(run.config):
+            say(f"warning: {line}")
+        print_config(run)
+        decisions = list(stage_choice.decide(run.plan, run.choices, digests, run.profile.env_vars))
+        stages = [job_record.decision_line(decision) for decision in decisions]
+        pairs = next((d.entry.places[0] for d in decisions if d.entry and d.stage.name == TOKENIZE_TRAIN), None)
+        files, prelude = job_record.file_lines(run.plan), job_record.prelude_lines(run.plan)
+        print_parts([*forecast_parts(run, pairs), *files, *prelude, *stages])
+
+    def execute(self, run: CompiledRun, say: Say) -> int:
+        """Run the stages, in a background process where nobody stays with them."""
+        self._checked(run, say)
+        for line in run.planner.missing(run.config):
+            raise UserError(line)
+        job_record.write_job(run.plan, run.provenance, run.created)
+        log = run.plan.job / "log.txt"
+        if not run.request.attached and (child := detach(log)):
+            print(f"{child}\nfollow it: tail -f {log}\ncancel it: kill {child}")
+            return 0
+        try:
+            run_plan(run.plan, run.profile.env_vars, run.choices, say)
+        except StageFailed as failure:
+            say(f"error: {failure}; the job is in {run.plan.job}")
+            return failure.status
+        print(_report(run))
+        return 0
+
+    def _checked(self, run: CompiledRun, say: Say) -> Digests:
+        """Digests to decide with, after what makes the run impossible is refused and what has no effect is said."""
+        CheckedProfile(run.profile)
+        if run.request.force_squash:
+            say("warning: --force-squash: a local run has no container image")
+        if idle := run.profile.idle_keys():
+            say(f"warning: {run.profile.source or 'run.env'}: without effect in a local run: {', '.join(idle)}")
+        digests = Digests(stage_cache.DIGESTS, peek=run.request.dry_run)
+        stage_choice.check_given(run.plan, run.choices, digests, run.profile.env_vars)
+        return digests
+
+
+EXECUTOR = LocalExecutor()
+
+
+def _report(run: CompiledRun) -> str:
+    if not run.ends_early:
+        return run.planner.report(run.plan)
+    last = run.choices[-1].stage
+    return f"stopped after {last.name}: {', '.join(map(str, last.outputs))}"
