@@ -1,6 +1,6 @@
 """Keys of NeMo-RL's schema that are none of ours: known, so that its recipes load as they are, and without effect.
 
-Naming one of NO_EFFECT earns a warning. One of ONLY_VALUES with any other value is refused: it would train something else there.
+Naming one of NO_EFFECT earns a warning. One of ONLY_VALUES with another value is refused: it would train something else.
 """
 
 from __future__ import annotations
