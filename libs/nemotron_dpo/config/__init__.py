@@ -5,12 +5,12 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 
 from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.checks import ranking, seconds_until
-from nemotron_dpo.config.environment import Environment, leaves, load_environment
 from nemotron_dpo.config.home import with_home
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.load import dump_run, load_plain, load_run, plain_origins, run_origins, run_tree, to_yaml
 from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
+from nemotron_dpo.config.run_env import RunEnv, leaves, load_run_env
 from nemotron_dpo.config.schema import (
     CheckpointingConfig,
     ClusterConfig,
@@ -33,12 +33,12 @@ __all__ = [
     "DataConfig",
     "DatasetConfig",
     "DpoConfig",
-    "Environment",
     "LoggerConfig",
     "MegatronConfig",
     "OptimizerConfig",
     "PolicyConfig",
     "RunConfig",
+    "RunEnv",
     "ScheduleConfig",
     "SequencePackingConfig",
     "TokenizerConfig",
@@ -46,9 +46,9 @@ __all__ = [
     "identity",
     "known_keys",
     "leaves",
-    "load_environment",
     "load_plain",
     "load_run",
+    "load_run_env",
     "objective_of",
     "plain_origins",
     "ranking",

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from nemotron_dpo.config.foreign_keys import NO_EFFECT, ONLY_VALUES
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
-from nemotron_dpo.config.shapes import Tree
+from nemotron_dpo.config.spellings import Tree
 from nemotron_dpo.errors import UserError
 
 _DUE = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nemotron_dpo.config.layers import Layer
+from nemotron_dpo.config.layer import ConfigLayer
 from nemotron_dpo.config.schema import DpoConfig, MegatronConfig, RunConfig
 
 # section -> its keys that count even where its `enabled` is false
@@ -29,7 +29,7 @@ def idle_settings(run: RunConfig) -> list[str]:
     return [key for key, is_asked in asked.items() if is_asked] + _idle_recompute(megatron) + _idle_objective(run.dpo)
 
 
-def switched_off(run: RunConfig, layers: Sequence[Layer]) -> list[str]:
+def switched_off(run: RunConfig, layers: Sequence[ConfigLayer]) -> list[str]:
     """Keys of a section that is not enabled, where they are overrides or where no file says that it is not."""
     switches = (run.checkpointing.enabled, run.policy.sequence_packing.enabled, run.policy.megatron_cfg.peft.enabled)
     keys: list[str] = []
@@ -41,7 +41,7 @@ def switched_off(run: RunConfig, layers: Sequence[Layer]) -> list[str]:
     return keys
 
 
-def _names(layer: Layer, section: str) -> Iterator[str]:
+def _names(layer: ConfigLayer, section: str) -> Iterator[str]:
     """What `layer` sets in `section`."""
     tree = layer.plain
     for part in section.split("."):

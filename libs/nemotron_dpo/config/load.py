@@ -9,13 +9,14 @@ from typing import Any
 
 from nemotron_dpo.config.build import build_plain, build_run
 from nemotron_dpo.config.checks import Remark, check
-from nemotron_dpo.config.environment import split_environment
 from nemotron_dpo.config.idle import switched_off
-from nemotron_dpo.config.layers import Layer, origin, read_layers, resolve_layers
+from nemotron_dpo.config.layer import ConfigLayer, origin
+from nemotron_dpo.config.merge import read_layers, resolve_layers
 from nemotron_dpo.config.origins import origins
 from nemotron_dpo.config.redact import hide_secrets
+from nemotron_dpo.config.run_env import split_run_env
 from nemotron_dpo.config.schema import RunConfig
-from nemotron_dpo.config.shapes import canonical
+from nemotron_dpo.config.spellings import canonical
 from nemotron_dpo.errors import UserError
 
 
@@ -24,20 +25,20 @@ def load_run(
     overrides: Sequence[str],
     base: Mapping[str, Any] | None = None,
     *,
-    with_environment: bool = False,
+    with_run_env: bool = False,
     validation: Collection[str] | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Merge `config` (after the files it names under `defaults`) and dotlist `overrides` into a checked RunConfig.
 
     `base` lies under the file (a profile's settings), `validation` names the sets that the run validates where these are not
     the config's. Returns the run with the warnings: one line a source, naming known keys that have no effect here, and one for
-    each remark of `check`; run.env has effect where the caller reads it `with_environment`. Raises UserError naming the file
+    each remark of `check`; run.env has effect where the caller reads it `with_run_env`. Raises UserError naming the file
     and line, or the override, for anything unreadable, unknown, of a wrong type or range, or that `check` refuses.
     """
     layers = read_layers(config, overrides, base)
     try:
         tree = resolve_layers(layers)
-        tree, replaced = canonical(split_environment(tree)[0] if with_environment else tree)
+        tree, replaced = canonical(split_run_env(tree)[0] if with_run_env else tree)
         run, idle = build_run(tree)
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
@@ -101,16 +102,16 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
     return tree
 
 
-def _settings(layers: Sequence[Layer]) -> dict[str, Any]:
+def _settings(layers: Sequence[ConfigLayer]) -> dict[str, Any]:
     """What the layers say of the run itself."""
-    return split_environment(resolve_layers(layers))[0]
+    return split_run_env(resolve_layers(layers))[0]
 
 
 def _sections(cls: type[Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: values for name, values in (base or {}).items() if name in cls.__dataclass_fields__}
 
 
-def _located(error: UserError, layers: Sequence[Layer], *, exact: bool = False) -> UserError:
+def _located(error: UserError, layers: Sequence[ConfigLayer], *, exact: bool = False) -> UserError:
     """`error` with its place; what settings come to together may rest on a default, which has none (`exact`)."""
     source, line = origin(error.field, layers, exact=exact) if error.field else (None, None)
     return UserError(
@@ -118,11 +119,11 @@ def _located(error: UserError, layers: Sequence[Layer], *, exact: bool = False) 
     )
 
 
-def _placed(remark: Remark, layers: Sequence[Layer]) -> str:
+def _placed(remark: Remark, layers: Sequence[ConfigLayer]) -> str:
     return str(_located(UserError(remark[1], field=remark[0]), layers, exact=True))
 
 
-def _warnings(idle: Sequence[str], layers: Sequence[Layer]) -> list[str]:
+def _warnings(idle: Sequence[str], layers: Sequence[ConfigLayer]) -> list[str]:
     by_source: dict[str, list[str]] = {}
     for key in idle:
         by_source.setdefault(origin(key, layers)[0] or "config", []).append(key)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nemotron_dpo.config.layers import Layer, place
+from nemotron_dpo.config.layer import ConfigLayer, place
 from nemotron_dpo.errors import UserError
 
 
-def origins(layers: Sequence[Layer], build: Callable[[Sequence[Layer]], Mapping[str, Any]]) -> dict[str, str]:
+def origins(layers: Sequence[ConfigLayer], build: Callable[[Sequence[ConfigLayer]], Mapping[str, Any]]) -> dict[str, str]:
     """Dotted key -> place, for every leaf that a layer sets; `build` makes the merged tree of some layers.
 
     Layers that make no config without the next ones are taken together with these.

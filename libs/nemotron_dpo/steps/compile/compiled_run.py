@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nemotron_dpo.config import Environment, load_environment, with_home
+from nemotron_dpo.config import RunEnv, load_run_env, with_home
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue import manifest
 from nemotron_dpo.steps.compile.arguments import sort_arguments
@@ -16,7 +16,7 @@ from nemotron_dpo.steps.compile.planners import Planner, planner_of
 from nemotron_dpo.steps.compile.stage_choice import Choice, choose
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
-from nemotron_dpo.steps.profiles.run_env import with_environment
+from nemotron_dpo.steps.profiles.run_env import with_run_env
 
 # Takes one line of facts for a person.
 Say = Callable[[str], object]
@@ -79,7 +79,7 @@ def compile_run(request: Request, where: Profile, say: Say) -> CompiledRun:
     arguments = sort_arguments([*request.tokens, *forced], known, request.options)
     for remark in arguments.remarks:
         say(f"warning: {remark}")
-    where = with_environment(where, given := load_environment(path, arguments.overrides))
+    where = with_run_env(where, given := load_run_env(path, arguments.overrides))
     config, warnings = planner.load(path, arguments.overrides, where.cluster())
     config = with_home(config) if where.executor == "local" else config
     _check_sizes(config, where, given)
@@ -91,7 +91,7 @@ def compile_run(request: Request, where: Profile, say: Say) -> CompiledRun:
     return CompiledRun(request, now, planner, config, plan, choices, provenance)
 
 
-def _check_sizes(config: Any, where: Profile, given: Environment) -> None:
+def _check_sizes(config: Any, where: Profile, given: RunEnv) -> None:
     """Refuse a config that says in two places on how many processes it runs, and not the same."""
     for name, key in where.sizes().items() if hasattr(config, "cluster") else ():
         asked, made = where.settings[key], getattr(config.cluster, name)

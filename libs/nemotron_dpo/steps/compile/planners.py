@@ -54,7 +54,7 @@ def planner_of(step: Step) -> Planner:
     return _PLANNERS[step.id]
 
 
-_load_dpo = partial(load_run, with_environment=True)
+_load_dpo = partial(load_run, with_run_env=True)
 
 
 def _dpo_report(made: Plan) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from nemotron_dpo.config import Environment
+from nemotron_dpo.config import RunEnv
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.profiles.env_file import variables
 from nemotron_dpo.steps.profiles.keys import Key, nearest_key
 from nemotron_dpo.steps.profiles.profile import Profile
 
 
-def with_environment(profile: Profile, given: Environment) -> Profile:
+def with_run_env(profile: Profile, given: RunEnv) -> Profile:
     """`profile` over what a config says in run.env: env_vars merge, mounts add up, and what overrides set wins.
 
     Raises UserError for a key that is none.
@@ -32,7 +32,7 @@ def with_environment(profile: Profile, given: Environment) -> Profile:
     return replace(profile, env_vars=variables(settings), settings=settings, origins=own)
 
 
-def _known(key: str, profile: Profile, given: Environment) -> Key:
+def _known(key: str, profile: Profile, given: RunEnv) -> Key:
     """What is known of `key`, first to the profile's own executor. Raises UserError where it cannot stand in run.env."""
     place = next((place for name, place in given.origins.items() if _within(name, key)), None)
     if key in ("executor", "extends"):
@@ -49,7 +49,7 @@ def _within(name: str, key: str) -> bool:
     return name == key or name.startswith(f"{key}.")
 
 
-def _is_ours(name: str, settings: Mapping[str, Any], profile: Profile, given: Environment) -> bool:
+def _is_ours(name: str, settings: Mapping[str, Any], profile: Profile, given: RunEnv) -> bool:
     """Whether the dotted `name` has the value that run.env gives it, and not the profile's."""
     key, _, variable = name.partition(".")
     known = profile.known(key)
@@ -60,14 +60,14 @@ def _is_ours(name: str, settings: Mapping[str, Any], profile: Profile, given: En
     return key not in profile.settings or key == "mounts"
 
 
-def _merged_variables(value: Any, profile: Profile, given: Environment) -> dict[str, Any]:
+def _merged_variables(value: Any, profile: Profile, given: RunEnv) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UserError("is no table", source=given.origins.get("env_vars"), field="run.env.env_vars")
     typed = {name: text for name, text in value.items() if f"env_vars.{name}" in given.typed}
     return {**value, **profile.env_vars, **typed}
 
 
-def _listed(value: Any, given: Environment) -> list[Any]:
+def _listed(value: Any, given: RunEnv) -> list[Any]:
     if not isinstance(value, list):
         raise UserError("is no list", source=given.origins.get("mounts"), field="run.env.mounts")
     return value

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_dpo.config import Environment, load_environment
+from nemotron_dpo.config import RunEnv, load_run_env
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.profiles.profile import Profile
-from nemotron_dpo.steps.profiles.run_env import with_environment
+from nemotron_dpo.steps.profiles.run_env import with_run_env
 
 
 def merged(own: dict[str, Any], theirs: dict[str, Any], *typed: str, executor: str = "slurm") -> Profile:
     profile = Profile("p", executor, dict(theirs.get("env_vars", {})), theirs, Path("env.toml"))
-    return with_environment(profile, Environment(own, {key: f"own.yaml:{key}" for key in own}, frozenset(typed)))
+    return with_run_env(profile, RunEnv(own, {key: f"own.yaml:{key}" for key in own}, frozenset(typed)))
 
 
 # own, theirs, keys that were typed, what counts
@@ -80,12 +80,12 @@ def test_what_is_refused(own: dict[str, Any], line: str):
 def test_layers_of_a_config(tmp_path: Path):
     (tmp_path / "base.yaml").write_text("run:\n  env:\n    nodes: 1\n    env_vars: {A: base}\n")
     (tmp_path / "own.yaml").write_text("defaults: base.yaml\nrun:\n  env:\n    time: '${oc.env:NO_SUCH_TIME,9}'\n")
-    given_ = load_environment(tmp_path / "own.yaml", ["run.env.nodes=2", "dpo.seed=1"])
+    given_ = load_run_env(tmp_path / "own.yaml", ["run.env.nodes=2", "dpo.seed=1"])
     assert given_.settings == {"nodes": 2, "env_vars": {"A": "base"}, "time": "9"}
     assert given_.typed == {"nodes"}
     places = {key: place.removeprefix(f"{tmp_path}/") for key, place in given_.origins.items()}
     assert places == {"nodes": "run.env.nodes=2", "env_vars.A": "base.yaml:4", "time": "own.yaml:4"}
-    assert load_environment(None, ["dpo.seed=1"]) == Environment()
+    assert load_run_env(None, ["dpo.seed=1"]) == RunEnv()
 
 
 _TABLES = st.fixed_dictionaries({}, optional={key: st.sampled_from("xyz") for key in ("account", "time", "nodes", "partition")})

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config.layers import Layer, origin, place, read_layers, resolve_layers
-from nemotron_dpo.config.shapes import Tree
+from nemotron_dpo.config.layer import ConfigLayer, origin, place
+from nemotron_dpo.config.merge import read_layers, resolve_layers
+from nemotron_dpo.config.spellings import Tree
 from nemotron_dpo.errors import UserError
 
 
 @dataclass(frozen=True)
-class Environment:
+class RunEnv:
     """`settings` are those of run.env; `origins` maps their dotted keys to places, `typed` are those that overrides set."""
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -21,25 +22,25 @@ class Environment:
     typed: frozenset[str] = frozenset()
 
 
-def load_environment(config: str | Path | None, overrides: Sequence[str]) -> Environment:
+def load_run_env(config: str | Path | None, overrides: Sequence[str]) -> RunEnv:
     """run.env of `config`, the files it names under `defaults`, and `overrides`. Raises UserError where it is no mapping."""
     layers = read_layers(config, overrides)
     if not any(isinstance(layer.plain, dict) and "run" in layer.plain for layer in layers):
-        return Environment()
-    settings = split_environment(resolve_layers(layers))[1]
+        return RunEnv()
+    settings = split_run_env(resolve_layers(layers))[1]
     if not isinstance(settings, dict):
         source, line = origin("run.env", layers)
         raise UserError(f"is {settings!r} where a mapping is due", source=source, line=line, field="run.env")
     typed = [layer for layer in layers if not layer.is_file]
     places = {key: _place(f"run.env.{key}", layers) for key in leaves(settings)}
-    return Environment(
+    return RunEnv(
         settings,
         places,
         frozenset(key for key in places if any(_sets(layer.plain, f"run.env.{key}") for layer in typed)),
     )
 
 
-def split_environment(tree: Tree) -> tuple[Tree, Any]:
+def split_run_env(tree: Tree) -> tuple[Tree, Any]:
     """`tree` without its section run.env, and that section."""
     run = tree.get("run")
     if not isinstance(run, dict) or "env" not in run:
@@ -58,7 +59,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _place(key: str, layers: Sequence[Layer]) -> str:
+def _place(key: str, layers: Sequence[ConfigLayer]) -> str:
     """Where the last layer sets `key`, else the nearest section above it."""
     found = next((where for layer in reversed(layers) if (where := place(layer, key, changed=False))), None)
     source, line = origin(key, layers)

@@ -1,50 +1,31 @@
-"""The layers of a config (a profile, base files, the file, overrides): read, merged, and searched for where a value is set."""
+"""The layers of a config (a profile, base files, the file, overrides): read, merged, and their interpolations resolved."""
 
 from __future__ import annotations
 
-import functools
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.redact import redact_override
-from nemotron_dpo.config.shapes import Tree, spellings
+from nemotron_dpo.config.spellings import Tree
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
 
 # In a YAML file this stands for the folder the file lies in, so that a config can name data beside it.
 HERE = "${config_dir}"
-_FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One source of settings: a YAML file, or one override as it was typed."""
-
-    source: str
-    text: str
-    tree: Any
-    is_file: bool
-
-    @functools.cached_property
-    def plain(self) -> Any:
-        """`tree` as plain dicts and lists, interpolations as they stand."""
-        from omegaconf import OmegaConf
-
-        return self.tree if isinstance(self.tree, dict) else OmegaConf.to_container(self.tree)
-
-
-def read_layers(config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> list[Layer]:
+def read_layers(
+    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+) -> list[ConfigLayer]:
     """The layers in the order they are merged."""
     files = [] if config is None else _read_files(Path(config), ())
-    under = [Layer("profile", "", dict(base), is_file=False)] if base else []
+    under = [ConfigLayer("profile", "", dict(base), is_file=False)] if base else []
     return [*under, *files, *(_read_override(text) for text in overrides)]
 
 
-def resolve_layers(layers: Sequence[Layer]) -> Tree:
+def resolve_layers(layers: Sequence[ConfigLayer]) -> Tree:
     """The layers merged, every interpolation resolved, as plain dicts and lists."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -62,61 +43,7 @@ def resolve_layers(layers: Sequence[Layer]) -> Tree:
     return {str(key): value for key, value in tree.items()}
 
 
-def origin(key: str, layers: Sequence[Layer], *, exact: bool = False) -> tuple[str | None, int | None]:
-    """(source, line) of the last layer that sets the dotted `key`, under whichever name.
-
-    Unless that must be `exact`, of the nearest section above it where no layer does.
-    """
-    for layer in reversed(layers):
-        for name in spellings(key):
-            if _sets(layer.plain, name.split(".")):
-                return layer.source, _line(layer.text, name.split(".")) if layer.is_file else None
-    parts = key.split(".")
-    for depth in range(0 if exact else len(parts) - 1, 0, -1):
-        for layer in reversed(layers):
-            if _sets(layer.plain, parts[:depth]):
-                return layer.source, _line(layer.text, parts[:depth]) if layer.is_file else None
-    return None, None
-
-
-def place(layer: Layer, key: str, *, changed: bool) -> str | None:
-    """Where in `layer` the dotted `key` is set; None where it neither is nor, under another name, has `changed`.
-
-    A value that `layer` takes from the environment has its place there: the variable is named, and who asks for it.
-    """
-    parts = key.split(".")
-    if not (changed or _sets(layer.plain, parts)):
-        return None
-    parts = next((named for name in spellings(key) if _sets(layer.plain, named := name.split("."))), parts)
-    line = _line(layer.text, parts) if layer.is_file else None
-    asked = layer.source if line is None else f"{layer.source}:{line}"
-    names = ", ".join(dict.fromkeys(_variables(_value(layer.plain, parts))))
-    return f"${names} ({asked})" if names else asked
-
-
-def _variables(value: Any) -> Iterator[str]:
-    """The environment variables that `value`, interpolations as they stand, is made of; a default counts where it is needed."""
-    if isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _variables(item)
-    start = 0
-    while isinstance(value, str) and (found := _FROM_ENVIRONMENT.search(value, start)):
-        is_set = found[1] in os.environ
-        yield from [found[1]] if is_set else []
-        start = _closing(value, found.start()) if is_set else found.end()
-
-
-def _closing(text: str, start: int) -> int:
-    """The end of the interpolation that begins at `start`."""
-    depth = 0
-    for end in range(start, len(text)):
-        depth += (text[end] == "{") - (text[end] == "}")
-        if text[end] == "}" and depth == 0:
-            return end
-    return len(text)
-
-
-def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+def _read_files(path: Path, above: tuple[Path, ...]) -> list[ConfigLayer]:
     from omegaconf import DictConfig, OmegaConf
 
     if path.resolve() in above:
@@ -135,7 +62,7 @@ def _read_files(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         if not (path.parent / name).exists():
             raise UserError(f"names {name}, and there is no such file", source=path, field="defaults")
     layers = [layer for name in names for layer in _read_files(path.parent / name, (*above, path.resolve()))]
-    return [*layers, Layer(str(path), text, tree, is_file=True)]
+    return [*layers, ConfigLayer(str(path), text, tree, is_file=True)]
 
 
 def _text(path: Path) -> str:
@@ -161,7 +88,7 @@ def _parse(text: str, path: Path) -> Any:
         raise UserError(f"is not YAML ({str(error).splitlines()[0]})", source=path) from None
 
 
-def _read_override(text: str) -> Layer:
+def _read_override(text: str) -> ConfigLayer:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -170,12 +97,12 @@ def _read_override(text: str) -> Layer:
     if not equals or not key.strip():
         raise UserError("is no KEY.PATH=VALUE", source=redact_override(text), usage=True)
     try:
-        return Layer(redact_override(text), text, OmegaConf.from_dotlist([text]), is_file=False)
+        return ConfigLayer(redact_override(text), text, OmegaConf.from_dotlist([text]), is_file=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"cannot be read ({str(error).splitlines()[0]})", source=redact_override(text), usage=True) from None
 
 
-def _merged(below: Any, layer: Layer) -> Any:
+def _merged(below: Any, layer: ConfigLayer) -> Any:
     """`layer` over `below`; a schedule of another shape replaces the one below instead of mixing with it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -207,38 +134,3 @@ def _hoisted(tree: Any) -> Any:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "msg", None) or error).splitlines()[0]
-
-
-def _sets(node: Any, parts: Sequence[str]) -> bool:
-    for part in parts:
-        if not isinstance(node, dict) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def _value(node: Any, parts: Sequence[str]) -> Any:
-    """What `parts` lead to, None where they lead nowhere."""
-    for part in parts:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-@functools.lru_cache(maxsize=16)
-def _composed(text: str) -> Any:
-    from yaml import SafeLoader, compose
-
-    return compose(text, Loader=SafeLoader)
-
-
-def _line(text: str, parts: Sequence[str]) -> int | None:
-    from yaml import MappingNode
-
-    node, line = _composed(text), None
-    for part in parts:
-        pairs = node.value if isinstance(node, MappingNode) else []
-        found = next(((key, value) for key, value in pairs if key.value == part), None)
-        if found is None:
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line
