@@ -1,4 +1,4 @@
-"""What settings come to together, which no single one shows: refused where it cannot be meant, else remarked on.
+"""Check settings against each other: refuse a combination that nobody can mean, remark on one that few will mean.
 
 Sees no data: what depends on the number of pairs is remarked on by training.remarks.
 """

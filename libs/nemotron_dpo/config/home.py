@@ -1,4 +1,4 @@
-"""`~` in the paths of a config. Apart from loading, since paths of a run on a cluster mean the home folder there."""
+"""Replace `~` in the paths of a config. Loading leaves it, since a run on a cluster means the home folder there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings make a run the run it is: what a resumed run must have kept, and what it may change."""
+"""Divide the settings of a run into those that a resumed run must share with it and those that it may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known keys that are set and count for nothing, because another one decides so."""
+"""Find keys that are set and have no effect, because the value of another key decides so."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The steps there are: their manifests, how each one's config is planned, and the env.toml that says where they run."""
+"""The steps there are: their manifests, and what `list` and `show` say of them."""

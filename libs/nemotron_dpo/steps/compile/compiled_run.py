@@ -13,7 +13,7 @@ from nemotron_dpo.steps.catalogue import manifest
 from nemotron_dpo.steps.compile.arguments import sort_arguments
 from nemotron_dpo.steps.compile.job_record import Provenance, job_folder
 from nemotron_dpo.steps.compile.planners import Planner, planner_of
-from nemotron_dpo.steps.compile.stage_choice import Choice, choose
+from nemotron_dpo.steps.compile.stage_choice import StageChoice, choose
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.profiles.run_env import with_run_env
@@ -24,10 +24,10 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Request:
-    """The command line: `tokens` follow `step`, `first` and `last` are names of stages, `argv` is all of it as typed.
+    """The command line of `nemotron-steps run`. `argv` is all of it as typed, `tokens` is what follows `step`.
 
-    `options` are the names of those that there are. `attached`: it stays until the run ends; otherwise it returns once that is
-    submitted.
+    `options` are the command's own, which a token may misspell. `first` and `last` name the stages of --from and --to. Where it
+    is `attached`, the program stays until the run ends, else it returns once the run is submitted.
     """
 
     step: str
@@ -45,14 +45,14 @@ class Request:
 
 @dataclass(frozen=True)
 class CompiledRun:
-    """A step with its config compiled; `choices` are the stages that count."""
+    """A request with its config merged and its stages planned. `choices` are the stages up to --to; an executor runs these."""
 
     request: Request
     created: datetime
     planner: Planner
     config: Any
     plan: Plan
-    choices: Sequence[Choice]
+    choices: Sequence[StageChoice]
     provenance: Provenance
 
     @property
@@ -65,10 +65,10 @@ class CompiledRun:
         return self.choices[-1].stage != self.plan.stages[-1]
 
 
-def compile_run(request: Request, where: Profile, say: Say) -> CompiledRun:
-    """Compile `request` for `where`, touching nothing; what has no effect is told to `say`. Raises UserError.
+def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
+    """Compile `request` for `profile` and touch nothing. What has no effect is told to `say`. Raises UserError.
 
-    `force` also sets a config's own `force`.
+    `force` sets a config's own key of that name too.
     """
     now = datetime.now()
     found = manifest.find_step(request.step, manifest.discover(manifest.configs_root()))
@@ -79,22 +79,22 @@ def compile_run(request: Request, where: Profile, say: Say) -> CompiledRun:
     arguments = sort_arguments([*request.tokens, *forced], known, request.options)
     for remark in arguments.remarks:
         say(f"warning: {remark}")
-    where = with_run_env(where, given := load_run_env(path, arguments.overrides))
-    config, warnings = planner.load(path, arguments.overrides, where.cluster())
-    config = with_home(config) if where.executor == "local" else config
-    _check_sizes(config, where, given)
+    profile = with_run_env(profile, given := load_run_env(path, arguments.overrides))
+    config, warnings = planner.load(path, arguments.overrides, profile.cluster())
+    config = with_home(config) if profile.executor == "local" else config
+    _check_sizes(config, profile, given)
     for warning in warnings:
         say(f"warning: {warning}")
     plan = planner.compile(config, job_folder(found.id, now), found.folder)
     choices = choose(plan, request.first, request.last, force=request.force)
-    provenance = Provenance(found.id, request.argv, path, arguments.overrides, where)
+    provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)
     return CompiledRun(request, now, planner, config, plan, choices, provenance)
 
 
-def _check_sizes(config: Any, where: Profile, given: RunEnv) -> None:
-    """Refuse a config that says in two places on how many processes it runs, and not the same."""
-    for name, key in where.sizes().items() if hasattr(config, "cluster") else ():
-        asked, made = where.settings[key], getattr(config.cluster, name)
+def _check_sizes(config: Any, profile: Profile, given: RunEnv) -> None:
+    """Refuse a config whose run.env and cluster section ask for different numbers of processes."""
+    for name, key in profile.sizes().items() if hasattr(config, "cluster") else ():
+        asked, made = profile.settings[key], getattr(config.cluster, name)
         if key in given.settings and asked != made:
             message = f"is {asked}, and cluster.{name} is {made}"
-            raise UserError(message, source=where.origins.get(key), field=f"run.env.{key}", remedy="set one of them")
+            raise UserError(message, source=profile.origins.get(key), field=f"run.env.{key}", remedy="set one of them")

@@ -27,7 +27,7 @@ _DATED = "strftime_now"
 
 
 class Unknown(Exception):
-    """The digest could only be had by reading much or by asking the network, and neither was allowed."""
+    """The digest is not remembered, and making it would take long reading or the network, which a dry run must not use."""
 
 
 class Digests:

@@ -12,7 +12,7 @@ from pathlib import Path
 from nemotron_dpo import __version__
 from nemotron_dpo.config import redact, redact_argv, redact_override, to_yaml
 from nemotron_dpo.steps.compile import stage_cache
-from nemotron_dpo.steps.compile.stage_choice import Decision
+from nemotron_dpo.steps.compile.stage_choice import StageDecision
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import command_line
@@ -67,7 +67,7 @@ def stage_line(stage: Stage) -> str:
     return command_line(redact(stage.argv), redact(dict(stage.env)))
 
 
-def decision_line(decision: Decision) -> tuple[str, str]:
+def decision_line(decision: StageDecision) -> tuple[str, str]:
     """(stage, command) for what happens to one stage: its own command, or those that take it from where it is."""
     stage = decision.stage
     if decision.entry is None:

@@ -1,4 +1,4 @@
-"""The stage executables: where they are, which version of them this is, and what they compute with."""
+"""The stages' programs: where each lies, and what its output depends on besides its input (source, packages, machine)."""
 
 from __future__ import annotations
 

@@ -29,18 +29,18 @@ _FICLONE = 0x40049409  # of linux/fs.h: give a file the blocks of another one
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """Where the outputs of one stage lie."""
 
     key: str
     places: tuple[Path, ...]
 
 
-def find(key: str, outputs: Sequence[Path]) -> Entry | None:
+def find(key: str, outputs: Sequence[Path]) -> CacheEntry | None:
     """The entry of `key`, unless something of it is gone or not as it was left, or a folder is in the way of one of its."""
     try:
         noted = orjson.loads((CACHE / f"{key}.json").read_bytes())
-        entry = Entry(key, tuple(Path(output["place"]) for output in noted["outputs"]))
+        entry = CacheEntry(key, tuple(Path(output["place"]) for output in noted["outputs"]))
         states = [output["state"] for output in noted["outputs"]]
     except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
         return None
@@ -59,7 +59,7 @@ def record(key: str, stage: str, outputs: Sequence[Path]) -> None:
     (CACHE / f"{key}.started").unlink(missing_ok=True)
 
 
-def bring(entry: Entry, stage: str, outputs: Sequence[Path]) -> None:
+def bring(entry: CacheEntry, stage: str, outputs: Sequence[Path]) -> None:
     """Put what is in `entry` where the stage would have put it; from now on a folder's place is this newest one."""
     for place, target in zip(entry.places, outputs, strict=True):
         if place == target:
@@ -92,7 +92,7 @@ def interrupted(key: str) -> Path | None:
         return None
 
 
-def by_hand(entry: Entry, outputs: Sequence[Path]) -> list[tuple[str, ...]]:
+def by_hand(entry: CacheEntry, outputs: Sequence[Path]) -> list[tuple[str, ...]]:
     """Commands that do what `bring` does."""
     pairs = zip(entry.places, outputs, strict=True)
     return [

@@ -1,4 +1,4 @@
-"""Which stages of a plan run: from one, up to one, all of them, or those that are not up to date."""
+"""Choose the stages of a plan that run: those that --from, --to and --force name, else those that are not up to date."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
-from nemotron_dpo.steps.compile.stage_cache import Entry
+from nemotron_dpo.steps.compile.stage_cache import CacheEntry
 from nemotron_dpo.steps.compile.stage_keys import stage_key
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One stage that counts. `is_forced`: it runs even where it is up to date; `is_given`: it must be up to date."""
+class StageChoice:
+    """A stage up to --to. `is_forced`: it runs even where it is up to date. `is_given`: it must be up to date."""
 
     stage: Stage
     is_forced: bool = False
@@ -24,19 +24,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What happens to a stage: it is taken from `entry`, or run where that is None, from its start if `is_forced`.
+class StageDecision:
+    """What happens to a stage. Its outputs are taken from `entry`; where that is None it runs, from its start if `is_forced`.
 
-    `key` names what it makes.
+    `key` is the name of its outputs in the cache; None, they have none.
     """
 
     stage: Stage
     key: str | None
-    entry: Entry | None
+    entry: CacheEntry | None
     is_forced: bool
 
 
-def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> list[Choice]:
+def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> list[StageChoice]:
     """The stages up to `last`; those from `first` on are run in any case, those before it are not run.
 
     `first` and `last` are names of stages, or of programs. Raises UserError for a name that no stage has.
@@ -48,11 +48,11 @@ def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> l
     choices = []
     for n, stage in enumerate(plan.stages[: end + 1]):
         later = start is not None and n >= start
-        choices.append(Choice(stage, is_forced=force or later, is_given=start is not None and n < start))
+        choices.append(StageChoice(stage, is_forced=force or later, is_given=start is not None and n < start))
     return choices
 
 
-def decide(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping[str, str]) -> Iterator[Decision]:
+def decide(plan: Plan, choices: Sequence[StageChoice], digests: Digests, env: Mapping[str, str]) -> Iterator[StageDecision]:
     """One decision after the other; each may depend on what the caller made of the last. Stages run with `env` added.
 
     Raises UserError for a stage that must be up to date and is not.
@@ -72,10 +72,10 @@ def decide(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping
             raise UserError(
                 f"{stage.name}: what it makes is not there", remedy=f"run without --from, or --from {stage.program}"
             )
-        yield Decision(stage, key, entry, choice.is_forced)
+        yield StageDecision(stage, key, entry, choice.is_forced)
 
 
-def check_given(plan: Plan, choices: Sequence[Choice], digests: Digests, env: Mapping[str, str]) -> None:
+def check_given(plan: Plan, choices: Sequence[StageChoice], digests: Digests, env: Mapping[str, str]) -> None:
     """Raise UserError where one of the stages that must be up to date is not."""
     for _ in decide(plan, [choice for choice in choices if choice.is_given], digests, env):
         pass

@@ -1,4 +1,4 @@
-"""What a plan is made of: commands in order, what each reads, and what each makes."""
+"""What a plan is made of: stages in order, each with its command, what it reads and what it makes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where the stages of a plan run: this machine, Slurm, Lepton and DGX Cloud, and what these share."""
+"""Where compiled runs go. One folder an executor; README.md says what each must have, and lists the keys of profiles."""

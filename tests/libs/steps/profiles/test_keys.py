@@ -9,6 +9,7 @@ import pytest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import completion
 from nemotron_dpo.steps.executors.executor import executor_of
+from nemotron_dpo.steps.profiles.key_list import key_list
 from nemotron_dpo.steps.profiles.keys import EXECUTORS, key_tables, known_key, nearest_key
 from nemotron_dpo.steps.profiles.profile import CheckedProfile, Profile
 
@@ -52,3 +53,7 @@ def test_each_key_refuses_what_is_of_no_kind():
 def test_a_local_profile_is_checked_like_any_other():
     with pytest.raises(UserError, match=r'"gpu_memory_gb" profile p: is \'much\' where a number of 1 or more is due'):
         CheckedProfile(Profile("p", "local", settings={"gpu_memory_gb": "much"}))
+
+
+def test_the_list_of_keys_is_the_tables():
+    assert (FOLDER / "README.md").read_text().endswith(f"\n\n{key_list()}\n")

@@ -1,1 +1,1 @@
-"""The executors of Lepton and DGX Cloud (Run:ai): a plan becomes one script, submitted through NeMo-Run's own executors."""
+"""What the executors of Lepton and DGX Cloud share: a plan becomes one script, submitted through NeMo-Run's own executors."""

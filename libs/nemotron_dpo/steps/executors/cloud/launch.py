@@ -1,4 +1,4 @@
-"""A run on Lepton or DGX Cloud from the compiled plan to the exit status: one script, submitted, followed, cancelled."""
+"""A run on a cloud from the plan to the exit status: prepare one script, submit it through NeMo-Run, follow it, cancel it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nemotron_dpo.steps.executors.cloud.submission import Submission
 from nemotron_dpo.steps.executors.shared import environment
 from nemotron_dpo.steps.executors.shared.attend import Say, attend, nothing_left_behind
 from nemotron_dpo.steps.executors.shared.follow import Follower, Watched
-from nemotron_dpo.steps.executors.shared.paths import Places
+from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import task_script
 from nemotron_dpo.steps.profiles.profile import Profile
 
@@ -30,12 +30,12 @@ SCRIPT = "launch_script.sh"
 
 @dataclass(frozen=True)
 class PreparedCloudJob:
-    """Everything that will be asked for; made without touching anything, and without NeMo-Run."""
+    """A job before it is submitted: all that will be asked for, made without NeMo-Run."""
 
     plan: Plan
     settings: CloudSettings
     facts: CloudJobFacts
-    places: Places
+    paths: PathMap
     environment: dict[str, str]
 
     sees_our_files = False
@@ -48,9 +48,9 @@ class PreparedCloudJob:
     def files(self) -> dict[str, str]:
         """What the job's folder holds; no secret."""
         settings, folder = self.settings, self.facts.folder
-        texts = {name: self.places.text(text) for name, text in self.plan.files.items()}
+        texts = {name: self.paths.text(text) for name, text in self.plan.files.items()}
         texts["task.sh"] = task_script(folder, f"{folder}/train.yaml", settings.startup_commands, settings.run_command)
-        return texts | {SCRIPT: job_script(self.plan, settings, self.facts, self.places)}
+        return texts | {SCRIPT: job_script(self.plan, settings, self.facts, self.paths)}
 
     @property
     def submission(self) -> Submission:
@@ -66,7 +66,7 @@ class PreparedCloudJob:
 
     def report(self, tell: Callable[[Plan], str]) -> str:
         """Where the outputs lie: what `tell` reads is on the nodes' storage, which is not ours to see."""
-        return "\n".join(f"{kind}: {self.places.of(str(path))}" for kind, path in self.plan.artifacts.items())
+        return "\n".join(f"{kind}: {self.paths.of(str(path))}" for kind, path in self.plan.artifacts.items())
 
 
 class CloudJob(Watched, Protocol):
@@ -96,7 +96,7 @@ class CloudPlace:
         name = _job_name(plan)
         folder = f"{settings.job_root}/{name}"
         facts = CloudJobFacts(name, folder, num_nodes, max(1, plan.num_processes // num_nodes))
-        return PreparedCloudJob(plan, settings, facts, _places(plan, settings, folder), environment.job_environment(profile))
+        return PreparedCloudJob(plan, settings, facts, _path_map(plan, settings, folder), environment.job_environment(profile))
 
     def dry_lines(self, job: PreparedCloudJob, *, force_squash: bool) -> list[tuple[str, str]]:
         """(what, text) of every file and of the request, secrets hidden."""
@@ -138,14 +138,14 @@ def _job_name(plan: Plan) -> str:
     return f"{word}-{stamp}-{secrets.token_hex(2)}"
 
 
-def _places(plan: Plan, settings: CloudSettings, folder: str) -> Places:
+def _path_map(plan: Plan, settings: CloudSettings, folder: str) -> PathMap:
     """Where the nodes have the job folder, the tiny policy (made in the job), and our configs."""
     pairs = [(str(plan.job), folder)]
     if plan.prelude:
         pairs += [(str(plan.prelude.scratch), f"{folder}/tiny-sft.partial"), (str(plan.prelude.target), f"{folder}/tiny-sft")]
     if settings.workspace:
         pairs.append((str(manifest.configs_root()), f"{settings.workspace}/configs"))
-    return Places(tuple(pairs))
+    return PathMap(tuple(pairs))
 
 
 def _plain(value: Any) -> Any:

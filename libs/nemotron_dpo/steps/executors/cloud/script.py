@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.cloud.settings import CloudSettings
-from nemotron_dpo.steps.executors.shared.paths import Places
+from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import clear_way, makes_line
 
 _HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ class CloudJobFacts:
     processes_per_node: int
 
 
-def job_script(plan: Plan, settings: CloudSettings, facts: CloudJobFacts, places: Places) -> str:
+def job_script(plan: Plan, settings: CloudSettings, facts: CloudJobFacts, paths: PathMap) -> str:
     """The script that runs the stages of `plan` one after the other."""
     parts = [
         "#!/bin/bash",
@@ -35,7 +35,7 @@ def job_script(plan: Plan, settings: CloudSettings, facts: CloudJobFacts, places
         clear_way(),
         "start",
         *settings.setup_lines,
-        *_stage_lines(plan, facts, places),
+        *_stage_lines(plan, facts, paths),
     ]
     return "\n".join(parts) + "\n"
 
@@ -55,15 +55,15 @@ def _variables(settings: CloudSettings, facts: CloudJobFacts) -> Iterator[str]:
         yield f"export PATH={shlex.quote(settings.workspace + '/.venv/bin')}:$PATH"
 
 
-def _stage_lines(plan: Plan, facts: CloudJobFacts, places: Places) -> Iterator[str]:
+def _stage_lines(plan: Plan, facts: CloudJobFacts, paths: PathMap) -> Iterator[str]:
     if plan.prelude is not None:
-        yield f"mkdir -p -- {shlex.quote(places.of(str(plan.prelude.scratch)))}"
+        yield f"mkdir -p -- {shlex.quote(paths.of(str(plan.prelude.scratch)))}"
         for number, (name, argv) in enumerate(plan.prelude.commands, start=1):
-            yield _stage_line(f"0.{number}", f"tiny-sft: {name}", 1, places.command(argv))
+            yield _stage_line(f"0.{number}", f"tiny-sft: {name}", 1, paths.command(argv))
     for number, stage in enumerate(plan.stages, start=1):
-        command = places.command(stage.argv[stage.num_launcher_words :])
+        command = paths.command(stage.argv[stage.num_launcher_words :])
         is_launched = bool(stage.num_launcher_words)
-        yield makes_line(plan, stage, places)
+        yield makes_line(plan, stage, paths)
         yield _stage_line(str(number), stage.name, facts.num_nodes if is_launched else 1, command, is_launched)
 
 

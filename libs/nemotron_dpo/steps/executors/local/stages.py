@@ -17,7 +17,7 @@ from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
-from nemotron_dpo.steps.compile.stage_choice import Choice, decide
+from nemotron_dpo.steps.compile.stage_choice import StageChoice, decide
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.compile.tiny_sft import Prelude
 from nemotron_dpo.steps.executors.local.logs import tee_stderr
@@ -45,7 +45,7 @@ class StageFailed(Exception):
         return f"{self.stage} was killed by {name} (exit {self.status}){hint}{said}"
 
 
-def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say: Callable[[str], object]) -> None:
+def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[StageChoice], say: Callable[[str], object]) -> None:
     """Run what the cache lacks and then those of `choices` that are not up to date, with `env` added to the environment.
 
     What is taken from the cache is told to `say`. Raises StageFailed at the first that fails.
@@ -71,7 +71,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[Choice], say:
         say("nothing to do: everything is up to date; --force runs it again")
 
 
-def _take(entry: stage_cache.Entry, stage: Stage, log: Path, say: Callable[[str], object]) -> None:
+def _take(entry: stage_cache.CacheEntry, stage: Stage, log: Path, say: Callable[[str], object]) -> None:
     line = f"{stage.name}: up to date, taken from {entry.places[0]}"
     say(line)
     stage_cache.bring(entry, stage.name, stage.outputs)

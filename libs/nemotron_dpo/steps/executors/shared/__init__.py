@@ -1,1 +1,1 @@
-"""What every place that is not this machine has in common: settings, paths, the job's environment, following it to its end."""
+"""What executors share: the dry run; and of those elsewhere the environment, paths, scripts, and following a job to its end."""

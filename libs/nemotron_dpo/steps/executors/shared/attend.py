@@ -1,4 +1,4 @@
-"""Stay with a job: follow it, and cancel it where the one who waits wants that. And leave no record of what was not queued."""
+"""Stay with a submitted job until it ends, and cancel it on request. A job that was never queued leaves no local record."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CANCEL_SECONDS = 45
 
 
 class Unsure(UserError):
-    """Nobody knows whether the job was queued."""
+    """The submission had no answer: the job may or may not be queued."""
 
 
 @contextlib.contextmanager
 def nothing_left_behind(folder: Path) -> Iterator[None]:
-    """Remove the local record of a run that was not queued."""
+    """Remove the job folder `folder` where the block fails, unless the job may be queued all the same."""
     try:
         yield
     except Unsure:
@@ -35,7 +35,7 @@ def nothing_left_behind(folder: Path) -> Iterator[None]:
 
 
 def attend(follower: Follower, say: Say) -> int:
-    """Follow to the end and return the exit status. Ctrl-C asks once whether to cancel, SIGTERM cancels."""
+    """Follow the job to its end and return its exit status. Ctrl-C asks once whether to cancel it, SIGTERM cancels it."""
     while True:
         try:
             end = ending(follower.follow(), follower.job_id)
@@ -55,7 +55,7 @@ def attend(follower: Follower, say: Say) -> int:
 
 
 def _wants_to_cancel(job_id: str) -> bool:
-    """Ask where there is somebody to ask; a second Ctrl-C, or no answer at all, is a yes."""
+    """Ask the person at the terminal. A second Ctrl-C is a yes, and so is a terminal that is none."""
     if not sys.stdin.isatty():
         return True
     try:
@@ -66,7 +66,7 @@ def _wants_to_cancel(job_id: str) -> bool:
 
 
 def _cancel(follower: Follower, say: Say) -> None:
-    """Cancel the job and show its last words, for as long as it is given."""
+    """Cancel the job, and show what it still says in the time that it has left to end."""
     follower.job.cancel()
     say(f"job {follower.job_id} is cancelled")
     brief = replace(follower, say=lambda line: None, patience_seconds=0)

@@ -1,6 +1,6 @@
-"""What a job finds in its environment besides what the cluster gives it.
+"""The variables that a job gets from us, besides those of its cluster.
 
-Nobody can tell a secret from its name alone, so none of these values is written anywhere else.
+Any of them may be a secret, whatever its name, so their values are written nowhere else.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def job_environment(profile: Profile) -> dict[str, str]:
 
 
 def shell_text(environment: Mapping[str, str]) -> str:
-    """One `export` a variable."""
+    """A shell's words that export `environment`, a variable a line."""
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
 
 
 def shown(environment: Mapping[str, str]) -> dict[str, str]:
-    """What may be printed of it."""
+    """`environment` as it may be printed, secrets hidden."""
     return {name: redact(value, name) for name, value in environment.items()}
 
 
 def without_values(profile: Profile) -> Profile:
-    """`profile` for the record: of its variables only the names."""
+    """`profile` as the record of a run may hold it: the names of its variables without their values."""
     hidden = dict.fromkeys(profile.env_vars, HIDDEN)
     return replace(profile, env_vars=hidden, settings={**profile.settings, **({"env_vars": hidden} if hidden else {})})
 

@@ -1,4 +1,4 @@
-"""Follow a job to its end: pass on what its log gains, say what it waits for, and turn how it ended into an exit status."""
+"""Follow a job to its end: show what its log gains, say what it waits for, and turn its last state into an exit status."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Protocol
 
 from nemotron_dpo.errors import UserError
 
-# A controller may be restarted, and a connection lost, under a running job.
+# A running job outlives a restart of its controller and a lost connection, so both are waited for.
 PATIENCE_SECONDS = 300
-# What a job waits for without need of a word.
+# Reasons to wait that are not worth a line.
 _USUAL = ("None", "Priority", "Prolog")
 _ACTIVE = {
     "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING",
@@ -21,7 +21,7 @@ _ACTIVE = {
 
 
 class NoAnswer(UserError):
-    """The other side could not be asked; it may answer later."""
+    """The cluster or platform did not answer. It may answer later."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Follower:
             self.show(content)
 
     def _tell(self, state: JobState) -> None:
-        """Say it when a job begins to wait for something else."""
+        """Say so when the job begins to wait for something else, and when it runs after that."""
         if state.name == "PENDING":
             waits = f"job {self.job_id} waits" + (f": {state.reason}" if state.reason not in _USUAL else "")
             if self.said != waits and (state.reason not in _USUAL or not self.said):
@@ -118,7 +118,7 @@ class Follower:
 
 @dataclass(frozen=True)
 class Ending:
-    """The exit status that is ours, and a line about what went wrong, if anything did."""
+    """The exit status of whoever followed the job, and a line about what went wrong, if anything did."""
 
     status: int
     line: str | None

@@ -1,4 +1,4 @@
-"""What the scripts of all places share: what a node runs of each stage, and how a stage that was interrupted begins again."""
+"""What the scripts of all executors share: what a node runs of each stage, and how an interrupted stage begins again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_dpo.steps.compile.stages import Plan, Stage
-from nemotron_dpo.steps.executors.shared.paths import Places
+from nemotron_dpo.steps.executors.shared.path_map import PathMap
 
 _HERE = Path(__file__).parent
 
@@ -31,7 +31,7 @@ def clear_way() -> str:
     return (_HERE / "clear_way.sh").read_text(encoding="utf-8")
 
 
-def makes_line(plan: Plan, stage: Stage, places: Places) -> str:
+def makes_line(plan: Plan, stage: Stage, paths: PathMap) -> str:
     """What `stage` makes and would not write over, in a shell's words; training goes on in its folder."""
-    made = [places.of(str(path)) for path in stage.outputs if path != plan.run_dir]
+    made = [paths.of(str(path)) for path in stage.outputs if path != plan.run_dir]
     return f"makes=({shlex.join(made)})"

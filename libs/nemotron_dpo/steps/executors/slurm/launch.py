@@ -1,4 +1,4 @@
-"""A run on Slurm from the compiled plan to the exit status: what is written where, submitting, following, cancelling."""
+"""A run on Slurm from the plan to the exit status: prepare the files of a batch job, submit it, follow it, cancel it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared import environment
 from nemotron_dpo.steps.executors.shared.attend import Say, Unsure, attend, nothing_left_behind
 from nemotron_dpo.steps.executors.shared.follow import Follower, NoAnswer
-from nemotron_dpo.steps.executors.shared.paths import Places
+from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import task_script
 from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob, UploadedFile
 from nemotron_dpo.steps.executors.slurm.script import SlurmJobFacts, directives, job_script
@@ -27,12 +27,12 @@ from nemotron_dpo.steps.profiles.profile import Profile
 
 @dataclass(frozen=True)
 class PreparedSlurmJob:
-    """Everything that will be written and asked for; made without touching anything."""
+    """A batch job before it is submitted: all that will be written to the cluster and asked of Slurm."""
 
     plan: Plan
     settings: SlurmSettings
     facts: SlurmJobFacts
-    places: Places
+    paths: PathMap
     squash: Squash | None
     environment: dict[str, str]
 
@@ -42,7 +42,7 @@ class PreparedSlurmJob:
 
     @property
     def script(self) -> str:
-        return job_script(self.plan, self.settings, self.facts, self.places)
+        return job_script(self.plan, self.settings, self.facts, self.paths)
 
     @property
     def task(self) -> str:
@@ -55,7 +55,7 @@ class PreparedSlurmJob:
 
     def report(self, tell: Callable[[Plan], str]) -> str:
         """What `tell` says of the plan, with the paths that the cluster has."""
-        return self.places.text(tell(self.plan))
+        return self.paths.text(tell(self.plan))
 
     def squash_script(self, *, force: bool) -> str:
         """The script that imports the container image."""
@@ -76,19 +76,19 @@ def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str
     root = settings.job_root or str(plan.job.parent.absolute())
     folder = f"{root}/{plan.job.name}"
     squash = squash_of(settings.container_image, root) if settings.container_image else None
-    places = _places(plan, settings, folder)
+    paths = _path_map(plan, settings, folder)
     facts = SlurmJobFacts(
         name=plan.job.name,
         folder=folder,
         work=settings.workspace or (str(Path.cwd()) if settings.tunnel == "local" else "."),
-        checkpoints=checkpoint_dir or f"{places.of(str(plan.run_dir))}/checkpoints",
+        checkpoints=checkpoint_dir or f"{paths.of(str(plan.run_dir))}/checkpoints",
         config=f"{folder}/train.yaml",
         num_nodes=num_nodes,
         processes_per_node=max(1, plan.num_processes // num_nodes),
         environment_names=tuple(names := environment.job_environment(profile)),
         image=squash.file if squash else None,
     )
-    return PreparedSlurmJob(plan, settings, facts, places, squash, names)
+    return PreparedSlurmJob(plan, settings, facts, paths, squash, names)
 
 
 def dry_lines(job: PreparedSlurmJob, *, force_squash: bool) -> list[tuple[str, str]]:
@@ -151,13 +151,13 @@ def _fetch_results(client: SlurmClient, job: PreparedSlurmJob) -> None:
     """Bring what the report of the run reads, where the job folder is not ours."""
     small = [path for path in job.plan.artifacts.values() if path.suffix == ".json"]
     for path in [] if job.settings.is_shared else [job.plan.run_dir / "metrics.jsonl", *small]:
-        if content := client.read(job.places.of(str(path))):
+        if content := client.read(job.paths.of(str(path))):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
 
 def _files(job: PreparedSlurmJob, *, force_squash: bool) -> dict[str, UploadedFile]:
-    texts = {name: job.places.text(text) for name, text in job.plan.files.items()}
+    texts = {name: job.paths.text(text) for name, text in job.plan.files.items()}
     texts |= {"job.sh": job.script, "task.sh": job.task, "log.txt": ""}
     if job.squash and job.squash.source:
         texts["image.sh"] = job.squash_script(force=force_squash)
@@ -176,7 +176,7 @@ def _literal(path: str) -> str:
     return path.replace("%", "%%")
 
 
-def _places(plan: Plan, settings: SlurmSettings, folder: str) -> Places:
+def _path_map(plan: Plan, settings: SlurmSettings, folder: str) -> PathMap:
     """Where the cluster has the job folder, the tiny policy (made in the job, unless it lies here ready), and our configs."""
     pairs = [(str(plan.job), folder)]
     shares_cache = settings.tunnel == "local" and not settings.container_image
@@ -184,4 +184,4 @@ def _places(plan: Plan, settings: SlurmSettings, folder: str) -> Places:
         pairs += [(str(plan.prelude.scratch), f"{folder}/tiny-sft.partial"), (str(plan.prelude.target), f"{folder}/tiny-sft")]
     if settings.workspace:
         pairs.append((str(manifest.configs_root()), os.path.join(settings.workspace, "configs")))
-    return Places(tuple(pairs))
+    return PathMap(tuple(pairs))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_dpo.steps.compile.stages import Plan
-from nemotron_dpo.steps.executors.shared.paths import Places
+from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import clear_way, makes_line
 from nemotron_dpo.steps.executors.slurm.keys import seconds_of
 from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings
@@ -48,7 +48,7 @@ def directives(settings: SlurmSettings, name: str, *, nodes: int, gpus: int | No
     return [f"#SBATCH --{option}={value}" for option, value in given.items() if value is not None]
 
 
-def job_script(plan: Plan, settings: SlurmSettings, facts: SlurmJobFacts, places: Places) -> str:
+def job_script(plan: Plan, settings: SlurmSettings, facts: SlurmJobFacts, paths: PathMap) -> str:
     """The script that runs the stages of `plan` one after the other, each as a job step."""
     parts = [
         "#!/bin/bash",
@@ -59,7 +59,7 @@ def job_script(plan: Plan, settings: SlurmSettings, facts: SlurmJobFacts, places
         clear_way(),
         "start",
         *settings.setup_lines,
-        *_stage_lines(plan, facts, places),
+        *_stage_lines(plan, facts, paths),
     ]
     return "\n".join(parts) + "\n"
 
@@ -124,16 +124,16 @@ def _programs(settings: SlurmSettings) -> str | None:
     return os.path.dirname(os.path.abspath(sys.executable)) if settings.tunnel == "local" else None
 
 
-def _stage_lines(plan: Plan, facts: SlurmJobFacts, places: Places) -> Iterator[str]:
-    if plan.prelude is not None and places.of(str(plan.prelude.target)) != str(plan.prelude.target):
-        yield f"mkdir -p -- {shlex.quote(places.of(str(plan.prelude.scratch)))}"
+def _stage_lines(plan: Plan, facts: SlurmJobFacts, paths: PathMap) -> Iterator[str]:
+    if plan.prelude is not None and paths.of(str(plan.prelude.target)) != str(plan.prelude.target):
+        yield f"mkdir -p -- {shlex.quote(paths.of(str(plan.prelude.scratch)))}"
         for number, (name, argv) in enumerate(plan.prelude.commands, start=1):
-            yield _stage_line(f"0.{number}", f"tiny-sft: {name}", "1", places.command(argv))
+            yield _stage_line(f"0.{number}", f"tiny-sft: {name}", "1", paths.command(argv))
     for number, stage in enumerate(plan.stages, start=1):
         assert set(stage.env) <= {"OMP_NUM_THREADS"}  # which depends on the node
-        command = places.command(stage.argv[stage.num_launcher_words :])
+        command = paths.command(stage.argv[stage.num_launcher_words :])
         nodes = str(facts.num_nodes) if stage.num_launcher_words else "1"
-        yield makes_line(plan, stage, places)
+        yield makes_line(plan, stage, paths)
         yield _stage_line(str(number), stage.name, nodes, command, launched=bool(stage.num_launcher_words))
 
 

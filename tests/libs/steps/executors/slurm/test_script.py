@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.executors.shared.environment import job_environment, shell_text
-from nemotron_dpo.steps.executors.shared.paths import Places
+from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.slurm import launch
 from nemotron_dpo.steps.profiles.profile import Profile
 
@@ -215,8 +215,8 @@ def test_environment_of_login_wandb_and_profile(tmp_path: Path, monkeypatch: pyt
 
 
 def test_places():
-    places = Places(((".nemotron/jobs/x", "/far/x"), ("/home/me/configs", "/code/configs")))
-    assert places.command(["/venv/bin/dpo-train", ".nemotron/jobs/x/a", "-o", "n=.nemotron/jobs/x", "/home/me/configs2"]) == [
+    paths = PathMap(((".nemotron/jobs/x", "/far/x"), ("/home/me/configs", "/code/configs")))
+    assert paths.command(["/venv/bin/dpo-train", ".nemotron/jobs/x/a", "-o", "n=.nemotron/jobs/x", "/home/me/configs2"]) == [
         "dpo-train", "/far/x/a", "-o", "n=/far/x", "/home/me/configs2",
     ]  # fmt: skip
-    assert places.command(["/venv/bin/python3.11", "-m", "x"])[0] == "python"
+    assert paths.command(["/venv/bin/python3.11", "-m", "x"])[0] == "python"

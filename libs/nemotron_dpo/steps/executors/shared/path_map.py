@@ -1,4 +1,4 @@
-"""Say where on the cluster lies what a plan names by its place here."""
+"""Translate the paths of a plan, which are this machine's, into those of the place where the job runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Places:
-    """Pairs of folders, here and there; the first that fits counts."""
+class PathMap:
+    """Pairs of folders (here, there). The first pair whose folder holds a path translates it."""
 
     pairs: tuple[tuple[str, str], ...]
 
     def of(self, word: str) -> str:
-        """`word`, a path or NAME=PATH, as the cluster knows it."""
+        """The path, or NAME=PATH, `word` as it is there."""
         moved = self._moved(word)
         if moved is None and "=" in word:
             name, _, path = word.partition("=")
