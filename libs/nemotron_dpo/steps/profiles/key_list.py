@@ -1,4 +1,4 @@
-"""Print every key of a profile, as steps/executors/README.md lists them: python -m nemotron_dpo.steps.profiles.key_list"""
+"""Print every key of a profile, as README.md beside this file lists them: python -m nemotron_dpo.steps.profiles.key_list"""
 
 from __future__ import annotations
 

@@ -56,4 +56,4 @@ def test_a_local_profile_is_checked_like_any_other():
 
 
 def test_the_list_of_keys_is_the_tables():
-    assert (FOLDER / "README.md").read_text().endswith(f"\n\n{key_list()}\n")
+    assert (FOLDER.parent / "profiles" / "README.md").read_text().endswith(f"\n\n{key_list()}\n")
