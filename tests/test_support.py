@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import pytest
 from nemotron_dpo.streams import open_reader
 from support import forks, small
 from support.cases import each
-from support.programs import check, metrics
+from support.programs import check, execute, metrics
 
 forking = pytest.mark.skipif(not forks.can_fork(os.environ), reason="programs start cold here")
 
@@ -33,6 +37,81 @@ def test_each_goes_through_all_cases_and_names_those_that_fail() -> None:
     inner = [one for group in caught.value.exceptions if isinstance(group, BaseExceptionGroup) for one in group.exceptions]
     assert [one.__notes__ for one in inner] == [["case: sign=1"]] * 2
     assert list(inspect.signature(compared).parameters) == ["fixture"]
+
+
+PROBE = """
+import json, os, random, signal, sys
+import numpy as np
+import torch
+streams = [(s.name, s.encoding, s.errors, s.line_buffering, s.isatty()) for s in (sys.stdin, sys.stdout, sys.stderr)]
+handlers = {int(n): signal.getsignal(n) for n in signal.valid_signals()}
+state = {
+    "argv": sys.argv, "original": sys.orig_argv, "path": sys.path[:6], "name": __name__, "file": __file__, "cwd": os.getcwd(),
+    "environment": dict(os.environ), "read": sys.stdin.read(), "streams": streams, "threads": torch.get_num_threads(),
+    "descriptors": sorted(n for n in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{n}")),
+    "handlers": {n: h if isinstance(h, int) else h.__qualname__ for n, h in handlers.items() if h is not None},
+    "type": str(torch.get_default_dtype()), "umask": os.umask(0o22),
+}
+print(json.dumps(state))
+print(torch.initial_seed(), np.random.random(), random.random())
+print("said", file=sys.stderr)
+sys.exit(7)
+"""
+ENDINGS = [  # how a program ends, its status
+    ("", 0),
+    ("sys.exit(3)", 3),
+    ("sys.exit('why')", 1),
+    ("raise ValueError('no')", 1),
+    ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+    ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+    ("os.abort()", -signal.SIGABRT),
+    ("atexit.register(os._exit, 5)", 5),
+    ("atexit.register(print, 'last')", 0),
+    ("threading.Timer(0.1, print, ['late']).start()", 0),
+    ("sys.stdout.close()", 0),
+]
+
+
+@forking
+def test_a_forked_program_finds_what_a_started_one_finds(tmp_path: Path) -> None:
+    script = tmp_path / "folder" / "probe.py"
+    script.parent.mkdir()
+    script.write_text(PROBE)
+    argv = [sys.executable, str(script), "--option", "a b"]
+    drawn: list[str] = []
+    for variables in ({"OMP_NUM_THREADS": "1", "X": "\u00e9"}, {"OMP_NUM_THREADS": "2"}):
+        options = {"cwd": tmp_path, "env": {**os.environ, **variables}, "input": "\u00e9\n".encode()}
+        started, forked = (execute(argv, cold=cold, **options) for cold in (True, False))
+        (found, numbers), (wanted, others) = (one.stdout.decode().splitlines() for one in (forked, started))
+        assert json.loads(found) == json.loads(wanted)
+        drawn += [*numbers.split(), *others.split()]
+        assert (forked.returncode, forked.stderr) == (started.returncode, started.stderr) == (7, b"said\n")
+    assert len(set(drawn)) == 12  # nobody's random numbers are another's
+
+
+@forking
+def test_a_forked_program_ends_as_a_started_one(tmp_path: Path) -> None:
+    (tmp_path / "end.py").write_text("import atexit, os, signal, sys, threading\nexec(sys.argv[1])\n")
+    for how, status in ENDINGS:
+        started, forked = (execute([sys.executable, str(tmp_path / "end.py"), how], cold=cold) for cold in (True, False))
+        assert (how, forked.returncode) == (how, started.returncode) == (how, status)
+        assert (how, forked.stdout) == (how, started.stdout)
+        assert (how, forked.stderr.splitlines()[-1:]) == (how, started.stderr.splitlines()[-1:])
+
+
+@forking
+def test_what_a_fork_cannot_honour_starts_cold(tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text("import sys; print('torch' in sys.modules, sys.stdout.encoding, end='')\n")
+    argv = [sys.executable, str(tmp_path / "look.py")]
+    cases: list[tuple[dict[str, Any], bytes]] = [
+        ({}, b"True utf-8"),
+        ({"cold": True}, b"False utf-8"),
+        ({"env": {**os.environ, "PYTHONIOENCODING": "ascii"}}, b"False ascii"),
+        ({"env": {**os.environ, "OMP_NUM_THREADS": "2,1"}}, b"False utf-8"),
+        ({"preexec_fn": os.getpid}, b"False utf-8"),
+    ]
+    for options, said in cases:
+        assert execute(argv, **options).stdout == said
 
 
 def _chain(folder: Path, policy: Path, *, cold: bool) -> Path:

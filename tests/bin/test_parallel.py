@@ -38,7 +38,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 # a real model wants smaller steps than a random one, and takes longer over everything
 QUICKER = ("checkpointing.enabled=false", "dpo.val_period=0", "dpo.val_at_start=false", "dpo.val_at_end=false")
-SETTINGS = {"smollm2": ("policy.optimizer.lr=1e-5", *QUICKER)}
+SETTINGS = {"smollm2": ("policy.optimizer.lr=1e-5", "dpo.max_num_steps=2", *QUICKER)}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -152,6 +153,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     _open_streams()
     gc.enable()
     sys.modules["numpy"].random.seed()
+    sys.modules["torch"].default_generator.seed()
     if threads := environment.get("OMP_NUM_THREADS"):
         sys.modules["torch"].set_num_threads(int(threads))
     _end(script)
@@ -166,14 +168,14 @@ def _forget_signals() -> None:
 
 
 def _open_streams() -> None:
-    """Standard streams over descriptors 0 to 2, buffered as Python does it for a pipe, a file or a terminal."""
-    encoding = sys.__stdout__.encoding if sys.__stdout__ else "utf-8"
-    for number, (name, mode, errors) in enumerate(
-        [("stdin", "r", "strict"), ("stdout", "w", "strict"), ("stderr", "w", "backslashreplace")]
-    ):
-        buffering = 1 if name == "stderr" else -1
-        stream = open(number, mode, buffering, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
-        stream.buffer.raw.name = f"<{name}>"  # type: ignore[attr-defined]
+    """Standard streams over descriptors 0 to 2 that are what Python makes of a pipe, a file or a terminal."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        here: io.TextIOWrapper = getattr(sys, f"__{name}__")  # of the same locale and the same PYTHON* variables
+        unbuffered = here.write_through
+        binary = open(number, "wb" if number else "rb", 0 if unbuffered and number else -1, closefd=False)  # noqa: SIM115
+        getattr(binary, "raw", binary).name = f"<{name}>"  # type: ignore[attr-defined] - a FileIO, whose name may be set
+        lines = not unbuffered and (binary.isatty() or name == "stderr")
+        stream = io.TextIOWrapper(binary, here.encoding, here.errors, "\n", line_buffering=lines, write_through=unbuffered)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
@@ -193,7 +195,8 @@ def _end(script: str) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined] - waits for threads, as the interpreter does before it ends
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
+        if not sys.stdout.closed:
+            sys.stdout.flush()
     except OSError:
         status = 120
     os._exit(status)
