@@ -59,8 +59,9 @@ def machine(name: str, environ: Mapping[str, str]) -> str:
 
 
 def _sources(part: Path) -> list[Path]:
-    """Every file of the package that is no product of running it: Python, C, shell."""
-    return [part] if part.is_file() else [path for path in part.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    """Every file of the package that is no product of running it and no page to read: Python, C, shell."""
+    files = [part] if part.is_file() else part.rglob("*")
+    return [path for path in files if path.is_file() and path.suffix not in (".pyc", ".md")]
 
 
 def _version(package: str) -> str:

@@ -100,6 +100,7 @@ def test_every_source_of_the_program_counts(tmp_path: Path, monkeypatch: pytest.
         seen.append(version("ref-logprobs"))
     assert len(set(seen)) == 4
     (package / "policy" / "__pycache__" / "model.pyc").write_text("2")
+    (package / "policy" / "README.md").write_text("what a program does not read")
     assert version("ref-logprobs") == seen[-1]
 
 
