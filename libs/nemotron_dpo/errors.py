@@ -1,12 +1,12 @@
-"""What a user can fix. Everything else that is raised is a bug of ours and shows a traceback."""
+"""What a user can fix. Any other exception is a bug of ours and shows a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """One line for a person: `source:line: message: remedy`, without the program's name (the CLI puts that in front).
+    """One line for a person: `source:line: message: remedy`. The CLI puts the program's name in front.
 
-    `usage` marks a mistake in how the program was called (exit 2) rather than work that failed (exit 1).
+    `usage` marks a mistake in how the program was called (exit 2); without it the work failed (exit 1).
     """
 
     def __init__(

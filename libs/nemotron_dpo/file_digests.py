@@ -1,7 +1,8 @@
-"""`integrity.json`: the sha256 of every file of a checkpoint's iteration folder, in the form of megatron-core's own.
+"""`integrity.json`: the sha256 of every file of a checkpoint's iteration folder, in megatron-core's own form.
 
-megatron-core (0.19 and later, `verify_integrity=True`) lists the files of the folder itself; we list those below it too,
-which its check reads as well. Nothing here imports torch, so that tokenization can look at a checkpoint's tokenizer.
+megatron-core (0.19 and later, `verify_integrity=True`) lists the files directly in the folder. We also list those of its
+subfolders, which megatron-core's check accepts. Nothing here imports torch, so that tokenization can check a checkpoint's
+tokenizer.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from nemotron_dpo.errors import UserError
 NAME = "integrity.json"
 _REMEDY = f"copy it again, or remove it from {NAME} if you changed it"
 
-# a file, what is wrong with it, what to do
+# (a file, what is wrong with it, the remedy)
 Problem = tuple[str, str, str]
 
 
 def write(folder: Path) -> None:
-    """List every file that is in and below `folder` now."""
+    """Write the list of every file that now lies in `folder` and its subfolders."""
     import orjson
 
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -28,7 +29,7 @@ def write(folder: Path) -> None:
 
 
 def listed(folder: Path) -> dict[str, str]:
-    """Name of each listed file, relative to `folder` -> its sha256; empty where there is no list. Raises UserError."""
+    """Name of each listed file, relative to `folder` -> its sha256; {} without a list. Raises UserError where it is damaged."""
     import orjson
 
     path = folder / NAME
@@ -48,7 +49,7 @@ def listed(folder: Path) -> dict[str, str]:
 
 
 def problem(folder: Path, name: str, digest: str) -> Problem | None:
-    """What is wrong with the listed file `name`, if anything."""
+    """What is wrong with the listed file `name`; None where its content has the listed digest."""
     path = folder / name
     if not path.is_file():
         return str(path), f"is missing, though {NAME} lists it", _REMEDY
@@ -56,7 +57,7 @@ def problem(folder: Path, name: str, digest: str) -> Problem | None:
 
 
 def unlisted(folder: Path, files: dict[str, str]) -> Problem | None:
-    """A file of a subfolder that was put there after `files` were listed; what the list does not cover is passed over."""
+    """A file that was added to a subfolder after `files` were listed. Subfolders of which nothing is listed are not checked."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         below = name.partition("/")[0] + "/"
@@ -67,7 +68,7 @@ def unlisted(folder: Path, files: dict[str, str]) -> Problem | None:
 
 
 def check_subfolder(subfolder: Path) -> None:
-    """Raise UserError where the list beside `subfolder`, if there is one that covers it, does not fit its files."""
+    """Raise UserError where the files of `subfolder` differ from the list beside it; a list need not have any of them."""
     folder = subfolder.parent
     files = {name: digest for name, digest in listed(folder).items() if name.startswith(f"{subfolder.name}/")}
     problems = [problem(folder, name, digest) for name, digest in files.items()] + [unlisted(folder, files)]
@@ -77,7 +78,7 @@ def check_subfolder(subfolder: Path) -> None:
 
 
 def left_out(folder: Path, subfolder: str) -> bool:
-    """Whether `folder` has a list that says nothing of `subfolder`, as ours did before it went below the folder."""
+    """Whether `folder` has a list without the files of `subfolder`. Our earlier versions did not list subfolders."""
     files = listed(folder)
     return bool(files) and (folder / subfolder).is_dir() and not any(name.startswith(f"{subfolder}/") for name in files)
 

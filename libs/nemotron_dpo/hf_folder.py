@@ -1,6 +1,6 @@
-"""The weights of a Hugging Face folder as names and headers tell them: which files count, which precision they have.
+"""The weights of a Hugging Face folder, judged by file names and headers: which files are read, and their precision.
 
-The choice is transformers' own, and where a folder holds more than one model it is refused. Nothing here imports torch.
+The choice of files is that of transformers. A folder that holds more than one model is refused. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from nemotron_dpo.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "is the download complete?"
 _PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# tensors that old checkpoints hold and every transformers ignores
+# tensors that old checkpoints hold and all versions of transformers ignore
 UNREAD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
-# fields of config.json that no log-prob depends on: they may change and the policy stays the same
+# fields of config.json that no log-prob depends on: where they change the policy is still the same
 _INERT = frozenset(
     (
         "_name_or_path",
@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def index(folder: Path) -> dict[str, str]:
-    """Name of each tensor -> file that the index says holds it; empty without an index. Raises UserError where damaged."""
+    """Name of each tensor -> the file that holds it, by the index; {} without one. Raises UserError where it is damaged."""
     import orjson
 
     path = folder / INDEX
@@ -74,9 +74,9 @@ def index(folder: Path) -> dict[str, str]:
 
 
 def precision(folder: Path) -> str | None:
-    """The one precision of the stored weights, float32 where there are several (it holds the others exactly).
+    """The precision that all stored weights share; float32 where they differ, which holds the others exactly.
 
-    None where none is a float that can be computed with. Raises UserError where a file cannot be read, or holds float64.
+    None where no weight is a float that we compute with. Raises UserError where a file cannot be read or holds float64.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -95,7 +95,7 @@ def precision(folder: Path) -> str | None:
 
 
 def honoured_config(folder: Path) -> bytes:
-    """config.json without the fields that no log-prob depends on, in one form; as it stands where it is no JSON object."""
+    """config.json without the fields that no log-prob depends on, in canonical form; unchanged where it is no JSON object."""
     import orjson
 
     content = (folder / "config.json").read_bytes()

@@ -1,8 +1,8 @@
-"""What the launcher says of this process: how many there are in its job, and which of them it is.
+"""What the launcher says about this process: the number of processes in its job, and its own rank.
 
-torchrun and other launchers say it in the environment, and so may what has nothing to do with us: a container whose
-controller sets RANK for its nodes, a shell that kept them. So a program that joins no job, or one that is told of no other
-process, forgets what was left over.
+torchrun and other launchers set environment variables. The same variables may be there for other reasons: a container's
+controller sets RANK for its nodes, or a shell still has them. So they are removed from the environment of a program that
+joins no job, and where they do not tell of another process.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def under_torchrun() -> bool:
 
 
 def forget_other_jobs(*, joins_job: bool) -> None:
-    """Take what another job left over out of this process's environment, so that what it starts finds none of it either.
+    """Remove the variables of other jobs from this process's environment, and so from that of the processes it starts.
 
-    Under torchrun everything stays; otherwise, for a program that `joins_job`, what says that there are several processes.
+    They stay under torchrun, and for a program that `joins_job` where they tell of several processes.
     """
     tells_of_others = os.environ.get("WORLD_SIZE", "") not in ("", "1")
     if not under_torchrun() and not (joins_job and tells_of_others):
@@ -42,19 +42,19 @@ def forget_other_jobs(*, joins_job: bool) -> None:
 
 
 def remove_job(environment: MutableMapping[str, str]) -> None:
-    """Take everything that a launcher sets, and the options that torchrun would read, out of `environment`."""
+    """Remove everything that a launcher sets, and the options that torchrun would read, from `environment`."""
     for name in list(environment):
         if name in (*_OF_A_PROCESS, *_OF_A_JOB) or name.startswith((_TORCHRUN, _TORCHRUN_OPTIONS)):
             del environment[name]
 
 
 def job_size() -> int:
-    """The number of processes in the job, 1 without one. Raises UserError (usage) where WORLD_SIZE is no such number."""
+    """The number of processes in the job; 1 without a job. Raises UserError (usage) where WORLD_SIZE is no such number."""
     return _number("WORLD_SIZE", 1, least=1)
 
 
 def rank() -> int:
-    """This process's number in the job, from 0. Raises UserError (usage) where the job has no such number."""
+    """This process's rank in the job, from 0. Raises UserError (usage) where RANK is missing or not below WORLD_SIZE."""
     number, size = _number("RANK", 0, least=0), job_size()
     if size > 1 and "RANK" not in os.environ:
         message = f"WORLD_SIZE says that this is one of {size} processes, and RANK does not say which"
@@ -65,25 +65,25 @@ def rank() -> int:
 
 
 def check_job() -> None:
-    """Raise UserError (usage) where the environment tells of a job, and not which process of it this is or where it meets."""
+    """Raise UserError (usage) where the environment tells of a job but not this process's rank or where the ranks meet."""
     rank()
     if job_size() > 1 and not under_torchrun():
         master_address()
 
 
 def refuse_job() -> None:
-    """Raise UserError (usage) in a job: for a program whose processes would all do the same."""
+    """Raise UserError (usage) in a job of several processes: for programs whose ranks would all do the same work."""
     if (size := job_size()) > 1:
         raise UserError(f"works alone and was started as {size} processes", remedy="start it without torchrun", usage=True)
 
 
 def is_first() -> bool:
-    """True in a process alone and on rank 0 of a job."""
+    """True in a single process and on rank 0 of a job."""
     return _quiet_number("WORLD_SIZE", 1) == 1 or _quiet_number("RANK", 0) == 0
 
 
 def is_first_of_node() -> bool:
-    """True in a process alone and on the first rank of each node."""
+    """True in a single process and on the first rank of each node."""
     return _quiet_number("WORLD_SIZE", 1) == 1 or _quiet_number("LOCAL_RANK", 0) == 0
 
 
@@ -104,6 +104,6 @@ def _number(name: str, otherwise: int, *, least: int) -> int:
 
 
 def _quiet_number(name: str, otherwise: int) -> int:
-    """For those who have to speak whatever the environment says."""
+    """As `_number`, for callers that must not fail: a value that is no number counts as `otherwise`."""
     text = os.environ.get(name, "")
     return int(text) if text.isascii() and text.isdigit() else otherwise

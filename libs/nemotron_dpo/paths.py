@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` is a home folder, and what a program writes must not be what it reads."""
+"""Paths as people write them: `~` is a home folder, and no output may overwrite an input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemotron_dpo.errors import UserError
 
-# What is read of the folder of a policy or a tokenizer.
+# the files that are read in the folder of a policy or a tokenizer
 _OF_MODELS = (
     "*config.json", "*config.yaml", "tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*",
     "*.safetensors", "*.safetensors.index.json", "*.distcp", ".metadata", "common.pt", "latest*",
@@ -18,7 +18,7 @@ _OF_MODELS = (
 
 
 def expand_home(path: str) -> str:
-    """`path` with a home folder for its leading ~ or ~user; shells leave that as it is in --option=~/x and in quotes.
+    """`path` with its leading ~ or ~user replaced by the home folder. Shells do not replace it in --option=~/x or in quotes.
 
     Raises UserError where there is no such user, or no home folder is known.
     """
@@ -33,10 +33,10 @@ def expand_home(path: str) -> str:
 
 
 def refuse_overwriting(outputs: Mapping[str, str | None], inputs: Iterable[str | Path | None]) -> None:
-    """Raise UserError (usage) where an output would be written over an input or over another output.
+    """Raise UserError (usage) where an output would overwrite an input or another output.
 
-    `outputs` maps options to files, `inputs` are files and the folders of models; "-" is the standard stream, None is not
-    given. Names do not count, files do: a link to an input is the input.
+    `outputs` maps options to files; `inputs` are files and folders of models. "-" is the standard stream, None stands for an
+    option that was not given. Files are compared and not their names: a link to an input counts as the input.
     """
     written: dict[str, tuple[str, object]] = {}
     read = {identity: str(path) for path in inputs if path for identity in _inputs(str(path))}
@@ -63,7 +63,7 @@ def _inputs(path: str) -> Iterable[object]:
 
 
 def _identity(path: str, descriptor: int) -> object:
-    """What two names of one regular file share, whether it exists or not; None for a terminal, a pipe or /dev/null."""
+    """What all names of one regular file share, whether it exists yet or not; None for a terminal, a pipe or /dev/null."""
     try:
         state = os.fstat(descriptor) if path == "-" else os.stat(path)
     except OSError:

@@ -1,6 +1,6 @@
 """Where a policy or a tokenizer lies: a Hugging Face id, a Hugging Face folder, or a Megatron checkpoint (root or iter_*).
 
-Knows names and files only; nothing here imports torch, so tokenization can use it too.
+This module looks at names and files only. Nothing here imports torch, so tokenization can use it too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FORMER_WEIGHTS = ("*.safetensors", *_MEGATRON_WEIGHTS, "config.json")
 class ModelSource:
     """A resolved policy: `path` is an HF folder or one Megatron iteration folder.
 
-    `hf_model` is the HF folder of the model whose weights a checkpoint of Megatron-LM holds, where one was named.
+    `hf_model` is set where a user named the model whose weights a checkpoint of Megatron-LM holds: its HF folder.
     """
 
     kind: Literal["hf", "megatron"]
@@ -41,14 +41,14 @@ class ModelSource:
 
     @property
     def iteration(self) -> int:
-        """The training step a Megatron checkpoint was written at; 0 for an HF folder."""
+        """The training step at which a Megatron checkpoint was written; 0 for an HF folder."""
         number = self.path.name.removeprefix("iter_")
         return int(number) if self.kind == "megatron" and number.isdigit() else 0
 
     def weights_digest(self) -> str:
-        """sha256 over what decides the forward pass: the files of weights that are read, and what the config says of them.
+        """sha256 over what decides the forward pass: the weight files that are read, and the config's fields that count.
 
-        Reads all of them. Raises UserError where an HF folder has no weights or two sets of them.
+        Every weight file is read. Raises UserError where an HF folder has no weights or two sets of them.
         """
         if self.kind == "hf":
             files, said = hf_folder.weight_files(self.path), [hf_folder.honoured_config(self.path)]
@@ -59,14 +59,14 @@ class ModelSource:
         return _digest(files, said)
 
     def former_weights_digest(self) -> str:
-        """The digest that adapters written before `weights_digest` looked at what it covers have of their base."""
+        """The digest as earlier versions computed it: adapters that they wrote name their base by it."""
         return _digest(sorted({path for pattern in _FORMER_WEIGHTS for path in self.path.glob(pattern)}), [])
 
 
 def resolve(id_or_dir: str | Path) -> ModelSource:
-    """Find the policy `id_or_dir`, downloading it where it is a Hugging Face id.
+    """Find the policy `id_or_dir`. A Hugging Face id is downloaded.
 
-    Raises UserError where there is no such folder, it is no model, or the hub has no such model or cannot be reached.
+    Raises UserError where there is no such folder, the folder holds no model, or the hub lacks the model or is unreachable.
     """
     name = str(id_or_dir)
     path = Path(name).expanduser()
@@ -80,10 +80,10 @@ def resolve(id_or_dir: str | Path) -> ModelSource:
 
 
 def resolve_pretrained(path: str | Path, form: Literal["megatron_bridge", "megatron_lm"], hf_model: str | Path) -> ModelSource:
-    """The weights that `checkpointing.pretrained_checkpoint` names, an iteration folder or the root of a Megatron checkpoint.
+    """The weights that `checkpointing.pretrained_checkpoint` names: an iteration folder or the root of a Megatron checkpoint.
 
-    `megatron_bridge` checkpoints describe themselves in run_config.yaml; those of Megatron-LM (`megatron_lm`) hold the model
-    `hf_model`, a Hugging Face id or folder. Raises UserError where either is not what it should be.
+    Checkpoints of `megatron_bridge` describe themselves in run_config.yaml. Those of `megatron_lm` hold the model `hf_model`,
+    a Hugging Face id or folder. Raises UserError where `path` is no Megatron checkpoint or `hf_model` no Hugging Face model.
     """
     found = resolve(path)
     if found.kind != "megatron":
@@ -108,9 +108,9 @@ def with_hf_model(source: ModelSource, hf_model: str | Path) -> ModelSource:
 
 
 def resolve_run(source: str | Path) -> ModelSource:
-    """As `resolve`; a run folder of dpo-train or its checkpoint folder stands for the policy of its last step.
+    """As `resolve`, and for folders of dpo-train: a run or its checkpoints mean the policy of the last step.
 
-    A single step_N folder stands for its policy.
+    A step_N folder means its own policy.
     """
     folder = Path(source)
     if (folder / "policy" / TRACKER).is_file():
@@ -173,7 +173,7 @@ def _digest(files: list[Path], texts: list[bytes]) -> str:
 
 
 def _model_sections(run_config: Path) -> bytes:
-    """What a checkpoint's run_config.yaml says of the model, in one form; its other sections say where things lie."""
+    """The sections of a checkpoint's run_config.yaml that describe the model, in canonical form; the others name places."""
     import yaml
 
     if not run_config.is_file():

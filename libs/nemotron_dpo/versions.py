@@ -1,7 +1,7 @@
-"""Which versions of torch and megatron-core this was tried with, and what is installed instead; imports neither.
+"""The versions of torch and megatron-core that were tried, and the installed ones. Neither package is imported.
 
-We overwrite some of their names (`policy/patches.py`) and take the place of some of their classes, so a version that nobody
-tried may compute something else. It is not refused, but it is said.
+We overwrite some of their names (`policy/patches.py`) and replace some of their classes, so a version that nobody tried may
+compute something else. It is not refused; a warning names it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nemotron_dpo.errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """Minor versions, the first and the last that were tried."""
+    """The first and the last minor version that were tried."""
 
     first: tuple[int, int]
     last: tuple[int, int]
@@ -29,8 +29,8 @@ _IMPORTS_TRITON = (0, 18)  # this megatron-core and later ones, on a CPU too
 
 
 def called(package: str) -> str:
-    """`package` with its version, which one that is a checkout on PYTHONPATH does not say."""
-    from importlib import metadata  # half of what it takes to print a manual
+    """`package` and its version. A checkout on PYTHONPATH has no known version."""
+    from importlib import metadata  # imported here: it takes half the time of printing a manual
 
     try:
         return f"{package} {metadata.version(package)}"
@@ -44,12 +44,12 @@ def untried() -> list[str]:
 
 
 def remedy(package: str) -> str:
-    """What to do where `package` is not what it has to be."""
+    """What to tell a user whose `package` lacks what is needed."""
     return f"install {package} {TRIED[package]}"
 
 
 def require_triton() -> None:
-    """Raise UserError where megatron-core imports Triton and there is none, as beside torch's own builds for CPUs."""
+    """Raise UserError where megatron-core imports Triton and it is missing: torch's own builds for CPUs do not bring it."""
     if (_number("megatron-core") or (0, 0)) >= _IMPORTS_TRITON and importlib.util.find_spec("triton") is None:
         message = f"{called('megatron-core')} does not work without triton"
         raise UserError(message, remedy=f"install triton, or megatron-core before {'.'.join(map(str, _IMPORTS_TRITON))}")

@@ -1,7 +1,6 @@
-"""From a run's configuration to the plain arguments that the libraries take: the one place that knows both.
+"""From a run's configuration to the plain arguments of the libraries. No other module knows both.
 
-torch and megatron-core are imported inside the functions, so that an executable can import this and still print its help at
-once.
+torch and megatron-core are imported inside the functions: an executable that imports this still prints its help at once.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Checkpoints: Hugging Face folders and NVIDIA's `checkpoint_megatron`, in and out."""
+"""Checkpoints: Hugging Face folders and NVIDIA's `checkpoint_megatron`, read and written."""

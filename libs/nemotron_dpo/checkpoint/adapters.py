@@ -1,7 +1,7 @@
-"""Checkpoints that hold LoRA adapters alone: what their run_config.yaml says of the adapters and of the base beneath.
+"""Checkpoints that hold LoRA adapters alone: what their run_config.yaml says of the adapters and of their base.
 
-The adapters' keys and the `peft` section are Megatron-Bridge's; `checkpoint.pretrained_checkpoint` is where the base lies, and
-the digest of the base's weights stands in our own section, since adapters over other weights are another policy.
+The adapters' keys and the `peft` section are Megatron-Bridge's. `checkpoint.pretrained_checkpoint` says where the base lies.
+Our own section has the digest of the base's weights: the same adapters over other weights would be another policy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _DIGEST = "base_weights_digest"
 
 
 def base_of(source: ModelSource, digest: str) -> Base:
-    """`source` as adapters name it: its own folder, or the Hugging Face id it was downloaded by."""
+    """`source` as adapters name their base: its folder, or the Hugging Face id that it was downloaded by."""
     local = Path(source.name).expanduser().exists()
     return Base(str(source.path.resolve()) if local else source.name, digest)
 
 
 def describe(adapted: Adapted, folder: Path) -> None:
-    """Add to the run_config.yaml of an iteration folder what its adapters are and lie over."""
+    """Add the adapters and their base to the run_config.yaml of an iteration folder."""
     path = folder / NAME
     sections = yaml.safe_load(path.read_text())
     sections["peft"] = _peft(adapted.lora)
@@ -38,7 +38,7 @@ def describe(adapted: Adapted, folder: Path) -> None:
 
 
 def read(source: ModelSource) -> Adapted | None:
-    """What `source` says of its adapters; None where it holds a whole policy. Raises UserError where that is damaged."""
+    """The adapters that `source` holds; None for a whole policy. Raises UserError where their description is damaged."""
     path = source.path / NAME
     if source.kind != "megatron" or not path.is_file():
         return None
@@ -55,7 +55,7 @@ def read(source: ModelSource) -> Adapted | None:
 
 
 def open_base(adapted: Adapted, folder: Path) -> ModelSource:
-    """The base beneath the adapters in `folder`. Raises UserError where it is gone or holds other weights by now."""
+    """The base of the adapters in `folder`. Raises UserError where it is gone or its weights have changed."""
     base = adapted.base
     if Path(base.location).is_absolute() and not Path(base.location).exists():
         remedy = "put it back: adapters mean nothing without their base"
@@ -70,7 +70,7 @@ def open_base(adapted: Adapted, folder: Path) -> ModelSource:
 
 
 def _peft(lora: Lora) -> dict[str, Any]:
-    """Megatron-Bridge's section; the fields that this program does not have stand at the values that change nothing."""
+    """Megatron-Bridge's section. Fields that we have no setting for get the value that has no effect."""
     return {
         "_target_": _TARGET,
         "a2a_experimental": False,

@@ -1,4 +1,4 @@
-"""Convert a policy between formats: load it whole in one process, write it in the other form, publish by rename."""
+"""Convert a policy between formats: load it whole in one process, write it in the other format, publish it by rename."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from nemotron_dpo.sources import ModelSource, resolve
 def export(source: ModelSource, output: Path, form: str, precision: str | None, verify: int = 0) -> float | None:
     """Write `source` as `form` ("megatron", "hf" or, adapters alone, "peft") into the new folder `output`.
 
-    Process groups must exist. With `verify` that many made-up pairs are scored by the source and by what was written;
-    returned is the largest difference of a token's log-prob. Raises UserError where it is too large; then, as after any
-    error, nothing is left.
+    Process groups must exist. With `verify` > 0 the source and the written policy score that many random pairs; returned is
+    the largest difference of a token's log-prob. Raises UserError where it is too large. After any error `output` does not
+    exist.
     """
     return_freed_memory()
     if form == "peft":

@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "chat_template.json",  # a processor's, which stands in where there is no other
+    "chat_template.json",  # a processor's template, which is used where there is no other
     "additional_chat_templates/*.jinja",
     "tokenizer.model",
     "spiece.model",
@@ -36,19 +36,19 @@ TOKENIZER_FILES = (
     "tekken.json",
     "vocab.json",
     "merges.txt",
-    "generation_config.json",  # no tokenizer's, but what a tokenizer's ids mean to whoever generates with the model
+    "generation_config.json",  # says which of the tokenizer's ids end a generated text
 )
 
 _OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-# where a parameter stands: its layer's and its expert's number in the whole model, what it has of them
+# a parameter's layer number and expert number in the whole model, as far as it has them
 Place = tuple[int, ...]
 
 
 def load(model: nn.Module, shape: Architecture, folder: Path) -> None:
     """Fill `model` (one rank's shard of a GPTModel) from the safetensors in `folder`, one parameter at a time.
 
-    Raises UserError where a file is missing or damaged, a tensor is missing or of another shape, or one is left over.
+    Raises UserError where a file is missing or damaged, or a tensor is missing, of another shape or not part of the model.
     """
     weights = Weights(folder)
     for name, parameter, rule, place in _placed(model, shape):
@@ -77,7 +77,7 @@ def save(
 ) -> None:
     """Write `model` (whole, TP = PP = EP = 1) into the existing folder as config.json, safetensors and tokenizer files.
 
-    Weights are streamed, `shard_bytes` a file. Raises UserError where they cannot be written.
+    Weights are streamed into files of at most `shard_bytes`. Raises UserError where they cannot be written.
     """
     name = str(dtype).removeprefix("torch.")
     written = {**config.write(shape), "dtype": name, "torch_dtype": name}
@@ -87,7 +87,7 @@ def save(
 
 
 def copy_tokenizer(source: Path | None, folder: Path) -> None:
-    """Copy the tokenizer files of `source`, where it has any, into `folder`."""
+    """Copy those tokenizer files that `source` has into `folder`."""
     if source is None:
         return
     for path in (path for name in TOKENIZER_FILES for path in sorted(source.glob(name)) if path.is_file()):
@@ -97,7 +97,7 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
 
 
 def _plan(model: nn.Module, shape: Architecture) -> list[Planned]:
-    """Names and shapes of all HF tensors, in the order in which `_tensors` gives them."""
+    """Names and shapes of all HF tensors, in the order in which `_tensors` yields them."""
     plan: list[Planned] = []
     for _, parameter, rule, place in _placed(model, shape):
         parts = rule.split(shape, torch.empty_like(parameter, device="meta"))
@@ -111,7 +111,7 @@ def _tensors(model: nn.Module, shape: Architecture) -> Iterator[Tensor]:
 
 
 def _placed(model: nn.Module, shape: Architecture) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
-    """(name, parameter, its rule, its place) for every parameter this rank holds."""
+    """(name, parameter, its rule, its place) for every parameter that this rank holds."""
     by_name = {rule.megatron: rule for rule in rules(shape)}
     first_expert = _first_expert(shape)
     for name, parameter in model.named_parameters():
@@ -136,7 +136,7 @@ def _first_expert(shape: Architecture) -> int:
 
 
 def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tensor:
-    """This rank's share of `full`; of a parameter of two halves (gate over up), its share of each."""
+    """This rank's shard of `full`. Where two halves are stacked (gate over up), its shard of each half."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     if ".local_experts." in name:
@@ -151,7 +151,7 @@ def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tens
 
 
 def _refuse_leftovers(weights: Weights, shape: Architecture) -> None:
-    """Raise UserError where the folder holds weights that no rule reads: the model would compute something else."""
+    """Raise UserError where the folder holds weights that no rule reads: the stored model computes something else."""
     numbers = product(range(shape.num_layers), range(shape.experts.num if shape.experts else 1))
     places = list(numbers)
     known = {key.format(*place) for rule in rules(shape) for key in rule.hf for place in places}
@@ -163,9 +163,9 @@ def _refuse_leftovers(weights: Weights, shape: Architecture) -> None:
 
 
 def _refuse_second_embedding(weights: Weights, shape: Architecture) -> None:
-    """Raise UserError where an output layer is stored that is not the embedding it is said to be.
+    """Raise UserError where config.json ties the output layer to the embedding and the two stored tensors differ.
 
-    transformers 4 takes the embedding then and transformers 5 the output layer: which of them was trained, nobody can tell.
+    transformers 4 would take the embedding, transformers 5 the output layer. Which of them was trained, nobody can tell.
     """
     if not shape.tied_embeddings or not {_OUTPUT} <= weights.keys():
         return

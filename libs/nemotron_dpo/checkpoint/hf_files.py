@@ -1,6 +1,6 @@
-"""The safetensors files of an HF folder: tensors read by name, and written as a stream, in shards with an index.
+"""The safetensors files of an HF folder: read tensor by tensor, written as a stream of shards with an index.
 
-Neither direction holds more than a few tensors: a whole model is as much memory as can be spared.
+Neither direction holds more than a few tensors in memory: the model itself takes all that can be spared.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from nemotron_dpo import hf_folder
 from nemotron_dpo.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
-_MAPPED_BYTES = 8_000_000  # pages of a mapped file count as this process's memory until it is closed
+_MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
-# name and shape of a tensor to be written
+# (name, shape) of a tensor that is to be written
 Planned = tuple[str, Sequence[int]]
 
 
 class Weights:
-    """The tensors of one HF folder, in a single file or several, under the names that transformers gives them."""
+    """The tensors of one HF folder, from one file or several, by the names that transformers uses."""
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError where the folder has no safetensors, holds two sets of them, or one cannot be read."""
@@ -42,7 +42,7 @@ class Weights:
                 if key in self._file_of:
                     raise UserError(f"{key} is in {self._file_of[key]} as well as in {path.name}", source=folder)
                 self._file_of[key] = path.name
-        # as transformers does, take what AutoModel.save_pretrained wrote for the model within
+        # AutoModel.save_pretrained leaves the prefix `model.` out; transformers reads such folders too
         headless = "embed_tokens.weight" in self._file_of and not any(key.startswith("model.") for key in self._file_of)
         self._stored_as = {_with_model(key) if headless else key: key for key in self._file_of}
 
@@ -51,9 +51,9 @@ class Weights:
         return set(self._stored_as)
 
     def read(self, key: str) -> Tensor:
-        """One tensor; it must be let go before many others are read.
+        """One tensor. Release it before many others are read, since it keeps its file mapped.
 
-        Raises UserError where it is missing or cut short, or is no plain float, as quantized weights are not.
+        Raises UserError where it is missing, cut short or no plain float, as quantized weights are.
         """
         if key not in self._stored_as:
             raise missing_tensor(key, set(self._file_of), self.folder)
@@ -86,9 +86,9 @@ class Weights:
 
 
 def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], dtype: torch.dtype, shard_bytes: int) -> list[Path]:
-    """Write the `tensors` of `plan`, in its order, as files of at most `shard_bytes` (or one tensor) each, with an index.
+    """Write the `tensors` in the order of `plan`, to files of at most `shard_bytes` or one tensor, with an index.
 
-    A model of one file is model.safetensors without an index. Raises UserError where they cannot be written.
+    A model that fits one file is model.safetensors without an index. Raises UserError where a file cannot be written.
     """
     shards = _shards(plan, dtype.itemsize, shard_bytes)
     names = [_shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
@@ -117,7 +117,7 @@ def _write_file(path: Path, shard: Sequence[Planned], stream: Iterable[Tensor], 
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (key, shape), tensor in zip(shard, stream, strict=False):  # the stream goes on in the next file
+        for (key, shape), tensor in zip(shard, stream, strict=False):  # the next file takes the rest of the stream
             assert tuple(tensor.shape) == tuple(shape), key
             file.write(tensor.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8).numpy().data)
         file.flush()
@@ -146,7 +146,7 @@ def _shard_name(number: int, count: int) -> str:
 
 
 def missing_tensor(key: str, stored: set[str], folder: Path) -> UserError:
-    """What to say where `key` is not among the names `stored`: the likely reason is what is there instead."""
+    """The error where `key` is not among the names `stored`: it guesses the reason from the names that are."""
     if key == "lm_head.weight":
         what = "holds no lm_head.weight, and by config.json it is not the embedding"
         return UserError(what, source=folder, remedy="set tie_word_embeddings to true there if the model shares the two")

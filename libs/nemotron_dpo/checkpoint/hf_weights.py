@@ -1,8 +1,8 @@
-"""Hugging Face tensors <-> GPTModel parameters: the rules that the architectures' tables are made of.
+"""Hugging Face tensors <-> GPTModel parameters: the rules of which each family's table consists.
 
-A rule names one parameter once and says, in both directions, which HF tensors make the full (unsharded) megatron tensor.
-In its names the first `{}` stands for the layer number and the second for the expert's. The tables can be read without
-torch, which is imported where tensors are joined.
+A rule describes one parameter in both directions: the HF tensors that make the full (unsharded) megatron tensor, and back. In
+its names the first `{}` stands for the layer number and the second for the expert's. The tables can be read without torch,
+which is imported only where tensors are joined.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Rule:
     """`megatron` = merge(shape, [hf tensors]) and [hf tensors] = split(shape, megatron).
 
-    `halves` marks a parameter of two stacked halves (gate over up), of which tensor parallelism cuts each.
+    `halves` marks a parameter that stacks two halves (gate over up). Tensor parallelism divides each half.
     """
 
     megatron: str

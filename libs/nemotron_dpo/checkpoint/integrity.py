@@ -1,8 +1,8 @@
-"""Whether a checkpoint's files still hold what was written: torch itself loads a flipped bit without a word.
+"""Check that a checkpoint's files still hold what was written: torch itself loads a flipped bit without an error.
 
-`integrity.json` (`file_digests`) has the sha256 of every file. We always write it and check it wherever it lies. Shards that it
-does not list, those of older tools, are checked by the CRCs of the small zip archives that torch.save makes of every tensor and
-that torch does not look at either.
+`integrity.json` (`file_digests`) has the sha256 of every file. We always write it, and check it wherever there is one. Older
+tools list nothing. The tensors in their shards are small zip archives, written by torch.save. torch does not check the CRCs
+of these archives; we do.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 def verify(folder: Path, metadata: Metadata) -> None:
-    """Read every file of `folder` once and compare; the ranks share the work, and all of them raise or none.
+    """Read every file of `folder` once and compare it with its digest or CRCs. The ranks divide the files.
 
-    Raises UserError that names the damaged file.
+    Raises UserError that names the damaged file, on all ranks or on none.
     """
     digests = file_digests.listed(folder)
     names = sorted(digests.keys() | {info.relative_path for info in metadata.storage_data.values()})
@@ -57,7 +57,7 @@ def _crc_problem(path: Path, metadata: Metadata) -> file_digests.Problem | None:
 
 
 def _read_all(archive: zipfile.ZipFile, members: Iterable[zipfile.ZipInfo]) -> None:
-    """Read to the end, where zipfile compares the CRC; 0 stands where torch was told to write none."""
+    """Read each member to its end, where zipfile compares the CRC. A CRC of 0 means that torch was told to write none."""
     for member in members:
         if member.CRC:
             with archive.open(member) as stream:

@@ -1,6 +1,6 @@
-"""`checkpoint_megatron`: a policy in NVIDIA's torch_dist format, with the small files that NVIDIA's tools want beside it.
+"""`checkpoint_megatron`: a policy in NVIDIA's torch_dist format, with the small files that NVIDIA's tools expect beside it.
 
-The caller publishes: `save` fills a folder that must not be visible under its final name before it returns.
+`save` fills a folder. The caller publishes it: the folder must not have its final name before `save` returns.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CONTENT = {"singleton_local_shards": False}
 
 
 def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, tokenizer: Path | None) -> None:
-    """Write `model` as the only iteration of a checkpoint root; every rank calls it, rank 0 writes the small files.
+    """Write `model` as the only iteration of the checkpoint `root`. Every rank calls it; rank 0 writes the small files.
 
-    Of a model with adapters only those are written. `root` must be empty or absent and on storage all ranks share. Raises
-    UserError where it cannot be written.
+    Of a model with adapters only the adapters are written. `root` must be empty or absent, on storage that all ranks share.
+    Raises UserError where it cannot be written.
     """
     folder = root / f"iter_{iteration:07d}"
     if dist.get_rank() == 0:
@@ -38,7 +38,7 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
     dist.barrier()
     weights, adapted = _with_extra_states(model.sharded_state_dict(metadata=dict(_CONTENT))), adapted_of(model)  # type: ignore[operator] - a method that megatron-core's modules have
     state: dict[str, Any] = {"model": weights, "checkpoint_version": 3.0, "iteration": iteration}
-    if adapted is not None:  # said here too, so that a digest of the weights' files covers it
+    if adapted is not None:  # stored here too, so that the digest of the weight files covers it
         state |= {"model": only_adapters(weights), "adapted": asdict(adapted)}
     torch_dist.save(state, folder, _CONTENT)
     if dist.get_rank() == 0:
@@ -54,9 +54,9 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
 
 
 def load(model: nn.Module, folder: Path) -> None:
-    """Fill `model` (this rank's shard) from an iteration folder, whatever parallel sizes it was written with.
+    """Fill `model` (this rank's shard) from an iteration folder that was written with any parallel sizes.
 
-    Of a model with adapters only those are read. Raises UserError where the checkpoint is damaged or is of another model.
+    Of a model with adapters only the adapters are read. Raises UserError where the checkpoint is damaged or another model's.
     """
     metadata, common = untrusted.check(folder)
     is_adapted, content = adapted_of(model) is not None, dict(common.get("content_metadata") or {})
@@ -75,7 +75,7 @@ def load(model: nn.Module, folder: Path) -> None:
 
 
 def precision(folder: Path) -> str | None:
-    """The one precision of the model's stored tensors, float32 where there are several; None where it has none of its own."""
+    """The precision that all stored weights share; float32 where they differ; None where it has no such weights."""
     metadata, _ = untrusted.check(folder)
     found = {
         str(stored.properties.dtype).removeprefix("torch.")
@@ -86,11 +86,11 @@ def precision(folder: Path) -> str | None:
     return next(iter(found)) if len(found) == 1 else "float32" if found else None
 
 
-_MODEL = ("decoder.", "embedding.", "output_layer.")  # an optimizer's tensors lie beside them
+_MODEL = ("decoder.", "embedding.", "output_layer.")  # other keys are those of an optimizer
 
 
 def _merge_in_place(factory: ShardedTensorFactory) -> None:
-    """Take the parameter itself where its parts (gate and up) were loaded into it; megatron-core would join copies of them."""
+    """Where gate and up were loaded into the parameter itself, return that. megatron-core would join copies of the two."""
     parameter, join = factory.data, factory.merge_fn
 
     def merge(parts: Any) -> Any:
@@ -103,7 +103,7 @@ def _merge_in_place(factory: ShardedTensorFactory) -> None:
 
 
 def _check_vocabulary(wanted: dict[str, Any], metadata: Metadata, folder: Path) -> None:
-    """Megatron-LM pads the vocabulary, so more entries than asked for may be stored; megatron-core would take fewer, too."""
+    """Refuse a stored vocabulary that is too small: megatron-core would load it. A larger one is Megatron-LM's padding."""
     for value in wanted.values():
         stored = metadata.state_dict_metadata.get(value.key)
         if isinstance(value, ShardedTensor) and value.allow_shape_mismatch and isinstance(stored, TensorStorageMetadata):
@@ -114,9 +114,9 @@ def _check_vocabulary(wanted: dict[str, Any], metadata: Metadata, folder: Path) 
 
 
 def _renamed(wanted: dict[str, Any], stored: set[str]) -> dict[str, Any]:
-    """Ask for a layer's norms by the names that the checkpoint has for them.
+    """Rename the keys of a layer's norms to those that the checkpoint has.
 
-    Transformer Engine keeps a norm with the linear layer after it, and megatron-core's own layers mostly say so too.
+    Transformer Engine stores a norm with the linear layer after it. megatron-core's own layers mostly use that key too.
     """
     for value in wanted.values():
         if isinstance(value, ShardedTensor) and value.key not in stored:
@@ -132,16 +132,16 @@ _NORMS = (
 
 
 def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
-    """Add the empty `_extra_state` objects that a Transformer Engine model asks for, so that it loads our checkpoints.
+    """Add the empty `_extra_state` objects that a Transformer Engine model needs to load our checkpoints.
 
-    Its linear layers have one each, and so has every norm that is not part of a linear layer.
+    Each of its linear layers has one, and so does every norm that is not part of a linear layer.
     """
     for value in sharded.values():
         if isinstance(value, ShardedObject) and value.key.endswith("_extra_state") and value.data is None:
             value.data = torch.empty(0, dtype=torch.uint8)
     norms = {name: value for name, value in sharded.items() if value.key.endswith(_OWN_NORMS)}
     for name, norm in norms.items():
-        layers = norm.prepend_axis_num  # 1 where the layers are one tensor with an axis of them in front
+        layers = norm.prepend_axis_num  # 1 where all layers are one tensor, whose first axis is the layer
         place = (norm.global_shape[:layers] or (1,), norm.global_offset[:layers] or (0,), norm.replica_id)
         key = norm.key.removesuffix("weight") + "_extra_state"
         extra = ShardedObject(key, torch.empty(0, dtype=torch.uint8), *place)
@@ -153,7 +153,7 @@ _OWN_NORMS = tuple(f"{name}_layernorm.weight" for name in ("final", "q", "k", "p
 
 
 def _train_state(iteration: int) -> dict[str, torch.Tensor]:
-    """What Megatron-Bridge's TrainState reads; it asserts this file beside the tracker for iteration 0."""
+    """What Megatron-Bridge's TrainState reads. For iteration 0 Bridge asserts that this file lies beside the tracker."""
     counts = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
     return {
         "step": torch.tensor(iteration, dtype=torch.int32),

@@ -1,7 +1,7 @@
-"""What a checkpoint of Megatron-LM holds: its command line's arguments, an argparse Namespace in the common state.
+"""The architecture of a Megatron-LM checkpoint, from its command line's arguments: a Namespace in the common state.
 
-Where the Hugging Face model is named as well, the arguments must agree with it; it knows the vocabulary without Megatron-LM's
-padding and the special tokens. Checkpoints without arguments are what that model says.
+Where a user also names the Hugging Face model, the arguments must agree with it. The vocabulary's size without Megatron-LM's
+padding and the special tokens come from that model. Without arguments the whole architecture does.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def describes(folder: Path) -> bool:
 
 
 def read(folder: Path, named: Architecture | None) -> Architecture:
-    """The architecture of an iteration folder, of which `named` is what the Hugging Face model says where one was named.
+    """The architecture of an iteration folder. `named` is that of the Hugging Face model, where a user named one.
 
-    Raises UserError where the two disagree, where there is neither, or where the arguments ask for what is not supported.
+    Raises UserError where the two disagree, where there is neither, or where the arguments need what is not supported.
     """
     _, common = untrusted.check(folder)
     arguments = common.get("args")
@@ -67,7 +67,7 @@ def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architec
 
 
 def _provider(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Megatron-LM's arguments as the provider fields that mean the same; those of equal name go over as they are."""
+    """Megatron-LM's arguments as provider fields of the same meaning. Arguments with a provider's name are kept as they are."""
     get = arguments.get
     if get("heterogeneous_layers_config_path"):
         raise UserError("heterogeneous_layers_config_path is not supported")

@@ -1,8 +1,8 @@
 """The optimizer's state on disk, in megatron-core's torch_dist format: moments and float32 master weights by parameter name.
 
-It lies in a folder beside the policy's checkpoint and not among its files: whoever wants weights alone (a reference pass, an
-export, another run) neither reads nor hashes twelve bytes a parameter of it. The keys are Megatron's own, `optimizer.state.*`,
-in its `fully_reshardable` form, so that a state saved at one tensor-, pipeline- or data-parallel size loads at any other.
+The state has a folder of its own beside the policy's checkpoint. So a reference pass, an export or another run, which need
+weights alone, neither read nor hash its twelve bytes a parameter. The keys are Megatron's own, `optimizer.state.*`, in its
+`fully_reshardable` form: a state that was saved with some tensor-, pipeline- and data-parallel sizes loads with any others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONTENT = {
 
 
 def save(policy: TrainablePolicy, folder: Path) -> None:
-    """Write the state of `policy`'s optimizer into the new folder `folder`; every rank calls it, after at least one step.
+    """Write the state of `policy`'s optimizer into the new `folder`. Every rank calls it, after at least one step.
 
     Raises UserError where it cannot be written.
     """
@@ -40,7 +40,7 @@ def save(policy: TrainablePolicy, folder: Path) -> None:
 
 
 def load(policy: TrainablePolicy, folder: Path) -> None:
-    """Fill the optimizer of `policy` from `folder`, whatever parallel sizes it was written with; every rank calls it.
+    """Fill the optimizer of `policy` from `folder`, which was written with any parallel sizes. Every rank calls it.
 
     Raises UserError where the state is damaged or is another policy's.
     """
@@ -65,23 +65,23 @@ def _sharded(policy: TrainablePolicy, *, is_loading: bool = False) -> Any:
 
 
 def _parts(optimizer: Any) -> list[Any]:
-    """The optimizers that megatron-core chained: experts have one of their own."""
+    """The optimizers that megatron-core chains: the experts' parameters have one of their own."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def _allocate(part: Any) -> None:
-    """Zero state for every parameter, the step count that torch's AdamW keeps and megatron-core forgets included."""
+    """Create a state of zeros for every parameter, with the step count of torch's AdamW, which megatron-core leaves out."""
     part.init_state_fn(part.optimizer, part.config)
     for parameter, state in part.optimizer.state.items():
         state.setdefault("step", torch.tensor(0.0, device=parameter.device))
 
 
 def _restore(part: Any, state: dict[str, Any]) -> None:
-    """`part.load_state_dict(state)`, around two faults of the distributed optimizer over torch's AdamW.
+    """`part.load_state_dict(state)`, with two faults of the distributed optimizer over torch's AdamW worked around.
 
-    Loading the `fully_reshardable` form copies every entry of the state, and so fails on the step count, which is not stored
-    by parameter; it is taken out meanwhile. And all parameters are given the one step tensor, which AdamW would then advance
-    once for each of them.
+    Loading the `fully_reshardable` form copies every entry of a parameter's state. The step count is not stored by parameter,
+    so the copy would fail on it: it is removed meanwhile. And all parameters would share one step tensor, which AdamW would
+    advance once for each of them: every parameter gets a copy.
     """
     if not isinstance(part, DistributedOptimizer):
         part.load_state_dict(state)

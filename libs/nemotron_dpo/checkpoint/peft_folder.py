@@ -1,6 +1,7 @@
 """LoRA adapters as a folder of Hugging Face's peft, which its users and inference servers load beside the base model.
 
-There query, key and value projections (and gate and up) have adapters of their own: each gets our one A and its rows of B.
+In peft the query, key and value projections (and gate and up) have separate adapters. Each gets our common A and its own rows
+of B.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def save(model: nn.Module, shape: Architecture, folder: Path, dtype: torch.dtype
 
 
 def _modules(model: nn.Module, shape: Architecture) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A [r, I], B [O, r]) by the name of the Hugging Face module that they adapt."""
+    """Name of each adapted Hugging Face module -> its (A [r, I], B [O, r])."""
     by_name, found = {rule.megatron: rule for rule in rules(shape)}, {}
     for name, layer in adapters(model).items():
         number = int(name.split(".")[2])

@@ -21,7 +21,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def read_architecture(source: ModelSource) -> Architecture:
-    """What the source says it is, without reading weights; of their precision the weights' own headers say it."""
+    """The architecture that the source describes, without reading weights. Its dtype comes from the weights' headers."""
     if source.kind == "hf":
         shape = config.read(source.path)
         return replace(shape, dtype=hf_folder.precision(source.path) or shape.dtype)
@@ -45,8 +45,8 @@ def open_policy(
 ) -> tuple[PairPolicy, Architecture]:
     """Build the model on this rank's device and load its weights; process groups must exist.
 
-    `precision` None keeps the stored one; `max_length` None allows as many tokens as the policy takes. The architecture's
-    dtype is the model's. Adapters are merged into the weights of their base, unless `merged` is False.
+    `precision` None keeps the stored one. `max_length` None allows as many tokens as the policy supports. The returned
+    architecture has the model's dtype. Adapters are merged into the weights of their base, unless `merged` is False.
     """
     stored = read_architecture(source)
     shape = replace(stored, dtype=precision or stored.dtype)
@@ -72,5 +72,5 @@ def _fill(model: nn.Module, shape: Architecture, source: ModelSource, *, merged:
 
 
 def tokenizer_folder(source: ModelSource) -> Path | None:
-    """The source's tokenizer folder where it has one."""
+    """The source's tokenizer folder; None where it does not exist."""
     return source.tokenizer_folder if source.tokenizer_folder.is_dir() else None

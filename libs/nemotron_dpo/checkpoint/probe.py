@@ -1,7 +1,7 @@
-"""Whether a written policy is the one that was to be written: both score the same made-up pairs.
+"""Check that a written policy equals its source: both score the same random pairs.
 
-It reads back what lies on disk through the code that any later stage uses, so it finds what went wrong in writing, naming and
-reading; weights are at the written precision on both sides, so the two agree to the last bits.
+The written policy is read back by the code that every later stage uses, so errors in writing, naming and reading are found.
+Both have their weights in the written precision, so their log-probs agree to the last bits.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from nemotron_dpo.policy.rows import join_responses
 from nemotron_dpo.scoring.score import score_window
 from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
 
-MOST_DIFFERENCE = 1e-4  # of one token's log-prob: the same weights through the same code; a wrong weight costs far more
+MOST_DIFFERENCE = 1e-4  # of a token's log-prob: the same weights run through the same code, and a wrong weight changes far more
 _PROMPT, _RESPONSE = 24, 20  # tokens at most
 
 
 def rows(num_rows: int, shape: Architecture, seed: int = 0) -> pa.RecordBatch:
-    """`tokenized_pairs` of uniformly random ids of the policy's vocabulary, of lengths that fit it."""
+    """`tokenized_pairs` of random ids, uniform over the policy's vocabulary, no longer than the policy supports."""
     rng = np.random.default_rng(seed)
     fits = min(1.0, shape.max_length / (_PROMPT + 2 * _RESPONSE))
 

@@ -1,6 +1,6 @@
-"""An architecture in the fields of Megatron-Bridge's GPTModelProvider, and back; symbols stay names, nothing is imported.
+"""An architecture as the fields of Megatron-Bridge's GPTModelProvider, and back. Symbols stay names; nothing is imported.
 
-What Bridge's providers have no word for (the family, special tokens) is kept apart by run_config.py.
+run_config.py stores apart what a provider has no field for: the family and the special tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
 
 _BRIDGE = "megatron.bridge.models"
-_TARGETS = {  # families whose model Bridge builds with more than fields
+_TARGETS = {  # families for which Bridge has a provider class of its own
     "gemma": f"{_BRIDGE}.gemma.gemma_provider.GemmaModelProvider",
     "mistral": f"{_BRIDGE}.mistral.mistral_provider.MistralModelProvider",
 }
@@ -39,9 +39,9 @@ def to_provider(shape: Architecture) -> dict[str, Any]:
 
 
 def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
-    """The architecture that provider fields describe; `extra` is what run_config.py keeps apart, {} in Bridge's own files.
+    """The architecture that provider fields describe. `extra` is what run_config.py stores apart; {} in Bridge's own files.
 
-    Raises UserError where the fields ask for what is not supported, KeyError or the like where they are no model.
+    Raises UserError where a field needs what is not supported, KeyError and the like where the fields are no model.
     """
     refuse_unsupported(model)
     _check_sizes(model)
@@ -83,11 +83,11 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
 
 
 def infer_family(model: dict[str, Any]) -> str:
-    """Hugging Face's model_type for provider fields that do not name it: by the provider's class, else by its fields.
+    """Hugging Face's model_type for provider fields that do not name it, from the provider's class, else from the fields.
 
-    Bridge gives Gemma and Mistral classes of their own; every other family is a GPTModelProvider, told by what only it
-    has: LayerNorm or squared ReLU (nemotron), zero-centred RMSNorm (gemma), experts with q/k norms (qwen3_moe) or
-    without (mixtral), q/k norms (qwen3), biases on q, k and v (qwen2), a window (mistral); what has none is llama.
+    Bridge has provider classes for Gemma and Mistral. Every other family is a GPTModelProvider, recognized by a trait:
+    LayerNorm or squared ReLU (nemotron), zero-centred RMSNorm (gemma), experts with q/k norms (qwen3_moe) or without
+    (mixtral), q/k norms (qwen3), biases on q, k and v (qwen2), a window (mistral). Without any of these it is llama.
     """
     target = str(model.get("_target_", "")).lower()
     experts, qk_norm = bool(model.get("num_moe_experts")), bool(model.get("qk_layernorm"))
@@ -106,7 +106,7 @@ def infer_family(model: dict[str, Any]) -> str:
 
 
 def symbol(name: str) -> dict[str, Any]:
-    """How Megatron-Bridge writes a function, class or dtype that it shall look up but not call."""
+    """How Megatron-Bridge writes a function, class or dtype that it looks up and does not call."""
     return {"_call_": False, "_target_": name}
 
 
@@ -185,7 +185,7 @@ def _read_experts(model: dict[str, Any]) -> Experts | None:
 
 
 def _read_dtype(model: dict[str, Any]) -> str:
-    """As Bridge takes it: the two flags say what the weights are, `params_dtype` where neither is set."""
+    """The dtype as Bridge derives it: from the two flags, and from `params_dtype` where neither is set."""
     if model.get("bf16"):
         return "bfloat16"
     if model.get("fp16"):
@@ -205,7 +205,7 @@ def _read_activation(model: dict[str, Any]) -> str:
 
 
 def _largest_power_of_two(size: int, limit: int = 128) -> int:
-    """The largest power of two up to `limit` that divides `size`: so no tool that pads the vocabulary changes it."""
+    """The largest power of two up to `limit` that divides `size`. A tool that pads to it leaves the vocabulary as it is."""
     return prod(2 for bit in range(1, limit.bit_length()) if size % 2**bit == 0)
 
 

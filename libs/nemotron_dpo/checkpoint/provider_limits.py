@@ -1,6 +1,6 @@
-"""What of Megatron's wealth a GPTModel of ours has: the values of provider fields that are honoured, others refused by name.
+"""The provider fields that our GPTModel honours for some values only. Any other value is refused by name.
 
-A field that is absent means the first of its values.
+An absent field means the first of its values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 def refuse_unsupported(model: dict[str, Any]) -> None:
-    """Raise UserError where a field of a provider asks for what our GPTModel would not compute."""
+    """Raise UserError where a provider field asks for something that our GPTModel does not compute."""
     if model.get("is_hybrid_model") or model.get("hybrid_override_pattern") or "mamba" in str(model.get("_target_")).lower():
         raise UserError(f"a hybrid model is not supported: {MAMBA}")
     for key, known in _ONLY.items():

@@ -1,7 +1,7 @@
-"""`run_config.yaml` of a checkpoint_megatron: the model's architecture in Megatron-Bridge's words.
+"""`run_config.yaml` of a checkpoint_megatron: the model's architecture in Megatron-Bridge's terms.
 
-Megatron-Bridge instantiates what the file's `model` section names; we only read fields, nothing named in it is imported
-or called. A section `nemotron_dpo`, which Bridge does not look at, keeps what its providers have no word for.
+Megatron-Bridge instantiates what the file's `model` section names. We only read its fields: nothing named there is imported
+or called. The section `nemotron_dpo`, which Bridge ignores, stores what a provider has no field for.
 """
 
 from __future__ import annotations

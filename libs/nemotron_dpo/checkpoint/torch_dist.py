@@ -1,7 +1,7 @@
-"""megatron-core's dist_checkpointing for checkpoints that came from anywhere and go to any of NVIDIA's tools.
+"""megatron-core's dist_checkpointing, for checkpoints from untrusted sources and for all of NVIDIA's tools.
 
-Saving adds what older tools need (`common.pt`); loading first looks at everything that would be unpickled, and at whether the
-files still hold what was written. Callers list their files in integrity.json when they have written the last of them.
+Saving adds `common.pt`, which older tools need. Loading first checks everything that would be unpickled, and that the files
+still hold what was written. A caller writes integrity.json itself, after its last file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _DAMAGE = (*_FAILURES, EOFError, ValueError, KeyError, TypeError, AssertionError
 def save(state: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
     """Write the sharded state dict `state` into the existing, empty `folder`; every rank calls it.
 
-    `content` is the layout of keys as `sharded_state_dict(metadata=...)` was given it. Raises UserError where the folder
+    `content` is the metadata that `sharded_state_dict(metadata=...)` was given. Raises UserError where the folder
     cannot be written.
     """
     _write_in_this_process()
     try:
         dist_checkpointing.save(state, str(folder), content_metadata=content)
-        if dist.get_rank() == 0 and not (folder / "common.pt").exists():  # megatron-core < 0.19 reads no other common state
+        if dist.get_rank() == 0 and not (folder / "common.pt").exists():  # the only one that older versions read
             _, common = untrusted.check(folder)
             torch.save(common, folder / "common.pt")
     except _FAILURES as error:
@@ -44,9 +44,9 @@ def save(state: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
 
 
 def load(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What `folder` holds for the sharded state dict `wanted`; every rank calls it.
+    """The values of the sharded state dict `wanted`, from `folder`. Every rank calls it.
 
-    Raises UserError where the checkpoint is damaged, incomplete, of another model, or holds what could run code.
+    Raises UserError where the checkpoint is damaged, incomplete, of another model, or holds objects that could run code.
     """
     metadata, common = untrusted.check(folder, wanted)
     integrity.verify(folder, metadata)
@@ -60,15 +60,15 @@ def load(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_in_this_process() -> None:
-    """Let megatron-core's writer hand its results over in memory: this process waits for them anyway.
+    """Let megatron-core's writer return its results in memory: this process waits for them anyway.
 
-    It would start a server process for them, which takes seconds and outlives a run that is killed, holding its pipes open.
+    It would start a server process for them. That takes seconds, and the server outlives a killed run and keeps its pipes open.
     """
     overwrite("megatron.core.dist_checkpointing.strategies.filesystem_async:_results_queue", queue.Queue())
 
 
 def _given(common: dict[str, Any]) -> dict[str, Any]:
-    """Hand the common state over to a megatron-core that would read common.pt, which those since 0.19 do not write."""
+    """Arguments that give the common state to megatron-core's load. Older ones read common.pt, which 0.19 does not write."""
     if "common_strategy" not in inspect.signature(dist_checkpointing.load).parameters:  # from 0.19 on
         return {}
     from megatron.core.dist_checkpointing.strategies import common as strategies
@@ -82,6 +82,6 @@ def _given(common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """One line; of the tracebacks that other ranks and processes send along the last one is the cause."""
+    """The error as one line. Other ranks and processes attach tracebacks, of which the last line is the cause."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return lines[-1 if "Traceback" in str(error) else 0].removeprefix("RuntimeError: ")

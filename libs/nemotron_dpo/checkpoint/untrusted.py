@@ -1,10 +1,10 @@
-"""Reading what a torch_dist checkpoint pickles without letting it run code: a checkpoint is untrusted input.
+"""Read the pickles of a torch_dist checkpoint without letting them run code: a checkpoint is untrusted input.
 
-torch and megatron-core unpickle freely in two places: `.metadata` (pickle.load) and byte objects (torch.load without
-weights_only), and a forged `.metadata` may call any weight a byte object. `check` reads those through allow-lists first and
-raises where they hold anything else, so that what megatron-core reads afterwards is known to be harmless. `common.pt`, or the
-common state that megatron-core 0.19 keeps among the shards instead, is given back as read here. Tensors are read by torch with
-weights_only; `train_state.pt` and other runs' optimizer state are never read.
+torch and megatron-core unpickle without restriction in two places: `.metadata` (pickle.load) and byte objects (torch.load
+without weights_only). A forged `.metadata` may even call a weight a byte object. So `check` reads both through allow-lists
+first and raises where they hold anything else: what megatron-core reads afterwards is known to be harmless. The common state
+(`common.pt`, or from megatron-core 0.19 on an object among the shards) is returned as read here. torch reads tensors with
+weights_only. `train_state.pt` and other runs' optimizer state are never read.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ _COMMON_OBJECT = "common_state/shard_0_1"  # of megatron-core 0.19 and later
 
 
 def _member(kind: Any, name: str) -> enum.Enum:
-    """What early versions of Python 3.11 (Debian 12's is one) pickle a member of an enumeration as: getattr(kind, name)."""
+    """A member of an enumeration, as early versions of Python 3.11 (such as Debian 12's) pickle it: getattr(kind, name)."""
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
         raise pickle.UnpicklingError("it names builtins.getattr")
     return kind[name]
 
 
-# what other versions of Python than this one call the same
+# names that other versions of Python give to the same objects
 _ALIASES = {"builtins.getattr": _member, "pathlib._local.PosixPath": PosixPath}
-# besides torch's own and those that megatron-core registers
+# allowed besides torch's own and those that megatron-core registers
 _HARMLESS = [Namespace, SimpleNamespace, PosixPath, *((value, name) for name, value in _ALIASES.items())]
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the classes of torch's checkpoint metadata and no others."""
+    """Allows the classes of torch's checkpoint metadata and no others."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
@@ -86,13 +86,13 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def check(folder: Path, wanted: Any = None) -> tuple[Metadata, dict[str, Any]]:
-    """(metadata, common state) of a torch_dist folder, once all that loading `wanted` would unpickle is known to be harmless.
+    """(metadata, common state) of a torch_dist folder. All that loading `wanted` would unpickle has been checked.
 
-    `wanted` is the sharded state dict that is to be loaded, None for none. Raises UserError where the checkpoint is damaged
-    or incomplete, lacks part of `wanted`, or holds what checkpoints do not.
+    `wanted` is the sharded state dict that is to be loaded; None checks no objects. Raises UserError where the checkpoint is
+    damaged or incomplete, lacks part of `wanted`, or holds objects that checkpoints do not have.
     """
     _check_backend(folder)
-    for path in folder.glob("__*.metadata"):  # a rank's own: torch falls back to it, megatron-core never writes it
+    for path in folder.glob("__*.metadata"):  # metadata of one rank: torch falls back to it, and megatron-core never writes it
         _refuse(path, "is not part of a Megatron checkpoint")
     metadata = read_metadata(folder)
     _check_shards(metadata, folder)
@@ -128,7 +128,7 @@ def _check_backend(folder: Path) -> None:
 
 
 def _check_shards(metadata: Metadata, folder: Path) -> None:
-    """Every file that the metadata names lies in the folder and is as long as it must be; tensors are not byte objects."""
+    """Refuse metadata whose files are missing, too short or outside the folder, or that calls a tensor a byte object."""
     ends: dict[str, int] = {}
     try:
         for index, info in metadata.storage_data.items():
@@ -152,7 +152,7 @@ def _check_shards(metadata: Metadata, folder: Path) -> None:
 
 
 def _check_wanted(wanted: Any, metadata: Metadata, folder: Path) -> None:
-    """All of `wanted` is there, and its byte objects are harmless."""
+    """Refuse a checkpoint that lacks part of `wanted`, or whose byte objects for it are not harmless."""
     leaves = list(nested_values(wanted or {}))
     for factory in [leaf for leaf in leaves if isinstance(leaf, ShardedTensorFactory)]:
         leaves += nested_values({"": factory.build()})
@@ -180,7 +180,7 @@ def _read_common(metadata: Metadata, folder: Path) -> dict[str, Any]:
 
 
 def _load_object(metadata: Metadata, folder: Path, key: str) -> Any:
-    """One byte object, found as torch finds it."""
+    """Read one byte object, from where torch would read it."""
     found = [info for index, info in metadata.storage_data.items() if index.fqn == key]
     if len(found) != 1:
         _refuse(folder / ".metadata", f"names {len(found)} places for {key}")
@@ -197,7 +197,7 @@ def _load_safely(data: bytes, path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met
+    except Exception as error:  # torch passes on whatever its unpickler raised
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it names {named[1]}" if named else _line(error)
         _refuse(path, f"cannot be read safely ({reason})")

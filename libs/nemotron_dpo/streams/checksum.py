@@ -1,7 +1,7 @@
-"""CRC-32 of the rows of a stream, so that a flipped bit, a lost batch or one of another stream is seen by whoever reads.
+"""CRC-32 over the rows of a stream, by which a reader notices a flipped bit, a lost batch or a batch of another stream.
 
-It runs on from the stream's description through every batch to the trailer, and each of them carries what it has come to. It
-is taken over what the rows say and not over how they are stored: a slice has the checksum of its copy.
+The checksum starts from the stream's description and runs on through every batch to the trailer. Each of them carries the
+value so far. It covers the values of the rows and not how they are stored, so a slice has the checksum of its copy.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def encoded(checksum: int) -> bytes:
 
 
 def extended(checksum: int, batch: pa.RecordBatch) -> int:
-    """The checksum of a stream that has come to `checksum`, with `batch` behind it."""
+    """The checksum of a stream that stood at `checksum`, once `batch` is appended."""
     for column in batch.columns:
         checksum = _extended(checksum, column)
     return checksum
 
 
 def _extended(checksum: int, array: pa.Array) -> int:
-    """Length, number of nulls, which they are, and the values, in which a null is 0 or an empty list."""
+    """Extend by the length, the number of nulls, which values are null, and the values. A null counts as 0 or an empty list."""
     checksum = zlib.crc32(struct.pack("<qq", len(array), array.null_count), checksum)
     if not len(array):
-        return checksum  # there may be no first offset, or one that nobody looks at
+        return checksum  # such a list array may lack its first offset, or hold an arbitrary one
     if array.null_count:
         checksum = zlib.crc32(_bits(array.is_valid()), checksum)
     if isinstance(array, pa.ListArray):
@@ -49,7 +49,7 @@ def _bits(array: Any) -> bytes:
 
 
 def _values(array: pa.Array) -> memoryview:
-    """The bytes of an array of fixed width, without a copy where there is no null."""
+    """The bytes of an array of fixed width. Only an array with nulls is copied."""
     if array.null_count:
         zero = bytes(array.type.byte_width) if pa.types.is_fixed_size_binary(array.type) else 0
         array = array.fill_null(pa.scalar(zero, array.type))

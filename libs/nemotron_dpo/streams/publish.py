@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name beside the target, fsynced, renamed."""
+"""Files that appear whole or not at all: each is written under a temporary name beside its target, fsynced and renamed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def published_file(target: str | Path) -> Iterator[BinaryIO]:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync all that lies in a directory, so that a rename of it gives its name to nothing but whole files."""
+    """fsync everything below a directory, so that a rename of it publishes only files that are whole on the disk."""
     for parent, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(parent, name), "rb") as file:

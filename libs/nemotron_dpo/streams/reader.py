@@ -1,4 +1,4 @@
-"""Read a stream of record batches, zero-copy from files; one that is cut or damaged is an error that names its producer."""
+"""Read a stream of record batches, zero-copy from files. A cut or damaged stream is an error that names its producer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from nemotron_dpo.streams.publish import published_file
 from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checksum_of
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
 
-# what pyarrow raises over bytes that are no stream, or no more
+# what pyarrow raises over bytes that are not, or no longer, a valid stream
 _DAMAGE = (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError)
 
 
 class Reader:
-    """Iterates the record batches of one stream and raises UserError where checksums, trailer or end do not agree.
+    """Iterates over the record batches of one stream. Raises UserError where a checksum, the trailer or the end is wrong.
 
-    `warning` is a line for the user where the stream has no checksums, as those of earlier versions have none.
+    `warning` is a line for the user where the stream has no checksums: earlier versions wrote none.
     """
 
     def __init__(self, file: Any, source: str, accept: tuple[str, ...]) -> None:
@@ -66,7 +66,7 @@ class Reader:
         return pa.Table.from_batches(list(self), schema=self.schema)
 
     def _batches(self) -> Iterator[tuple[pa.RecordBatch, Any]]:
-        """All batches there are, whose buffers are as long as they must be, with their metadata."""
+        """Every batch with its metadata. Its buffers have been validated: they are as long as its rows need."""
         num_rows = 0
         while True:
             try:
@@ -81,7 +81,7 @@ class Reader:
             yield batch, metadata or {}
 
     def _checked(self, batch: pa.RecordBatch, metadata: Any, checksum: int | None, num_rows: int) -> int | None:
-        """The checksum with `batch`, which must be the one that it carries; None in a stream that announced none."""
+        """The checksum that includes `batch`, which must carry the same. None in a stream that announced no checksums."""
         where = f"in rows {num_rows + 1} to {num_rows + batch.num_rows}" if batch.num_rows else "in its trailer"
         if any(_has_nulls(column) for field, column in zip(batch.schema, batch.columns, strict=True) if not field.nullable):
             raise self._damaged(f"has nulls {where}")
@@ -109,9 +109,9 @@ class Reader:
 
 @contextlib.contextmanager
 def open_reader(source: str | Path, *accept: str) -> Iterator[Reader]:
-    """A Reader on the file `source`, or on stdin for "-", that must carry one of the schemas named in `accept`.
+    """A Reader on the file `source`, or on stdin for "-". The stream must have one of the schemas named in `accept`.
 
-    Raises UserError for a missing file, a foreign or newer stream, or "-" in a multi-process job.
+    Raises UserError for a missing file, a foreign or newer stream, or "-" in a job of several processes.
     """
     if str(source) == "-":
         refuse_pipe_in_job("input -")
@@ -122,9 +122,9 @@ def open_reader(source: str | Path, *accept: str) -> Iterator[Reader]:
 
 
 def spool(source: str, target: Path) -> Path:
-    """Copy stdin to the file `target` when `source` is "-" and return the path to read.
+    """The path to read: `source`, or, where that is "-", the file `target` with a copy of stdin.
 
-    Raises UserError, and leaves no file, where what came through stdin is not a complete stream.
+    Raises UserError, and leaves no file, where stdin did not hold a complete stream.
     """
     if source != "-":
         return _existing(source)

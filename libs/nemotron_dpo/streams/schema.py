@@ -44,7 +44,7 @@ SCHEMAS = {"tokenized_pairs": (1, TOKENIZED_PAIRS), "scored_pairs": (1, SCORED_P
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """Who wrote a stream, from what: `digests` name the content of everything upstream, `settings` what shaped the rows."""
+    """Who wrote a stream, and from what. `digests` identify the content of everything upstream, `settings` shaped the rows."""
 
     schema: str
     producer: str
@@ -54,13 +54,13 @@ class StreamInfo:
     version: int = 1
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
-        """`schema` with this information in its metadata, and with its checksum, which announces those of the rows."""
+        """`schema` with this information and its checksum in the metadata. That checksum announces those of the rows."""
         raw = orjson.dumps(self, option=orjson.OPT_SORT_KEYS)
         return schema.with_metadata({METADATA_KEY: raw, CHECKSUM_KEY: encoded(zlib.crc32(raw))})
 
     @classmethod
     def detach(cls, schema: pa.Schema) -> StreamInfo | None:
-        """The information `schema` carries, or None where it is not a stream of ours."""
+        """The information that `schema` carries; None where the stream is not one of ours."""
         raw = (schema.metadata or {}).get(METADATA_KEY)
         try:
             info = None if raw is None else cls(**orjson.loads(raw))
@@ -70,9 +70,9 @@ class StreamInfo:
 
 
 def checksum_of(schema: pa.Schema) -> int | None:
-    """The checksum with which the rows of a stream begin, that of what `schema` says of it; None where it announces none.
+    """The checksum of the description in `schema`, from which that of the rows starts; None where `schema` announces none.
 
-    Raises ValueError where it does not agree.
+    Raises ValueError where the description does not have the checksum that `schema` says it has.
     """
     metadata = schema.metadata or {}
     if CHECKSUM_KEY not in metadata:

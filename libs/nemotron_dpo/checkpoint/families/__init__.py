@@ -1,4 +1,4 @@
-"""The model architectures that are supported: one Family each, from config.json to weights, in both directions.
+"""The model families that are supported. A Family describes one, from config.json to weights, in both directions.
 
 To add a dense one, give its table and its Family in `dense.py` and list it here; tests/libs/checkpoint/test_families.py
 holds every family against transformers.
@@ -15,7 +15,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (*dense.F
 
 MAMBA = "its Mamba layers run on GPU kernels (mamba-ssm, causal-conv1d) that this program does not drive"
 _GEMMA = "megatron-core's GPTModel has no place for"
-# Architectures that a user may well ask for, with what stands in the way
+# families that a user may well ask for, and why they are not supported
 REASONS: dict[str, str] = {
     **dict.fromkeys(("nemotron_h", "mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), MAMBA),
     "gemma2": f"{_GEMMA} its soft-capped attention and logits and its norms behind each block",
@@ -25,7 +25,7 @@ REASONS: dict[str, str] = {
 
 
 def rules(shape: Architecture) -> list[Rule]:
-    """Every parameter of the model, layers and experts still as `{}`; the output layer only where it is not tied."""
+    """A rule for every parameter, with `{}` for the numbers of layers and experts. A tied output layer has none."""
     table = list(FAMILIES[shape.family].weights)
     if not shape.tied_embeddings:
         table.append(copy("output_layer.weight", "lm_head.weight"))

@@ -1,4 +1,4 @@
-"""config.json <-> Architecture, for every family; whatever the model would compute and we would not is refused by name."""
+"""config.json <-> Architecture, for every family. A setting that changes the model and is not honoured is refused by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 
 _DTYPES = ("bfloat16", "float32", "float16")
-# keys that change what a model computes, with the values that are honoured; absent and null always are
+# keys that change what a model computes, and the values that are honoured; an absent key and null always are
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
@@ -125,7 +125,7 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
 
 
 def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:
-    """Sizes count something, the norms' epsilon is positive, and a window, where there is one, has a token."""
+    """Raise ValueError where a size is no positive integer, the norms' epsilon not positive, or a flag no boolean."""
     for name, key in keys.items():
         value = config[key]
         absent = name == "window" and value is None
@@ -154,7 +154,7 @@ def _shown(value: Any) -> str:
 
 
 def _dtype(config: Mapping[str, Any], path: Path) -> str:
-    """What the file says of its weights; they know better (`hf_folder.precision`), and "auto" leaves it to them."""
+    """The dtype that the file states, float32 for "auto". The weights' headers are preferred (`hf_folder.precision`)."""
     said = config.get("dtype") or config.get("torch_dtype") or "auto"
     dtype = said.removeprefix("torch.") if isinstance(said, str) else said
     if dtype == "auto":

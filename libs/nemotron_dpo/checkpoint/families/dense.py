@@ -1,6 +1,6 @@
-"""Dense decoder-only architectures: Llama's table, and what each other one changes in it.
+"""Dense decoder-only families: Llama's table, and what each other family changes in it.
 
-HF names are on the right; `{}` is the layer number. gate_proj lies over up_proj in megatron-core's linear_fc1.
+HF names are on the right; `{}` is the layer number. megatron-core's linear_fc1 stacks gate_proj over up_proj.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LLAMA = Family("llama", "LlamaForCausalLM", _LLAMA)
 MISTRAL = Family("mistral", "MistralForCausalLM", _LLAMA, keys={"window": "sliding_window"}, defaults={"sliding_window": 4096})
 QWEN2 = Family("qwen2", "Qwen2ForCausalLM", (*_LLAMA, *QKV_BIAS), traits={"qkv_bias": True})
 QWEN3 = Family("qwen3", "Qwen3ForCausalLM", (*_LLAMA, *QK_NORM), traits={"qk_norm": True}, defaults={"head_dim": 128})
-# Nemotron and Minitron: LayerNorm whose weight is stored less one, squared ReLU without a gate, half of each head rotated
+# Nemotron and Minitron: LayerNorm whose stored weight is one less, squared ReLU without a gate, half of each head rotated
 NEMOTRON = Family(
     "nemotron",
     "NemotronForCausalLM",
@@ -58,7 +58,7 @@ NEMOTRON = Family(
     defaults={"partial_rotary_factor": 0.5},
     only={"hidden_act": ("relu2",)},
 )
-# Phi-3 and Phi-4: projections fused in the HF tensors
+# Phi-3 and Phi-4: the HF tensors are fused projections
 PHI3 = Family(
     "phi3",
     "Phi3ForCausalLM",
@@ -73,7 +73,7 @@ PHI3 = Family(
     keys={"window": "sliding_window"},
     defaults={"partial_rotary_factor": 1.0, "sliding_window": None},
 )
-# Gemma 1: RMSNorm whose weight is stored less one, embeddings scaled; its older configs say gelu and mean the tanh form
+# Gemma 1: RMSNorm whose stored weight is one less, scaled embeddings; older configs say gelu and mean its tanh form
 GEMMA = Family(
     "gemma",
     "GemmaForCausalLM",

@@ -1,4 +1,4 @@
-"""Mixture-of-experts architectures: a router and, for each expert, a gated feed-forward part of its own.
+"""Mixture-of-experts families: a router, and a gated feed-forward part for each expert.
 
 HF names are on the right; the first `{}` is the layer number, the second the expert's.
 """
@@ -15,7 +15,7 @@ from nemotron_dpo.policy.architecture import Architecture, Experts
 
 
 def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
-    """The router and experts under model.layers.{}.`block`, whose projections have these names."""
+    """The rules of the router and the experts under model.layers.{}.`block`; `gate`, `up` and `down` name the projections."""
     ours, theirs = "decoder.layers.{}.mlp.experts.local_experts.{}.", f"model.layers.{{}}.{block}.experts.{{}}."
     return (
         copy("decoder.layers.{}.mlp.router.weight", f"model.layers.{{}}.{block}.gate.weight"),
@@ -25,7 +25,7 @@ def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
 
 
 def _num_experts(config: Mapping[str, Any]) -> int:
-    """transformers 5 calls Qwen's number num_local_experts, transformers 4 num_experts."""
+    """The number of experts: Qwen's is num_local_experts in transformers 5 and num_experts in transformers 4."""
     return config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
 
 
@@ -44,7 +44,7 @@ def _write_mixtral(shape: Architecture) -> dict[str, Any]:
 
 
 def _write_qwen(shape: Architecture) -> dict[str, Any]:
-    """`intermediate_size` is that of dense layers, of which there are none."""
+    """`intermediate_size` is the size of dense layers, and the model has none: any value serves."""
     assert shape.experts is not None
     return {
         **_write_mixtral(shape),

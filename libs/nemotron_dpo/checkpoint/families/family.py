@@ -1,4 +1,4 @@
-"""What makes one Hugging Face architecture known here: its config keys, its fixed traits and its table of weights."""
+"""What describes one Hugging Face model family: its config keys, its fixed traits and its table of weights."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Family:
     traits: fields of Architecture that all its models share.
     keys: fields whose key in config.json differs from USUAL_KEYS, or is not among them.
     defaults: what transformers takes where config.json has no such key.
-    only: keys of config.json with the values that are honoured; the first is the one that is written.
-    read, write: whatever the above does not say, as fields of Architecture from a config and as config keys from a shape.
+    only: keys of config.json and the values that are honoured; the first of them is written.
+    read, write: whatever the above cannot express: fields of Architecture from a config, and config keys from an Architecture.
     """
 
     model_type: str
@@ -51,5 +51,5 @@ class Family:
 
     @property
     def partial_rotary(self) -> bool:
-        """Whether its models can rotate a part of each head only."""
+        """Whether its models may rotate only a part of each head."""
         return "partial_rotary_factor" in self.defaults

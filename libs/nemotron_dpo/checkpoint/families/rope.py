@@ -1,7 +1,7 @@
-"""Rotary positions in a config.json: `rope_parameters` of transformers 5, `rope_scaling` of 4, the fields beside either.
+"""Rotary positions in a config.json: `rope_parameters` of transformers 5, `rope_scaling` of 4, and fields beside either.
 
-transformers 5 takes `rope_scaling` for the whole of `rope_parameters` where both are there, and 4 does not look at the
-latter. So both may be there only where they say the same, as they do in what we write.
+Where both sections are there, transformers 5 takes `rope_scaling` in the place of `rope_parameters`, and transformers 4 ignores
+`rope_parameters`. So both are accepted only where they agree, as in the configs that we write.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_
 
 
 def read(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, float, Llama3Scaling | None]:
-    """(theta, part of a head that is rotated, scaling). Raises UserError where the fields disagree or are not supported."""
+    """(theta, rotated part of a head, scaling). Raises UserError where the fields disagree or are not supported."""
     sections = {name: dict(config[name]) for name in (_OLD, _NEW) if config.get(name)}
     for name, section in sections.items():
         if nested := next((key for key, value in section.items() if isinstance(value, Mapping)), None):
@@ -35,7 +35,7 @@ def read(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, 
 
 
 def write(shape: Architecture, family: Family) -> dict[str, Any]:
-    """The fields in the forms of transformers 4 and 5, since each misreads the other's."""
+    """The fields in the form of transformers 4 and in that of 5: each version misreads the other's."""
     scaling = None
     if shape.rope_scaling is not None:
         scaling = {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_FIXED}
@@ -65,7 +65,7 @@ def _scaling(kind: str, sections: Mapping[str, Any], config: Mapping[str, Any], 
 
 
 def _kinds(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Each place that names a kind of rope; a section that names none means the default."""
+    """Each field that names a kind of rope, with the kind. A section that names none means the default."""
     kinds: dict[str, str] = {}
     for name, section in sections.items():
         named = {f"{name}.{key}": section[key] for key in ("rope_type", "type") if key in section}
@@ -74,7 +74,7 @@ def _kinds(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _refuse_dropped(sections: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError where only the section that transformers 5 drops has a value."""
+    """Raise UserError where a value is only in the section that transformers 5 drops."""
     if _OLD not in sections:
         return
     for key in sections.get(_NEW, {}):
@@ -84,13 +84,13 @@ def _refuse_dropped(sections: Mapping[str, Mapping[str, Any]], config: Mapping[s
 
 
 def _said(key: str, sections: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Each place that gives `key` a value; in `config` it lies beside the sections."""
+    """Each field that gives `key` a value, in the sections and in `config` beside them."""
     found = {f"{name}.{key}": section[key] for name, section in sections.items() if section.get(key) is not None}
     return found | ({key: config[key]} if config.get(key) is not None else {})
 
 
 def _agreed(what: str, said: Mapping[str, Any], default: Any, path: Path) -> Any:
-    """The one value of all places. Raises UserError where they differ, since versions of transformers choose differently."""
+    """The value on which all fields agree. Raises UserError where they differ: transformers' versions choose differently."""
     values = list(said.values())
     if any(value != values[0] for value in values):
         places = " and ".join(f"{value!r} ({place})" for place, value in said.items())
