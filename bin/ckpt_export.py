@@ -7,12 +7,14 @@
     ckpt-export run -o aligned-hf --to hf                        a folder transformers loads
     ckpt-export run -o adapters --to peft                        the adapters of a LoRA run, for peft and inference servers
 
-SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), or a run folder of dpo-train: its last
-step, unless you name one (run/checkpoints/step_N). The output folder appears whole or not at all; it must not exist yet.
-Adapters are merged into the weights of their base, but for peft. Weights keep the precision they are stored in, whatever
-their config says, unless --precision says otherwise; where tensors differ in it, all are written in float32, which holds
-them exactly. With --verify N what was written is read back and scores N rows of random tokens as the source does, or it
-is removed and the export fails.
+SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), or a run folder of dpo-train. A run folder
+means its last step; run/checkpoints/step_N means another. The output folder must not exist yet. It appears whole or not at
+all.
+
+Adapters are merged into the weights of their base, except with --to peft. Weights keep the precision in which they are
+stored, whatever their config says; --precision converts them. Where tensors differ in precision, all are written in
+float32, which holds the others exactly. With --verify N the output is read back and scores N rows of random tokens as the
+source does; otherwise it is removed and the export fails.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
   preference-tokenize data/*.jsonl.gz -o - --tokenizer $POLICY | ref-logprobs - -o scored.arrow --policy $POLICY
 
-INPUT is a file, a glob, a folder or "-" for stdin; JSON lines, a JSON array (both also .gz, .zst, .bz2, .xz), Parquet and
-Arrow are told apart by their content. A folder may be one that `datasets` saved; files of several splits in one folder
-(train, test) are refused, as they are not to be mixed. Rows may be
+INPUT is a file, a glob, a folder or "-" for stdin. JSON lines, a JSON array (both also .gz, .zst, .bz2, .xz), Parquet and
+Arrow are told apart by their content. A folder may be one that `datasets` saved. A folder with files of several splits
+(train, test) is refused: splits must not be mixed. Rows may be
 
 \b
   {prompt, chosen, rejected}                  strings or lists of {role, content} messages
@@ -17,24 +17,24 @@ Arrow are told apart by their content. A folder may be one that `datasets` saved
   {context, response1, response2, overall_preference}
 
 and may have the columns `tools` (a list or its JSON text), `chat_template_kwargs` and `system`. Messages may also be
-ShareGPT's {from, value}, under `conversations`, or the JSON text of messages; roles may be called human, gpt and the like;
-text parts are joined. Arguments of calls as JSON text stay text for a template that writes text as it is, else are parsed. With
---prompt-key instruction Alpaca's `input` follows the instruction on a line of its own. Parquet and Arrow keep null where a
-row lacks a field of an object, so null counts as absent there. Places in errors are lines, or rows of a table or an array.
+ShareGPT's {from, value}, under `conversations`, or the JSON text of messages. Roles may be called human, gpt and the like.
+Text parts are joined. Arguments of tool calls that are JSON text are parsed, unless the template writes text as it is. With
+--prompt-key instruction Alpaca's `input` follows the instruction on a line of its own. Parquet and Arrow store null where a
+row lacks a field of an object, so null counts as absent there. Errors name the line, or the row of a table or an array.
 
-The prompt is the chat template's text with the generation prompt, the response what the template adds after it, up to and
-including the end-of-turn token; they are tokenized apart. A prompt that ends with an assistant's message is continued by
-the response. Where no exact split exists the row is an error. With a tokenizer that has no chat template, strings are
-taken as plain text and the end-of-sequence token follows each response.
+The prompt is the chat template's text with the generation prompt. The response is what the template adds after it, up to
+and including the end-of-turn token. The two are tokenized apart. A prompt that ends with an assistant's message is continued
+by the response. A row that has no exact split is an error. With a tokenizer that has no chat template, strings are taken as
+plain text and the end-of-sequence token follows each response.
 
-Every text of a row must be in what the template renders: one that it leaves out is an error with its first words. Only
-the reasoning in past turns and what stands beside past calls of tools may be missing, and white space at the ends of texts
-may differ; the last line counts these, and names columns that carry content and were not read. Images and sound are an
-error.
+Every text of a row must be in what the template renders. A text that it leaves out is an error, which quotes its first
+words. Only the reasoning in past turns and the text beside past tool calls may be missing, and white space at the ends of
+texts may differ. The last line counts these, and names columns that carry content and were not read. Images and sound are
+an error.
 
 Rows that carry no signal (equal responses, a tie, no room for a response) are dropped and counted. An error in a row ends
-the run (--on-error fail) or is counted and skipped. stderr closes with exact counts. Digests of input, tokenizer and
-template travel with the stream; input that can be read only once (stdin, a pipe) is recorded as "stream".
+the run (--on-error fail) or is counted and skipped. The last line on stderr has exact counts. Digests of input, tokenizer
+and template travel with the stream. Input that can be read only once (stdin, a pipe) is recorded as "stream".
 """
 
 from __future__ import annotations
