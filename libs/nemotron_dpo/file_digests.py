@@ -16,7 +16,7 @@ NAME = "integrity.json"
 _REMEDY = f"copy it again, or remove it from {NAME} if you changed it"
 
 # (a file, what is wrong with it, the remedy)
-Problem = tuple[str, str, str]
+FileProblem = tuple[str, str, str]
 
 
 def write(folder: Path) -> None:
@@ -48,7 +48,7 @@ def listed(folder: Path) -> dict[str, str]:
     return files
 
 
-def problem(folder: Path, name: str, digest: str) -> Problem | None:
+def problem(folder: Path, name: str, digest: str) -> FileProblem | None:
     """What is wrong with the listed file `name`; None where its content has the listed digest."""
     path = folder / name
     if not path.is_file():
@@ -56,7 +56,7 @@ def problem(folder: Path, name: str, digest: str) -> Problem | None:
     return None if _sha256(path) == digest else (str(path), f"is damaged: its sha256 is not the one in {NAME}", _REMEDY)
 
 
-def unlisted(folder: Path, files: dict[str, str]) -> Problem | None:
+def unlisted(folder: Path, files: dict[str, str]) -> FileProblem | None:
     """A file that was added to a subfolder after `files` were listed. Subfolders of which nothing is listed are not checked."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

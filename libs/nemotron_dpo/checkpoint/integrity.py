@@ -42,7 +42,7 @@ def verify(folder: Path, metadata: Metadata) -> None:
             raise UserError(what[1], source=what[0], remedy=what[2])
 
 
-def _crc_problem(path: Path, metadata: Metadata) -> file_digests.Problem | None:
+def _crc_problem(path: Path, metadata: Metadata) -> file_digests.FileProblem | None:
     parts = [(index.fqn, info) for index, info in metadata.storage_data.items() if info.relative_path == path.name]
     with path.open("rb") as file:
         for key, info in parts:
