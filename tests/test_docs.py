@@ -17,7 +17,7 @@ TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 HEADING = re.compile(r"^#+ (.+)$", re.M)
 RECIPE = re.compile(r"^(?:[A-Z_]+=\S+ )*just (?:\w+=\S+ )*([a-z][\w-]*)")
-BENCHMARK = re.compile(r"^(?:[A-Z_]+=\S+ )*python (tests/benchmarks/\w+\.py)")
+SCRIPT = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:python )?(tests/[\w/]+\.(?:py|sh))\b")
 
 
 def _blocks(page: str) -> list[str]:
@@ -25,12 +25,20 @@ def _blocks(page: str) -> list[str]:
     return [text for language, text in FENCED.findall(TEXTS[page]) if language == "sh" and not text.startswith("pip install")]
 
 
+def _lines(block: str) -> list[str]:
+    """The commands of a block, each on one line, without its comments."""
+    return [line for line in block.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+
+
 def _is_named(block: str) -> bool:
-    """Whether the block is of recipes and benchmarks: they take minutes or your data, so their names alone are checked."""
-    return all(RECIPE.match(line) or BENCHMARK.match(line) for line in block.splitlines())
+    """Whether all of its commands are recipes or scripts of tests.
+
+    These take minutes, the reader's data or a GPU, so only their names are checked.
+    """
+    return all(RECIPE.match(line) or SCRIPT.match(line) for line in _lines(block))
 
 
-NAMED = [line for page in TEXTS for block in _blocks(page) if _is_named(block) for line in block.splitlines()]
+NAMED = [line for page in TEXTS for block in _blocks(page) if _is_named(block) for line in _lines(block)]
 # A page's examples go on from those of the README, whatever the order of the pages.
 PASTED = {page: [block for block in _blocks(page) if not _is_named(block)] for page in ("README.md", *TEXTS)}
 
@@ -93,7 +101,7 @@ def test_recipes_and_programs_that_are_named_exist() -> None:
     said = [match[1] for line in NAMED if (match := RECIPE.match(line))]
     said += [match[1] for text in TEXTS.values() for match in re.finditer(r"(?<=`)just (?:torch=\S+ )?([a-z][\w-]*)", text)]
     assert {"dpo-tiny", "test", "setup", "dpo-smollm2", "bench", "fmt", "lint"} <= {*said, "dpo-tiny"} <= recipes
-    for script in {match[1] for line in NAMED if (match := BENCHMARK.match(line))}:
+    for script in {match[1] for line in NAMED if (match := SCRIPT.match(line))}:
         assert (ROOT / script).is_file(), script
 
 
