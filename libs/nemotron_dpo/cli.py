@@ -1,4 +1,4 @@
-"""The edge of every executable: one line an error, exit codes, signals, progress. The only library that imports click.
+"""The edge of every executable: one line for an error, exit codes, signals, progress. The only library that imports click.
 
 Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated. Text whose reader leaves early, as `head`
 does, ends by SIGPIPE and without a word; an artifact that is cut short is an error of whoever writes it. stdout belongs to
@@ -32,7 +32,7 @@ class Terminated(BaseException):
 
 
 class _UserPath(click.ParamType):
-    """A file, a folder, "-", or an id of a model: text, with ~ for a home folder."""
+    """A file, a folder, "-", or the id of a model. A leading ~ becomes the home folder."""
 
     name = "path"
 
@@ -44,9 +44,9 @@ PATH = _UserPath()
 
 
 def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoReturn:
-    """Run `command` as `program` and exit with its status; a mistake of the user's becomes one line on stderr.
+    """Run `command` as `program` and exit with its status. A user's mistake becomes one line on stderr.
 
-    One that `joins_job` is a process of the job that the environment tells of, others are alone.
+    With `joins_job` the process belongs to the job that the environment describes; without, it works alone.
     """
     _read_names_as_utf8()
     _open_missing_streams()
@@ -56,12 +56,12 @@ def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoR
     _complete(command, program)
     signal.signal(signal.SIGTERM, _raise_terminated)
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS brings them back
-    logging.getLogger("megatron").addHandler(logging.NullHandler())  # what matters of it is raised too
-    # megatron-core imports torch's compiler of CUDA code, unasked, and that complains of a toolkit on a machine without a GPU.
+        warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS shows them
+    logging.getLogger("megatron").addHandler(logging.NullHandler())  # whatever matters is raised as well
+    # megatron-core imports torch's compiler of CUDA code, which misses a CUDA runtime where there is no GPU.
     logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in str(record.msg))
     status = [1]
-    atexit.register(_skip_teardown, status)  # registered first, it is called last
+    atexit.register(_skip_teardown, status)  # what is registered first is called last
     status[0] = _status(command, program)
     sys.exit(status[0])
 
@@ -78,13 +78,13 @@ def say(program: str, text: str) -> None:
 
 
 def warn_of_untried(program: str) -> None:
-    """Say which of the packages that the numbers come from were not tried in the version that is installed."""
+    """Warn of packages below the numbers whose installed version was not tried."""
     for line in versions.untried():
         say(program, f"warning: {line}")
 
 
 def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int], object]:
-    """A function that counts work done on a progress bar, which shows only on rank 0 and where stderr is a terminal."""
+    """A function that adds finished work to a progress bar. The bar shows on rank 0 alone, where stderr is a terminal."""
     if not (is_first_rank() and sys.stderr.isatty()):
         return lambda done: None
     from tqdm import tqdm
@@ -96,7 +96,7 @@ def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int
 
 @contextlib.contextmanager
 def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Inside the block SIGTERM ends nothing; yields a function that tells whether it came. Ctrl-C works as ever."""
+    """Inside the block SIGTERM is only noted; the yielded function tells whether it came. Ctrl-C works as ever."""
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda signum, frame: came.append(signum))
     try:
@@ -106,15 +106,15 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
 
 
 def completer(argument: str, candidates: Callable[[str], Sequence[str | tuple[str, str]]]) -> Callable[..., list]:
-    """For click's `shell_complete`: offers what `candidates` has for the value of `argument` typed so far.
+    """For click's `shell_complete`: offers the candidates for the value of `argument` that was typed so far.
 
-    A candidate is a word, or (word, what it is).
+    A candidate is a word or a pair (word, description).
     """
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list:
         from click.shell_completion import CompletionItem
 
-        typed = context.params.get(argument) or next(iter(context.args), "")  # in args still after an option without its value
+        typed = context.params.get(argument) or next(iter(context.args), "")  # still in args where an option lacks its value
         pairs = [(found, None) if isinstance(found, str) else found for found in candidates(typed)]
         return [CompletionItem(word, help=what) for word, what in pairs if word.startswith(incomplete)]
 
@@ -122,15 +122,15 @@ def completer(argument: str, candidates: Callable[[str], Sequence[str | tuple[st
 
 
 def _read_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where names of files are taken for ASCII: no other file could be found by its name."""
+    """Start again in Python's UTF-8 mode where file names are read as ASCII: a file of another name could not be opened."""
     if sys.getfilesystemencoding() == "ascii" and sys.executable:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_missing_streams() -> None:
-    """Put something where a standard stream was closed by who started us, so that no file takes its number.
+    """Open /dev/null in the place of a standard stream that the caller closed, so that no file takes its number.
 
-    Data that go there or come from there are a bad file descriptor, as for any program; what is said goes nowhere.
+    It is opened the wrong way round: reading stdin or writing stdout fails as on the closed stream. Messages are lost.
     """
     access = {"stdin": (0, "r", os.O_WRONLY), "stdout": (1, "w", os.O_RDONLY), "stderr": (2, "w", os.O_WRONLY)}
     for name, (descriptor, mode, flags) in access.items():
@@ -143,7 +143,7 @@ def _open_missing_streams() -> None:
 
 
 def _complete(command: click.Command, program: str) -> None:
-    """Answer a shell that asks what may come next (click's own completion), and exit; else do nothing."""
+    """Answer a shell that asks for completions (click's own mechanism) and exit. Otherwise do nothing."""
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
     if instruction := os.environ.get(variable):
         from click.shell_completion import shell_complete
@@ -152,7 +152,7 @@ def _complete(command: click.Command, program: str) -> None:
 
 
 def _skip_teardown(status: Sequence[int]) -> None:
-    """End the process at once where torch is loaded: taking its modules and tensors apart one by one takes a second."""
+    """End the process at once where torch is loaded: tearing down its modules and tensors would take a second."""
     if "torch" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -175,7 +175,7 @@ def _status(command: click.Command, program: str) -> int:
     except UserError as error:
         _drain_stdout()
         return _complain(program, str(error), 2 if error.usage else 1)
-    except (ImportError, AttributeError, TypeError) as error:  # what a library that changed raises
+    except (ImportError, AttributeError, TypeError) as error:  # what calls into a changed library raise
         if "torch" not in sys.modules or not (untried := versions.untried()):
             raise
         return _complain(program, f"{type(error).__name__}: {error} ({'; '.join(untried)})", 1)
@@ -196,7 +196,7 @@ def _status(command: click.Command, program: str) -> int:
 
 
 def _invoke(command: click.Command, program: str) -> object:
-    """Run `command`. click's own main() would end a broken pipe in silence and take EOFError for an interrupt."""
+    """Run `command`. click's own main() would end silently on a broken pipe and treat EOFError as an interrupt."""
     try:
         with command.make_context(program, sys.argv[1:]) as context:
             return command.invoke(context)
@@ -245,7 +245,7 @@ def _end_by_sigpipe() -> None:
 
 
 def _drain_stdout() -> None:
-    """Flush stdout, or give it up where that fails, as on a full disk."""
+    """Flush stdout; detach it where that fails, as on a full disk."""
     try:
         sys.stdout.flush()
     except OSError:

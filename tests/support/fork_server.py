@@ -112,7 +112,7 @@ def _start_own_programs_by_fork() -> None:
             options["preexec_fn"] = lambda: _become([str(word) for word in argv], environment)
         return start(argv, *positional, **options)
 
-    subprocess.Popen = popen  # type: ignore[misc, assignment]
+    subprocess.Popen = popen  # type: ignore[misc, assignment] - a stand-in of the same arguments
 
 
 def can_be_honoured(environment: Mapping[str, str]) -> bool:
@@ -172,7 +172,7 @@ def _open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         here: io.TextIOWrapper = getattr(sys, f"__{name}__")  # of the same locale and the same PYTHON* variables
         unbuffered = here.write_through
-        binary = open(number, "wb" if number else "rb", 0 if unbuffered and number else -1, closefd=False)  # noqa: SIM115
+        binary = open(number, "wb" if number else "rb", 0 if unbuffered and number else -1, closefd=False)  # noqa: SIM115 - it stays open as the process's own stream
         getattr(binary, "raw", binary).name = f"<{name}>"  # type: ignore[attr-defined] - a FileIO, whose name may be set
         lines = not unbuffered and (binary.isatty() or name == "stderr")
         stream = io.TextIOWrapper(binary, here.encoding, here.errors, "\n", line_buffering=lines, write_through=unbuffered)

@@ -1,4 +1,4 @@
-"""Write a stream of record batches; its trailer goes out only when the `with` block ends without an exception."""
+"""Write a stream of record batches. The trailer is written only when the `with` block ends without an exception."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checks
 
 
 class Writer:
-    """Counts what it writes, for the trailer and for the closing line of the program."""
+    """Writes batches and counts their rows, for the trailer and for the closing line of the program."""
 
     def __init__(self, sink: BinaryIO, info: StreamInfo) -> None:
         self.schema = info.attach(SCHEMAS[info.schema][1])
@@ -27,13 +27,13 @@ class Writer:
         self._stream = pa.ipc.new_stream(sink, self.schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append the rows of `batch`, whose columns must be those of the schema; a batch of no rows is not written."""
+        """Append the rows of `batch`, whose columns must be those of the schema. A batch without rows is not written."""
         if batch.num_rows:
             self._write(batch.cast(self.schema) if batch.schema != self.schema else batch)
             self.num_rows += batch.num_rows
 
     def finish(self) -> None:
-        """Write the trailer: a batch of no rows that carries their number."""
+        """Write the trailer: a batch without rows that carries the number of rows."""
         empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self.schema], schema=self.schema)
         self._write(empty, {TRAILER_KEY: str(self.num_rows).encode()})
         self._stream.close()
@@ -75,6 +75,6 @@ def _sink(target: str | Path) -> Iterator[BinaryIO]:
 
 
 def refuse_pipe_in_job(argument: str) -> None:
-    """Raise UserError (usage) when this is one of several processes: only rank 0 would see the pipe."""
+    """Raise UserError (usage) where this is one of several processes: only one of them would get the pipe's bytes."""
     if launcher.job_size() > 1:
         raise UserError(f"{argument} cannot be used with WORLD_SIZE > 1", remedy="use a file", usage=True)
