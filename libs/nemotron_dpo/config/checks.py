@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, shown
+from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, selectors_text
 
 # (dotted key, what its value comes to)
 Remark = tuple[str, str]
@@ -75,7 +75,7 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
         return
     close = difflib.get_close_matches(name, selectors(running, terms), n=1, cutoff=0.8)
     guess = f"did you mean {close[0]}? " if close else ""
-    remedy = f"{guess}{'there are' if running else 'without validation there are'} {shown(running, terms)}"
+    remedy = f"{guess}{'there are' if running else 'without validation there are'} {selectors_text(running, terms)}"
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
 
 

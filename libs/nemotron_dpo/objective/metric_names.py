@@ -15,14 +15,14 @@ COUNTS = ("num_valid_samples", "global_valid_seqs", "global_valid_toks")
 OF_STEPS = ("grad_norm", "lr", "wd")
 
 
-def loss_of(term: str) -> str:
+def loss_metric(term: str) -> str:
     """The metric of one term of an objective."""
     return f"{term}_loss"
 
 
 def of_pairs(terms: Iterable[str]) -> tuple[str, ...]:
     """What training and validation measure with an objective of these `terms`."""
-    return tuple(dict.fromkeys((*LOSSES, *map(loss_of, terms), *REWARDS, *COUNTS)))
+    return tuple(dict.fromkeys((*LOSSES, *map(loss_metric, terms), *REWARDS, *COUNTS)))
 
 
 def selector(name: str) -> str:
@@ -36,7 +36,7 @@ def selectors(sets: Iterable[str], terms: Iterable[str]) -> list[str]:
     return [f"{start}{metric}" for start, metrics in _sections(sets, terms) for metric in metrics]
 
 
-def shown(sets: Iterable[str], terms: Iterable[str]) -> str:
+def selectors_text(sets: Iterable[str], terms: Iterable[str]) -> str:
     """The same for a person, those of one section together."""
     return " and ".join(f"{start}{{{', '.join(metrics)}}}" for start, metrics in _sections(sets, terms))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.objective.inputs import LossInputs
-from nemotron_dpo.objective.metric_names import REWARDS, loss_of, of_pairs
+from nemotron_dpo.objective.metric_names import REWARDS, loss_metric, of_pairs
 from nemotron_dpo.objective.protocol import Objective, PairLosses
 
 PAIRS, TOKENS = "num_pairs", "num_tokens"
@@ -16,7 +16,7 @@ PAIRS, TOKENS = "num_pairs", "num_tokens"
 
 def summed_names(objective: Objective) -> tuple[str, ...]:
     """The names of `sums`, also where there are no pairs to sum."""
-    return ("loss", *map(loss_of, objective.terms), *(REWARDS if objective.needs.rejected else ()), PAIRS, TOKENS)
+    return ("loss", *map(loss_metric, objective.terms), *(REWARDS if objective.needs.rejected else ()), PAIRS, TOKENS)
 
 
 def sums(losses: PairLosses, pairs: LossInputs) -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ def sums(losses: PairLosses, pairs: LossInputs) -> dict[str, Tensor]:
 
     A pair counts as accurate where its chosen reward is the greater by more than rounding: a margin within it is no preference.
     """
-    values = {"loss": losses.loss, **{loss_of(name): term for name, term in losses.terms.items()}}
+    values = {"loss": losses.loss, **{loss_metric(name): term for name, term in losses.terms.items()}}
     rewards = losses.rewards
     if rewards is not None:
         accurate = rewards.chosen - rewards.rejected > rewards.rounding

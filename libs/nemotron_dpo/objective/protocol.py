@@ -94,7 +94,7 @@ class Objective(Protocol):
         """The terms of the loss by name. None stands for a reading that depends on the data."""
         ...
 
-    def losses(self, pairs: LossInputs) -> PairLosses:
+    def losses(self, pairs: LossInputs, /) -> PairLosses:
         """The losses of `pairs`: those of a micro batch, or of the global batch where the objective needs all of it."""
         ...
 
@@ -107,11 +107,11 @@ class Stateful(Objective, Protocol):
         """The numbers by name."""
         ...
 
-    def with_state(self, state: Mapping[str, float]) -> Self:
+    def with_state(self, state: Mapping[str, float], /) -> Self:
         """The same objective with the numbers of another step."""
         ...
 
-    def after(self, batch: LossInputs) -> Self:
+    def after(self, batch: LossInputs, /) -> Self:
         """The objective once it has seen the global batch. A step calls it once: before its losses where the objective needs
         the whole batch, since that is known then, and after them otherwise."""
         ...

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.objective.metric_names import loss_of
+from nemotron_dpo.objective.metric_names import loss_metric
 from nemotron_dpo.objective.protocol import FirstReading
 
 STRATEGY = "raise dpo.reference_policy_kl_penalty to 0.1-0.3 or lower the learning rate"
@@ -25,7 +25,7 @@ def check_first_step(metrics: Mapping[str, float], terms: Mapping[str, FirstRead
     for name, first in terms.items():
         if first is None:
             continue
-        reading, bound = metrics[loss_of(name)], _BOUND[precision] * max(1.0, 2 * first.slope)
+        reading, bound = metrics[loss_metric(name)], _BOUND[precision] * max(1.0, 2 * first.slope)
         if not abs(reading - first.value) <= bound:
             raise UserError(
                 f"{name} loss at step 1 is {reading:.6f} where the reference's own policy gives {first.formula} = "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nemotron_dpo.objective import registry
 from nemotron_dpo.objective.inputs import LossInputs, Responses, loss_inputs
-from nemotron_dpo.objective.metric_names import REWARDS, loss_of
+from nemotron_dpo.objective.metric_names import REWARDS, loss_metric
 from nemotron_dpo.objective.metrics import summed_names, sums
 from nemotron_dpo.objective.protocol import Objective
 from nemotron_dpo.policy.logprobs import slope_of
@@ -138,7 +138,7 @@ def test_it_is_what_it_says(row: Golden) -> None:
     assert (losses.rewards is not None) == objective.needs.rejected
     assert tuple(sums(losses, inputs)) == summed_names(objective)
     assert set(REWARDS) <= set(summed_names(objective)) or not objective.needs.rejected
-    assert {loss_of(term) for term in objective.terms} <= set(summed_names(objective))
+    assert {loss_metric(term) for term in objective.terms} <= set(summed_names(objective))
     if objective.needs.reference:
         with pytest.raises(AttributeError, match="does not ask for it: say reference in its needs"):
             objective.losses(loss_inputs(torch.tensor(LOGPS), None, RESPONSE_R, 2))
