@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.training.settings import LoopSettings
 
 PROGRAM = "dpo-train"
+SAY = functools.partial(cli.say, PROGRAM)
 
 
 @click.command(help=__doc__)
@@ -64,47 +65,58 @@ PROGRAM = "dpo-train"
 @click.option("-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file of the run's configuration.")
 def command(
     source: str, overrides: tuple[str, ...], policy: str, run_dir: str, validation: tuple[str, ...], config: str | None
-) -> None:
-    from nemotron_dpo.config import load_run, with_home
+) -> int:
     from nemotron_dpo.kernels.chosen import choose
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.device import redirect
-    from nemotron_dpo.sources import resolve, resolve_pretrained
     from nemotron_dpo.training.resume import newest
 
     launcher.check_job()
     cli.warn_of_untried(PROGRAM)
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
-    held_out = _validation_sets(validation)
-    run, warnings = load_run(config, overrides, validation=list(held_out))
-    run, folder = with_home(run), Path(run_dir)
-    for warning in warnings:
-        cli.say(PROGRAM, f"warning: {warning}")
-    choose(run.policy.precision, functools.partial(cli.say, PROGRAM))
-    pretrained = run.checkpointing.pretrained_checkpoint
-    found = resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
-    with _held(run, folder):
-        earlier = newest(wiring.checkpoint_dir(run, folder))
-        data, reference_is_policy = _open_input(run, source, folder, found, is_first=earlier is None)
-        sets = {name: _open(run, path, found)[0] for name, path in held_out.items()}
-        settings = wiring.settings(run, data, sets, gate=reference_is_policy)
-        for remark in wiring.remarks(run, data, sets, settings):
-            cli.say(PROGRAM, f"warning: {remark}")
-        identity = _identity(run, found, data, sets) if earlier or run.checkpointing.save_optimizer else None
+    held_out, folder = _validation_sets(validation), Path(run_dir)
+    run = _config(config, overrides, held_out)
+    choose(run.policy.precision, SAY)
+    initial = _initial_policy(run, policy)
+    with parallel.joined(SAY), _held(run, folder):
+        earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
+        data, sets = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
+        settings = _settings(run, data, sets)
+        identity = wiring.identity(run, initial, data, sets) if earlier or run.checkpointing.save_optimizer else None
         resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
-        if resumed is None or resumed.step < settings.num_steps:
-            _train(run, found, folder, data, sets, settings, identity, resumed)
+        if resumed is not None and resumed.step >= settings.num_steps:
+            return 0
+        return _train(run, initial, folder, data, sets, settings, identity, resumed)
+
+
+def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path]) -> RunConfig:
+    """The checked configuration of the run; what it warns of is said."""
+    from nemotron_dpo.config import load_run, with_home
+
+    run, warnings = load_run(path, overrides, validation=list(held_out))
+    for warning in warnings:
+        SAY(f"warning: {warning}")
+    return with_home(run)
+
+
+def _initial_policy(run: RunConfig, policy: str) -> ModelSource:
+    """The policy that training starts from; `policy` is --policy."""
+    from nemotron_dpo.sources import resolve, resolve_pretrained
+
+    pretrained = run.checkpointing.pretrained_checkpoint
+    return resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
 
 
 @contextlib.contextmanager
 def _held(run: RunConfig, run_dir: Path) -> Iterator[None]:
     """Keep other runs out of the folders that this one writes; the first rank does it for all."""
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.training.lock import only_run
 
     own = [Path(run.checkpointing.checkpoint_dir)] if run.checkpointing.checkpoint_dir else []
-    folders = {folder.resolve(): folder for folder in (run_dir, *own)}
+    folders = {folder.resolve(): folder for folder in (run_dir, *own)} if cli.is_first_rank() else {}
     with contextlib.ExitStack() as held:
-        for folder in folders.values() if cli.is_first_rank() else ():
-            held.enter_context(only_run(folder, functools.partial(cli.say, PROGRAM)))
+        parallel.agreed(lambda: [held.enter_context(only_run(folder, SAY)) for folder in folders.values()])
         yield
 
 
@@ -126,75 +138,46 @@ def _validation_sets(arguments: tuple[str, ...]) -> dict[str, Path]:
     return sets
 
 
-def _open_input(run: RunConfig, source: str, run_dir: Path, policy: ModelSource, *, is_first: bool) -> tuple[Pairs, bool]:
-    """As `_open`; what comes through a pipe is kept, and where a run is resumed must not replace what it began with."""
+def _open_pairs(
+    run: RunConfig, policy: ModelSource, source: str, held_out: Mapping[str, Path], run_dir: Path, *, is_first: bool
+) -> tuple[Pairs, dict[str, Pairs]]:
+    """The pairs to train on and those to validate on, by name.
+
+    What comes through a pipe is kept in the run folder, and where a run is resumed must not replace what it began with.
+    """
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.streams import spool
 
+    rules = wiring.data_rules(run, policy)
     kept = run_dir / ("input.arrow" if is_first else "input.again.arrow")
-    path = spool(source, kept)
+    path = parallel.agreed(lambda: spool(source, kept))
     try:
-        return _open(run, path, policy)
+        data = rules.open(path, SAY)
     finally:
         if source == "-" and not is_first:
             path.unlink()
+    return data, {name: rules.open(file, SAY) for name, file in held_out.items()}
 
 
-def _open(run: RunConfig, path: Path, policy: ModelSource) -> tuple[Pairs, bool]:
-    """The pairs of one file, and whether `policy` itself scored them."""
-    from nemotron_dpo.config import objective_of
-    from nemotron_dpo.preferences.checks import check_vocabulary
-    from nemotron_dpo.preferences.vocabulary import is_foreign
-    from nemotron_dpo.training.data import check_reference, open_pairs
-
-    scored = objective_of(run.dpo).needs.reference
-    say = functools.partial(cli.say, PROGRAM)
-    pairs, info = open_pairs(path, scored=scored, max_length=run.policy.max_total_sequence_length, say=say)
-    tokenizer = info.digests.get("tokenizer")
-    check_vocabulary(pairs, _vocab_size(policy, tokenizer), path)
-    if run.policy.tokenizer.name is None and is_foreign(policy.tokenizer_folder, tokenizer):
-        say(f"warning: {path}: was tokenized with another tokenizer than {policy.name} has")
-    if scored and not run.dpo.allow_reference_mismatch and cli.is_first_rank():
-        check_reference(info, _weights_digest(policy), path)
-    return pairs, scored and not run.dpo.allow_reference_mismatch
-
-
-@functools.cache
-def _vocab_size(policy: ModelSource, tokenizer: str | None) -> int:
-    """Tokens of the policy; without its padding where `tokenizer`, the digest of that of the pairs, is its own."""
-    from nemotron_dpo.checkpoint.policy import read_architecture
-    from nemotron_dpo.preferences.vocabulary import num_tokens
-
-    size = read_architecture(policy).vocab_size
-    return min(size, num_tokens(policy.tokenizer_folder, tokenizer) or size)
-
-
-@functools.cache
-def _weights_digest(policy: ModelSource) -> str:
-    """On the first rank alone, which checks for all: it takes reading all weights."""
-    return policy.weights_digest() if cli.is_first_rank() else ""
-
-
-def _identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: dict[str, Pairs]) -> Identity:
-    """What makes this run this one."""
-    from nemotron_dpo.config import identity
-    from nemotron_dpo.kernels.chosen import kernels
-    from nemotron_dpo.training.resume import Identity, digest
-
-    fixed, free = identity(run)
-    validation = {name: digest(pairs) for name, pairs in sets.items()}
-    return Identity(digest(data), _weights_digest(policy), fixed, free, validation, kernels().identity)
+def _settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:
+    """The loop's settings on this data; what may surprise in them is said."""
+    settings = wiring.settings(run, data, sets)
+    for remark in wiring.remarks(run, data, sets, settings):
+        SAY(f"warning: {remark}")
+    return settings
 
 
 def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:
     """The state of the step folder `earlier`, which must be of this run."""
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.training.resume import ResumeState, check_identity
 
-    state = ResumeState.read(earlier)
-    if cli.is_first_rank():
-        for change in check_identity(state.identity, identity, earlier):
-            cli.say(PROGRAM, f"warning: {change}")
+    state = parallel.agreed(lambda: ResumeState.read(earlier))
+    changes = parallel.agreed(lambda: check_identity(state.identity, identity, earlier) if cli.is_first_rank() else [])
+    for change in changes:
+        SAY(f"warning: {change}")
     goes_on = f"resuming after step {state.step} of {last}" if state.step < last else f"all {last} steps are done already"
-    cli.say(PROGRAM, f"{earlier}: {goes_on}")
+    SAY(f"{earlier}: {goes_on}")
     return state
 
 
@@ -203,44 +186,39 @@ def _train(
     policy: ModelSource,
     run_dir: Path,
     data: Pairs,
-    sets: dict[str, Pairs],
+    sets: Mapping[str, Pairs],
     settings: LoopSettings,
     identity: Identity | None,
     resumed: ResumeState | None,
-) -> None:
+) -> int:
+    """Train to the end, or until SIGTERM or the time limit, and return the exit status."""
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
+    from nemotron_dpo.training.run import train
     from nemotron_dpo.training.stopping import Stop, deadline
 
     checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
-    parallel.initialize(wiring.layout(run), run.dpo.seed, functools.partial(cli.say, PROGRAM))
-    try:
-        from nemotron_dpo.training.run import train
-
-        trainable, shape = _open_trainable(run, policy, resumed)
-        keep_freed_memory()
-        can_resume = checkpoints is not None and checkpoints.can_resume
-        say, done = functools.partial(cli.say, PROGRAM), resumed.step if resumed else 0
-        with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
-            stop = Stop(save_by, terminated)
-            train(
-                trainable,
-                shape,
-                data,
-                sets,
-                settings,
-                recorded=wiring.recorded(run, run_dir, done, say) if cli.is_first_rank() else None,
-                checkpoints=checkpoints,
-                resumed=resumed,
-                stop=stop,
-                say=say,
-                count=cli.counter(unit="step", label="training", total=settings.num_steps),
-            )
-    finally:
-        parallel.shut_down()
-    if stop.reason == "SIGTERM":
-        raise cli.Terminated
+    parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
+    trainable, shape = _open_trainable(run, policy, resumed)
+    keep_freed_memory()
+    can_resume = checkpoints is not None and checkpoints.can_resume
+    with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
+        stop = Stop(save_by, terminated)
+        train(
+            trainable,
+            shape,
+            data,
+            sets,
+            settings,
+            recorded=wiring.recorded(run, run_dir, resumed.step if resumed else 0, SAY) if cli.is_first_rank() else None,
+            checkpoints=checkpoints,
+            resumed=resumed,
+            stop=stop,
+            say=SAY,
+            count=cli.counter(unit="step", label="training", total=settings.num_steps),
+        )
+    return cli.TERMINATED if stop.reason == "SIGTERM" else 0
 
 
 def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> tuple[TrainablePolicy, Architecture]:
@@ -250,12 +228,13 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy.lora import Adapted, adapt
     from nemotron_dpo.policy.trainable import TrainablePolicy
+    from nemotron_dpo.training.data import weights_digest
 
     length, lora = run.policy.max_total_sequence_length, wiring.lora(run)
     source = resumed.policy if resumed and not lora else policy
     model, shape = open_policy(source, run.policy.precision, max_length=length, recompute=wiring.recompute(run))
     if lora:
-        adapt(model, Adapted(lora, adapters.base_of(policy, _weights_digest(policy))), run.dpo.seed)
+        adapt(model, Adapted(lora, adapters.base_of(policy, weights_digest(policy))), run.dpo.seed)
         if resumed:
             checkpoint.load(model, resumed.policy.path)
     trainable = TrainablePolicy(model, wiring.optimization(run))

@@ -1,9 +1,9 @@
 """The edge of every executable: one line for an error, exit codes, signals, progress. The only library that imports click.
 
-Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated. Text whose reader leaves early, as `head`
-does, ends by SIGPIPE and without a word; an artifact that is cut short is an error of whoever writes it. stdout belongs to
-the artifact, all speech goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of them,
-while it can.
+Exit codes: 0 done, 1 the work failed, 2 usage, 130 interrupted, 143 terminated, 129 hung up. Text whose reader leaves early,
+as `head` does, ends by SIGPIPE and without a word; an artifact that is cut short is an error of whoever writes it. stdout
+belongs to the artifact, all speech goes to stderr. Ranks of one node see the same files, so its first rank speaks for all of
+them, while it can.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ import click
 from nemotron_dpo import launcher, paths, versions
 from nemotron_dpo.errors import UserError
 
+TERMINATED = 128 + signal.SIGTERM  # the exit status, as shells give it
+
 
 class Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that `with` blocks clean up on the way out."""
+    """SIGTERM, or SIGHUP of a closed terminal, raised in the main thread so that `with` blocks clean up on the way out."""
+
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__(signum)
+        self.status = 128 + signum
 
 
 class _UserPath(click.ParamType):
@@ -55,6 +61,8 @@ def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoR
     launcher.forget_other_jobs(joins_job=joins_job)
     _complete(command, program)
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it, and it stays ignored
+        signal.signal(signal.SIGHUP, _raise_terminated)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to their developers; -W or PYTHONWARNINGS shows them
     logging.getLogger("megatron").addHandler(logging.NullHandler())  # whatever matters is raised as well
@@ -181,8 +189,8 @@ def _status(command: click.Command, program: str) -> int:
         return _complain(program, f"{type(error).__name__}: {error} ({'; '.join(untried)})", 1)
     except (KeyboardInterrupt, click.Abort):
         return _complain(program, "interrupted", 130)
-    except Terminated:
-        return _complain(program, "terminated", 143)
+    except Terminated as end:
+        return _complain(program, "terminated", end.status)
     except BrokenPipeError:
         if _has_lost_its_reader():
             _end_by_sigpipe()
@@ -204,7 +212,7 @@ def _invoke(command: click.Command, program: str) -> object:
         return end.exit_code
 
 
-_ENDED_FROM_OUTSIDE = (130, 143)
+_ENDED_FROM_OUTSIDE = (129, 130, 143)
 _FIRST_RANK_SECONDS = 10
 _ENVIRONMENT_ERRORS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EEXIST,
@@ -258,4 +266,4 @@ def _detach_stdout() -> None:
 
 
 def _raise_terminated(signum: int, frame: object) -> NoReturn:
-    raise Terminated
+    raise Terminated(signum)

@@ -18,17 +18,45 @@ if TYPE_CHECKING:
     from nemotron_dpo.policy.transformer_config import Recompute
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
+    from nemotron_dpo.training.data import DataRules
     from nemotron_dpo.training.resume import Identity
     from nemotron_dpo.training.saving import Checkpoints
     from nemotron_dpo.training.settings import BatchSettings, LoopSettings, ValidationSettings
     from nemotron_dpo.training.sinks import RecordedRun
 
 
-def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool) -> LoopSettings:
-    """Plain arguments for the loop; everything that can be refused without a model is refused here.
+def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
+    """What pairs must be for a run that starts from `policy`."""
+    from nemotron_dpo.config import objective_of
+    from nemotron_dpo.training.data import DataRules
 
-    `gate` says that the policy itself is the reference, so that the first step must read what the objective says.
-    """
+    return DataRules(
+        policy,
+        scored=objective_of(run.dpo).needs.reference,
+        max_length=run.policy.max_total_sequence_length,
+        own_reference=_reference_is_policy(run),
+        own_tokenizer=run.policy.tokenizer.name is None,
+    )
+
+
+def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
+    """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
+    from nemotron_dpo.config import identity
+    from nemotron_dpo.kernels.chosen import kernels
+    from nemotron_dpo.policy.parallel import rank
+    from nemotron_dpo.training.data import weights_digest
+    from nemotron_dpo.training.resume import Identity, digest
+
+    def of(pairs: Pairs) -> str:
+        return digest(pairs) if rank() == 0 else ""
+
+    fixed, free = identity(run)
+    validation = {name: of(pairs) for name, pairs in sets.items()}
+    return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels().identity)
+
+
+def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:
+    """Plain arguments for the loop; everything that can be refused without a model is refused here."""
     from nemotron_dpo.config import objective_of
     from nemotron_dpo.policy.parallel import job_size
     from nemotron_dpo.training import schedule
@@ -47,8 +75,15 @@ def settings(run: RunConfig, data: Pairs, sets: dict[str, Pairs], *, gate: bool)
         updates=UpdateSettings(rates, policy.optimizer.weight_decay),
         validation=_validation(run),
         save_period=run.checkpointing.save_period,
-        gate_precision=policy.precision if gate else None,
+        gate_precision=policy.precision if _reference_is_policy(run) else None,
     )
+
+
+def _reference_is_policy(run: RunConfig) -> bool:
+    """Whether the initial policy itself must have scored the pairs, so that step 1 must read what the objective says."""
+    from nemotron_dpo.config import objective_of
+
+    return objective_of(run.dpo).needs.reference and not run.dpo.allow_reference_mismatch
 
 
 def _batches(run: RunConfig) -> BatchSettings:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
-from support.programs import check, error_line, losses, metrics, run
+from support.programs import check, command, error_line, losses, metrics, run
 
 COMMON = (
     "policy.precision=float32",
@@ -265,6 +267,34 @@ def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, 
         assert message in error_line(done, "dpo-train")
         assert done.returncode == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_what_one_of_two_processes_refuses_ends_both_with_one_line(
+    scored: Path, llama: Path, untied_llama: Path, tmp_path: Path
+) -> None:
+    """Each checks half of the rows, so the second alone finds row 21; weights are compared by the first alone."""
+    with open_reader(scored, "scored_pairs") as reader:
+        table, info = reader.read_all(), reader.info
+    rows = table.to_pylist()
+    rows[20]["pair_id"] = rows[3]["pair_id"]
+    with open_writer(tmp_path / "wrong.arrow", info) as writer:
+        writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
+    wrong_id = "has a pair_id that is not the digest of its token ids (line 21 of the input): was the file changed?"
+    for source, policy, message in (
+        (tmp_path / "wrong.arrow", llama, f"{tmp_path}/wrong.arrow: {wrong_id} Tokenize again"),
+        (scored, untied_llama, f"{scored}: was scored by another policy than --policy: run ref-logprobs with this policy, or"),
+    ):
+        arguments = (source, "--policy", policy, "--run-dir", tmp_path / "run", *COMMON)
+        alone = error_line(run("dpo-train", *arguments), "dpo-train")
+        assert alone.startswith(message)
+        job = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        done = subprocess.run([sys.executable, *job, *command("dpo-train", *arguments)[1:]], capture_output=True, timeout=300)
+        ours = [line for line in done.stderr.decode().splitlines() if line.startswith("dpo-train: ")]
+        assert ours == [f"dpo-train: error: {alone}"]
+        assert done.returncode == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_reference_stops_at_step_1(scored: Path, llama: Path, tmp_path: Path) -> None:

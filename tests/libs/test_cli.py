@@ -48,6 +48,7 @@ def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedP
         ("open('/no/such/file')", [], 1, "/no/such/file: no such file or directory"),
         ("raise KeyboardInterrupt", [], 130, "interrupted"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); sys.stdin.read()", [], 143, "terminated"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP); sys.stdin.read()", [], 129, "terminated"),
         ("raise BrokenPipeError", [], 1, "the reader of a pipe closed it early"),  # some pipe: stdout still has its reader
         ("pass", ["--number", "x"], 2, "Invalid value for '--number': 'x' is not a valid integer: see 'program --help'"),
     ],
@@ -78,6 +79,12 @@ def test_text_without_a_reader_ends_as_unix_tools_do() -> None:
     closing = "contextlib.closing(type('C', (), {'close': lambda self: cli.say('p', 'tidied')})())"
     tidy = f"import contextlib\n    with {closing}: print('x' * 100_000)"
     assert without_reader([sys.executable, "-c", PROGRAM.format(body=tidy)]) == (-signal.SIGPIPE, "p: tidied\n")
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    body = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
+    argv = ["nohup", sys.executable, "-c", PROGRAM.format(body=body)]
+    assert subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=60).stdout == "goes on\n"
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +19,8 @@ from nemotron_dpo.kernels.chosen import kernels
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
 from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
 from nemotron_dpo.policy.rows import Cut
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,27 @@ def mixed(identities: Sequence[str]) -> str:
     return f"processes compute by different kernels: {', '.join(parts)}"
 
 
+@contextlib.contextmanager
+def joined(say: Callable[[str], object] = lambda line: None) -> Iterator[None]:
+    """Be one of the job for the block, before it is known how its processes divide the model; leave it at the end.
+
+    A process alone joins nothing until `initialize`. Raises UserError as that does.
+    """
+    try:
+        if job_size() > 1 and not dist.is_initialized():
+            _join(job_size(), say)
+        yield
+    finally:
+        shut_down()
+
+
 def shut_down() -> None:
     """Leave the job, so that the interpreter exits without complaint; safe where `initialize` was never reached."""
     global _layout
     if not dist.is_initialized():
         return
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
+    if "megatron.core.parallel_state" in sys.modules:  # importing it takes seconds, and where nobody did there are no groups
+        sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
     dist.destroy_process_group()
     _layout = Layout()
 
@@ -144,6 +162,11 @@ def data_size() -> int:
 def job_size() -> int:
     """The number of processes in the job, 1 without one; known before `initialize`."""
     return launcher.job_size()
+
+
+def rank() -> int:
+    """The number of this process in the job, from 0; known before `initialize`."""
+    return launcher.rank()
 
 
 def world_size() -> int:
@@ -202,6 +225,25 @@ def any_rank(flag: bool) -> bool:
     votes = torch.tensor([int(flag)], device=device())
     dist.all_reduce(votes)
     return bool(votes.item())
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` gives; where it raises UserError on any process of the job, all raise that of the first of these.
+
+    Every process calls it, after `joined` or `initialize`.
+    """
+    if job_size() == 1:
+        return work()
+    errors: list[UserError | None] = [None] * job_size()
+    try:
+        result, error = [work()], None
+    except UserError as raised:
+        result, error = [], raised
+    dist.all_gather_object(errors, error)
+    for refusal in errors:
+        if refusal is not None:
+            raise refusal
+    return result[0]
 
 
 def gather(mine: list[int]) -> list[list[int]]:

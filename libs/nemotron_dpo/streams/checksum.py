@@ -21,6 +21,14 @@ def encoded(checksum: int) -> bytes:
     return b"%08x" % checksum
 
 
+def decoded(text: bytes) -> int:
+    """The checksum that metadata carry; -1, which is none, where they carry something else."""
+    try:
+        return int(text, 16)
+    except ValueError:
+        return -1
+
+
 def extended(checksum: int, batch: pa.RecordBatch) -> int:
     """The checksum of a stream that stood at `checksum`, once `batch` is appended."""
     for column in batch.columns:

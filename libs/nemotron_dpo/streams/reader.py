@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.streams.checksum import CHECKSUM_KEY, encoded, extended
+from nemotron_dpo.streams.checksum import CHECKSUM_KEY, decoded, encoded, extended
 from nemotron_dpo.streams.publish import published_file
 from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checksum_of
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
@@ -43,11 +44,26 @@ class Reader:
         self.warning = None if self._seed is not None else f"{source}: has no checksums: {remedy}"
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
+        yield from self._rows(lambda number: True)
+
+    def read_all(self, part: int = 0, parts: int = 1) -> pa.Table:
+        """Every row of a file, as one table. Of several processes that read it, each checks the rows of its own part.
+
+        Of the rows of other parts this process sees to the structure alone. So the file is whole where no part was refused,
+        and no process may look into the table before it knows that.
+        """
+        num_batches = self._num_batches() if parts > 1 else 0
+        mine = range(part * num_batches // parts, (part + 1) * num_batches // parts)
+        batches = self._rows(lambda number: parts == 1 or number in mine)
+        return pa.Table.from_batches(list(batches), schema=self.schema)
+
+    def _rows(self, is_mine: Callable[[int], bool]) -> Iterator[pa.RecordBatch]:
+        """The batches that have rows; those whose number `is_mine` are checked whole."""
         num_rows, checksum, promised = 0, self._seed, None
-        for batch, metadata in self._batches():
+        for number, (batch, metadata) in enumerate(self._batches(is_mine)):
             if promised is not None:
                 raise self._damaged("goes on behind its trailer")
-            checksum = self._checked(batch, metadata, checksum, num_rows)
+            checksum = self._checked(batch, metadata, checksum, num_rows, is_mine=is_mine(number))
             if batch.num_rows == 0 and TRAILER_KEY in metadata:
                 promised = metadata[TRAILER_KEY].decode(errors="replace")
                 continue
@@ -61,17 +77,28 @@ class Reader:
         if self._file.read(1):
             raise self._damaged("is followed by something else, as where two files were joined")
 
-    def read_all(self) -> pa.Table:
-        """Every row, as one table."""
-        return pa.Table.from_batches(list(self), schema=self.schema)
+    def _num_batches(self) -> int:
+        """How many batches the file has, up to its end or to where it is cut; the trailer is one of them."""
+        place, number = self._file.tell(), 0
+        self._file.seek(0)
+        try:
+            for _ in pa.ipc.open_stream(self._file):
+                number += 1
+        except _DAMAGE:
+            pass  # who reads the rows says what is wrong
+        finally:
+            self._file.seek(place)
+        return number
 
-    def _batches(self) -> Iterator[tuple[pa.RecordBatch, Any]]:
-        """Every batch with its metadata. Its buffers have been validated: they are as long as its rows need."""
+    def _batches(self, is_mine: Callable[[int], bool]) -> Iterator[tuple[pa.RecordBatch, Any]]:
+        """Every batch with its metadata. The buffers of each have been validated: they are as long as its rows need."""
         num_rows = 0
-        while True:
+        for number in itertools.count():
             try:
                 batch, metadata = self._stream.read_next_batch_with_custom_metadata()
-                batch.validate(full=True)
+                batch.validate()
+                if is_mine(number):
+                    batch.validate(full=True)
             except StopIteration:
                 return
             except _DAMAGE as error:
@@ -80,8 +107,13 @@ class Reader:
             num_rows += batch.num_rows
             yield batch, metadata or {}
 
-    def _checked(self, batch: pa.RecordBatch, metadata: Any, checksum: int | None, num_rows: int) -> int | None:
-        """The checksum that includes `batch`, which must carry the same. None in a stream that announced no checksums."""
+    def _checked(
+        self, batch: pa.RecordBatch, metadata: Any, checksum: int | None, num_rows: int, *, is_mine: bool
+    ) -> int | None:
+        """The checksum that includes `batch`, which must carry the same. None in a stream that announced no checksums.
+
+        Where it is not `is_mine`, another process finds out whether it is.
+        """
         where = f"in rows {num_rows + 1} to {num_rows + batch.num_rows}" if batch.num_rows else "in its trailer"
         if any(_has_nulls(column) for field, column in zip(batch.schema, batch.columns, strict=True) if not field.nullable):
             raise self._damaged(f"has nulls {where}")
@@ -92,6 +124,8 @@ class Reader:
             return None
         if carried is None:
             raise self._damaged(f"has no checksum {where}, though it announces them")
+        if not is_mine:
+            return decoded(carried)
         checksum = extended(checksum, batch)
         if encoded(checksum) != carried:
             raise self._damaged(f"is damaged {where}: its checksum differs")

@@ -1,41 +1,113 @@
-"""Open pairs files for training and refuse, before a model exists, whatever could not be trained on."""
+"""Open pairs files for training and refuse, before a model exists, whatever could not be trained on.
+
+Every rank maps the files. Each rank checks its own share of their rows, and all stop with one line where one rank refuses.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.checks import check_ids, check_scores
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.preferences.checks import check_ids, check_scores, check_vocabulary
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.preferences.vocabulary import is_foreign, num_tokens
+from nemotron_dpo.sources import ModelSource
 from nemotron_dpo.streams import StreamInfo, open_reader
 
 
-def open_pairs(path: Path, *, scored: bool, max_length: int, say: Callable[[str], None]) -> tuple[Pairs, StreamInfo]:
+@dataclass(frozen=True)
+class DataRules:
+    """What pairs must be, for a run that starts from `policy`.
+
+    scored: they have reference log-probs. max_length: tokens of a sequence. own_reference: the policy itself scored them.
+    own_tokenizer: its tokenizer is the one they should be of, and the user is warned where they are not.
+    """
+
+    policy: ModelSource
+    scored: bool
+    max_length: int
+    own_reference: bool
+    own_tokenizer: bool
+
+    def open(self, path: Path, say: Callable[[str], None]) -> Pairs:
+        """All pairs of the file. Raises UserError as `open_pairs`, and where policy and pairs do not go together."""
+        pairs, info = open_pairs(path, scored=self.scored, max_length=self.max_length, vocab_size=self._vocab_size, say=say)
+        tokenizer = info.digests.get("tokenizer")
+        if self.own_tokenizer and is_foreign(self.policy.tokenizer_folder, tokenizer):
+            say(f"warning: {path}: was tokenized with another tokenizer than {self.policy.name} has")
+        if self.own_reference:
+            parallel.agreed(lambda: _check_reference(info, self.policy, path))
+        return pairs
+
+    def _vocab_size(self, tokenizer: str | None) -> int:
+        """Tokens of the policy; without its padding where `tokenizer`, the digest of that of the pairs, is its own."""
+        # It imports megatron-core, which takes seconds; a file that is damaged is refused before.
+        from nemotron_dpo.checkpoint.policy import read_architecture
+
+        size = read_architecture(self.policy).vocab_size
+        return min(size, num_tokens(self.policy.tokenizer_folder, tokenizer) or size)
+
+
+def open_pairs(
+    path: Path,
+    *,
+    scored: bool,
+    max_length: int,
+    vocab_size: Callable[[str | None], int] | None = None,
+    say: Callable[[str], None],
+) -> tuple[Pairs, StreamInfo]:
     """All pairs of a complete stream. `scored` asks for reference log-probs; sequences must fit `max_length` tokens.
 
-    `say` hears of a stream without checksums. Raises UserError for an incomplete or damaged stream, unscored pairs, a response
-    whose scores are missing or no log-probs, ids that are not those of their pair_id, an over-long pair, or no pairs at all.
+    `vocab_size` gives the number of tokens by the digest of the tokenizer; `say` hears of a stream without checksums. Raises
+    UserError, the same on all ranks, for an incomplete or damaged stream, unscored pairs, a response whose scores are missing
+    or no log-probs, ids that are not those of their pair_id or none of the vocabulary, an over-long pair, or no pairs at all.
     """
+    table, info = parallel.agreed(lambda: _read(path, scored, say))
+    pairs, mine = Pairs.of(table), Pairs.of(_share(table))
+    if not len(pairs):
+        raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")
+    parallel.agreed(lambda: check_ids(mine, path))
+    _check_lengths(pairs, path, max_length)
+    if mine.ref_chosen is not None:
+        parallel.agreed(lambda: check_scores(mine, path))
+    if vocab_size is not None:
+        parallel.agreed(lambda: check_vocabulary(mine, vocab_size(info.digests.get("tokenizer")), path))
+    return pairs, info
+
+
+@functools.cache
+def weights_digest(policy: ModelSource) -> str:
+    """The digest of the policy's weights on the first rank, which compares it for all; empty on the others.
+
+    It takes reading all weights.
+    """
+    return policy.weights_digest() if parallel.rank() == 0 else ""
+
+
+def _read(path: Path, scored: bool, say: Callable[[str], None]) -> tuple[pa.Table, StreamInfo]:
     accept = ("scored_pairs",) if scored else ("tokenized_pairs", "scored_pairs")
     with open_reader(path, *accept) as reader:
         if reader.warning:
             say(f"warning: {reader.warning}")
-        pairs, info = Pairs.of(reader.read_all()), reader.info
-    if not len(pairs):
-        raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")
-    check_ids(pairs, path)
-    _check_lengths(pairs, path, max_length)
-    if pairs.ref_chosen is not None:
-        check_scores(pairs, path)
-    return pairs, info
+        return reader.read_all(parallel.rank(), parallel.job_size()), reader.info
 
 
-def check_reference(info: StreamInfo, weights_digest: str, path: Path) -> None:
-    """Raise UserError where the pairs were scored by other weights than those training starts from."""
-    if info.digests.get("reference") != weights_digest:
+def _share(table: pa.Table) -> pa.Table:
+    """The rows that this rank checks. Shares follow the order of the file, so the first rank that refuses has the first row."""
+    first, end = (len(table) * part // parallel.job_size() for part in (parallel.rank(), parallel.rank() + 1))
+    return table.slice(first, end - first)
+
+
+def _check_reference(info: StreamInfo, policy: ModelSource, path: Path) -> None:
+    """Raise UserError, on the first rank, where the pairs were scored by other weights than those training starts from."""
+    if parallel.rank() == 0 and info.digests.get("reference") != weights_digest(policy):
         raise UserError(
             "was scored by another policy than --policy",
             source=path,

@@ -39,6 +39,51 @@ def test_every_flipped_bit_is_one_line_or_changes_nothing(tmp_path: Path) -> Non
     assert all(line.startswith((f"{flipped}: ", "<stdin>: ")) and "\n" not in line for line in refused)
 
 
+def test_parts_together_refuse_what_the_whole_does(tmp_path: Path) -> None:
+    """200 random bits of a stream of seven batches, which three processes read: the first refusal is that of one alone."""
+    path, rng = write(tmp_path / "a", *(batch(2 + n % 2, 3 * n) for n in range(7))), random.Random(1)
+    whole, refused = path.read_bytes(), 0
+
+    def read(part: int, parts: int) -> str:
+        try:
+            with open_reader(path, "tokenized_pairs") as reader:
+                rows = reader.read_all(part, parts)  # not to be looked into before all parts have agreed
+                return str(rows.to_pylist() if parts == 1 else rows.num_rows)
+        except UserError as error:
+            return f"refused: {error}"
+
+    good, taken = read(0, 1), read(0, 3)
+    for bit in rng.sample(range(8 * len(whole)), 200):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        alone, parts = read(0, 1), [read(part, 3) for part in range(3)]
+        refusals = [said for said in parts if said.startswith("refused")]
+        assert (refusals[:1] or parts) == ([taken] * 3 if alone == good else [alone]), bit
+        refused += alone != good
+    assert refused > 80
+    path.write_bytes(whole)
+    for parts in (2, 9, 40):  # also more of them than batches
+        assert [read(part, parts) for part in range(parts)] == [taken] * parts
+
+
+def test_a_part_looks_at_its_own_rows_alone(tmp_path: Path) -> None:
+    """Otherwise it would not be of much use. Rows 7 to 9 are damaged, in the third of four batches."""
+    path = write(tmp_path / "a", *(batch(3, 3 * n) for n in range(4)))
+    content = bytearray(path.read_bytes())
+    content[content.index((7).to_bytes(16, "big")) + 3] ^= 1
+    path.write_bytes(content)
+    verdicts = []
+    for part in range(5):  # one a batch, and the trailer is one too
+        with open_reader(path, "tokenized_pairs") as reader:
+            try:
+                verdicts.append(len(reader.read_all(part, 5)))
+            except UserError as error:
+                verdicts.append(error.message)
+    damaged = "the stream from preference-tokenize is damaged in rows 7 to 9: its checksum differs"
+    assert verdicts == [12, 12, damaged, 12, 12]
+
+
 def changed(batches: list[tuple[pa.RecordBatch, dict]], path: Path, schema: pa.Schema | None = None) -> None:
     """A stream of those batches with their metadata, as another program might put it together."""
     with path.open("wb") as file, pa.ipc.new_stream(file, schema or INFO.attach(TOKENIZED_PAIRS)) as stream:
