@@ -269,6 +269,20 @@ def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_time_limit_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """By the dry run of the whole chain too, in the same words."""
+    limit = "checkpointing.checkpoint_must_save_by=soon"
+    words = f"{limit}: \"checkpointing.checkpoint_must_save_by\" is 'soon' where DD:HH:MM:SS is due"
+    nothing = (tmp_path / "none.arrow", "--policy", tmp_path / "none", "--run-dir", tmp_path / "run")
+    for program, *arguments in (
+        ("dpo-train", *nothing, limit),
+        ("nemotron-steps", "run", "rl/nemo_rl/dpo", "-c", "tiny", "--dry-run", limit),
+    ):
+        done = run(program, *arguments, cwd=tmp_path)
+        assert error_line(done, program) == words
+        assert done.returncode == 1
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_what_one_of_two_processes_refuses_ends_both_with_one_line(

@@ -83,7 +83,7 @@ def test_text_that_yaml_reads_as_something_else():
 def test_time_limits():
     assert seconds_until("00:00:01:30") == 90.0
     assert seconds_until("1:02:03:04") == 93784.0
-    for text in ("90", "00:01:30", "a:b:c:d", "-1:00:00:00", "1:00:00:00\n"):
+    for text in ("90", "00:01:30", "a:b:c:d", "-1:00:00:00", "1:00:00:00\n", f"{'9' * 400}:00:00:00", f"{'9' * 5000}:0:0:0"):
         with pytest.raises(UserError, match="where DD:HH:MM:SS is due"):
             seconds_until(text)
     override = "checkpointing.checkpoint_must_save_by='00:01'"

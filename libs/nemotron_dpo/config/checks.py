@@ -30,7 +30,7 @@ def check(run: RunConfig, sets: Collection[str]) -> list[Remark]:
 
 def seconds_until(text: str) -> float:
     """Seconds in "DD:HH:MM:SS". Raises UserError where it is not that."""
-    match = re.fullmatch(r"([0-9]+):([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})", text)
+    match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})", text)
     if match is None:
         raise UserError(f"is {text!r} where DD:HH:MM:SS is due", field="checkpointing.checkpoint_must_save_by")
     days, hours, minutes, seconds = map(int, match.groups())
