@@ -1,1 +1,4 @@
-"""The training loop: batches, schedule, guards, metrics, checkpoints. Knows nothing of config files or command lines."""
+"""The training loop and what surrounds it: data, batches, schedule, guards, records and their sinks, checkpoints, resuming.
+
+It knows nothing of config files or command lines.
+"""

@@ -28,13 +28,13 @@ class PairBatch:
 
 
 def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:
-    """The part of a global batch that this data-parallel rank computes, of about the same FLOPs as every other's."""
+    """The rows of a global batch that this data-parallel rank computes. Every rank's share costs about the same FLOPs."""
     lengths = (column.lengths[np.asarray(rows)] for column in (pairs.prompt, pairs.chosen, pairs.rejected))
     return [rows[i] for i in share_of_replica(policy, *lengths)]
 
 
 def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[PairBatch]:
-    """Pack the given rows of `pairs`; every rank calls it, since the layout may ask for empty micro batches besides."""
+    """Pack the given rows of `pairs`. Every rank calls it: where ranks must run equally many micro batches, some are empty."""
     bins = packing.bins(pairs, rows)
     bins += [[]] * (parallel.num_micro_batches(len(bins)) - len(bins))
     return [_batch(pairs, members) for members in bins]

@@ -1,6 +1,6 @@
-"""What the settings of a run come to on the data there is, where that is not what they look like: one line each.
+"""Remarks, one line each, on settings that come to something else on the given data than they seem to say.
 
-What can be said without data, config.checks says.
+config.checks makes those that need no data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from nemotron_dpo.training.settings import LoopSettings
 
 
 def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, milestones: Sequence[int]) -> Iterator[str]:
-    """Of the rate of every step, in a run that was given at most `max_steps`."""
+    """Remarks on the learning rate of every step, in a run that was given at most `max_steps`."""
     steps = len(rates)
     if steps <= warmup_steps < max_steps:
         yield f"policy.scheduler.warmup_steps is {warmup_steps}, and the data give {steps} steps: all of it is warm-up"
@@ -24,7 +24,7 @@ def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, miles
 
 
 def on_batches(settings: LoopSettings, num_pairs: int) -> Iterator[str]:
-    """Of the pairs that never are in a batch, or in none of an epoch."""
+    """Remarks on pairs that an epoch leaves out."""
     batches = settings.batches
     left = num_pairs % batches.size
     if left and settings.num_steps >= num_pairs // batches.size:
@@ -33,7 +33,7 @@ def on_batches(settings: LoopSettings, num_pairs: int) -> Iterator[str]:
 
 
 def on_validation(settings: LoopSettings, sets: Mapping[str, int], *, is_asked: bool) -> Iterator[str]:
-    """Of the validation sets, given by their numbers of pairs; `is_asked`: their number was, and is no default."""
+    """Remarks on validation sets, given by their numbers of pairs. `is_asked`: the user set how many pairs to evaluate."""
     validation, steps = settings.validation, settings.num_steps
     asked = validation.batches * validation.batch_size
     for name, num_pairs in sets.items():
@@ -47,7 +47,7 @@ def on_validation(settings: LoopSettings, sets: Mapping[str, int], *, is_asked: 
 def on_retention(
     settings: LoopSettings, keep_top_k: int | None, metric_name: str | None, ranked_by: str | None
 ) -> Iterator[str]:
-    """Of checkpoints that are removed as the oldest, for want of the metric that would say which are best."""
+    """Remarks on checkpoints that are removed by age, because the metric that would rank them is not measured."""
     saves = -(-settings.num_steps // settings.save_period)  # the last step has one in any case
     if metric_name is not None and ranked_by is None and keep_top_k is not None and saves > keep_top_k:
         yield f"nothing measures {metric_name}, for want of validation: of {saves} checkpoints the newest {keep_top_k} are kept"

@@ -88,7 +88,7 @@ class ResumeState:
 
 
 def _tied(folder: Path) -> list[Path]:
-    """The files that hold the rest of a step together: those that name or list others stand for them."""
+    """The files whose digests tie a step together; some of them list the digests of all others."""
     wanted = ("training_info.json", f"policy/{TRACKER}", "policy/iter_*/integrity.json", "optimizer/integrity.json")
     return sorted(path for pattern in wanted for path in folder.glob(pattern))
 
@@ -127,11 +127,11 @@ def newest(checkpoint_dir: Path) -> Path | None:
 
 
 def check_identity(saved: Identity, given: Identity, folder: Path) -> list[str]:
-    """What changed that the updates so far do not depend on, a line each. Raises UserError for anything else that changed."""
+    """A line for each change that the updates so far do not depend on. Raises UserError for any other change."""
     for what, before, now in (("policy", saved.policy, given.policy), ("INPUT", saved.data, given.data)):
         if before != now:
             remedy = "give it that one, or start in another folder"
-            raise UserError(f"was trained {_WITH[what]} than this {what}", source=folder, remedy=remedy)
+            raise UserError(f"was trained {_TRAINED[what]} than this {what}", source=folder, remedy=remedy)
     changed = _changes(saved.fixed, given.fixed)
     if changed:
         remedy = f"set {'them' if len(changed) > 1 else 'it'} back, or start in another folder"
@@ -153,7 +153,7 @@ def digest(pairs: Pairs) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-_WITH = {"policy": "from another initial policy", "INPUT": "on other pairs"}
+_TRAINED = {"policy": "from another initial policy", "INPUT": "on other pairs"}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether a run must end before its last step: asked once a step, agreed on by all ranks."""
+"""Whether a run must end before its last step. The loop asks once a step, and all ranks agree on the answer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from nemotron_dpo.policy import parallel
 
 @dataclass
 class Stop:
-    """`save_by` is the time.time() by which a checkpoint must have been begun; `terminated` tells that SIGTERM came.
+    """What may end a run early, and once it did, the `reason`.
 
-    What is None on one rank must be None on all, for the ranks vote. `reason` is set once the run must end.
+    save_by: the time.time() by which a checkpoint must have been begun. terminated: tells whether SIGTERM came. The ranks
+    vote on each, so what is None on one rank must be None on all.
     """
 
     save_by: float | None = None
@@ -24,7 +25,7 @@ class Stop:
     reason: Literal["SIGTERM", "checkpointing.checkpoint_must_save_by"] | None = None
 
     def due(self, step_seconds: float) -> bool:
-        """True on every rank where another step of `step_seconds` must not be begun."""
+        """Whether the run must not begin another step, which would take `step_seconds`. All ranks get the same answer."""
         if self.terminated is not None and parallel.any_rank(self.terminated()):
             self.reason = "SIGTERM"
         elif self.save_by is not None and parallel.any_rank(time.time() + step_seconds >= self.save_by):
@@ -33,5 +34,5 @@ class Stop:
 
 
 def deadline(seconds: float | None) -> float | None:
-    """The time.time() that is so long after the start of this process."""
+    """The time.time() at which this process will have run for `seconds`."""
     return None if seconds is None else psutil.Process().create_time() + seconds
