@@ -39,7 +39,6 @@ from nemotron_dpo.paths import expand_home
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
-    from nemotron_dpo.policy.architecture import Architecture
     from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
@@ -200,14 +199,13 @@ def _train(
     checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
-    trainable, shape = _open_trainable(run, policy, resumed)
+    trainable = _open_trainable(run, policy, resumed)
     keep_freed_memory()
     can_resume = checkpoints is not None and checkpoints.can_resume
     with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
         stop = Stop(save_by, terminated)
         train(
             trainable,
-            shape,
             data,
             sets,
             settings,
@@ -221,7 +219,7 @@ def _train(
     return cli.TERMINATED if stop.reason == "SIGTERM" else 0
 
 
-def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> tuple[TrainablePolicy, Architecture]:
+def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> TrainablePolicy:
     """The initial policy, or the one of the resumed step with its optimizer's state."""
     from nemotron_dpo.checkpoint import adapters, optimizer_state
     from nemotron_dpo.checkpoint import megatron as checkpoint
@@ -232,7 +230,7 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
 
     length, lora = run.policy.max_total_sequence_length, wiring.lora(run)
     source = resumed.policy if resumed and not lora else policy
-    model, shape = open_policy(source, run.policy.precision, max_length=length, recompute=wiring.recompute(run))
+    model = open_policy(source, run.policy.precision, max_length=length, recompute=wiring.recompute(run))
     if lora:
         adapt(model, Adapted(lora, adapters.base_of(policy, weights_digest(policy))), run.dpo.seed)
         if resumed:
@@ -240,7 +238,7 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
     trainable = TrainablePolicy(model, wiring.optimization(run))
     if resumed:
         optimizer_state.load(trainable, resumed.optimizer)
-    return trainable, shape
+    return trainable
 
 
 def main() -> NoReturn:

@@ -127,14 +127,13 @@ def _score(
     from nemotron_dpo.scoring import score, windows
     from nemotron_dpo.streams import SCORED_PAIRS
 
-    model, shape = open_policy(policy, precision)
-    model.eval()
-    max_tokens = max_tokens or score.row_tokens()
-    vocab_size = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer")) or shape.vocab_size
+    model = open_policy(policy, precision).eval()
+    architecture, max_tokens = model.architecture, max_tokens or score.row_tokens()
+    vocab_size = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer")) or architecture.vocab_size
     num_pairs = num_new = 0
     bar = cli.counter(unit="pair", label="scoring")
     for window in windows.windows(reader, windows.window_tokens(max_tokens, parallel.data_size())):
-        windows.check_fits(window, min(vocab_size, shape.vocab_size), shape.max_length, reader.source)
+        windows.check_fits(window, min(vocab_size, architecture.vocab_size), architecture.max_length, reader.source)
         scores, computed = score.score_window(model, window, max_tokens, known)
         scored = pa.RecordBatch.from_arrays(score.with_scores(window, scores), schema=SCORED_PAIRS)
         check_scores(Pairs.of(scored), policy.name, "are its weights damaged?")

@@ -36,8 +36,8 @@ ALLOWED = {
     "scoring": {"errors", "policy", "preferences"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
-    "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "kernels", "policy", "checkpoint"},
-    "wiring": {"config", "sources", "policy", "preferences", "training"},
+    "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "kernels", "policy", "checkpoint", "wiring"},
+    "wiring": {"config", "sources", "kernels", "policy", "preferences", "training"},
 }
 # room of steps -> the rooms of steps that it may import, besides itself; what stands above them all is last
 ROOMS = {
@@ -61,7 +61,7 @@ ROOMS = {
 ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "protocol", "registry", "weighted_sum"},
     ("steps", "kernels"): {"choice"},
-    ("steps", "policy"): {"architecture"},
+    ("steps", "policy"): {"architecture", "flops", "layout", "lora_targets", "recompute", "sublayers"},
     ("steps", "checkpoint"): {"families", "run_config"},
 }
 # outside package -> the parts that alone may import it

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
-    from nemotron_dpo.policy.lora import Lora
-    from nemotron_dpo.policy.parallel import Layout
+    from nemotron_dpo.policy.layout import Layout
+    from nemotron_dpo.policy.lora_targets import Lora
+    from nemotron_dpo.policy.recompute import Recompute
     from nemotron_dpo.policy.trainable import Optimization
-    from nemotron_dpo.policy.transformer_config import Recompute
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.data import DataRules
@@ -89,11 +89,9 @@ def _reference_is_policy(run: RunConfig) -> bool:
 def _batches(run: RunConfig) -> BatchSettings:
     from nemotron_dpo.training.settings import BatchSettings, Packing
 
-    policy, packing = run.policy, run.policy.sequence_packing
-    max_tokens = packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
     return BatchSettings(
-        size=policy.train_global_batch_size,
-        packing=Packing(max_tokens if packing.enabled else None, policy.train_micro_batch_size),
+        size=run.policy.train_global_batch_size,
+        packing=Packing(row_tokens(run), run.policy.train_micro_batch_size),
         seed=run.dpo.seed,
         shuffle=run.data.shuffle,
     )
@@ -177,7 +175,7 @@ def recorded(run: RunConfig, run_dir: Path, done: int, say: Callable[[str], obje
 
 def layout(run: RunConfig) -> Layout:
     """How the processes share the model and its tokens."""
-    from nemotron_dpo.policy.parallel import Layout
+    from nemotron_dpo.policy.layout import Layout
 
     megatron = run.policy.megatron_cfg
     return Layout(
@@ -190,6 +188,14 @@ def layout(run: RunConfig) -> Layout:
         first_stage_layers=megatron.num_layers_in_first_pipeline_stage,
         last_stage_layers=megatron.num_layers_in_last_pipeline_stage,
     )
+
+
+def row_tokens(run: RunConfig) -> int | None:
+    """The most tokens of a packed row; None where rows are counted in pairs."""
+    packing = run.policy.sequence_packing
+    if not packing.enabled:
+        return None
+    return packing.train_mb_tokens or max(2048, 2 * run.policy.max_total_sequence_length)
 
 
 def optimization(run: RunConfig) -> Optimization:
@@ -210,7 +216,7 @@ def optimization(run: RunConfig) -> Optimization:
 
 def lora(run: RunConfig) -> Lora | None:
     """The adapters to train in place of the policy's own weights."""
-    from nemotron_dpo.policy.lora import Lora
+    from nemotron_dpo.policy.lora_targets import Lora
 
     peft = run.policy.megatron_cfg.peft
     if not peft.enabled:
@@ -220,7 +226,7 @@ def lora(run: RunConfig) -> Lora | None:
 
 def recompute(run: RunConfig) -> Recompute | None:
     """What is recomputed where activation_checkpointing is on: whole layers unless told otherwise, as in NeMo-RL."""
-    from nemotron_dpo.policy.transformer_config import Recompute
+    from nemotron_dpo.policy.recompute import Recompute
 
     megatron, default = run.policy.megatron_cfg, Recompute()
     if not megatron.activation_checkpointing:

@@ -19,7 +19,9 @@ import random_policy
 from processes import took
 
 from nemotron_dpo.checkpoint.families import config
-from nemotron_dpo.steps.estimate import costs as estimate
+from nemotron_dpo.policy.recompute import Recompute
+from nemotron_dpo.steps.estimate.memory import memory
+from nemotron_dpo.steps.estimate.sizes import Sizes
 
 PAIR = (128, 192)  # tokens of a prompt and of each response; two such pairs are 1024
 STEPS = 3
@@ -43,9 +45,8 @@ def main() -> None:
 
 def _compare(folder: Path, size: str, precision: str, tokens: int, recompute: str, scratch: Path) -> float:
     """Estimate over measurement."""
-    recomputed = {"none": frozenset(), "full": frozenset({"layer"}), "mlp": frozenset({"mlp"})}[recompute]
-    sizes = estimate.Sizes(precision, tokens, recomputed=recomputed)
-    expected = estimate.memory(config.read(folder), sizes).total
+    again = {"none": None, "full": Recompute(), "mlp": Recompute("selective", modules=("mlp",))}[recompute]
+    expected = memory(config.read(folder), Sizes(precision, tokens, recompute=again)).total
     measured = _measure(folder, precision, tokens, recompute, scratch)
     row = f"{size:>8} {precision:>9} {tokens:>6} {recompute:>9} {expected / 1e6:>6.0f} MB {measured / 1e6:>6.0f} MB"
     print(f"{row} {expected / measured:>6.2f}", flush=True)

@@ -142,10 +142,10 @@ def _make(size: str, folder: Path, *rest: str) -> None:
 
 
 def _parameters(size: str) -> int:
-    from nemotron_dpo.checkpoint.families.config import from_config
-    from nemotron_dpo.steps.estimate.costs import num_parameters
 
-    return num_parameters(from_config(random_policy.config(size), Path(size)))
+    from nemotron_dpo.checkpoint.families.config import from_config
+
+    return from_config(random_policy.config(size), Path(size)).num_parameters()
 
 
 SECTIONS: dict[str, Callable[[Path], Iterator[Case]]] = {

@@ -59,7 +59,7 @@ def fresh(llama: Path, **settings):
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy.lora import Adapted, Base, Lora, adapt
 
-    model = open_policy(resolve(llama), "float32")[0]
+    model = open_policy(resolve(llama), "float32")
     adapt(model, Adapted(Lora(dim=4, alpha=8, **settings), Base("base", "digest")), seed=42)
     return model
 
@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_exactly(single: Path, scored: Path, llama: P
     done = check("dpo-train", scored, "--policy", llama, "--run-dir", run_dir, *COMMON, LORA, SAVING)
     assert b"resuming after step 2 of 4" in done.stderr
     assert losses(run_dir) == losses(single)
-    ours, uninterrupted = (open_policy(resolve_run(folder), None)[0].state_dict() for folder in (run_dir, single))
+    ours, uninterrupted = (open_policy(resolve_run(folder), None).state_dict() for folder in (run_dir, single))
     assert all(torch.equal(ours[name], uninterrupted[name]) for name in ours if not name.endswith("_extra_state"))
 
 
@@ -155,6 +155,6 @@ def test_any_layout_trains_the_same_adapters(layout: str, single: Path, scored: 
     settings = (*COMMON, f"policy.megatron_cfg={layout}", LORA)
     torchrun(2, "dpo-train", scored, "--policy", llama, "--run-dir", tmp_path, *settings)
     assert np.allclose(losses(tmp_path), losses(single), atol=1e-5)
-    ours, alone = (dict(open_policy(resolve_run(run_dir), None)[0].named_parameters()) for run_dir in (tmp_path, single))
+    ours, alone = (dict(open_policy(resolve_run(run_dir), None).named_parameters()) for run_dir in (tmp_path, single))
     for name, weight in alone.items():
         assert (ours[name] - weight).abs().max() <= 1e-4, name

@@ -94,11 +94,11 @@ def test_what_bridge_writes_is_read(name: str, models: dict[str, Path], from_bri
 
     expected = read_architecture(resolve(models[name]))  # whose special tokens Bridge does not record
     expected = replace(expected, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    model, shape = open_policy(resolve(from_bridge[name]), None)
-    assert shape == expected
+    model = open_policy(resolve(from_bridge[name]), None)
+    assert model.architecture == expected
     assert same(export(from_bridge[name], tmp_path / "hf", "hf"), models[name])
 
-    oracle, rows = families.load(models[name]), probe.rows(2, shape)
+    oracle, rows = families.load(models[name]), probe.rows(2, model.architecture)
     scores = [
         small.reference_logps(oracle, np.array(pair["prompt_ids"]), np.array(pair[side])).detach().numpy()
         for pair in rows.to_pylist()
@@ -123,8 +123,8 @@ def test_smollm2_goes_to_us_is_aligned_and_goes_back(tmp_path: Path) -> None:
     bridge("import", source, theirs)
     rows, scores = None, []
     for folder in (source, theirs):
-        model, shape = open_policy(resolve(folder), "float32")
-        rows = rows or probe.rows(2, shape)
+        model = open_policy(resolve(folder), "float32")
+        rows = rows or probe.rows(2, model.architecture)
         scores.append(probe.score(model, rows))
         del model
     assert np.array_equal(*scores)

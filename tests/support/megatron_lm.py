@@ -67,8 +67,8 @@ def write(llama: Path, root: Path, args: Namespace | None, content: dict, change
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy.model import build_policy
 
-    model, shape = open_policy(resolve(llama), None)
-    padded = build_policy(replace(shape, vocab_size=PADDED), torch.float32, max_length=128)
+    model = open_policy(resolve(llama), None)
+    padded = build_policy(replace(model.architecture, vocab_size=PADDED), torch.float32, max_length=128)
     weights = model.state_dict()
     embedding = weights["embedding.word_embeddings.weight"]
     weights["embedding.word_embeddings.weight"] = torch.cat([embedding, torch.full((PADDED - len(embedding), 32), 9.0)])

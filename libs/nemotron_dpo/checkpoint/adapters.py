@@ -14,7 +14,8 @@ import yaml
 
 from nemotron_dpo.checkpoint.run_config import NAME
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.lora import Adapted, Base, Lora
+from nemotron_dpo.policy.lora import Adapted, Base
+from nemotron_dpo.policy.lora_targets import Lora
 from nemotron_dpo.sources import ModelSource, resolve
 
 _TARGET = "megatron.bridge.peft.lora.LoRA"

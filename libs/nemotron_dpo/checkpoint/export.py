@@ -28,29 +28,28 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
     return_freed_memory()
     if form == "peft":
         return _export_adapters(source, output, precision)
-    model, shape = open_policy(source, precision)
-    rows = probe.rows(verify, shape)
+    model = open_policy(source, precision)
+    rows = probe.rows(verify, model.architecture)
     before_R = probe.score(model, rows) if verify else None
     if precision is None and read_architecture(source).dtype == "float16":  # computed with in float32, which holds it exactly
-        model, shape = model.half(), replace(shape, dtype="float16")
+        model.half().architecture = replace(model.architecture, dtype="float16")
     with published_folder(output) as folder:
         if form == "megatron":
-            megatron.save(model, shape, folder, source.iteration, tokenizer_folder(source))
+            megatron.save(model, folder, source.iteration, tokenizer_folder(source))
         else:
-            hf.save(model, shape, folder, getattr(torch, shape.dtype), tokenizer_folder(source))
+            hf.save(model, folder, getattr(torch, model.architecture.dtype), tokenizer_folder(source))
         if before_R is None:
             return None
         del model  # two policies need not fit
-        written, _ = open_policy(resolve(folder), None)
-        return probe.compare(before_R, probe.score(written, rows))
+        return probe.compare(before_R, probe.score(open_policy(resolve(folder), None), rows))
 
 
 def _export_adapters(source: ModelSource, output: Path, precision: str | None) -> None:
     if adapters.read(source) is None:
         raise UserError("holds no adapters", source=source.path, remedy="--to hf writes a whole policy")
-    model, shape = open_policy(source, precision, merged=False)
+    model = open_policy(source, precision, merged=False)
     with published_folder(output) as folder:
-        peft_folder.save(model, shape, folder, DTYPES[shape.dtype])
+        peft_folder.save(model, folder, DTYPES[model.architecture.dtype])
         hf.copy_tokenizer(tokenizer_folder(source), folder)
 
 

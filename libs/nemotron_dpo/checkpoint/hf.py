@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from nemotron_dpo.checkpoint.families import config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.architecture import Architecture, Layer
+from nemotron_dpo.policy.model import PairPolicy
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,16 +45,16 @@ _OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Place = tuple[int, ...]
 
 
-def load(model: nn.Module, shape: Architecture, folder: Path) -> None:
-    """Fill `model` (one rank's shard of a GPTModel) from the safetensors in `folder`, one parameter at a time.
+def load(model: PairPolicy, folder: Path) -> None:
+    """Fill `model` (this rank's part of a policy) from the safetensors in `folder`, one parameter at a time.
 
     Raises UserError where a file is missing or damaged, or a tensor is missing, of another shape or not part of the model.
     """
-    weights = Weights(folder)
-    for name, parameter, rule, place in _placed(model, shape):
+    weights, architecture = Weights(folder), model.architecture
+    for name, parameter, rule, place in _placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:
-            shard = _shard(rule.merge(shape, parts), parameter, rule, name)
+            shard = _shard(rule.merge(_layer(architecture, place), parts), parameter, rule, name)
         except RuntimeError:
             shard = None
         if shard is None or shard.shape != parameter.shape:
@@ -63,13 +63,12 @@ def load(model: nn.Module, shape: Architecture, folder: Path) -> None:
             raise UserError(what, source=folder, remedy="does config.json belong to these weights?")
         with torch.no_grad():
             parameter.copy_(shard)
-    _refuse_leftovers(weights, shape)
-    _refuse_second_embedding(weights, shape)
+    _refuse_leftovers(weights, architecture)
+    _refuse_second_embedding(weights, architecture)
 
 
 def save(
-    model: nn.Module,
-    shape: Architecture,
+    model: PairPolicy,
     folder: Path,
     dtype: torch.dtype,
     tokenizer: Path | None,
@@ -80,9 +79,9 @@ def save(
     Weights are streamed into files of at most `shard_bytes`. Raises UserError where they cannot be written.
     """
     name = str(dtype).removeprefix("torch.")
-    written = {**config.write(shape), "dtype": name, "torch_dtype": name}
+    written = {**config.write(model.architecture), "dtype": name, "torch_dtype": name}
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-    hf_files.write(folder, _plan(model, shape), _tensors(model, shape), dtype, shard_bytes)
+    hf_files.write(folder, _plan(model), _tensors(model), dtype, shard_bytes)
     copy_tokenizer(tokenizer, folder)
 
 
@@ -96,24 +95,24 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _plan(model: nn.Module, shape: Architecture) -> list[Planned]:
+def _plan(model: PairPolicy) -> list[Planned]:
     """Names and shapes of all HF tensors, in the order in which `_tensors` yields them."""
     plan: list[Planned] = []
-    for _, parameter, rule, place in _placed(model, shape):
-        parts = rule.split(shape, torch.empty_like(parameter, device="meta"))
+    for _, parameter, rule, place in _placed(model):
+        parts = rule.split(_layer(model.architecture, place), torch.empty_like(parameter, device="meta"))
         plan += [(key.format(*place), part.shape) for key, part in zip(rule.hf, parts, strict=True)]
     return plan
 
 
-def _tensors(model: nn.Module, shape: Architecture) -> Iterator[Tensor]:
-    for _, parameter, rule, _ in _placed(model, shape):
-        yield from rule.split(shape, parameter.detach())
+def _tensors(model: PairPolicy) -> Iterator[Tensor]:
+    for _, parameter, rule, place in _placed(model):
+        yield from rule.split(_layer(model.architecture, place), parameter.detach())
 
 
-def _placed(model: nn.Module, shape: Architecture) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
+def _placed(model: PairPolicy) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
     """(name, parameter, its rule, its place) for every parameter that this rank holds."""
-    by_name = {rule.megatron: rule for rule in rules(shape)}
-    first_expert = _first_expert(shape)
+    architecture = model.architecture
+    by_name = {rule.megatron: rule for rule in rules(architecture)}
     for name, parameter in model.named_parameters():
         layer = re.match(r"decoder\.layers\.\d+", name)
         expert = re.search(r"\.local_experts\.(\d+)\.", name)
@@ -121,18 +120,21 @@ def _placed(model: nn.Module, shape: Architecture) -> Iterator[tuple[str, nn.Par
         if layer:
             place.append(model.get_submodule(layer[0]).layer_number - 1)  # type: ignore[arg-type, operator] - megatron-core's layers have a number
         if expert:
-            place.append(first_expert + int(expert[1]))
+            place.append(_first_expert(architecture.layers[place[0]]) + int(expert[1]))
         pattern = re.sub(r"(layers|local_experts)\.\d+\.", r"\1.{}.", name)
-        if pattern == "output_layer.weight" and shape.tied_embeddings:  # the last pipeline stage's own copy
+        if pattern == "output_layer.weight" and architecture.tied_embeddings:  # the last pipeline stage's own copy
             pattern = "embedding.word_embeddings.weight"
         yield name, parameter, by_name[pattern], tuple(place)
 
 
-def _first_expert(shape: Architecture) -> int:
-    if shape.experts is None:
-        return 0
+def _layer(architecture: Architecture, place: Place) -> Layer | None:
+    return architecture.layers[place[0]] if place else None
+
+
+def _first_expert(layer: Layer) -> int:
+    """The number of the first of the layer's experts that this rank holds."""
     ranks = parallel_state.get_expert_model_parallel_world_size()
-    return parallel_state.get_expert_model_parallel_rank() * (shape.experts.num // ranks)
+    return parallel_state.get_expert_model_parallel_rank() * (layer.num_experts // ranks)
 
 
 def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tensor:
@@ -150,24 +152,32 @@ def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tens
     return full.chunk(size, axis)[rank]
 
 
-def _refuse_leftovers(weights: Weights, shape: Architecture) -> None:
+def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
     """Raise UserError where the folder holds weights that no rule reads: the stored model computes something else."""
-    numbers = product(range(shape.num_layers), range(shape.experts.num if shape.experts else 1))
-    places = list(numbers)
-    known = {key.format(*place) for rule in rules(shape) for key in rule.hf for place in places}
+    known = {key.format(*place) for rule in rules(architecture) for place in _places(architecture, rule) for key in rule.hf}
     left = sorted(key for key in weights.keys() - known - {_OUTPUT} if not hf_folder.UNREAD.search(key))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        what = f"holds {left[0]}{more}, which a {shape.family} of its config.json does not have"
+        what = f"holds {left[0]}{more}, which a {architecture.family} of its config.json does not have"
         raise UserError(what, source=weights.folder, remedy="does config.json belong to these weights?")
 
 
-def _refuse_second_embedding(weights: Weights, shape: Architecture) -> None:
+def _places(architecture: Architecture, rule: Rule) -> Iterator[Place]:
+    """Where in the whole model there are parameters of this rule."""
+    _, _, within = rule.megatron.partition("layers.{}.")
+    if not within:
+        yield ()
+    for number, layer in enumerate(architecture.layers if within else ()):
+        if layer.has(within):
+            yield from ((number, expert) for expert in range(layer.num_experts if "{}" in within else 1))
+
+
+def _refuse_second_embedding(weights: Weights, architecture: Architecture) -> None:
     """Raise UserError where config.json ties the output layer to the embedding and the two stored tensors differ.
 
     transformers 4 would take the embedding, transformers 5 the output layer. Which of them was trained, nobody can tell.
     """
-    if not shape.tied_embeddings or not {_OUTPUT} <= weights.keys():
+    if not architecture.tied_embeddings or not {_OUTPUT} <= weights.keys():
         return
     stored, embedding = weights.read(_OUTPUT), weights.read(_EMBEDDING)
     if stored.dtype != embedding.dtype or not torch.equal(stored, embedding):

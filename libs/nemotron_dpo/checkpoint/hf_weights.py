@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.architecture import Layer
+from nemotron_dpo.policy.sublayers.attention import Attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,26 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """`megatron` = merge(shape, [hf tensors]) and [hf tensors] = split(shape, megatron).
+    """`megatron` = merge(layer, [hf tensors]) and [hf tensors] = split(layer, megatron), `layer` being the one it is a part of.
 
     `halves` marks a parameter that stacks two halves (gate over up). Tensor parallelism divides each half.
     """
 
     megatron: str
     hf: tuple[str, ...]
-    merge: Callable[[Architecture, Sequence[Tensor]], Tensor]
-    split: Callable[[Architecture, Tensor], Sequence[Tensor]]
+    merge: Callable[[Layer | None, Sequence[Tensor]], Tensor]
+    split: Callable[[Layer | None, Tensor], Sequence[Tensor]]
     halves: bool = False
 
 
 def copy(megatron: str, hf: str, *, halves: bool = False) -> Rule:
     """The same tensor under another name."""
-    return Rule(megatron, (hf,), lambda shape, parts: parts[0], lambda shape, full: [full], halves)
+    return Rule(megatron, (hf,), lambda layer, parts: parts[0], lambda layer, full: [full], halves)
 
 
 def stack(megatron: str, gate: str, up: str) -> Rule:
     """Two projections of equal shape, the first over the second."""
-    return Rule(megatron, (gate, up), lambda shape, parts: _joined(parts), lambda shape, full: full.chunk(2), True)
+    return Rule(megatron, (gate, up), lambda layer, parts: _joined(parts), lambda layer, full: full.chunk(2), True)
 
 
 def qkv(megatron: str, hf: str) -> Rule:
@@ -51,28 +52,36 @@ def fused_qkv(megatron: str, hf: str) -> Rule:
     return Rule(
         megatron,
         (hf,),
-        lambda shape, parts: merge_qkv(shape, parts[0].split(_qkv_rows(shape))),
-        lambda shape, full: [_joined(split_qkv(shape, full))],
+        lambda layer, parts: merge_qkv(layer, parts[0].split(_qkv_rows(layer))),
+        lambda layer, full: [_joined(split_qkv(layer, full))],
     )
 
 
-def merge_qkv(shape: Architecture, parts: Sequence[Tensor]) -> Tensor:
+def merge_qkv(layer: Layer | None, parts: Sequence[Tensor]) -> Tensor:
     """q [N*D, ...], k [G*D, ...], v [G*D, ...] -> [G * (N/G + 2) * D, ...]: per group its queries, its key, its value."""
-    groups, size, rest = shape.num_query_groups, shape.kv_channels, parts[0].shape[1:]
-    return _joined([x.reshape(groups, -1, size, *rest) for x in parts], dim=1).reshape(-1, *rest)
+    attention, rest = _attention(layer), parts[0].shape[1:]
+    heads = [x.reshape(attention.num_groups, -1, attention.head_size, *rest) for x in parts]
+    return _joined(heads, dim=1).reshape(-1, *rest)
 
 
-def split_qkv(shape: Architecture, full: Tensor) -> Sequence[Tensor]:
+def split_qkv(layer: Layer | None, full: Tensor) -> Sequence[Tensor]:
     """The inverse of merge_qkv."""
-    groups, size, rest = shape.num_query_groups, shape.kv_channels, full.shape[1:]
-    per_group = shape.num_attention_heads // groups
-    parts = full.reshape(groups, per_group + 2, size, *rest).split([per_group, 1, 1], dim=1)
-    return [part.reshape(-1, *rest) for part in parts]
+    attention, rest = _attention(layer), full.shape[1:]
+    per_group = attention.num_heads // attention.num_groups
+    heads = full.reshape(attention.num_groups, per_group + 2, attention.head_size, *rest)
+    return [part.reshape(-1, *rest) for part in heads.split([per_group, 1, 1], dim=1)]
 
 
-def _qkv_rows(shape: Architecture) -> list[int]:
-    group_rows = shape.num_query_groups * shape.kv_channels
-    return [shape.num_attention_heads * shape.kv_channels, group_rows, group_rows]
+def _qkv_rows(layer: Layer | None) -> list[int]:
+    attention = _attention(layer)
+    keys = attention.num_groups * attention.head_size
+    return [attention.channels, keys, keys]
+
+
+def _attention(layer: Layer | None) -> Attention:
+    assert layer is not None
+    assert isinstance(layer.mixer, Attention)
+    return layer.mixer
 
 
 def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -19,14 +19,14 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from nemotron_dpo import file_digests
 from nemotron_dpo.checkpoint import adapters, hf, run_config, torch_dist, untrusted
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapted_of, only_adapters
+from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.sources import TRACKER
 
 _CONTENT = {"singleton_local_shards": False}
 
 
-def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, tokenizer: Path | None) -> None:
+def save(model: PairPolicy, root: Path, iteration: int, tokenizer: Path | None) -> None:
     """Write `model` as the only iteration of the checkpoint `root`. Every rank calls it; rank 0 writes the small files.
 
     Of a model with adapters only the adapters are written. `root` must be empty or absent, on storage that all ranks share.
@@ -42,7 +42,7 @@ def save(model: nn.Module, shape: Architecture, root: Path, iteration: int, toke
         state |= {"model": only_adapters(weights), "adapted": asdict(adapted)}
     torch_dist.save(state, folder, _CONTENT)
     if dist.get_rank() == 0:
-        run_config.write(shape, folder)
+        run_config.write(model.architecture, folder)
         if adapted is not None:
             adapters.describe(adapted, folder)
         hf.copy_tokenizer(tokenizer, folder / "tokenizer")

@@ -15,6 +15,7 @@ from nemotron_dpo.checkpoint import untrusted
 from nemotron_dpo.checkpoint.provider import from_provider, symbol
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.uniform import flat
 
 _FROM_HF = ("family", "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "experts")
@@ -58,8 +59,9 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
 
 
 def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
+    pair = flat(stored), flat(named)
     for field in _MUST_AGREE:
-        here, there = getattr(stored, field), getattr(named, field)
+        here, there = (getattr(decoder, field) for decoder in pair)
         if here != there:
             what = f"{field} is {here} in the checkpoint and {there} in the Hugging Face model"
             raise UserError(what, source=folder, remedy="name the model whose weights it holds")

@@ -15,27 +15,27 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemotron_dpo.checkpoint.families import rules
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import Adapted, adapted_of, adapters
+from nemotron_dpo.policy.model import PairPolicy
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def save(model: nn.Module, shape: Architecture, folder: Path, dtype: torch.dtype) -> None:
+def save(model: PairPolicy, folder: Path, dtype: torch.dtype) -> None:
     """Write the adapters of `model` (whole, TP = PP = 1) into the existing folder. Raises UserError where that fails."""
     adapted = adapted_of(model)
     assert adapted is not None
-    modules = _modules(model, shape)
+    modules = _modules(model)
     tensors = {
         f"base_model.model.{name}.{part}.weight": weight.detach().to("cpu", dtype, copy=True).contiguous()
         for name, pair in modules.items()
         for part, weight in zip(("lora_A", "lora_B"), pair, strict=True)
     }
-    (folder / CONFIG).write_text(json.dumps(_config(adapted, list(modules), shape.num_layers), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(_config(adapted, list(modules), len(model.architecture.layers)), indent=2) + "\n")
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -43,13 +43,13 @@ def save(model: nn.Module, shape: Architecture, folder: Path, dtype: torch.dtype
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes 0600, whatever the umask
 
 
-def _modules(model: nn.Module, shape: Architecture) -> dict[str, tuple[Tensor, Tensor]]:
+def _modules(model: PairPolicy) -> dict[str, tuple[Tensor, Tensor]]:
     """Name of each adapted Hugging Face module -> its (A [r, I], B [O, r])."""
-    by_name, found = {rule.megatron: rule for rule in rules(shape)}, {}
+    by_name, found = {rule.megatron: rule for rule in rules(model.architecture)}, {}
     for name, layer in adapters(model).items():
         number = int(name.split(".")[2])
         rule = by_name[re.sub(r"layers\.\d+\.", "layers.{}.", name) + ".weight"]
-        parts = rule.split(shape, layer.adapter.linear_out.weight)
+        parts = rule.split(model.architecture.layers[number], layer.adapter.linear_out.weight)
         for key, part in zip(rule.hf, parts, strict=True):
             found[key.format(number).removesuffix(".weight")] = layer.adapter.linear_in.weight, part
     return found

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, run_config
@@ -14,7 +13,7 @@ from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
 from nemotron_dpo.policy.model import PairPolicy, build_policy
-from nemotron_dpo.policy.transformer_config import Recompute
+from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.sources import ModelSource
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -23,10 +22,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def read_architecture(source: ModelSource) -> Architecture:
     """The architecture that the source describes, without reading weights. Its dtype comes from the weights' headers."""
     if source.kind == "hf":
-        shape = config.read(source.path)
-        return replace(shape, dtype=hf_folder.precision(source.path) or shape.dtype)
-    shape = _described(source)
-    return replace(shape, dtype=megatron.precision(source.path) or shape.dtype)
+        architecture = config.read(source.path)
+        return replace(architecture, dtype=hf_folder.precision(source.path) or architecture.dtype)
+    architecture = _described(source)
+    return replace(architecture, dtype=megatron.precision(source.path) or architecture.dtype)
 
 
 def _described(source: ModelSource) -> Architecture:
@@ -42,31 +41,31 @@ def open_policy(
     max_length: int | None = None,
     recompute: Recompute | None = None,
     merged: bool = True,
-) -> tuple[PairPolicy, Architecture]:
+) -> PairPolicy:
     """Build the model on this rank's device and load its weights; process groups must exist.
 
-    `precision` None keeps the stored one. `max_length` None allows as many tokens as the policy supports. The returned
-    architecture has the model's dtype. Adapters are merged into the weights of their base, unless `merged` is False.
+    `precision` None keeps the stored one; `max_length` None allows as many tokens as the policy takes. Adapters are
+    merged into the weights of their base, unless `merged` is False.
     """
     stored = read_architecture(source)
-    shape = replace(stored, dtype=precision or stored.dtype)
-    dtype = DTYPES.get(shape.dtype, torch.float32)
-    shape = replace(shape, dtype=str(dtype).removeprefix("torch."))
-    model = build_policy(shape, dtype, max_length=max_length or shape.max_length, recompute=recompute)
-    _fill(model, shape, source, merged=merged)
-    return model, shape
+    architecture = replace(stored, dtype=precision or stored.dtype)
+    dtype = DTYPES.get(architecture.dtype, torch.float32)
+    architecture = replace(architecture, dtype=str(dtype).removeprefix("torch."))
+    model = build_policy(architecture, dtype, max_length=max_length or architecture.max_length, recompute=recompute)
+    _fill(model, source, merged=merged)
+    return model
 
 
-def _fill(model: nn.Module, shape: Architecture, source: ModelSource, *, merged: bool = True) -> None:
+def _fill(model: PairPolicy, source: ModelSource, *, merged: bool = True) -> None:
     adapted = adapters.read(source)
     if adapted is not None:
-        _fill(model, shape, adapters.open_base(adapted, source.path))
+        _fill(model, adapters.open_base(adapted, source.path))
         adapt(model, adapted)
         megatron.load(model, source.path)
         if merged:
             merge(model)
     elif source.kind == "hf":
-        hf.load(model, shape, source.path)
+        hf.load(model, source.path)
     else:
         megatron.load(model, source.path)
 

@@ -11,7 +11,10 @@ from typing import Any
 from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
+from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
+from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 _BRIDGE = "megatron.bridge.models"
 _TARGETS = {  # families for which Bridge has a provider class of its own
@@ -26,15 +29,16 @@ _ACTIVATIONS = {
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-def to_provider(shape: Architecture) -> dict[str, Any]:
+def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
+    decoder = flat(architecture)
     return {
-        "_target_": _TARGETS.get(shape.family, f"{_BRIDGE}.gpt_provider.GPTModelProvider"),
-        **_sizes(shape),
-        **_layers(shape),
-        **_positions(shape),
-        **_precision(shape.dtype),
-        **_experts(shape),
+        "_target_": _TARGETS.get(decoder.family, f"{_BRIDGE}.gpt_provider.GPTModelProvider"),
+        **_sizes(decoder),
+        **_layers(decoder),
+        **_positions(decoder),
+        **_precision(decoder.dtype),
+        **_experts(decoder),
     }
 
 
@@ -51,7 +55,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
     heads, hidden = model["num_attention_heads"], model["hidden_size"]
     experts = _read_experts(model)
     scaling = Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
-    return Architecture(
+    return UniformDecoder(
         num_layers=model["num_layers"],
         hidden_size=hidden,
         ffn_hidden_size=(experts and model.get("moe_ffn_hidden_size")) or model["ffn_hidden_size"],
@@ -79,7 +83,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         bos_token_id=extra.get("bos_token_id"),
         eos_token_id=extra.get("eos_token_id"),
         pad_token_id=extra.get("pad_token_id"),
-    )
+    ).architecture
 
 
 def infer_family(model: dict[str, Any]) -> str:
@@ -110,49 +114,49 @@ def symbol(name: str) -> dict[str, Any]:
     return {"_call_": False, "_target_": name}
 
 
-def _sizes(shape: Architecture) -> dict[str, Any]:
+def _sizes(decoder: UniformDecoder) -> dict[str, Any]:
     return {
-        "ffn_hidden_size": shape.ffn_hidden_size,
-        "hidden_size": shape.hidden_size,
-        "kv_channels": shape.kv_channels,
-        "make_vocab_size_divisible_by": _largest_power_of_two(shape.vocab_size),
-        "num_attention_heads": shape.num_attention_heads,
-        "num_layers": shape.num_layers,
-        "num_query_groups": shape.num_query_groups,
+        "ffn_hidden_size": decoder.ffn_hidden_size,
+        "hidden_size": decoder.hidden_size,
+        "kv_channels": decoder.kv_channels,
+        "make_vocab_size_divisible_by": _largest_power_of_two(decoder.vocab_size),
+        "num_attention_heads": decoder.num_attention_heads,
+        "num_layers": decoder.num_layers,
+        "num_query_groups": decoder.num_query_groups,
         "pipeline_model_parallel_size": 1,
-        "seq_length": shape.max_position_embeddings,
-        "share_embeddings_and_output_weights": shape.tied_embeddings,
+        "seq_length": decoder.max_position_embeddings,
+        "share_embeddings_and_output_weights": decoder.tied_embeddings,
         "should_pad_vocab": False,
         "tensor_model_parallel_size": 1,
-        "vocab_size": shape.vocab_size,
+        "vocab_size": decoder.vocab_size,
     }
 
 
-def _layers(shape: Architecture) -> dict[str, Any]:
+def _layers(decoder: UniformDecoder) -> dict[str, Any]:
     return {
-        "activation_func": symbol(_ACTIVATIONS[shape.activation]),
+        "activation_func": symbol(_ACTIVATIONS[decoder.activation]),
         "add_bias_linear": False,
-        "add_qkv_bias": shape.qkv_bias,
+        "add_qkv_bias": decoder.qkv_bias,
         "attention_dropout": 0.0,
-        "gated_linear_unit": shape.gated,
+        "gated_linear_unit": decoder.gated,
         "hidden_dropout": 0.0,
-        "layernorm_epsilon": shape.norm_epsilon,
-        "layernorm_zero_centered_gamma": shape.zero_centered_norm,
-        "normalization": shape.normalization,
-        "qk_layernorm": shape.qk_norm,
+        "layernorm_epsilon": decoder.norm_epsilon,
+        "layernorm_zero_centered_gamma": decoder.zero_centered_norm,
+        "normalization": decoder.normalization,
+        "qk_layernorm": decoder.qk_norm,
         "transformer_layer_spec": symbol(f"{_BRIDGE}.gpt_provider.default_layer_spec"),
     }
 
 
-def _positions(shape: Architecture) -> dict[str, Any]:
-    window = {} if shape.window is None else {"window_size": [shape.window, 0], "cp_comm_type": "a2a"}
-    base = shape.rotary_base
+def _positions(decoder: UniformDecoder) -> dict[str, Any]:
+    window = {} if decoder.window is None else {"window_size": [decoder.window, 0], "cp_comm_type": "a2a"}
+    base = decoder.rotary_base
     return {
         "position_embedding_type": "rope",
-        "rope_scaling": shape.rope_scaling is not None,
-        "rope_scaling_factor": shape.rope_scaling.factor if shape.rope_scaling else 1.0,
+        "rope_scaling": decoder.rope_scaling is not None,
+        "rope_scaling_factor": decoder.rope_scaling.factor if decoder.rope_scaling else 1.0,
         "rotary_base": int(base) if base == int(base) else base,
-        "rotary_percent": shape.rotary_percent,
+        "rotary_percent": decoder.rotary_percent,
         **window,
     }
 
@@ -163,25 +167,25 @@ def _precision(dtype: str) -> dict[str, Any]:
     return {"autocast_dtype": named, "params_dtype": named, "pipeline_dtype": named, **kinds}
 
 
-def _experts(shape: Architecture) -> dict[str, Any]:
-    if shape.experts is None:
+def _experts(decoder: UniformDecoder) -> dict[str, Any]:
+    if decoder.experts is None:
         return {}
     return {
         "moe_aux_loss_coeff": 0.0,
-        "moe_ffn_hidden_size": shape.ffn_hidden_size,
+        "moe_ffn_hidden_size": decoder.ffn_hidden_size,
         "moe_grouped_gemm": True,
         "moe_router_load_balancing_type": "aux_loss",
-        "moe_router_pre_softmax": not shape.experts.renormalize,
+        "moe_router_pre_softmax": not decoder.experts.renormalize,
         "moe_router_score_function": "softmax",
-        "moe_router_topk": shape.experts.top_k,
+        "moe_router_topk": decoder.experts.top_k,
         "moe_token_dispatcher_type": "alltoall",
-        "num_moe_experts": shape.experts.num,
+        "num_moe_experts": decoder.experts.num,
     }
 
 
-def _read_experts(model: dict[str, Any]) -> Experts | None:
+def _read_experts(model: dict[str, Any]) -> Router | None:
     num = model.get("num_moe_experts")
-    return Experts(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax")) if num else None
+    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax")) if num else None
 
 
 def _read_dtype(model: dict[str, Any]) -> str:

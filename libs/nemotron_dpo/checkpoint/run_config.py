@@ -19,10 +19,10 @@ NAME = "run_config.yaml"
 _REMEDY = "a checkpoint of Megatron-LM needs the name of its Hugging Face model instead"
 
 
-def write(shape: Architecture, folder: Path) -> None:
+def write(architecture: Architecture, folder: Path) -> None:
     """Write the file into a checkpoint's iteration folder."""
     saved = {"fully_parallel_save": False, "save_optim": False, "save_rng": False}  # Bridge's training looks these up
-    sections = {"checkpoint": saved, "model": to_provider(shape), "nemotron_dpo": _extra(shape)}
+    sections = {"checkpoint": saved, "model": to_provider(architecture), "nemotron_dpo": _extra(architecture)}
     (folder / NAME).write_text(yaml.safe_dump(sections, sort_keys=True))
 
 
@@ -50,6 +50,6 @@ def read(folder: Path) -> Architecture:
         raise UserError(what.replace("\n", " "), source=path) from None
 
 
-def _extra(shape: Architecture) -> dict[str, Any]:
+def _extra(architecture: Architecture) -> dict[str, Any]:
     names = ("family", "embedding_scale", "bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: getattr(shape, name) for name in names}
+    return {name: getattr(architecture, name) for name in names}

@@ -1,70 +1,103 @@
-"""What shape of model a policy is: one frozen description between HF config.json, run_config.yaml and megatron-core.
+"""What a policy is: one frozen description between HF config.json, run_config.yaml and megatron-core. Knows no torch.
 
-Which architectures are known, and how their files say it, is `checkpoint.families`' and `checkpoint.run_config`'s to know.
+Which architectures are known, and how their files say it, is `checkpoint.families`' and `checkpoint.run_config`'s to know;
+what a kind of layer is and costs, `policy.sublayers`'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
+from nemotron_dpo.policy.sublayers.experts import Experts
+from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
+
+Normalization = Literal["RMSNorm", "LayerNorm"]
+
 
 @dataclass(frozen=True)
-class Llama3Scaling:
-    """The rope scaling of Llama 3.1 and later; megatron-core fixes the other three numbers of that rule."""
+class Layer:
+    """A layer: a sublayer that mixes tokens, one that computes with each token alone, or either."""
 
-    factor: float
+    mixer: Sublayer | None
+    feed_forward: Sublayer | None
 
+    @property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """Those that there are, in the order in which they compute."""
+        return tuple(part for part in (self.mixer, self.feed_forward) if part is not None)
 
-@dataclass(frozen=True)
-class Experts:
-    """A mixture of `num` feed-forward experts, of which a router picks `top_k` a token.
+    @property
+    def num_experts(self) -> int:
+        """Experts of its feed-forward part, 0 where it has none."""
+        return self.feed_forward.router.num if isinstance(self.feed_forward, Experts) else 0
 
-    With `renormalize` the picked probabilities are made to sum to one (softmax over the picked logits).
-    """
-
-    num: int
-    top_k: int
-    renormalize: bool = True
+    def has(self, parameter: str) -> bool:
+        """Whether a parameter of this name, within the layer, is one of its own."""
+        return any(parameter.startswith(sublayer.prefixes) for sublayer in self.sublayers)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only transformer: sizes in elements, `dtype` the precision its weights are stored in.
+    """A decoder-only transformer: `layers` from first to last, sizes in elements, `dtype` that of the weights as stored.
 
-    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one. `window` is how many tokens
-    back attention sees, None all. With `experts` the feed-forward part is a mixture and `ffn_hidden_size` an expert's.
+    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one.
     """
 
-    num_layers: int
+    layers: tuple[Layer, ...]
     hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
     vocab_size: int
     max_position_embeddings: int
     norm_epsilon: float
-    rotary_base: float
     tied_embeddings: bool
     dtype: str
     family: str = "llama"
-    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    normalization: Normalization = "RMSNorm"
     zero_centered_norm: bool = False
-    activation: Literal["silu", "relu2", "gelu_tanh"] = "silu"
-    gated: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    rotary_percent: float = 1.0
-    rope_scaling: Llama3Scaling | None = None
-    window: int | None = None
     embedding_scale: float = 1.0
-    experts: Experts | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
     @property
     def max_length(self) -> int:
-        """How many tokens a sequence may have: within the positions, and within the window, which is never applied."""
-        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
+        """How many tokens a sequence may have: within the positions, and within every window, none of which is applied."""
+        windows = [attention.window for attention in self.attentions if attention.window is not None]
+        return min([self.max_position_embeddings, *windows])
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """The attention of each layer that has one."""
+        return [layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention)]
+
+    @property
+    def rotary(self) -> Rotary:
+        """The positions of all attention layers. Raises UserError where they have none, or not all the same."""
+        kinds = {attention.rotary for attention in self.attentions}
+        if len(kinds) != 1:
+            raise UserError(f"layers with {len(kinds)} kinds of rotary positions are not supported", remedy="one kind is")
+        return kinds.pop()
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers are alike, so that checkpoints may stack their tensors."""
+        return len(set(self.layers)) <= 1
+
+    def sublayers(self) -> Iterator[Sublayer]:
+        """The sublayers of all layers."""
+        return (sublayer for layer in self.layers for sublayer in layer.sublayers)
+
+    def linears(self) -> Iterator[tuple[int, Linear]]:
+        """The linear layers that adapters can be put beside, each with its layer's number."""
+        for number, layer in enumerate(self.layers):
+            for sublayer in layer.sublayers:
+                yield from ((number, linear) for linear in sublayer.linears(self))
+
+    def num_parameters(self, *, met: bool = False) -> int:
+        """Of the whole policy, tied embeddings once; with `met`, those of a mixture that one token meets."""
+        parameters = (sublayer.parameters(self) for sublayer in self.sublayers())
+        layers = sum(each.met if met else each.total for each in parameters)
+        return layers + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2) + norm_parameters(self)

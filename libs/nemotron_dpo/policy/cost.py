@@ -1,38 +1,52 @@
-"""What a packed pair costs: the arithmetic of its forward pass, by which work is divided over data-parallel replicas."""
+"""What packed pairs cost, by which data-parallel replicas divide them."""
 
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from nemotron_dpo.policy import parallel
-from nemotron_dpo.policy.model import PairPolicy
+from nemotron_dpo.policy import flops, parallel
+from nemotron_dpo.policy.architecture import Architecture
 
 
-def pair_flops(config: Any, vocab_size: int, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    """FLOPs [P] of the forward pass of pairs of so many tokens [P] each, the shared prompt once; `config` is megatron-core's.
+@dataclass(frozen=True)
+class PairLengths:
+    """Tokens of the prompt and of either response of each pair, int64 [P]."""
 
-    Two a weight and token in the layers (of a mixture, the experts that a token goes to), four a query, key and channel that
-    meet in attention, and two a weight and response token in the output layer.
-    """
-    width, groups = config.kv_channels * config.num_attention_heads, config.kv_channels * config.num_query_groups
-    projections = config.hidden_size * (2 * width + 2 * groups)
-    dense = config.num_moe_experts is None
-    inner = config.ffn_hidden_size if dense else config.moe_ffn_hidden_size * config.moe_router_topk
-    feed_forward = (3 if config.gated_linear_unit else 2) * config.hidden_size * inner
-    prompt, chosen, rejected = (lengths.astype(np.int64) for lengths in (prompt, chosen, rejected))
-    seen = (prompt + chosen) * (prompt + chosen + 1) // 2 + rejected * prompt + rejected * (rejected + 1) // 2
-    layer = 2 * (projections + feed_forward) * (prompt + chosen + rejected) + 4 * width * seen
-    return config.num_layers * layer + 2 * config.hidden_size * vocab_size * (chosen + rejected)
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    @property
+    def all(self) -> np.ndarray:
+        """Tokens of each pair in a packed row."""
+        return self.prompt + self.chosen + self.rejected
+
+    @property
+    def responses(self) -> np.ndarray:
+        """Tokens of both responses."""
+        return self.chosen + self.rejected
+
+    @property
+    def meetings(self) -> np.ndarray:
+        """Queries times the keys they see."""
+        first, second = self.prompt + self.chosen, self.rejected
+        return first * (first + 1) // 2 + second * self.prompt + second * (second + 1) // 2
 
 
-def share_of_replica(policy: PairPolicy, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> list[int]:
+def pair_flops(architecture: Architecture, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """FLOPs [P] of the forward pass of pairs of so many tokens [P] each, the shared prompt once."""
+    lengths = PairLengths(*(column.astype(np.int64) for column in (prompt, chosen, rejected)))
+    return flops.forward(architecture, lengths)
+
+
+def share_of_replica(architecture: Architecture, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> list[int]:
     """Which of the pairs of so many tokens [P] each this data-parallel replica computes, all having about the same FLOPs."""
     if parallel.data_size() == 1:
         return list(range(len(prompt)))
-    costs = pair_flops(policy.config, policy.vocab_size, prompt, chosen, rejected)
+    costs = pair_flops(architecture, prompt, chosen, rejected)
     return balanced(costs, parallel.data_size())[parallel.data_rank()]
 
 

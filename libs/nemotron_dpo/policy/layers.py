@@ -1,4 +1,4 @@
-"""Which modules a policy's layers are made of: megatron-core's local spec with our attention and norms in it."""
+"""Which modules a policy's layers are made of: what each kind of layer names, within megatron-core's own layer and block."""
 
 from __future__ import annotations
 
@@ -7,48 +7,44 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import Tensor, nn
 
-from nemotron_dpo.kernels.grouped_linear import is_fast
-from nemotron_dpo.policy.attention import PairAttention
-from nemotron_dpo.policy.device import device
-from nemotron_dpo.policy.expert_dispatch import prepare_dispatch
-from nemotron_dpo.policy.grouped_experts import GroupedExperts
+from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
 from nemotron_dpo.policy.weight_gradients import TokenEmbedding
 
 
-def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+def block_spec(architecture: Architecture, config: TransformerConfig) -> TransformerBlockSubmodules:
     """The layers that this pipeline stage builds, and the norm after the last of them."""
-    layer = get_gpt_layer_local_spec(
-        num_experts=config.num_moe_experts,
-        normalization=config.normalization,
-        qk_layernorm=config.qk_layernorm,
-    )
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = Norm  # type: ignore[union-attr] - megatron-core types submodules loosely
-    if config.num_moe_experts is not None:  # Transformer Engine fuses this norm into a dense layer only: so go the keys
-        prepare_dispatch()
-        if is_fast(device(), config.params_dtype):
-            parts.mlp.submodules.experts.module = GroupedExperts  # type: ignore[union-attr] - megatron-core types submodules loosely
-        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr] - megatron-core types submodules loosely
-    attention = parts.self_attention.submodules  # type: ignore[union-attr] - megatron-core types submodules loosely
-    attention.core_attention = PairAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = Norm
-    layers = [layer] * get_num_layers_to_build(config)
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)  # type: ignore[arg-type] - megatron-core takes the module itself too
+    first = get_transformer_layer_offset(config)
+    layers = architecture.layers[first : first + get_num_layers_to_build(config)]
+    specs = {layer: _layer_spec(layer, config) for layer in set(layers)}
+    return TransformerBlockSubmodules(layer_specs=[specs[layer] for layer in layers], layer_norm=Norm)  # type: ignore[arg-type] - megatron-core takes the module itself too
+
+
+def _layer_spec(layer: Layer, config: TransformerConfig) -> ModuleSpec:
+    """megatron-core's layer, in which a sublayer that is missing does nothing."""
+    fields: dict[str, Any] = {}
+    keys: dict[str, str] = {}
+    for sublayer in layer.sublayers:
+        modules, saved_as = sublayer.spec(config)
+        fields, keys = {**fields, **modules}, {**keys, **saved_as}
+    return ModuleSpec(TransformerLayer, submodules=TransformerLayerSubmodules(**fields, sharded_state_dict_keys_map=keys))
 
 
 def specialize(model: nn.Module) -> None:

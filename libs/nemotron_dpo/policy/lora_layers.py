@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -25,7 +25,7 @@ from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
-Init = Literal["xavier", "normal", "kaiming", "uniform"]
+from nemotron_dpo.policy.lora_targets import Init
 
 
 class Adapter(nn.Module):

@@ -22,16 +22,20 @@ from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
+from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.policy.rotary import rotate_in_few_passes
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
-from nemotron_dpo.policy.transformer_config import Recompute, transformer_config
+from nemotron_dpo.policy.transformer_config import transformer_config
 
 
 class PairPolicy(GPTModel):
     """GPTModel whose forward takes a PackedRow; parameters, checkpoint keys and parallelism are GPTModel's own.
 
     The one override is `forward`: rotary positions come from the row, and the output layer runs on response tokens alone.
+    `architecture` is that of the whole policy, of which this rank may hold a part; its dtype is the weights'.
     """
+
+    architecture: Architecture
 
     def forward(self, row: PackedRow, slope: Slope | None = None) -> Tensor:  # type: ignore[override] - one row is all that a forward takes
         """Log-probs float32 [R] on the last pipeline stage, hidden states [L, 1, H] on the others.
@@ -89,35 +93,42 @@ class PairPolicy(GPTModel):
         return hidden[:, 0] @ self.output_weight().t()
 
 
-def build_policy(shape: Architecture, dtype: torch.dtype, *, max_length: int, recompute: Recompute | None = None) -> PairPolicy:
+def build_policy(
+    architecture: Architecture, dtype: torch.dtype, *, max_length: int, recompute: Recompute | None = None
+) -> PairPolicy:
     """An uninitialised policy of this rank's layers, on this rank's device, in `dtype`.
 
     `max_length` bounds the positions of one prompt + response. Raises UserError where the heads, groups, layers, experts or
     vocabulary do not divide over the ranks.
     """
-    if max_length > shape.max_length:
-        limit = "positions" if shape.max_length == shape.max_position_embeddings else "tokens of sliding window"
-        raise UserError(
-            f"sequences of {max_length} tokens exceed the policy's {shape.max_length} {limit}",
-            remedy="lower policy.max_total_sequence_length",
-        )
-    config = transformer_config(shape, dtype, recompute=recompute)
+    _check_length(architecture, max_length)
+    config, rotary = transformer_config(architecture, dtype, recompute=recompute), architecture.rotary
     rotate_in_few_passes(config)
     model = PairPolicy(
         config,
-        block_spec(config),  # type: ignore[arg-type] - megatron-core takes the submodules too
-        shape.vocab_size,
+        block_spec(architecture, config),  # type: ignore[arg-type] - megatron-core takes the submodules too
+        architecture.vocab_size,
         max_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=shape.tied_embeddings,
+        share_embeddings_and_output_weights=architecture.tied_embeddings,
         position_embedding_type="rope",
-        rotary_percent=shape.rotary_percent,
-        rotary_base=shape.rotary_base,  # type: ignore[arg-type] - megatron-core says int and computes with floats
-        rope_scaling=shape.rope_scaling is not None,
-        rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
+        rotary_percent=rotary.percent,
+        rotary_base=rotary.base,  # type: ignore[arg-type] - megatron-core says int and computes with floats
+        rope_scaling=rotary.scaling is not None,
+        rope_scaling_factor=rotary.scaling.factor if rotary.scaling else 1.0,
     )
+    model.architecture = architecture
     specialize(model)
     mark_partitions(model)
-    scale_embeddings(model, shape.embedding_scale)
+    scale_embeddings(model, architecture.embedding_scale)
     return model.to(device=device(), dtype=dtype)
+
+
+def _check_length(architecture: Architecture, max_length: int) -> None:
+    """Raise UserError where sequences are to be longer than the policy takes."""
+    most = architecture.max_length
+    if max_length > most:
+        limit = "positions" if most == architecture.max_position_embeddings else "tokens of sliding window"
+        what = f"sequences of {max_length} tokens exceed the policy's {most} {limit}"
+        raise UserError(what, remedy="lower policy.max_total_sequence_length")

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -17,58 +16,17 @@ from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.kernels.chosen import kernels
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
+from nemotron_dpo.policy.layout import Layout
 from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
 from nemotron_dpo.policy.rows import Cut
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How processes share one copy of the model and its tokens; the rest of the world is data-parallel.
-
-    tensor, pipeline, context: processes that divide each layer, the layers, the tokens of a row.
-    expert, expert_tensor: processes that divide the experts of a mixture, and each expert (None: as `tensor`); they are
-        taken from the same processes, not from more.
-    sequence: between the divided parts of a layer, tensor-parallel ranks hold a part of the tokens each.
-    first_stage_layers, last_stage_layers: where these stages are to hold another number of layers than the rest.
-    """
-
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    expert: int = 1
-    expert_tensor: int | None = None
-    sequence: bool = False
-    first_stage_layers: int | None = None
-    last_stage_layers: int | None = None
-
-    @property
-    def splits_sequence(self) -> bool:
-        """True where tensor-parallel ranks divide the tokens too, which takes at least two of them."""
-        return self.sequence and self.tensor > 1
-
-    def data(self, world_size: int) -> int:
-        """The number of data-parallel replicas. Raises UserError where the world does not divide."""
-        copy = self.tensor * self.pipeline * self.context
-        if world_size % copy:
-            raise UserError(
-                f"{world_size} processes do not divide into tensor x pipeline x context parallel groups of {copy}",
-                remedy="start a multiple of that many",
-            )
-        experts = (self.expert_tensor or self.tensor) * self.expert * self.pipeline
-        if world_size % experts:
-            raise UserError(
-                f"{world_size} processes do not divide into expert x expert-tensor x pipeline parallel groups of {experts}",
-                remedy="start a multiple of that many",
-            )
-        return world_size // copy
+ALONE = Layout()
+_layout = ALONE
 
 
-_layout = Layout()
-
-
-def initialize(layout: Layout = Layout(), seed: int = 42, say: Callable[[str], object] = lambda line: None) -> None:
+def initialize(layout: Layout = ALONE, seed: int = 42, say: Callable[[str], object] = lambda line: None) -> None:
     """Join the job (or be alone) and build megatron-core's groups; NCCL on GPUs, gloo on CPUs.
 
     Processes that are waited for are told to `say`. Raises UserError where they do not divide into `layout`, or where a job
@@ -137,7 +95,7 @@ def shut_down() -> None:
     if "megatron.core.parallel_state" in sys.modules:  # importing it takes seconds, and where nobody did there are no groups
         sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
     dist.destroy_process_group()
-    _layout = Layout()
+    _layout = ALONE
 
 
 def layout() -> Layout:

@@ -101,15 +101,15 @@ def pack_row(
     ids, positions, segments = [], [], []
     predictors, targets, responses = [], [], []
     start = 0
-    for pair, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True)):
-        lengths = len(prompt), len(good), len(bad)
+    for pair, (prompt, *sides) in enumerate(zip(prompts, chosen, rejected, strict=True)):
+        lengths = len(prompt), *map(len, sides)
         segment = Segment(start, start + lengths[0], start + lengths[0] + lengths[1], start + sum(lengths))
-        ids += [prompt, good, bad]
+        ids += [prompt, *sides]
         positions += [np.arange(lengths[0] + lengths[1]), np.arange(lengths[0], lengths[0] + lengths[2])]
-        for side, (first, ids_of_side) in enumerate(((segment.chosen, good), (segment.rejected, bad))):
-            predictors += [[segment.chosen - 1], np.arange(first, first + len(ids_of_side) - 1)]
-            targets.append(ids_of_side)
-            responses.append(np.full(len(ids_of_side), _response(pair, side)))
+        for side, (first, response) in enumerate(zip((segment.chosen, segment.rejected), sides, strict=True)):
+            predictors += [[segment.chosen - 1], np.arange(first, first + len(response) - 1)]
+            targets.append(response)
+            responses.append(np.full(len(response), _response(pair, side)))
         segments.append(segment)
         start = segment.end
     padding = -start % cut.multiple if start else cut.multiple

@@ -3,102 +3,64 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.transformer import TransformerConfig
-from torch.nn import functional as F
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.layout import Layout
+from nemotron_dpo.policy.recompute import Recompute
 
 
-def squared_relu(x: torch.Tensor) -> torch.Tensor:
-    """relu(x) squared; megatron-core's is torch.compile'd, whose kernels differ between training and inference."""
-    return F.relu(x).square()
-
-
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """GELU in its tanh approximation."""
-    return F.gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS = {"silu": F.silu, "relu2": squared_relu, "gelu_tanh": gelu_tanh}
-
-
-@dataclass(frozen=True)
-class Recompute:
-    """Which activations are computed again in the backward pass instead of being kept, in megatron-core's words.
-
-    "full" keeps only what enters a unit of `num_layers` layers (uniform), or of each of the first `num_layers` layers of a
-    stage (block). "selective" recomputes the named `modules` of every layer.
-    """
-
-    granularity: Literal["full", "selective"] = "full"
-    method: Literal["uniform", "block"] = "uniform"
-    num_layers: int = 1
-    modules: tuple[str, ...] = ("core_attn",)
-
-
-def transformer_config(shape: Architecture, dtype: torch.dtype, *, recompute: Recompute | None = None) -> TransformerConfig:
-    """The config of this rank's part of `shape` in `dtype`; process groups must exist.
+def transformer_config(
+    architecture: Architecture, dtype: torch.dtype, *, recompute: Recompute | None = None
+) -> TransformerConfig:
+    """The config of this rank's part of the policy in `dtype`; process groups must exist.
 
     Raises UserError where heads, groups, layers or vocabulary do not divide over the ranks.
     """
-    _check_divisible(shape)
-    settings: dict[str, Any] = {**_architecture(shape), **_precision(dtype), **_parallel(), **_recompute(recompute), **_CPU_TOO}
-    return TransformerConfig(**settings)
+    layout = parallel.layout()
+    _check_divisible(architecture, layout)
+    fields: dict[str, Any] = {**_whole(architecture), **_sublayers(architecture), **_precision(dtype), **_parallel(layout)}
+    fields |= {**_recompute(recompute), **_CPU_TOO}
+    return TransformerConfig(**fields)
 
 
-def _architecture(shape: Architecture) -> dict[str, Any]:
+def _whole(architecture: Architecture) -> dict[str, Any]:
     return {
-        "num_layers": shape.num_layers,
-        "hidden_size": shape.hidden_size,
-        "ffn_hidden_size": shape.ffn_hidden_size,
-        "num_attention_heads": shape.num_attention_heads,
-        "num_query_groups": shape.num_query_groups,
-        "kv_channels": shape.kv_channels,
-        "layernorm_epsilon": shape.norm_epsilon,
-        "normalization": shape.normalization,
-        "layernorm_zero_centered_gamma": shape.zero_centered_norm,
-        "qk_layernorm": shape.qk_norm,
-        "gated_linear_unit": shape.gated,
-        "activation_func": _ACTIVATIONS[shape.activation],
+        "num_layers": len(architecture.layers),
+        "hidden_size": architecture.hidden_size,
+        "layernorm_epsilon": architecture.norm_epsilon,
+        "normalization": architecture.normalization,
+        "layernorm_zero_centered_gamma": architecture.zero_centered_norm,
+        "hetereogenous_dist_checkpoint": not architecture.is_uniform,
         "add_bias_linear": False,
-        "add_qkv_bias": shape.qkv_bias,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
-        **_experts(shape),
     }
 
 
-def _experts(shape: Architecture) -> dict[str, Any]:
-    """The router as Hugging Face's: no token dropped, no auxiliary loss, probabilities in float32."""
-    if shape.experts is None:
-        return {}
-    if shape.experts.top_k == 1 and shape.experts.renormalize:
-        raise UserError("a router that picks one expert and renormalizes is not supported", remedy="two or more experts are")
-    return {
-        "num_moe_experts": shape.experts.num,
-        "moe_ffn_hidden_size": shape.ffn_hidden_size,
-        "moe_router_topk": shape.experts.top_k,
-        "moe_router_pre_softmax": not shape.experts.renormalize,
-        "moe_router_load_balancing_type": "none",
-        "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": "alltoall",
-        "moe_grouped_gemm": False,
-    }
+def _sublayers(architecture: Architecture) -> dict[str, Any]:
+    """What the kinds of layers say. megatron-core has one config for all layers, so they must say the same."""
+    fields: dict[str, Any] = {}
+    for sublayer in dict.fromkeys(architecture.sublayers()):
+        for name, value in sublayer.config().items():
+            if fields.setdefault(name, value) != value:
+                raise UserError(f"layers that differ in {name} are not supported", remedy="layers with one value are")
+    if "ffn_hidden_size" not in fields:  # no layer is dense; megatron-core wants a number all the same
+        fields["ffn_hidden_size"] = fields["moe_ffn_hidden_size"]
+    return fields
 
 
 def _precision(dtype: torch.dtype) -> dict[str, Any]:
     return {"bf16": dtype is torch.bfloat16, "params_dtype": dtype, "pipeline_dtype": dtype}
 
 
-def _parallel() -> dict[str, Any]:
-    layout = parallel.layout()
-    settings: dict[str, Any] = {
+def _parallel(layout: Layout) -> dict[str, Any]:
+    fields: dict[str, Any] = {
         "tensor_model_parallel_size": layout.tensor,
         "sequence_parallel": layout.splits_sequence,
         "pipeline_model_parallel_size": layout.pipeline,
@@ -108,12 +70,12 @@ def _parallel() -> dict[str, Any]:
         "calculate_per_token_loss": True,  # gradients are summed over ranks and divided by the global number of pairs
     }
     if layout.pipeline > 1:  # rows differ in length; megatron-core wants this dispatcher with variable lengths, dense or not
-        settings |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall", "batch_p2p_sync": False}
-        settings |= {
+        fields |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall", "batch_p2p_sync": False}
+        fields |= {
             "num_layers_in_first_pipeline_stage": layout.first_stage_layers,
             "num_layers_in_last_pipeline_stage": layout.last_stage_layers,
         }
-    return settings
+    return fields
 
 
 def _recompute(recompute: Recompute | None) -> dict[str, Any]:
@@ -142,49 +104,14 @@ _CPU_TOO = {
 }
 
 
-def _check_divisible(shape: Architecture) -> None:
-    layout = parallel.layout()
-    sizes = [
-        ("attention heads", shape.num_attention_heads, layout.tensor),
-        ("vocabulary entries", shape.vocab_size, layout.tensor),
-        ("feed-forward channels", shape.ffn_hidden_size, _feed_forward_ranks(shape)),
-        ("experts", shape.experts.num if shape.experts else 0, layout.expert),
-    ]
-    if shape.num_query_groups > layout.tensor:
-        sizes.append(("key/value heads", shape.num_query_groups, layout.tensor))
-    elif layout.tensor % shape.num_query_groups:
-        message = f"{layout.tensor} tensor-parallel ranks do not share the policy's {shape.num_query_groups} key/value heads"
-        raise UserError(f"{message} evenly", remedy="change the parallel size")
+def _check_divisible(architecture: Architecture, layout: Layout) -> None:
+    """Raise UserError where ranks cannot share the policy evenly."""
+    if layout.expert > 1 and not any(layer.num_experts for layer in architecture.layers):
+        raise UserError(f"the policy has no experts to divide over {layout.expert} ranks", remedy="it is no mixture of experts")
+    kinds = dict.fromkeys(architecture.sublayers())
+    sizes = [("vocabulary entries", architecture.vocab_size, layout.tensor)]
+    sizes += [size for sublayer in kinds for size in sublayer.undivided(layout)]
     for what, size, ranks in sizes:
         if size % ranks:
             raise UserError(f"the policy's {size} {what} do not divide over {ranks} ranks", remedy="change the parallel size")
-    if layout.expert > 1 and shape.experts is None:
-        raise UserError(f"the policy has no experts to divide over {layout.expert} ranks", remedy="it is no mixture of experts")
-    if shape.experts and layout.tensor > 1 and not layout.sequence:
-        raise UserError(
-            "a mixture of experts under tensor parallelism trains only with sequence parallelism",
-            remedy="set policy.megatron_cfg.sequence_parallel=true",
-        )
-    _check_stages(shape.num_layers)
-
-
-def _feed_forward_ranks(shape: Architecture) -> int:
-    layout = parallel.layout()
-    return layout.tensor if shape.experts is None else layout.expert_tensor or layout.tensor
-
-
-def _check_stages(num_layers: int) -> None:
-    """Raise UserError unless the stages that name no number of layers share the rest evenly."""
-    layout = parallel.layout()
-    if layout.pipeline == 1:
-        return
-    named = [n for n in (layout.first_stage_layers, layout.last_stage_layers) if n is not None]
-    stages, layers = layout.pipeline - len(named), num_layers - sum(named)
-    even = layers > 0 and layers % stages == 0 if stages else layers == 0
-    each = [*named, layers // stages] if stages and even else named
-    if even and all(n > 0 for n in each):
-        return
-    besides = f" besides the {sum(named)} of the first or last stage" if named else ""
-    raise UserError(
-        f"the policy's {layers} layers{besides} do not divide over {stages} ranks", remedy="change the parallel size"
-    )
+    layout.stages(len(architecture.layers))

@@ -74,7 +74,7 @@ def _bins(model: PairPolicy, pairs: Pairs, missing: list[int], max_tokens: int) 
     if not missing:
         return []
     lengths = (column.lengths[missing] for column in (pairs.prompt, pairs.chosen, pairs.rejected))
-    mine = [missing[i] for i in share_of_replica(model, *lengths)]
+    mine = [missing[i] for i in share_of_replica(model.architecture, *lengths)]
     return [[mine[i] for i in members] for members in pack([int(pairs.num_tokens[i]) for i in mine], max_tokens)]
 
 

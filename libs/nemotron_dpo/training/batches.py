@@ -30,7 +30,7 @@ class PairBatch:
 def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:
     """The rows of a global batch that this data-parallel rank computes. Every rank's share costs about the same FLOPs."""
     lengths = (column.lengths[np.asarray(rows)] for column in (pairs.prompt, pairs.chosen, pairs.rejected))
-    return [rows[i] for i in share_of_replica(policy, *lengths)]
+    return [rows[i] for i in share_of_replica(policy.architecture, *lengths)]
 
 
 def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[PairBatch]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
-from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training import loop, sinks
@@ -18,7 +17,6 @@ from nemotron_dpo.training.stopping import Stop
 
 def train(
     policy: TrainablePolicy,
-    shape: Architecture,
     data: Pairs,
     validation: Mapping[str, Pairs],
     settings: LoopSettings,
@@ -38,7 +36,7 @@ def train(
     info = TrainingInfo(len(data) // size, size, resumed.totals if resumed else Totals())
     done, noise = resumed.step if resumed else 0, info.totals.reward_noise
     with sinks.opened(recorded) as recording:
-        save = functools.partial(_save, recording, checkpoints, policy, shape, info, say)
+        save = functools.partial(_save, recording, checkpoints, policy, info, say)
         for record in loop.records(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=noise):
             if record.reward_noise is not None:
                 say(_noise_floor(record, policy))
@@ -54,7 +52,6 @@ def _save(
     recording: sinks.Sinks,
     checkpoints: Checkpoints | None,
     policy: TrainablePolicy,
-    shape: Architecture,
     info: TrainingInfo,
     say: Callable[[str], None],
     step: int,
@@ -63,7 +60,7 @@ def _save(
     if checkpoints is None:
         return
     recording.sync()
-    saved, removed = checkpoints.save(step, policy, shape, info)
+    saved, removed = checkpoints.save(step, policy, info)
     say(f"saved {saved}")
     for old in removed:
         say(f"removed {old}: not among the {checkpoints.kept}")

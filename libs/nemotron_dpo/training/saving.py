@@ -15,7 +15,6 @@ from torch import nn
 from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
-from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.streams import sync_folder, sync_tree
 from nemotron_dpo.training.guards import STRATEGY
@@ -49,7 +48,7 @@ class Checkpoints:
         """Which of them stay, besides the newest."""
         return f"best {self.keep_top_k} by {self.metric_name}" if self.metric_name else f"newest {self.keep_top_k}"
 
-    def save(self, step: int, policy: TrainablePolicy, shape: Architecture, info: TrainingInfo) -> tuple[Path, list[Path]]:
+    def save(self, step: int, policy: TrainablePolicy, info: TrainingInfo) -> tuple[Path, list[Path]]:
         """Write step_N, delete what need not stay, and return the one and the others; every rank calls it.
 
         step_N is {policy/, training_info.json, config.yaml} and, to resume, {optimizer/, resume.json}. An older step_N is
@@ -64,7 +63,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         dist.barrier()
         try:
-            self._fill(temporary, step, policy, shape, info)
+            self._fill(temporary, step, policy, info)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, UserError):
@@ -79,8 +78,8 @@ class Checkpoints:
         dist.barrier()
         return target, removed
 
-    def _fill(self, folder: Path, step: int, policy: TrainablePolicy, shape: Architecture, info: TrainingInfo) -> None:
-        megatron.save(policy.model, shape, folder / "policy", step, self.tokenizer)
+    def _fill(self, folder: Path, step: int, policy: TrainablePolicy, info: TrainingInfo) -> None:
+        megatron.save(policy.model, folder / "policy", step, self.tokenizer)
         if self.can_resume:
             optimizer_state.save(policy, folder / "optimizer")
         if dist.get_rank() == 0:

@@ -23,27 +23,27 @@ SETTINGS = [{}, {"target_modules": ("*.layers.1.*.linear_qkv", "linear_fc2")}]
 
 
 def trained(base: Path, precision: str = "float32", **settings: Any):
-    """(model, shape) over `base`, its adapters' B random."""
+    """A model over `base`, its adapters' B random."""
     from nemotron_dpo.checkpoint import adapters
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy import lora
 
     source = resolve(base)
-    model, shape = open_policy(source, precision)
+    model = open_policy(source, precision)
     over = adapters.base_of(source, source.weights_digest())
     lora.adapt(model, lora.Adapted(lora.Lora(dim=4, alpha=6, **settings), over))
     random = torch.Generator().manual_seed(5)
     for layer in lora.adapters(model).values():
         torch.nn.init.normal_(layer.adapter.linear_out.weight, std=0.1, generator=random)
-    return model, shape
+    return model
 
 
 def saved(root: Path, base: Path, precision: str = "float32", **settings: Any):
     """The trained model and the source of its checkpoint."""
     from nemotron_dpo.checkpoint import megatron
 
-    model, shape = trained(base, precision, **settings)
-    megatron.save(model, shape, root, 3, None)
+    model = trained(base, precision, **settings)
+    megatron.save(model, root, 3, None)
     return model, resolve(root)
 
 
@@ -63,10 +63,10 @@ def test_what_is_saved_opens_merged_or_as_it_was(settings: dict, llama: Path, tm
 
     model, source = saved(tmp_path / "root", llama, **settings)
     expected = logits(model)[1]
-    again = open_policy(source, None, merged=False)[0]
+    again = open_policy(source, None, merged=False)
     assert adapters(again).keys() == adapters(model).keys()
     assert torch.equal(logits(again)[1], expected)
-    merged = open_policy(source, None)[0]
+    merged = open_policy(source, None)
     assert not adapters(merged)
     assert (logits(merged)[1] - expected).abs().max() <= 1e-5
 
@@ -78,7 +78,7 @@ def test_adapters_over_a_megatron_checkpoint_and_over_other_adapters(llama: Path
     export(resolve(llama), tmp_path / "base", "megatron", None)
     saved(tmp_path / "first", tmp_path / "base")
     second, source = saved(tmp_path / "second", tmp_path / "first")
-    assert (logits(open_policy(source, None)[0])[1] - logits(second)[1]).abs().max() <= 1e-5
+    assert (logits(open_policy(source, None))[1] - logits(second)[1]).abs().max() <= 1e-5
 
 
 def test_a_bfloat16_merge_is_done_in_float32(llama: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_bfloat16_merge_is_done_in_float32(llama: Path, tmp_path: Path) -> Non
     from nemotron_dpo.policy.lora import adapters
 
     model, source = saved(tmp_path / "root", llama, "bfloat16")
-    merged = dict(open_policy(source, None)[0].named_parameters())
+    merged = dict(open_policy(source, None).named_parameters())
     for name, layer in adapters(model).items():
         a, b = (weight.detach().double() for weight in (layer.adapter.linear_in.weight, layer.adapter.linear_out.weight))
         exact = layer.to_wrap.get_parameter("weight").double() + 1.5 * b @ a
@@ -100,10 +100,10 @@ def test_the_digest_covers_the_scale(llama: Path, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint import megatron
     from nemotron_dpo.policy.lora import Adapted, Base, Lora
 
-    model, shape = trained(llama)
+    model = trained(llama)
     for alpha in (6, 7):
         model.adapted = Adapted(Lora(dim=4, alpha=alpha), Base("base", "digest"))  # type: ignore[assignment] - to torch any attribute is a tensor or a module
-        megatron.save(model, shape, tmp_path / str(alpha), 0, None)
+        megatron.save(model, tmp_path / str(alpha), 0, None)
     digests = {resolve(tmp_path / str(alpha)).weights_digest() for alpha in (6, 7)}
     assert len(digests) == 2
 

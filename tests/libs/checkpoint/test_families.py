@@ -60,7 +60,7 @@ def test_logits_equal_transformers(model_type: str, changes: dict[str, Any], tmp
     pairs = small.random_pairs(1, seed=3, longest=30)
     row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
     with torch.inference_mode():
-        ours = open_model(folder, "float32")[0].all_logits(row)[: row.segments[0].rejected]
+        ours = open_model(folder, "float32").all_logits(row)[: row.segments[0].rejected]
     ids = torch.from_numpy(np.concatenate([pairs.prompts[0], pairs.chosen[0]]).astype(np.int64))
     theirs = families.logits(folder, ids)
     assert theirs.std() > 0.1  # else anything would be close
@@ -92,7 +92,7 @@ def test_float16_stays_float16(model_type: str, tmp_path: Path) -> None:
     back = exported(exported(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "hf")
     assert_same_weights(folder, back)
     assert json.loads((back / "config.json").read_text())["dtype"] == "float16"
-    assert open_model(tmp_path / "megatron")[1].dtype == "float32"
+    assert open_model(tmp_path / "megatron").architecture.dtype == "float32"
 
 
 @pytest.mark.parametrize("model_type", ALL)
@@ -143,10 +143,10 @@ def test_shards_are_written_and_read(tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint import hf
 
     folder = families.write_model(tmp_path / "hf", "mixtral", dtype=torch.bfloat16)
-    model, shape = open_model(folder)
+    model = open_model(folder)
     sharded = tmp_path / "sharded"
     sharded.mkdir()
-    hf.save(model, shape, sharded, torch.bfloat16, None, shard_bytes=20_000)
+    hf.save(model, sharded, torch.bfloat16, None, shard_bytes=20_000)
     files = sorted(path.name for path in sharded.glob("*.safetensors"))
     assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
     assert len(files) > 2
@@ -304,9 +304,9 @@ def second_shard(tmp_path: Path) -> Path:
     """The second of several files of a small model."""
     from nemotron_dpo.checkpoint import hf
 
-    model, shape = open_model(families.write_model(tmp_path / "hf", "llama"))
+    model = open_model(families.write_model(tmp_path / "hf", "llama"))
     (tmp_path / "sharded").mkdir()
-    hf.save(model, shape, tmp_path / "sharded", torch.float32, None, shard_bytes=20_000)
+    hf.save(model, tmp_path / "sharded", torch.float32, None, shard_bytes=20_000)
     return sorted((tmp_path / "sharded").glob("*.safetensors"))[1]
 
 

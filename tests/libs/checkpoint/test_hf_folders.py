@@ -150,7 +150,7 @@ def test_log_probs_are_those_of_transformers(base: Path, tmp_path: Path) -> None
         folder = shutil.copytree(base, tmp_path / str(number))
         change(folder)
         with torch.inference_mode():
-            ours = open_policy(resolve(folder), "float32")[0].all_logits(row)[: row.segments[0].rejected].log_softmax(-1)
+            ours = open_policy(resolve(folder), "float32").all_logits(row)[: row.segments[0].rejected].log_softmax(-1)
         theirs = families.logits(folder, ids).log_softmax(-1)
         assert (ours - theirs).abs().max() <= 1e-4, name
         seen.append(theirs)

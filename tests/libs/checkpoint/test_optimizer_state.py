@@ -26,8 +26,8 @@ def trainable(source: Path, precision: str, distributed: bool):
     from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
     from nemotron_dpo.sources import resolve
 
-    model, shape = open_policy(resolve(source), precision)
-    return TrainablePolicy(model, Optimization(lr=1e-3, use_distributed_optimizer=distributed)), shape
+    model = open_policy(resolve(source), precision)
+    return TrainablePolicy(model, Optimization(lr=1e-3, use_distributed_optimizer=distributed))
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +57,17 @@ def bits(policy) -> dict[str, torch.Tensor]:
 def test_the_next_step_is_the_same_bit_for_bit(precision: str, distributed: bool, pairs, llama: Path, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint import megatron, optimizer_state
 
-    policy, shape = trainable(llama, precision, distributed)
+    policy = trainable(llama, precision, distributed)
     learn(policy, pairs, range(3))
-    megatron.save(policy.model, shape, tmp_path / "policy", 3, None)
+    megatron.save(policy.model, tmp_path / "policy", 3, None)
     optimizer_state.save(policy, tmp_path / "optimizer")
     learn(policy, pairs, range(3, 6))
-    again, _ = trainable(tmp_path / "policy", precision, distributed)
+    again = trainable(tmp_path / "policy", precision, distributed)
     optimizer_state.load(again, tmp_path / "optimizer")
     learn(again, pairs, range(3, 6))
     expected, found = bits(policy), bits(again)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    fresh, _ = trainable(tmp_path / "policy", precision, distributed)
+    fresh = trainable(tmp_path / "policy", precision, distributed)
     learn(fresh, pairs, range(3, 6))
     assert not all(torch.equal(bits(fresh)[name], expected[name]) for name in expected)
 
@@ -100,7 +100,7 @@ def test_a_hidden_pickle_never_runs(
 ) -> None:
     from nemotron_dpo.checkpoint import optimizer_state
 
-    policy, _ = trainable(llama, "float32", True)
+    policy = trainable(llama, "float32", True)
     learn(policy, pairs, range(1))
     folder, marker = tmp_path / "optimizer", tmp_path / "ran"
     optimizer_state.save(policy, folder)

@@ -10,9 +10,11 @@ import yaml
 
 from nemotron_dpo.checkpoint import run_config
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture, Experts, Llama3Scaling
+from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
+from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
-LLAMA = Architecture(
+LLAMA = UniformDecoder(
     num_layers=2,
     hidden_size=64,
     ffn_hidden_size=96,
@@ -28,7 +30,7 @@ LLAMA = Architecture(
     bos_token_id=1,
     eos_token_id=[2, 3],
 )
-SHAPES = {
+DECODERS = {
     "llama": LLAMA,
     "llama3.1": replace(LLAMA, rope_scaling=Llama3Scaling(8.0), dtype="float32"),
     "mistral": replace(LLAMA, family="mistral", window=64, rotary_base=1000000.5),
@@ -46,35 +48,35 @@ SHAPES = {
     "gemma": replace(
         LLAMA, family="gemma", zero_centered_norm=True, activation="gelu_tanh", embedding_scale=8.0, tied_embeddings=True
     ),
-    "mixtral": replace(LLAMA, family="mixtral", experts=Experts(8, 2)),
-    "qwen3_moe": replace(LLAMA, family="qwen3_moe", qk_norm=True, experts=Experts(16, 4, renormalize=False)),
+    "mixtral": replace(LLAMA, family="mixtral", experts=Router(8, 2)),
+    "qwen3_moe": replace(LLAMA, family="qwen3_moe", qk_norm=True, experts=Router(16, 4, renormalize=False)),
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
-    run_config.write(SHAPES[name], tmp_path)
-    assert run_config.read(tmp_path) == SHAPES[name]
+    run_config.write(DECODERS[name].architecture, tmp_path)
+    assert run_config.read(tmp_path) == DECODERS[name].architecture
 
 
-def written(shape: Architecture, folder: Path, **changed: object) -> dict:
+def written(decoder: UniformDecoder, folder: Path, **changed: object) -> dict:
     """The `model` section alone, as Bridge writes it: without a section of ours."""
-    run_config.write(shape, folder)
+    run_config.write(decoder.architecture, folder)
     sections = yaml.safe_load((folder / "run_config.yaml").read_text())
     sections = {"model": {**sections["model"], **changed}}
     (folder / "run_config.yaml").write_text(yaml.safe_dump(sections))
     return sections
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
-    written(SHAPES[name], tmp_path)
-    read = run_config.read(tmp_path)
-    assert read == replace(SHAPES[name], bos_token_id=None, eos_token_id=None)  # which Bridge does not record
+    written(DECODERS[name], tmp_path)
+    read = flat(run_config.read(tmp_path))
+    assert read == replace(DECODERS[name], bos_token_id=None, eos_token_id=None)  # which Bridge does not record
 
 
 def test_a_mistral_without_a_window_is_told_by_its_class(tmp_path: Path) -> None:
-    written(replace(SHAPES["mistral"], window=None), tmp_path)
+    written(replace(DECODERS["mistral"], window=None), tmp_path)
     assert run_config.read(tmp_path).family == "mistral"
 
 
@@ -102,14 +104,14 @@ def test_what_is_not_supported_is_named(key: str, value: object, message: str, t
 
 
 def test_a_family_of_another_program_is_named(tmp_path: Path) -> None:
-    run_config.write(replace(LLAMA, family="nosuch"), tmp_path)
+    run_config.write(replace(LLAMA, family="nosuch").architecture, tmp_path)
     with pytest.raises(UserError, match=r"family 'nosuch' is not supported: llama, mistral, .* are"):
         run_config.read(tmp_path)
 
 
 def test_experts_in_every_layer_may_be_said_as_a_list(tmp_path: Path) -> None:
-    written(SHAPES["qwen3_moe"], tmp_path, moe_layer_freq=[1, 1])
-    assert run_config.read(tmp_path).experts == Experts(16, 4, renormalize=False)
+    written(DECODERS["qwen3_moe"], tmp_path, moe_layer_freq=[1, 1])
+    assert flat(run_config.read(tmp_path)).experts == Router(16, 4, renormalize=False)
 
 
 @pytest.mark.parametrize(

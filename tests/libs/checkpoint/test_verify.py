@@ -21,8 +21,8 @@ def test_a_wrong_weight_is_found_and_nothing_is_left(llama: Path, tmp_path: Path
 
     write = module.hf.save
 
-    def write_wrongly(model, shape, folder: Path, dtype, tokenizer) -> None:
-        write(model, shape, folder, dtype, tokenizer)
+    def write_wrongly(model, folder: Path, dtype, tokenizer) -> None:
+        write(model, folder, dtype, tokenizer)
         tensors = load_file(folder / "model.safetensors")
         tensors["model.layers.1.mlp.up_proj.weight"] *= 1.05
         save_file(tensors, folder / "model.safetensors")
@@ -38,8 +38,8 @@ def test_probe_scores_are_those_of_transformers(llama: Path) -> None:
     from nemotron_dpo.checkpoint import probe
     from nemotron_dpo.checkpoint.policy import open_policy
 
-    model, shape = open_policy(resolve(llama), None)
-    rows, oracle = probe.rows(3, shape), small.load_llama(llama)
+    model = open_policy(resolve(llama), None)
+    rows, oracle = probe.rows(3, model.architecture), small.load_llama(llama)
     expected = []
     for pair in rows.to_pylist():
         prompt = np.array(pair["prompt_ids"])
@@ -54,9 +54,9 @@ def test_probe_rows_are_always_the_same_and_fit_the_policy(llama: Path) -> None:
     from nemotron_dpo.checkpoint import probe
     from nemotron_dpo.checkpoint.policy import read_architecture
 
-    shape = read_architecture(resolve(llama))
-    assert probe.rows(4, shape).equals(probe.rows(4, shape))
-    for pair in probe.rows(50, replace(shape, vocab_size=5, max_position_embeddings=16)).to_pylist():
+    architecture = read_architecture(resolve(llama))
+    assert probe.rows(4, architecture).equals(probe.rows(4, architecture))
+    for pair in probe.rows(50, replace(architecture, vocab_size=5, max_position_embeddings=16)).to_pylist():
         tokens = [*pair["prompt_ids"], *pair["chosen_ids"], *pair["rejected_ids"]]
         assert max(tokens) < 5
         assert len(tokens) <= 16

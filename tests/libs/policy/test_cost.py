@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.cost import balanced, pair_flops
+from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.uniform import UniformDecoder
 
 # hidden 4, two heads of 2 over one group: projections 4 * (4 + 2 + 2 + 4) = 48, feed-forward 3 * 4 * 5 = 60 weights
-DENSE = SimpleNamespace(
-    num_layers=2, hidden_size=4, num_attention_heads=2, num_query_groups=1, kv_channels=2, ffn_hidden_size=5,
-    gated_linear_unit=True, num_moe_experts=None,
+DECODER = UniformDecoder(
+    num_layers=2, hidden_size=4, num_attention_heads=2, num_query_groups=1, kv_channels=2, ffn_hidden_size=5, vocab_size=10,
+    max_position_embeddings=64, norm_epsilon=1e-5, rotary_base=1e4, tied_embeddings=True, dtype="float32",
 )  # fmt: skip
-MIXTURE = SimpleNamespace(**{**vars(DENSE), "num_moe_experts": 8, "moe_ffn_hidden_size": 5, "moe_router_topk": 2})
+DENSE = DECODER.architecture
+MIXTURE = replace(DECODER, experts=Router(num=8, top_k=2)).architecture
 
 
-def flops(config: SimpleNamespace, *lengths: int) -> int:
-    return pair_flops(config, 10, *(np.array([n]) for n in lengths)).item()
+def flops(policy: Architecture, *lengths: int) -> int:
+    return pair_flops(policy, *(np.array([n]) for n in lengths)).item()
 
 
 def test_a_pair_by_hand() -> None:
     # 3 | 2 | 1 tokens: 2 * 108 * 6 = 1296 in the weights; 5 * 6 / 2 + 3 + 1 = 19 meetings of 4 channels, 4 each: 304
     assert flops(DENSE, 3, 2, 1) == 2 * (1296 + 304) + 2 * 4 * 10 * 3
-    assert flops(MIXTURE, 3, 2, 1) == flops(DENSE, 3, 2, 1) + 2 * (2 * 60 * 6)  # a second expert for every token
+    # a second expert for every token, and the router's 8 x 4 weights
+    assert flops(MIXTURE, 3, 2, 1) == flops(DENSE, 3, 2, 1) + 2 * (2 * 60 * 6) + 2 * (2 * 32 * 6)
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1), st.integers(1, 5))

@@ -39,7 +39,7 @@ def test_a_mixture_is_the_same_with_grouped_experts(family: str, tmp_path: Path)
     from nemotron_dpo.policy.grouped_experts import GroupedExperts
     from nemotron_dpo.sources import resolve
 
-    model, _ = open_policy(resolve(families.write_model(tmp_path / "hf", family)), "float32")
+    model = open_policy(resolve(families.write_model(tmp_path / "hf", family)), "float32")
     pairs = small.random_pairs(3, seed=2)
     row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
 

@@ -23,7 +23,7 @@ def adapted(folder: Path, *, std: float = 0.1, **settings):
     from nemotron_dpo.policy.lora import Adapted, Base, Lora, adapt, adapters
     from nemotron_dpo.sources import resolve
 
-    model = open_policy(resolve(folder), "float32")[0]
+    model = open_policy(resolve(folder), "float32")
     adapt(model, Adapted(Lora(**{"dim": 4, "alpha": 6, **settings}), Base("base", "digest")))
     random = torch.Generator().manual_seed(11)
     for layer in adapters(model).values():
@@ -73,7 +73,7 @@ def test_an_untrained_policy_is_its_base(llama: Path) -> None:
 
     row = some_row(count=4)[1]
     with torch.no_grad():
-        plain = open_policy(resolve(llama), "float32")[0](row)
+        plain = open_policy(resolve(llama), "float32")(row)
         assert torch.equal(adapted(llama, std=0.0)(row), plain)
 
 
@@ -167,7 +167,7 @@ def test_adapters_of_float32_over_a_bfloat16_policy(llama: Path) -> None:
     from nemotron_dpo.policy.lora import Adapted, Base, Lora, adapt, adapters
     from nemotron_dpo.sources import resolve
 
-    model = open_policy(resolve(llama), "bfloat16")[0]
+    model = open_policy(resolve(llama), "bfloat16")
     adapt(model, Adapted(Lora(dim=4, alpha=4, dtype="float32"), Base("base", "digest")))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     logps = model(some_row()[1])

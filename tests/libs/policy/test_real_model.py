@@ -26,7 +26,7 @@ def test_float32_logits_and_logps_equal_transformers() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encode = lambda text: torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)  # noqa: E731 - a name for the type; a line is enough
     prompt, chosen, rejected = encode(PROMPT), encode(CHOSEN), encode(REJECTED)
-    ours, _ = open_policy(resolve(folder), "float32", max_length=512)
+    ours = open_policy(resolve(folder), "float32", max_length=512)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     row = pack_row([prompt.numpy()], [chosen.numpy()], [rejected.numpy()])
     with torch.no_grad():

@@ -26,11 +26,11 @@ SETTINGS = {
 def build(folder: Path, settings: dict | None, *, lora: bool):
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy.lora import Adapted, Base, Lora, adapt
-    from nemotron_dpo.policy.transformer_config import Recompute
+    from nemotron_dpo.policy.recompute import Recompute
     from nemotron_dpo.sources import resolve
 
     recompute = None if settings is None else Recompute(**settings)
-    model = open_policy(resolve(folder), "float32", recompute=recompute)[0]
+    model = open_policy(resolve(folder), "float32", recompute=recompute)
     if lora:
         adapt(model, Adapted(Lora(dim=4, alpha=8), Base("base", "digest")))
     return model

@@ -26,7 +26,7 @@ from nemotron_dpo.streams import open_reader
 folder, source, out = sys.argv[1:]
 computed, schedule = [], score.run_schedule
 score.run_schedule = lambda *a, **k: computed.append(sum(batch.row.num_pairs for batch in a[1])) or schedule(*a, **k)
-model = open_policy(resolve(folder), "float32")[0].eval()
+model = open_policy(resolve(folder), "float32").eval()
 with open_reader(source, "tokenized_pairs") as reader:
     table = reader.read_all().combine_chunks()
 scores, new = score.score_window(model, table.to_batches()[0], 64, {})

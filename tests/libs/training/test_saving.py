@@ -23,14 +23,14 @@ def test_weights_that_are_not_finite_are_not_saved(
     from nemotron_dpo.training.record import TrainingInfo
     from nemotron_dpo.training.saving import Checkpoints
 
-    model, shape = open_policy(resolve(llama), precision)
+    model = open_policy(resolve(llama), precision)
     policy, checkpoints = TrainablePolicy(model, Optimization(lr=1e-3)), Checkpoints(tmp_path / "checkpoints", "a: 1\n")
     weight = model.get_parameter("decoder.layers.1.mlp.linear_fc2.weight")
     for value in (float("nan"), float("inf"), float("-inf")):
         with torch.no_grad():
             kept, weight[1, 2] = weight[1, 2].clone(), value
         with pytest.raises(UserError, match=r"^step 3 left weights that are not finite; it is not saved: raise dpo\."):
-            checkpoints.save(3, policy, shape, TrainingInfo(1, 1))
+            checkpoints.save(3, policy, TrainingInfo(1, 1))
         assert not (tmp_path / "checkpoints").exists()
         with torch.no_grad():
             weight[1, 2] = kept
@@ -38,7 +38,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *names: (synced.append("renamed"), replace(*names)))
-    saved, _ = checkpoints.save(3, policy, shape, TrainingInfo(1, 1))
+    saved, _ = checkpoints.save(3, policy, TrainingInfo(1, 1))
     before = {
         str(Path(name).relative_to(tmp_path / "checkpoints" / ".step_3.tmp")) for name in synced[: synced.index("renamed")]
     }

@@ -24,9 +24,9 @@ REASONS: dict[str, str] = {
 }
 
 
-def rules(shape: Architecture) -> list[Rule]:
+def rules(architecture: Architecture) -> list[Rule]:
     """A rule for every parameter, with `{}` for the numbers of layers and experts. A tied output layer has none."""
-    table = list(FAMILIES[shape.family].weights)
-    if not shape.tied_embeddings:
+    table = list(FAMILIES[architecture.family].weights)
+    if not architecture.tied_embeddings:
         table.append(copy("output_layer.weight", "lm_head.weight"))
     return table

@@ -12,6 +12,7 @@ from nemotron_dpo.checkpoint.families import FAMILIES, REASONS, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 _DTYPES = ("bfloat16", "float32", "float16")
 # keys that change what a model computes, and the values that are honoured; an absent key and null always are
@@ -34,7 +35,7 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "residual_multiplier": (1,),
     "logits_scaling": (1,),
 }
-_NUMBERS = frozenset(  # fields of Architecture
+_NUMBERS = frozenset(  # fields of UniformDecoder
     (
         "num_layers",
         "hidden_size",
@@ -71,21 +72,21 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
         raise UserError(f"does not describe a model ({error})", source=path) from None
 
 
-def write(shape: Architecture) -> dict[str, Any]:
+def write(architecture: Architecture) -> dict[str, Any]:
     """The content of config.json."""
-    family = FAMILIES[shape.family]
-    fields = {key: getattr(shape, name) for name, key in {**USUAL_KEYS, **family.keys}.items()}
+    family, decoder = FAMILIES[architecture.family], flat(architecture)
+    fields = {key: getattr(decoder, name) for name, key in {**USUAL_KEYS, **family.keys}.items()}
     only = {key: values[0] for key, values in {"hidden_act": _ONLY["hidden_act"], **family.only}.items()}
     return {
         "architectures": [family.hf_class],
         "model_type": family.model_type,
         "attention_dropout": 0.0,
-        "dtype": shape.dtype,
-        "torch_dtype": shape.dtype,
+        "dtype": architecture.dtype,
+        "torch_dtype": architecture.dtype,
         **fields,
         **only,
-        **rope.write(shape, family),
-        **family.write(shape),
+        **rope.write(decoder, family),
+        **family.write(decoder),
     }
 
 
@@ -112,7 +113,7 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
     keys = {**USUAL_KEYS, **family.keys}
     _check_numbers(with_defaults, keys)
     theta, percent, scaling = rope.read(family, config, path)
-    return Architecture(
+    return UniformDecoder(
         **{name: with_defaults[key] for name, key in keys.items()},
         dtype=_dtype(config, path),
         family=family.model_type,
@@ -121,7 +122,7 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
         rope_scaling=scaling,
         **family.traits,
         **family.read(config),
-    )
+    ).architecture
 
 
 def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from nemotron_dpo.checkpoint.families.dense import ATTENTION, EMBEDDING, NORMS, QK_NORM
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy, stack
-from nemotron_dpo.policy.architecture import Architecture, Experts
+from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.uniform import UniformDecoder
 
 
 def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
@@ -30,27 +31,31 @@ def _num_experts(config: Mapping[str, Any]) -> int:
 
 
 def _mixtral_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"experts": Experts(_num_experts(config), config["num_experts_per_tok"], renormalize=True)}
+    return {"experts": Router(_num_experts(config), config["num_experts_per_tok"], renormalize=True)}
 
 
 def _qwen_experts(config: Mapping[str, Any]) -> dict[str, Any]:
     renormalize = config.get("norm_topk_prob", False)
-    return {"experts": Experts(_num_experts(config), config["num_experts_per_tok"], renormalize)}
+    return {"experts": Router(_num_experts(config), config["num_experts_per_tok"], renormalize)}
 
 
-def _write_mixtral(shape: Architecture) -> dict[str, Any]:
-    assert shape.experts is not None
-    return {"num_local_experts": shape.experts.num, "num_experts_per_tok": shape.experts.top_k, "output_router_logits": False}
-
-
-def _write_qwen(shape: Architecture) -> dict[str, Any]:
-    """`intermediate_size` is the size of dense layers, and the model has none: any value serves."""
-    assert shape.experts is not None
+def _write_mixtral(decoder: UniformDecoder) -> dict[str, Any]:
+    assert decoder.experts is not None
     return {
-        **_write_mixtral(shape),
-        "num_experts": shape.experts.num,
-        "norm_topk_prob": shape.experts.renormalize,
-        "intermediate_size": shape.ffn_hidden_size,
+        "num_local_experts": decoder.experts.num,
+        "num_experts_per_tok": decoder.experts.top_k,
+        "output_router_logits": False,
+    }
+
+
+def _write_qwen(decoder: UniformDecoder) -> dict[str, Any]:
+    """`intermediate_size` is the size of dense layers, and the model has none: any value serves."""
+    assert decoder.experts is not None
+    return {
+        **_write_mixtral(decoder),
+        "num_experts": decoder.experts.num,
+        "norm_topk_prob": decoder.experts.renormalize,
+        "intermediate_size": decoder.ffn_hidden_size,
     }
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_dpo.checkpoint.hf_weights import Rule
-from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.uniform import UniformDecoder
 
-# field of Architecture -> key of config.json, as most architectures call it
+# field of UniformDecoder -> key of config.json, as most architectures call it
 USUAL_KEYS: Mapping[str, str] = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -32,11 +32,11 @@ class Family:
     """One `model_type`.
 
     weights: the table of its parameters, without the output layer.
-    traits: fields of Architecture that all its models share.
+    traits: fields of UniformDecoder that all its models share.
     keys: fields whose key in config.json differs from USUAL_KEYS, or is not among them.
     defaults: what transformers takes where config.json has no such key.
-    only: keys of config.json and the values that are honoured; the first of them is written.
-    read, write: whatever the above cannot express: fields of Architecture from a config, and config keys from an Architecture.
+    only: keys of config.json with the values that are honoured; the first is the one that is written.
+    read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
     """
 
     model_type: str
@@ -47,7 +47,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
-    write: Callable[[Architecture], dict[str, Any]] = lambda shape: {}
+    write: Callable[[UniformDecoder], dict[str, Any]] = lambda decoder: {}
 
     @property
     def partial_rotary(self) -> bool:

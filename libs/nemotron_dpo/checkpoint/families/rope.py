@@ -12,7 +12,8 @@ from typing import Any
 
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.architecture import Architecture, Llama3Scaling
+from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
+from nemotron_dpo.policy.uniform import UniformDecoder
 
 _OLD, _NEW = "rope_scaling", "rope_parameters"
 _LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -34,16 +35,16 @@ def read(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, 
     return float(theta), percent, _scaling(kind, sections, config, path)
 
 
-def write(shape: Architecture, family: Family) -> dict[str, Any]:
+def write(decoder: UniformDecoder, family: Family) -> dict[str, Any]:
     """The fields in the form of transformers 4 and in that of 5: each version misreads the other's."""
     scaling = None
-    if shape.rope_scaling is not None:
-        scaling = {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_FIXED}
-    percent = {"partial_rotary_factor": shape.rotary_percent} if family.partial_rotary else {}
+    if decoder.rope_scaling is not None:
+        scaling = {"rope_type": "llama3", "factor": decoder.rope_scaling.factor, **_LLAMA3_FIXED}
+    percent = {"partial_rotary_factor": decoder.rotary_percent} if family.partial_rotary else {}
     return {
-        _NEW: {"rope_theta": shape.rotary_base, **percent, **(scaling or {"rope_type": "default"})},
+        _NEW: {"rope_theta": decoder.rotary_base, **percent, **(scaling or {"rope_type": "default"})},
         _OLD: scaling,
-        "rope_theta": shape.rotary_base,
+        "rope_theta": decoder.rotary_base,
         **percent,
     }
 

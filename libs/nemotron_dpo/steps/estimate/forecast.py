@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from nemotron_dpo.config import RunConfig, objective_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.steps.estimate import costs as estimate
-from nemotron_dpo.steps.estimate.costs import Lengths, Sizes
-from nemotron_dpo.steps.estimate.policy_architecture import policy_shape
+from nemotron_dpo.policy.lora_targets import check_targets
+from nemotron_dpo.steps.estimate import flops, memory
+from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
+from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes, batch_tokens, kind_of_memory, sizes_of
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import table
 
@@ -26,76 +25,40 @@ _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True)
-class Room:
+class Budget:
     """The memory of one rank, where that is known from, and whether it is a GPU's."""
 
     bytes: float
     source: str
     is_gpu: bool
 
-    @property
-    def kind(self) -> dict[str, Any]:
-        """What a process takes there before it does anything, how activations lie there, and how many logits are kept."""
-        if self.is_gpu:
-            return {"base_bytes": estimate.GPU_BASE_BYTES, "spread": 1.0, "logits_bytes": estimate.GPU_LOGITS_BYTES}
-        return {}  # as Sizes has it
-
 
 def forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
     """Some lines for a person, or why there is no estimate; `pairs` is the tokenized training set where there is one."""
-    try:
-        shape = policy_shape(run)
-    except (UserError, OSError) as error:
-        return f"none: {error}"
     counted = _count(pairs) if pairs is not None else None
     lengths = counted[1] if counted else Lengths(0, 2 * run.policy.max_total_sequence_length)
-    room = _room(run, profile)
-    sizes = replace(sizes_of(run, shape, lengths), **room.kind)
-    rows = [
-        ("policy", _policy(shape, run)),
-        ("pairs", _pairs(counted, lengths)),
-        *_flops(run, shape, sizes, lengths, counted[0] if counted else None),
-        ("memory", _memory(shape, sizes)),
-        ("largest row", _largest(run, shape, sizes, lengths, room)),
-    ]
+    budget = _budget(run, profile)
+    sizes = replace(sizes_of(run, lengths), **kind_of_memory(is_gpu=budget.is_gpu))
+    try:
+        architecture = policy_architecture(run)
+        if sizes.lora is not None:
+            check_targets(sizes.lora, architecture)
+        rows = [
+            ("policy", _policy(architecture, run)),
+            ("pairs", _pairs(counted, lengths)),
+            *_flops(run, architecture, sizes, lengths, counted[0] if counted else None),
+            ("memory", _memory(architecture, sizes)),
+            ("largest row", _largest(run, architecture, sizes, lengths, budget)),
+        ]
+    except (UserError, OSError) as error:
+        return f"none: {error}"
     return table(rows)
 
 
-def sizes_of(run: RunConfig, shape: Architecture, lengths: Lengths) -> Sizes:
-    """How `run` divides and keeps the policy `shape`, on its fullest rank."""
-    megatron = run.policy.megatron_cfg
-    tensor, pipeline, context = (
-        megatron.tensor_model_parallel_size,
-        megatron.pipeline_model_parallel_size,
-        megatron.context_parallel_size,
-    )
-    copies = max(1, run.cluster.gpus_per_node * run.cluster.num_nodes // (tensor * pipeline * context))
-    tokens = _row_tokens(run, lengths, copies)
-    recomputed, unit = _recomputed(run)
-    return Sizes(
-        precision=run.policy.precision,
-        tokens=tokens,
-        tensor=tensor,
-        pipeline=pipeline,
-        context=context,
-        expert=megatron.expert_model_parallel_size,
-        expert_tensor=megatron.expert_tensor_parallel_size or tensor,
-        copies=copies,
-        sequence=megatron.sequence_parallel,
-        layers=_fullest_stage(run, shape.num_layers),
-        in_flight=max(1, min(pipeline, round(_batch_tokens(run, lengths, copies) / tokens))),
-        distributed=megatron.use_distributed_optimizer,
-        grads_in_fp32=megatron.grad_reduce_in_fp32,
-        recomputed=recomputed,
-        unit=unit,
-        adapter_rank=megatron.peft.dim if megatron.peft.enabled else None,
-        adapted=_adapted(run, shape),
-    )
-
-
-def _policy(shape: Architecture, run: RunConfig) -> str:
-    active = f", of which a token meets {_count_of(estimate.num_parameters(shape, active=True))}" if shape.experts else ""
-    return f"{shape.family}, {_count_of(estimate.num_parameters(shape))} parameters{active}, trained in {run.policy.precision}"
+def _policy(architecture: Architecture, run: RunConfig) -> str:
+    total, met = architecture.num_parameters(), architecture.num_parameters(met=True)
+    active = f", of which a token meets {_count_of(met)}" if met < total else ""
+    return f"{architecture.family}, {_count_of(total)} parameters{active}, trained in {run.policy.precision}"
 
 
 def _pairs(counted: tuple[int, Lengths] | None, lengths: Lengths) -> str:
@@ -106,21 +69,21 @@ def _pairs(counted: tuple[int, Lengths] | None, lengths: Lengths) -> str:
 
 
 def _flops(
-    run: RunConfig, shape: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None
+    run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None
 ) -> Iterator[tuple[str, str]]:
     batch, steps, most = run.policy.train_global_batch_size, run.dpo.max_num_steps, "at most "
     if num_pairs is not None:
         steps, most = min(steps, run.dpo.max_num_epochs * (num_pairs // batch)), ""
-    step = batch * estimate.training_flops(shape, sizes, lengths)
+    step = batch * flops.training(architecture, sizes, lengths)
     yield "training", f"{_scaled(step)}FLOP a step of {batch} pairs, {_scaled(step * steps)}FLOP in {most}{steps} steps"
     if objective_of(run.dpo).needs.reference:
-        pair = estimate.scoring_flops(shape, lengths)
+        pair = flops.scoring(architecture, lengths)
         total = f", {_scaled(pair * num_pairs)}FLOP in all" if num_pairs is not None else ""
         yield "reference", f"{_scaled(pair)}FLOP a pair{total}"
 
 
-def _memory(shape: Architecture, sizes: Sizes) -> str:
-    need = estimate.memory(shape, sizes)
+def _memory(architecture: Architecture, sizes: Sizes) -> str:
+    need = memory.memory(architecture, sizes)
     parts = {
         "weights": need.weights,
         "master weights and moments" if sizes.width == 2 else "moments": need.optimizer,
@@ -133,12 +96,12 @@ def _memory(shape: Architecture, sizes: Sizes) -> str:
     return f"{_scaled(need.total)}B a rank in rows of {sizes.tokens} tokens: {told}"
 
 
-def _largest(run: RunConfig, shape: Architecture, sizes: Sizes, lengths: Lengths, room: Room) -> str:
-    tokens = estimate.largest_tokens(shape, sizes, room.bytes * (1 - _LEFT_FREE))
-    where = f"in {_scaled(room.bytes)}B a rank ({room.source}), a tenth left free"
+def _largest(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, budget: Budget) -> str:
+    tokens = memory.largest_tokens(architecture, sizes, budget.bytes * (1 - _LEFT_FREE))
+    where = f"in {_scaled(budget.bytes)}B a rank ({budget.source}), a tenth left free"
     if tokens is None:
         return f"none fits {where}"
-    whole = _batch_tokens(run, lengths, sizes.copies)
+    whole = batch_tokens(run, lengths, sizes.copies)
     enough = f"; {whole:.0f} hold a rank's whole part of a batch" if tokens > whole else ""
     return f"policy.sequence_packing.train_mb_tokens={tokens} fits {where}{enough}"
 
@@ -163,66 +126,21 @@ def _count(pairs: Path) -> tuple[int, Lengths] | None:
     return rows, Lengths(totals["prompt_ids"] / rows, (totals["chosen_ids"] + totals["rejected_ids"]) / rows)
 
 
-def _room(run: RunConfig, profile: Profile) -> Room:
+def _budget(run: RunConfig, profile: Profile) -> Budget:
     stated = profile.settings.get("gpu_memory_gb")
     if stated:
-        return Room(1e9 * float(stated), f"gpu_memory_gb of profile {profile.name}", is_gpu=True)
+        return Budget(1e9 * float(stated), f"gpu_memory_gb of profile {profile.name}", is_gpu=True)
     if profile.executor != "local" or Path("/dev/nvidia0").exists():
         source = f"assumed: {GPU_GIGABYTES} GB a GPU, unless a profile's gpu_memory_gb says otherwise"
-        return Room(1e9 * GPU_GIGABYTES, source, is_gpu=True)
+        return Budget(1e9 * GPU_GIGABYTES, source, is_gpu=True)
     ranks = run.cluster.gpus_per_node
-    return Room(_ram() / ranks, f"this machine's, over {ranks} rank{'s' * (ranks > 1)}", is_gpu=False)
+    return Budget(_ram() / ranks, f"this machine's, over {ranks} rank{'s' * (ranks > 1)}", is_gpu=False)
 
 
 def _ram(path: Path = Path("/proc/meminfo")) -> float:
     """Bytes of this machine's memory."""
     (line,) = [line for line in path.read_text(encoding="ascii").splitlines() if line.startswith("MemTotal:")]
     return 1024.0 * int(line.split()[1])
-
-
-def _batch_tokens(run: RunConfig, lengths: Lengths, copies: int) -> float:
-    """Tokens of one rank's part of a global batch."""
-    return max(1, run.policy.train_global_batch_size // copies) * lengths.pair
-
-
-def _row_tokens(run: RunConfig, lengths: Lengths, copies: int) -> int:
-    """Tokens of a full row: no more than a rank has of a batch, no less than a pair."""
-    policy = run.policy
-    if not policy.sequence_packing.enabled:
-        return round(policy.train_micro_batch_size * lengths.pair)
-    limit = policy.sequence_packing.train_mb_tokens or max(2048, 2 * policy.max_total_sequence_length)
-    return round(max(lengths.pair, min(limit, _batch_tokens(run, lengths, copies))))
-
-
-def _fullest_stage(run: RunConfig, num_layers: int) -> int:
-    """Layers of the pipeline stage that has most."""
-    megatron = run.policy.megatron_cfg
-    ends = (megatron.num_layers_in_first_pipeline_stage, megatron.num_layers_in_last_pipeline_stage)
-    named = [layers for layers in ends if layers is not None]
-    stages = megatron.pipeline_model_parallel_size - len(named)
-    rest = -(-max(0, num_layers - sum(named)) // stages) if stages > 0 else 0
-    return max([rest, *named])
-
-
-def _recomputed(run: RunConfig) -> tuple[frozenset[str], int]:
-    """What is computed again in the backward pass, and how many layers at a time; as wiring.recompute has it."""
-    megatron = run.policy.megatron_cfg
-    if not megatron.activation_checkpointing:
-        return frozenset(), 1
-    if megatron.recompute_granularity == "selective":
-        return frozenset(megatron.recompute_modules or ("core_attn",)), 1
-    return frozenset({"layer"}), megatron.recompute_num_layers or 1
-
-
-def _adapted(run: RunConfig, shape: Architecture) -> frozenset[str]:
-    """The kinds of linear layers that adapters are put beside; of patterns over whole names the last part counts."""
-    peft = run.policy.megatron_cfg.peft
-    names = frozenset(estimate.linears(shape))
-
-    def matched(patterns: tuple[str, ...]) -> frozenset[str]:
-        return frozenset(name for name in names for pattern in patterns if fnmatchcase(name, pattern.rpartition(".")[2]))
-
-    return matched(peft.target_modules) if peft.target_modules else names - matched(peft.exclude_modules)
 
 
 def _count_of(number: float) -> str:

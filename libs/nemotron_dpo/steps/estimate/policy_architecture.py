@@ -1,4 +1,4 @@
-"""What shape of model a config's policy is, from small files alone: no weights are read, and nothing asks the network."""
+"""The architecture of a config's policy, from small files alone: no weights are read, and nothing asks the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.steps import tiny_policy
 
 
-def policy_shape(run: RunConfig) -> Architecture:
+def policy_architecture(run: RunConfig) -> Architecture:
     """The architecture that training starts from. Raises UserError where it is not to be had here, or not readable."""
     name, pretrained = run.policy.model_name, run.checkpointing.pretrained_checkpoint
     if pretrained.path and pretrained.format == "megatron_bridge":

@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemotron_dpo.policy.architecture import Architecture, Experts
-from nemotron_dpo.steps.estimate import costs as estimate
-from nemotron_dpo.steps.estimate.costs import Lengths, Sizes
+from nemotron_dpo.policy.layout import Layout
+from nemotron_dpo.policy.lora_targets import Lora
+from nemotron_dpo.policy.recompute import Recompute
+from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.uniform import UniformDecoder
+from nemotron_dpo.steps.estimate import flops, memory
+from nemotron_dpo.steps.estimate import sizes as estimate_sizes
+from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes
 from support import small
 
-SHAPE = Architecture(
+DECODER = UniformDecoder(
     num_layers=2,
     hidden_size=8,
     ffn_hidden_size=16,
@@ -29,39 +34,40 @@ SHAPE = Architecture(
 )
 # linear_qkv 8 x (8 + 2 x 4), linear_proj 8 x 8, linear_fc1 8 x 32, linear_fc2 16 x 8
 LAYER = 128 + 64 + 256 + 128
-MIXTURE = replace(SHAPE, experts=Experts(num=4, top_k=2))
+DECODER_OF_EXPERTS = replace(DECODER, experts=Router(num=4, top_k=2))
+POLICY, MIXTURE = DECODER.architecture, DECODER_OF_EXPERTS.architecture
 LENGTHS = Lengths(prompt=4, responses=6)
 # by pairs of query and key, half the squares: 4 x 4 in the prompt, each response of 3 with the 4 before it and itself
 MEETINGS = 16 / 2 + 2 * (3 * 4 + 9 / 2)
 
 
 def test_parameters() -> None:
-    assert estimate.num_parameters(SHAPE) == 2 * (LAYER + 16) + 32 * 8 + 8
-    assert estimate.num_parameters(replace(SHAPE, tied_embeddings=False)) == 2 * (LAYER + 16) + 2 * 32 * 8 + 8
-    assert estimate.num_parameters(replace(SHAPE, qkv_bias=True, qk_norm=True)) == 2 * (LAYER + 16 + 16 + 8) + 32 * 8 + 8
+    assert POLICY.num_parameters() == 2 * (LAYER + 16) + 32 * 8 + 8
+    assert replace(DECODER, tied_embeddings=False).architecture.num_parameters() == 2 * (LAYER + 16) + 2 * 32 * 8 + 8
+    assert replace(DECODER, qkv_bias=True, qk_norm=True).architecture.num_parameters() == 2 * (LAYER + 16 + 16 + 8) + 32 * 8 + 8
     attention, expert, router = 192, 384, 4 * 8
-    assert estimate.num_parameters(MIXTURE) == 2 * (attention + 4 * expert + router + 16) + 32 * 8 + 8
-    assert estimate.num_parameters(MIXTURE, active=True) == 2 * (attention + 2 * expert + router + 16) + 32 * 8 + 8
+    assert MIXTURE.num_parameters() == 2 * (attention + 4 * expert + router + 16) + 32 * 8 + 8
+    assert MIXTURE.num_parameters(met=True) == 2 * (attention + 2 * expert + router + 16) + 32 * 8 + 8
 
 
 def test_flops_of_a_pair() -> None:
     sizes = Sizes("float32", tokens=10)
     layers, scores, output = 2 * LAYER * 10, 2 * 8 * MEETINGS, 32 * 8 * 6
-    assert estimate.scoring_flops(SHAPE, LENGTHS) == 2 * layers + 4 * scores + 2 * output
-    assert estimate.training_flops(SHAPE, sizes, LENGTHS) == 6 * layers + 14 * scores + 6 * output
-    parted = replace(sizes, context=2)
-    assert estimate.training_flops(SHAPE, parted, LENGTHS) == 6 * layers + 14 * scores + 8 * output
-    again = replace(sizes, recomputed=frozenset({"layer"}))
-    assert estimate.training_flops(SHAPE, again, LENGTHS) == 8 * layers + 18 * scores + 6 * output
-    lora = replace(sizes, adapter_rank=2, adapted=frozenset({"linear_qkv"}))
+    assert flops.scoring(POLICY, LENGTHS) == 2 * layers + 4 * scores + 2 * output
+    assert flops.training(POLICY, sizes, LENGTHS) == 6 * layers + 14 * scores + 6 * output
+    parted = replace(sizes, layout=Layout(context=2))
+    assert flops.training(POLICY, parted, LENGTHS) == 6 * layers + 14 * scores + 8 * output
+    again = replace(sizes, recompute=Recompute())
+    assert flops.training(POLICY, again, LENGTHS) == 8 * layers + 18 * scores + 6 * output
+    lora = replace(sizes, lora=Lora(dim=2, target_modules=("linear_qkv",)))
     adapters = 2 * 2 * (8 + 16)
-    assert estimate.training_flops(SHAPE, lora, LENGTHS) == 4 * layers + 14 * scores + 4 * output + 6 * 10 * adapters
+    assert flops.training(POLICY, lora, LENGTHS) == 4 * layers + 14 * scores + 4 * output + 6 * 10 * adapters
 
 
 def test_a_token_of_a_mixture_meets_the_picked_experts_alone() -> None:
-    twice = replace(SHAPE, ffn_hidden_size=32)
+    twice = replace(DECODER, ffn_hidden_size=32).architecture
     router = 2 * 2 * (4 * 8) * 10
-    assert estimate.scoring_flops(MIXTURE, LENGTHS) == estimate.scoring_flops(twice, LENGTHS) + router
+    assert flops.scoring(MIXTURE, LENGTHS) == flops.scoring(twice, LENGTHS) + router
 
 
 PARAMETERS = 2 * (LAYER + 16) + 256  # the final norm is not counted
@@ -75,11 +81,11 @@ PARAMETERS = 2 * (LAYER + 16) + 256  # the final norm is not counted
         ({"precision": "bfloat16", "grads_in_fp32": False}, 2, 12, 2),
         ({"precision": "bfloat16", "copies": 4}, 2, 3, 4),
         ({"precision": "bfloat16", "copies": 4, "distributed": False}, 2, 12, 4),
-        ({"copies": 2, "context": 2}, 4, 2, 4),
+        ({"copies": 2, "layout": Layout(context=2)}, 4, 2, 4),
     ],
 )
 def test_bytes_of_a_weight(changes: dict, weights: float, optimizer: float, gradients: float) -> None:
-    need = estimate.memory(SHAPE, Sizes(**{"precision": "float32", "tokens": 10, **changes}))
+    need = memory.memory(POLICY, Sizes(**{"precision": "float32", "tokens": 10, **changes}))
     assert (need.weights, need.optimizer, need.gradients) == (
         weights * PARAMETERS,
         optimizer * PARAMETERS,
@@ -88,11 +94,11 @@ def test_bytes_of_a_weight(changes: dict, weights: float, optimizer: float, grad
 
 
 def test_model_parallel_ranks_hold_parts() -> None:
-    sizes = Sizes("float32", tokens=10, tensor=2, pipeline=2, layers=1)
-    assert estimate.memory(SHAPE, sizes).weights == 4 * (LAYER / 2 + 16 + 256 / 2)
-    experts = Sizes("float32", tokens=10, expert=2, copies=2)
+    sizes = Sizes("float32", tokens=10, layout=Layout(tensor=2, pipeline=2))
+    assert memory.memory(POLICY, sizes).weights == 4 * (LAYER / 2 + 16 + 256 / 2)
+    experts = Sizes("float32", tokens=10, layout=Layout(expert=2), copies=2)
     held = 2 * (192 + 32 + 16) + 256, 2 * 2 * 384
-    need = estimate.memory(MIXTURE, experts)
+    need = memory.memory(MIXTURE, experts)
     assert need.weights == 4 * sum(held)
     assert need.optimizer == 8 * (held[0] / 2 + held[1])  # each expert is there once, the rest twice
 
@@ -101,33 +107,32 @@ def test_activations_of_a_layer() -> None:
     """x and its norm, twice; q and k rotated and v; attention's result; gate and up; a float a norm and a query head."""
     elements = 4 * 8 + (2 + 1 + 1) * 4 + 2 * 4 + 2 * 16
     kept = 4 * (elements + 2 + 2)
-    one, two = (
-        estimate.memory(replace(SHAPE, num_layers=n), Sizes("float32", tokens=10, spread=1)).activations for n in (1, 2)
-    )
+    sizes = Sizes("float32", tokens=10, spread=1)
+    one, two = (memory.memory(replace(DECODER, num_layers=n).architecture, sizes).activations for n in (1, 2))
     assert two - one == 10 * kept
-    full = replace(Sizes("float32", tokens=10, spread=1), recomputed=frozenset({"layer"}))
-    one, two = (estimate.memory(replace(SHAPE, num_layers=n), full).activations for n in (1, 2))
+    full = replace(sizes, recompute=Recompute())
+    one, two = (memory.memory(replace(DECODER, num_layers=n).architecture, full).activations for n in (1, 2))
     assert two - one == 10 * 4 * 8
 
 
 def test_logits_are_kept_as_the_output_layer_keeps_them() -> None:
     from nemotron_dpo.kernels import logits
 
-    assert (estimate.CPU_LOGITS_BYTES, estimate.GPU_LOGITS_BYTES) == (logits.KEPT_BYTES, logits.GPU_KEPT_BYTES)
-    assert (estimate.LOGITS_TOKENS, estimate.LOGITS_ENTRIES) == (logits.KEPT_TOKENS, logits.BLOCK_ENTRIES)
-    few, most = (estimate.memory(SHAPE, Sizes("bfloat16", tokens=10, logits_bytes=size)).logits for size in (100, 600))
+    assert (estimate_sizes.CPU_LOGITS_BYTES, estimate_sizes.GPU_LOGITS_BYTES) == (logits.KEPT_BYTES, logits.GPU_KEPT_BYTES)
+    assert (memory.LOGITS_TOKENS, memory.LOGITS_ENTRIES) == (logits.KEPT_TOKENS, logits.BLOCK_ENTRIES)
+    few, most = (memory.memory(POLICY, Sizes("bfloat16", tokens=10, logits_bytes=size)).logits for size in (100, 600))
     assert most - few == 500
-    whole = estimate.memory(SHAPE, Sizes("bfloat16", tokens=10)).logits
-    assert whole - few == 10 * SHAPE.vocab_size * 2 - 100
+    whole = memory.memory(POLICY, Sizes("bfloat16", tokens=10)).logits
+    assert whole - few == 10 * POLICY.vocab_size * 2 - 100
 
 
 def test_largest_row_is_the_last_that_fits() -> None:
     sizes = Sizes("bfloat16", tokens=1)
-    tokens = estimate.largest_tokens(SHAPE, sizes, 410e6)
+    tokens = memory.largest_tokens(POLICY, sizes, 410e6)
     assert tokens is not None
-    below, above = (estimate.memory(SHAPE, replace(sizes, tokens=n)).total for n in (tokens, tokens + 64))
+    below, above = (memory.memory(POLICY, replace(sizes, tokens=n)).total for n in (tokens, tokens + 64))
     assert below <= 410e6 < above
-    assert estimate.largest_tokens(SHAPE, sizes, 390e6) is None
+    assert memory.largest_tokens(POLICY, sizes, 390e6) is None
 
 
 def _trainable(folder: Path, precision: str):
@@ -142,9 +147,9 @@ def _trainable(folder: Path, precision: str):
     draw, (prompt, response, count) = np.random.default_rng(0), PAIR
     prompts, chosen, rejected = ([draw.integers(3, small.VOCAB, n) for _ in range(count)] for n in (prompt, response, response))
     row = pack_row(prompts, chosen, rejected)
-    model, shape = open_policy(resolve(folder), precision)
+    model = open_policy(resolve(folder), precision)
     batch = PairBatch(row=row, ref_logps_R=torch.zeros(len(row.targets_R)), pairs=tuple(range(count)))
-    return TrainablePolicy(model, Optimization(lr=1e-3)), shape, batch
+    return TrainablePolicy(model, Optimization(lr=1e-3)), batch
 
 
 PAIR = (40, 44, 3)  # tokens of prompt and of each response, pairs
@@ -167,7 +172,8 @@ def test_flops_are_what_torch_counts(policy: Path, monkeypatch: pytest.MonkeyPat
 
     by_torch = replace(chosen.kernels(), read_logits=read_logits)
     monkeypatch.setattr(chosen, "_chosen", by_torch)  # torch counts its own products alone
-    trainable, shape, batch = _trainable(policy, "bfloat16")  # whose gradients are products of their own, which torch counts
+    trainable, batch = _trainable(policy, "bfloat16")  # whose gradients are products of their own, which torch counts
+    architecture = trainable.model.architecture
 
     def counted() -> int:
         with FlopCounterMode(display=False) as counter:
@@ -175,10 +181,10 @@ def test_flops_are_what_torch_counts(policy: Path, monkeypatch: pytest.MonkeyPat
         return counter.get_total_flops()
 
     once, lengths = counted(), Lengths(PAIR[0], 2 * PAIR[1])
-    expected = PAIR[2] * estimate.training_flops(shape, Sizes("bfloat16", tokens=1), lengths)
+    expected = PAIR[2] * flops.training(architecture, Sizes("bfloat16", tokens=1), lengths)
     assert once == pytest.approx(expected, rel=0.2)
     monkeypatch.setattr(logits, "KEPT_BYTES", 0)  # as of pairs too long for it: their logits are made twice
-    assert counted() - once == 2 * len(batch.row.targets_R) * shape.vocab_size * shape.hidden_size
+    assert counted() - once == 2 * len(batch.row.targets_R) * architecture.vocab_size * architecture.hidden_size
 
 
 @pytest.mark.usefixtures("megatron")
@@ -186,7 +192,8 @@ def test_flops_are_what_torch_counts(policy: Path, monkeypatch: pytest.MonkeyPat
 def test_activations_are_what_torch_keeps(policy: Path, precision: str) -> None:
     import torch
 
-    trainable, shape, batch = _trainable(policy, precision)
+    trainable, batch = _trainable(policy, precision)
+    architecture = trainable.model.architecture
     weights = {parameter.untyped_storage().data_ptr() for parameter in trainable.model.parameters()}
     kept: dict[int, int] = {}
     total: list[int] = []
@@ -204,6 +211,6 @@ def test_activations_are_what_torch_keeps(policy: Path, precision: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trainable.accumulate([batch], loss)
     sizes = Sizes(precision, tokens=batch.row.num_tokens, spread=1)
-    layers = [replace(shape, num_layers=n) for n in (0, shape.num_layers)]
-    none, four = (estimate.memory(layer, sizes).activations for layer in layers)
+    layers = [replace(architecture, layers=architecture.layers[:n]) for n in (0, None)]
+    none, four = (memory.memory(layer, sizes).activations for layer in layers)
     assert total[0] == pytest.approx(four - none, rel=0.2)

@@ -10,9 +10,9 @@ import pytest
 
 from nemotron_dpo.config import ClusterConfig, MegatronConfig, PolicyConfig, RunConfig, SequencePackingConfig
 from nemotron_dpo.steps import tiny_policy
-from nemotron_dpo.steps.estimate.costs import Lengths
-from nemotron_dpo.steps.estimate.forecast import forecast, sizes_of
-from nemotron_dpo.steps.estimate.policy_architecture import policy_shape
+from nemotron_dpo.steps.estimate.forecast import forecast
+from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
+from nemotron_dpo.steps.estimate.sizes import Lengths, sizes_of
 from nemotron_dpo.steps.profiles.profile import Profile
 from support import small
 
@@ -71,7 +71,7 @@ def test_policy_that_is_not_here_is_one_line(run: RunConfig, monkeypatch: pytest
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     (snapshot / "config.json").write_text((Path(run.policy.model_name) / "config.json").read_text())
-    assert policy_shape(absent) == policy_shape(run)
+    assert policy_architecture(absent) == policy_architecture(run)
     (snapshot / "config.json").write_text('{"model_type": "gemma2"}')
     assert forecast(absent, HERE, None).startswith("none: ")
 
@@ -82,6 +82,7 @@ def test_sizes_of_a_divided_run(run: RunConfig) -> None:
     packing = SequencePackingConfig(train_mb_tokens=50)
     divided = replace(run, cluster=ClusterConfig(gpus_per_node=8))
     divided = replace(divided, policy=replace(run.policy, megatron_cfg=megatron, sequence_packing=packing))
-    sizes = sizes_of(divided, policy_shape(run), Lengths(10, 30))
-    assert (sizes.copies, sizes.layers, sizes.tokens, sizes.in_flight) == (2, 3, 50, 2)  # 2 pairs of 40 tokens a rank
-    assert sizes.recomputed == {"layer"}
+    sizes = sizes_of(divided, Lengths(10, 30))
+    assert (sizes.copies, sizes.tokens, sizes.in_flight) == (2, 50, 2)  # 2 pairs of 40 tokens a rank
+    assert sizes.layout.stages(4) == [slice(0, 3), slice(3, 4)]
+    assert sizes.whole_layers

@@ -1,0 +1,66 @@
+"""The feed-forward part that every token goes through whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from nemotron_dpo.policy.sublayers.sublayer import Kept, Linear, PairTokens, Parameters, entering_bytes, norm_parameters
+
+if TYPE_CHECKING:
+    from nemotron_dpo.policy.architecture import Architecture
+    from nemotron_dpo.policy.layout import Layout
+
+Activation = Literal["silu", "relu2", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """down(activation(gate x) * up x) over `ffn_hidden_size` channels; without a gate, down(activation(up x))."""
+
+    ffn_hidden_size: int
+    activation: Activation = "silu"
+    gated: bool = True
+
+    prefixes = ("pre_mlp_layernorm.", "mlp.linear_fc1.", "mlp.linear_fc2.")
+    module = "mlp"
+
+    def linears(self, architecture: Architecture) -> tuple[Linear, ...]:
+        hidden, ffn = architecture.hidden_size, self.ffn_hidden_size
+        return Linear("mlp.linear_fc1", hidden, (2 if self.gated else 1) * ffn), Linear("mlp.linear_fc2", ffn, hidden)
+
+    def parameters(self, architecture: Architecture) -> Parameters:
+        return Parameters(split=self.weights_met(architecture), whole=norm_parameters(architecture))
+
+    def weights_met(self, architecture: Architecture) -> int:
+        return sum(linear.size for linear in self.linears(architecture))
+
+    def mixing_flops(self, pair: PairTokens) -> tuple[Any, Any]:
+        return 0, 0
+
+    def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
+        """The first product and what is made of it; of what silu makes nothing, which is made again."""
+        elements = (4 if self.gated and self.activation != "silu" else 2) * self.ffn_hidden_size
+        return Kept(entering_bytes(architecture, layout, width), width * elements / layout.tensor)
+
+    def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
+        return 5 * width * self.ffn_hidden_size / layout.tensor
+
+    def undivided(self, layout: Layout) -> Iterator[tuple[str, int, int]]:
+        yield "feed-forward channels", self.ffn_hidden_size, layout.tensor
+
+    def config(self) -> dict[str, Any]:
+        from nemotron_dpo.policy.activations import ACTIVATIONS
+
+        activation = {"gated_linear_unit": self.gated, "activation_func": ACTIVATIONS[self.activation]}
+        return {"ffn_hidden_size": self.ffn_hidden_size, **activation}
+
+    def spec(self, config: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
+        from nemotron_dpo.policy.norm import Norm
+
+        parts: Any = get_gpt_layer_local_spec(normalization=config.normalization).submodules
+        fields = {"pre_mlp_layernorm": Norm, "mlp": parts.mlp, "mlp_bda": parts.mlp_bda}
+        return fields, {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}

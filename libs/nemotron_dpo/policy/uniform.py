@@ -1,0 +1,90 @@
+"""A decoder whose layers are all alike, in the flat fields that config files have for it. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from nemotron_dpo.policy.architecture import Architecture, Layer, Normalization
+from nemotron_dpo.policy.sublayers.attention import Attention, Llama3Scaling, Rotary
+from nemotron_dpo.policy.sublayers.dense import Activation, Dense
+from nemotron_dpo.policy.sublayers.experts import Experts, Router
+
+
+@dataclass(frozen=True)
+class UniformDecoder:
+    """`num_layers` layers of attention and a feed-forward part.
+
+    With `experts` the feed-forward part is a mixture and `ffn_hidden_size` an expert's. The other fields
+    are those of Architecture, Attention, Rotary and Dense.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    rotary_base: float
+    tied_embeddings: bool
+    dtype: str
+    family: str = "llama"
+    normalization: Normalization = "RMSNorm"
+    zero_centered_norm: bool = False
+    activation: Activation = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rotary_percent: float = 1.0
+    rope_scaling: Llama3Scaling | None = None
+    window: int | None = None
+    embedding_scale: float = 1.0
+    experts: Router | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The same, layer by layer."""
+        attention = Attention(
+            num_heads=self.num_attention_heads,
+            num_groups=self.num_query_groups,
+            head_size=self.kv_channels,
+            rotary=Rotary(self.rotary_base, self.rotary_percent, self.rope_scaling),
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
+            window=self.window,
+        )
+        dense = Dense(self.ffn_hidden_size, self.activation, self.gated)
+        layer = Layer(attention, dense if self.experts is None else Experts(self.experts, dense))
+        return Architecture(layers=(layer,) * self.num_layers, **{name: getattr(self, name) for name in _SHARED})
+
+
+_SHARED = tuple(field.name for field in fields(Architecture) if field.name != "layers")
+
+
+def flat(architecture: Architecture) -> UniformDecoder:
+    """The inverse of `UniformDecoder.architecture`; the caller knows that the layers are alike."""
+    (layer,) = set(architecture.layers)
+    attention, feed_forward = layer.mixer, layer.feed_forward
+    assert isinstance(attention, Attention)
+    dense = feed_forward.expert if isinstance(feed_forward, Experts) else feed_forward
+    assert isinstance(dense, Dense)
+    return UniformDecoder(
+        num_layers=len(architecture.layers),
+        num_attention_heads=attention.num_heads,
+        num_query_groups=attention.num_groups,
+        kv_channels=attention.head_size,
+        rotary_base=attention.rotary.base,
+        rotary_percent=attention.rotary.percent,
+        rope_scaling=attention.rotary.scaling,
+        qkv_bias=attention.qkv_bias,
+        qk_norm=attention.qk_norm,
+        window=attention.window,
+        experts=feed_forward.router if isinstance(feed_forward, Experts) else None,
+        **asdict(dense),
+        **{name: getattr(architecture, name) for name in _SHARED},
+    )

@@ -1,0 +1,124 @@
+"""Plans whose layers are not all alike: every seam takes them, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture, Layer
+from nemotron_dpo.policy.layout import Layout
+from nemotron_dpo.policy.lora_targets import Lora, adapter_parameters, check_targets
+from nemotron_dpo.policy.rows import pack_row
+from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
+from nemotron_dpo.policy.sublayers.dense import Dense
+from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.steps.estimate import flops, memory
+from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes
+from support import small
+
+ATTENTION, DENSE, EXPERTS = Attention(4, 2, 8, Rotary(1e4)), Dense(64), Experts(Router(4, 2), Dense(48))
+# of hidden size 32: linear_qkv 32 x 64 and linear_proj 32 x 32; 3 x 32 x 64; four times 3 x 32 x 48 and a router of 4 x 32
+SIZES = {ATTENTION: 3072, DENSE: 6144, EXPERTS: 4 * 4608 + 128}
+MET = {**SIZES, EXPERTS: 2 * 4608 + 128}
+
+
+def plan(*layers: Layer) -> Architecture:
+    return Architecture(
+        layers,
+        hidden_size=32,
+        vocab_size=small.VOCAB,
+        max_position_embeddings=128,
+        norm_epsilon=1e-5,
+        tied_embeddings=True,
+        dtype="float32",
+    )
+
+
+PLANS = {
+    "dense first": plan(Layer(ATTENTION, DENSE), Layer(ATTENTION, EXPERTS), Layer(ATTENTION, EXPERTS)),
+    "one sublayer each": plan(Layer(None, DENSE), Layer(ATTENTION, None), Layer(None, EXPERTS), Layer(ATTENTION, DENSE)),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_costs_are_the_sums_of_the_layers(name: str) -> None:
+    architecture, lengths = PLANS[name], Lengths(10, 20)
+    parts = list(architecture.sublayers())
+    whole = sum(SIZES[part] + 32 for part in parts) + 32 + 32 * small.VOCAB  # a norm each, the last norm, the embedding
+    assert architecture.num_parameters() == whole
+    met, scores = sum(MET[part] for part in parts), parts.count(ATTENTION) * 32 * lengths.meetings
+    output = 32 * small.VOCAB * 20
+    assert flops.scoring(architecture, lengths) == 2 * met * 30 + 4 * scores + 2 * output
+    assert flops.training(architecture, Sizes("float32", 100), lengths) == 6 * met * 30 + 14 * scores + 6 * output
+
+
+def test_memory_is_that_of_the_stage_whose_layers_take_most() -> None:
+    layout = Layout(pipeline=2, first_stage_layers=1)
+    two = 2 * (SIZES[ATTENTION] + SIZES[EXPERTS] + 64) + 32 * small.VOCAB
+    assert memory.memory(PLANS["dense first"], Sizes("float32", 100, layout)).weights == 4 * two
+
+
+def test_adapters_are_put_where_a_layer_has_the_linear_layer() -> None:
+    lora, architecture = Lora(dim=2, target_modules=("linear_qkv", "*.layers.0.*.linear_fc1")), PLANS["one sublayer each"]
+    check_targets(lora, architecture)
+    assert adapter_parameters(lora, architecture) == 2 * ((32 + 64) * 2 + (32 + 128))
+    assert adapter_parameters(lora, architecture, slice(1, 3)) == 2 * (32 + 64)
+    with pytest.raises(UserError, match="a mixture's experts cannot be adapted"):
+        check_targets(Lora(), architecture)
+
+
+def test_layers_that_one_config_cannot_say_are_refused() -> None:
+    from nemotron_dpo.policy.transformer_config import transformer_config
+
+    wider = plan(Layer(ATTENTION, DENSE), Layer(ATTENTION, Dense(96)))
+    with pytest.raises(UserError, match="layers that differ in ffn_hidden_size are not supported"):
+        transformer_config(wider, torch.float32)
+
+
+@pytest.mark.usefixtures("megatron")
+@pytest.mark.parametrize("name", PLANS)
+def test_a_policy_of_the_plan_computes_learns_and_is_saved(name: str, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint import megatron, torch_dist
+    from nemotron_dpo.policy.model import build_policy
+
+    model, again = (build_policy(PLANS[name], torch.float32, max_length=128) for _ in range(2))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PLANS[name].num_parameters()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pairs = small.random_pairs(3, seed=1)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    logps_R = model(row)
+    logps_R.sum().backward()
+    for part, parameter in model.named_parameters():
+        assert parameter.grad is not None, part
+        assert parameter.grad.norm() > 0, part
+    alone = model(pack_row(pairs.prompts[1:2], pairs.chosen[1:2], pairs.rejected[1:2]))
+    assert torch.allclose(alone, logps_R[(row.response_R == 2) | (row.response_R == 3)], atol=1e-5)
+    content = {"singleton_local_shards": False}
+    state = model.sharded_state_dict(metadata=content)
+    weights = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+    torch_dist.save({"model": weights}, tmp_path, content)
+    megatron.load(again, tmp_path)
+    assert torch.equal(again(row), logps_R)
+
+
+def test_stages_of_a_pipeline() -> None:
+    cases = [
+        (Layout(), 5, [5]),
+        (Layout(pipeline=3), 6, [2, 2, 2]),
+        (Layout(pipeline=3, first_stage_layers=1), 7, [1, 3, 3]),
+        (Layout(pipeline=3, last_stage_layers=3), 7, [2, 2, 3]),
+        (Layout(pipeline=2, first_stage_layers=1, last_stage_layers=4), 5, [1, 4]),
+    ]
+    for layout, num_layers, sizes in cases:
+        stages = layout.stages(num_layers)
+        assert [stage.stop - stage.start for stage in stages] == sizes
+        assert [stage.start for stage in stages] == [sum(sizes[:i]) for i in range(len(sizes))]
+    for layout in (Layout(pipeline=2), replace(Layout(pipeline=2), first_stage_layers=5)):
+        with pytest.raises(UserError, match="do not divide over"):
+            layout.stages(5)
