@@ -1,9 +1,13 @@
-"""Preference pairs for bench_dpo.py, made from HH transcripts: as they are, or with short prompts and long responses."""
+"""Preference pairs for the benchmarks, from HH transcripts: as they are, or with short prompts and long responses.
+
+Without the transcripts, pairs of made-up words with as many tokens.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 from collections.abc import Iterator
 from itertools import cycle
@@ -12,16 +16,19 @@ from typing import Any
 
 Row = dict[str, list[dict[str, str]]]
 _TURN = re.compile(r"\n\n(Human|Assistant): ")
+# ln of the tokens (Llama 3's) of HH's 2303 prompts and 4606 responses that fit 1024: mean and standard deviation
+_PROMPT, _RESPONSE = (4.42, 0.96), (3.40, 0.90)
 
 
-def write(kind: str, source: Path, num_pairs: int, length: int, tokenizer: Any, out: Path) -> dict[str, int]:
+def write(kind: str, source: Path | None, num_pairs: int, length: int, tokenizer: Any, out: Path) -> dict[str, int]:
     """Write `num_pairs` rows of `kind` ("hh" or "long") that fit `length` tokens; how many tokens and of which sort.
 
+    They are made of `source`, a file of HH transcripts, or of words at random.
     "sequence_tokens" counts prompt + chosen and prompt + rejected, "unique_tokens" the prompt once.
     """
     rows: list[Row] = []
     counts = {"pairs": 0, "sequence_tokens": 0, "unique_tokens": 0, "response_tokens": 0}
-    for row in _hh(source) if kind == "hh" else _long(source, length, tokenizer):
+    for row in _rows(kind, source, length, tokenizer):
         prompt = len(_ids(tokenizer, row["prompt"], generate=True))
         sides = [len(_ids(tokenizer, [*row["prompt"], *row[side]])) - prompt for side in ("chosen", "rejected")]
         if prompt + max(sides) > length or min(sides) < 2 or row["chosen"] == row["rejected"]:
@@ -35,6 +42,29 @@ def write(kind: str, source: Path, num_pairs: int, length: int, tokenizer: Any, 
     counts["pairs"] = len(rows)
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return counts
+
+
+def _rows(kind: str, source: Path | None, length: int, tokenizer: Any) -> Iterator[Row]:
+    if source is None:
+        return _made(kind, length, tokenizer)
+    return _hh(source) if kind == "hh" else _long(source, length, tokenizer)
+
+
+def _made(kind: str, length: int, tokenizer: Any) -> Iterator[Row]:
+    """Rows without end, always the same: of HH's lengths, or 20 tokens of prompt and responses of nearly `length`."""
+    draw = random.Random(0)
+    words = sorted(token[1:] for token in tokenizer.get_vocab() if re.fullmatch("\u0120[a-z]+", token))  # a space, a word
+
+    def turn(role: str, tokens: float) -> list[dict[str, str]]:
+        return [{"role": role, "content": " ".join(draw.choices(words, k=max(1, int(tokens))))}]
+
+    while True:
+        if kind == "hh":
+            sizes = [draw.lognormvariate(*_PROMPT), *(draw.lognormvariate(*_RESPONSE) for _ in range(2))]
+        else:
+            sizes = [20, *[length - 60 - draw.randrange(8) for _ in range(2)]]
+        prompt, chosen, rejected = (turn(role, n) for role, n in zip(("user", "assistant", "assistant"), sizes, strict=True))
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def _hh(source: Path) -> Iterator[Row]:
