@@ -42,18 +42,13 @@ def main() -> None:
             folder = Path(scratch) / kind
             folder.mkdir()
             figures[kind] = _compare(kind, policy, folder, options)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            if options.json:
+                options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _policy(folder: Path, options: argparse.Namespace) -> Path:
-    """Weights, those given or random ones, beside the tokenizer given, or one that is trained on the sample pairs."""
-    if options.policy:
-        folder.mkdir()
-        for name in ("config.json", "model.safetensors"):
-            (folder / name).symlink_to((options.policy / name).absolute())
-    else:
-        measure([sys.executable, str(Path(__file__).with_name("random_policy.py")), options.size, "-o", str(folder)])
+    """Random weights beside the tokenizer given, or one that is trained on the sample pairs."""
+    measure([sys.executable, str(Path(__file__).with_name("random_policy.py")), options.size, "-o", str(folder)])
     tokenizer = options.tokenizer or _tokenizer(folder.with_name("tokenizer"))
     for file in tokenizer.glob("tokenizer*"):
         shutil.copy(file, folder)
@@ -173,8 +168,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", type=Path, help="a folder with Llama 3's, which has the vocabulary; without, a small one"
     )
-    parser.add_argument("--policy", type=Path, help="a folder that random_policy.py wrote; without, it is made")
-    parser.add_argument("--size", default="1B", help="of the policy that is made")
+    parser.add_argument("--size", default="1B", help="of the policy")
     parser.add_argument("--peer", help="a Python with torch and trl; without it only ours is measured")
     parser.add_argument("--kind", nargs="+", choices=["hh", "long"], default=["hh", "long"])
     parser.add_argument("--length", type=int, default=1024)
