@@ -89,7 +89,7 @@ prepare() {
         "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --root-user-action=ignore \
             --target "$scratch/site" "${missing[@]}" || return
     fi
-    export PYTHONPATH="$root/libs:$root/bin:$root/tests:$scratch/site" PYTHONUNBUFFERED=1
+    export PYTHONPATH="$root/libs:$root/bin:$root/tests:$scratch/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
     if [[ -n $cpu ]]; then export CUDA_VISIBLE_DEVICES=""; fi
     mkdir "$scratch/bin"
     local program
@@ -130,14 +130,15 @@ note() {
 
 module() { limited "$python" "$here/$1.py" "$folder" $cpu; }
 
-# In the time that is left: a third of it for finding TRL's best settings.
+# Ours, and TRL once its setting is found, take some 190 s of a fast card; the rest of the time is for finding it, twice.
 bench() {
     local options=(--json "$folder/figures.json")
     mkdir "$folder"
     if [[ -n $cpu ]]; then
         options+=(--size 1M --kind hh --length 128 --batch 4 --micro-batch 2 --steps 1 --scored 1 --seconds 1 --trial-pairs 4)
     else
-        options+=(--scored 2000000 --seconds $(((left - 60) / 6)))
+        local search=$(((left - 190) / 2))
+        options+=(--scored 1000000 --seconds $((search > 10 ? search : 10)))
     fi
     if [[ -n $hh ]]; then options+=(--hh "$hh"); fi
     if [[ -n $tokenizer ]]; then options+=(--tokenizer "$tokenizer"); fi
@@ -155,6 +156,7 @@ limited() {
 
 finish() {
     local status=$?
+    trap '' TERM INT # whoever ends a group of processes may signal this one twice
     if [[ -s $scratch/states.tsv ]]; then
         "$python" -S "$here/report.py" table "$scratch" "$out" $((SECONDS - began))
     fi

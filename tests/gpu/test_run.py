@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,21 @@ def test_a_check_that_fails_or_does_not_end(tmp_path: Path) -> None:
     assert "    check failed: seven is not eight" in lines
     assert "    stopped: the 6 s are over" in lines
     assert "2 FAILED, 1 left out" in lines[-1]
+
+
+def test_what_ended_is_told_where_it_is_terminated(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text("")
+    (tmp_path / "endless.py").write_text("import time\ntime.sleep(60)\n")
+    script = _copy(tmp_path, '"good 1 module good"', '"endless 1 module endless"')
+    argv = ["bash", str(script), "--python", sys.executable, "-o", str(tmp_path / "out")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=ENV, start_new_session=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline().split()[:2] == ["ok", "good"]
+        for _ in range(2):
+            os.killpg(program.pid, signal.SIGTERM)
+        assert "1 ok; " in program.stdout.read()
+    assert program.returncode == 143
+    assert (tmp_path / "out" / "report.md").is_file()
 
 
 def _copy(folder: Path, *checks: str) -> Path:
