@@ -164,4 +164,4 @@ finish() {
     exit "$status"
 }
 
-main "$@"
+main "$@"; exit  # in one line: the shell would go on reading where this file is changed meanwhile

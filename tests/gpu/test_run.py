@@ -17,7 +17,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def run_sh(*arguments: object, script: Path = GPU / "run.sh") -> subprocess.CompletedProcess[str]:
     argv = ["bash", str(script), *map(str, arguments)]
-    return subprocess.run(argv, capture_output=True, text=True, env=ENV, stdin=subprocess.DEVNULL, timeout=1200)
+    return subprocess.run(argv, capture_output=True, text=True, env=ENV, stdin=subprocess.DEVNULL, timeout=3000)
 
 
 @pytest.mark.slow
