@@ -25,7 +25,7 @@ def main() -> None:
     losses = check.curve(run_dir)
     check.require(abs(losses[0] - check.LN2) < 4 * check.NEAR["bfloat16"], f"the first loss is {losses[0]}, not ln 2")
     figures = check.step_figures(run_dir, batch)
-    tokens = float(figures["pairs/s"]) * 3 * half  # type: ignore[arg-type]  # the prompt is computed once
+    tokens = float(figures["pairs/s"]) * 3 * half  # type: ignore[arg-type] - the prompt is computed once
     check.tell(here, length=2 * half, loss=f"{losses[0]:.4f} -> {losses[-1]:.4f}", **figures, **{"tokens/s": tokens})
 
 
