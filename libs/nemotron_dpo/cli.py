@@ -13,7 +13,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, paths, versions
+from nemotron_dpo import launcher, paths, standard_streams, versions
 from nemotron_dpo.errors import UserError
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status, as shells give it
@@ -54,8 +53,8 @@ def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoR
 
     With `joins_job` the process belongs to the job that the environment describes; without, it works alone.
     """
-    _read_names_as_utf8()
-    _open_missing_streams()
+    standard_streams.read_names_as_utf8()
+    standard_streams.open_missing()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - in a container they may take ASCII alone
     launcher.forget_other_jobs(joins_job=joins_job)
@@ -129,27 +128,6 @@ def completer(argument: str, candidates: Callable[[str], Sequence[str | tuple[st
     return complete
 
 
-def _read_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where file names are read as ASCII: a file of another name could not be opened."""
-    if sys.getfilesystemencoding() == "ascii" and sys.executable:
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
-def _open_missing_streams() -> None:
-    """Open /dev/null in the place of a standard stream that the caller closed, so that no file takes its number.
-
-    It is opened the wrong way round: reading stdin or writing stdout fails as on the closed stream. Messages are lost.
-    """
-    access = {"stdin": (0, "r", os.O_WRONLY), "stdout": (1, "w", os.O_RDONLY), "stderr": (2, "w", os.O_WRONLY)}
-    for name, (descriptor, mode, flags) in access.items():
-        if getattr(sys, name) is None:
-            closed = os.open(os.devnull, flags)
-            if closed != descriptor:
-                os.dup2(closed, descriptor)
-                os.close(closed)
-            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
-
-
 def _complete(command: click.Command, program: str) -> None:
     """Answer a shell that asks for completions (click's own mechanism) and exit. Otherwise do nothing."""
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
@@ -181,7 +159,7 @@ def _status(command: click.Command, program: str) -> int:
     except click.ClickException as error:
         return _complain(program, error.format_message(), 1)
     except UserError as error:
-        _drain_stdout()
+        standard_streams.drain_stdout()
         return _complain(program, str(error), 2 if error.usage else 1)
     except (ImportError, AttributeError, TypeError) as error:  # what calls into a changed library raise
         if "torch" not in sys.modules or not (untried := versions.untried()):
@@ -192,14 +170,14 @@ def _status(command: click.Command, program: str) -> int:
     except Terminated as end:
         return _complain(program, "terminated", end.status)
     except BrokenPipeError:
-        if _has_lost_its_reader():
-            _end_by_sigpipe()
+        if standard_streams.stdout_has_no_reader():
+            standard_streams.end_by_sigpipe()
         return _complain(program, "the reader of a pipe closed it early", 1)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _drain_stdout()
+        standard_streams.drain_stdout()
         return _complain(program, f"{place}{os.strerror(error.errno).lower()}", 1)
 
 
@@ -236,33 +214,6 @@ def _complain(program: str, line: str, status: int) -> int:
         line = f"rank {os.environ.get('RANK')}: {line}"
     print(f"{program}: error: {line}", file=sys.stderr, flush=True)
     return status
-
-
-def _has_lost_its_reader() -> bool:
-    """Whether stdout is a pipe or a socket that nobody reads any more."""
-    watch = select.poll()
-    watch.register(1, select.POLLOUT)
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0))
-
-
-def _end_by_sigpipe() -> None:
-    """End as a program does that never heard of SIGPIPE, which Python ignores: at once, quietly, status 141 to a shell."""
-    _detach_stdout()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGPIPE)
-
-
-def _drain_stdout() -> None:
-    """Flush stdout; detach it where that fails, as on a full disk."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _detach_stdout()
-
-
-def _detach_stdout() -> None:
-    """Point stdout at /dev/null so that the interpreter's final flush cannot fail a second time."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _raise_terminated(signum: int, frame: object) -> NoReturn:

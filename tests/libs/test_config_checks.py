@@ -118,6 +118,7 @@ def test_settings_that_cannot_be_meant_together():
         assert message.startswith(overrides[-1]), message  # the override that says so
 
 
+SFT = ["dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1"]
 METRICS = [
     # overrides, name: None where it is fine, else what is said of it
     ([VALIDATED], LOSS, None),
@@ -135,6 +136,11 @@ METRICS = [
     ([VALIDATED, "dpo.val_period=0"], LOSS, None),
     ([VALIDATED, "dpo.val_at_end=false"], LOSS, None),
     (["checkpointing.enabled=false"], "anything", None),
+    ([VALIDATED], "val:validation-default_sft_loss", "which is 0 at every step with the objective of this run (preference)"),
+    (SFT, "train:sft_loss", None),
+    (SFT, "train:preference_loss", "which is 0 at every step with the objective of this run (sft): rank by the loss"),
+    (SFT, "train:accuracy", "which is 0 at every step"),
+    ([*SFT, VALIDATED], "val:validation-default_rewards_chosen_mean", "which is 0 at every step"),
 ]
 
 

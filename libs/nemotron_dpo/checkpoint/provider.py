@@ -49,9 +49,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
     """
     refuse_unsupported(model)
     _check_sizes(model)
-    family = extra.get("family") or infer_family(model)
-    if family not in FAMILIES:
-        raise UserError(f"family {family!r} is not supported", remedy=f"{', '.join(FAMILIES)} are")
+    family = _read_family(model, extra)
     heads, hidden = model["num_attention_heads"], model["hidden_size"]
     experts = _read_experts(model)
     scaling = Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
@@ -84,6 +82,13 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         eos_token_id=extra.get("eos_token_id"),
         pad_token_id=extra.get("pad_token_id"),
     ).architecture
+
+
+def _read_family(model: dict[str, Any], extra: dict[str, Any]) -> str:
+    family = extra.get("family") or infer_family(model)
+    if family not in FAMILIES:
+        raise UserError(f"family {family!r} is not supported", remedy=f"{', '.join(FAMILIES)} are")
+    return family
 
 
 def infer_family(model: dict[str, Any]) -> str:

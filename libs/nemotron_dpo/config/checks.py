@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, selectors_text
+from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, selectors_text, unmeasured
 
 # (dotted key, what its value comes to)
 Remark = tuple[str, str]
@@ -63,8 +63,14 @@ def _check_deadline(keep: CheckpointingConfig) -> None:
 
 
 def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
-    name, running, terms = run.checkpointing.metric_name, sets if _validates(run) else (), objective_of(run.dpo).terms
-    if name is None or not run.checkpointing.enabled or name in selectors(running, terms):
+    name, running, objective = run.checkpointing.metric_name, sets if _validates(run) else (), objective_of(run.dpo)
+    if name is None or not run.checkpointing.enabled:
+        return
+    terms = objective.terms
+    if name in unmeasured(sets, terms, compares=objective.needs.rejected):
+        message = f"is {name!r}, which is 0 at every step with the objective of this run ({', '.join(terms)})"
+        raise UserError(message, field=_METRIC, remedy="rank by the loss, which all have")
+    if name in selectors(running, terms):
         return
     if name in selectors(sets, terms):
         if run.checkpointing.keep_top_k is None:  # no checkpoint is removed, so none is ranked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -68,18 +68,11 @@ class LossInputs:
         return unit * (chosen + rejected).sqrt()
 
 
-def loss_inputs(logps_R: Tensor, ref_logps_R: Tensor | None, response_R: Tensor, num_pairs: int) -> LossInputs:
-    """Sum the log-probs of a packed row by response; response_R is 2 * pair + (0 chosen, 1 rejected).
+def loss_inputs(logps_R: Tensor, ref_logps_R: Tensor | None, by_response: Callable[[Tensor], Tensor]) -> LossInputs:
+    """What an objective is given of a packed row. `by_response` sums a value [R] over each response: [P, 2], chosen first.
 
-    `ref_logps_R` are those under the reference policy, None where the objective does not need them.
+    `ref_logps_R` are the log-probs under the reference policy, None where the objective does not need them.
     """
-
-    def by_response(values_R: Tensor) -> Tensor:
-        sums = torch.zeros(2 * num_pairs, dtype=values_R.dtype, device=values_R.device)
-        if values_R.is_cuda:  # where index_add adds in the order that threads come by
-            return sums.index_put((response_R,), values_R, accumulate=True).view(num_pairs, 2)
-        return sums.index_add(0, response_R, values_R).view(num_pairs, 2)
-
     logp_P2, num_tokens_P2 = by_response(logps_R), by_response(torch.ones_like(logps_R))
     ratio_P2 = None if ref_logps_R is None else by_response(logps_R - ref_logps_R)
     chosen, rejected = (

@@ -36,6 +36,13 @@ def selectors(sets: Iterable[str], terms: Iterable[str]) -> list[str]:
     return [f"{start}{metric}" for start, metrics in _sections(sets, terms) for metric in metrics]
 
 
+def unmeasured(sets: Iterable[str], terms: Iterable[str], *, compares: bool) -> list[str]:
+    """Those of `selectors` that are always 0: losses of other terms; rewards where the objective `compares` no responses."""
+    names = {*LOSSES[1:]} - {loss_metric(term) for term in terms} | ({*REWARDS} if not compares else set())
+    starts = [selector("train/"), *(selector(f"validation-{name}/") for name in sets)]
+    return [f"{start}{name}" for start in starts for name in sorted(names)]
+
+
 def selectors_text(sets: Iterable[str], terms: Iterable[str]) -> str:
     """The same for a person, those of one section together."""
     return " and ".join(f"{start}{{{', '.join(metrics)}}}" for start, metrics in _sections(sets, terms))

@@ -56,7 +56,7 @@ class PackedRow:
     input_ids_S, positions_S: int64, positions restarting at the prompt's end for the rejected response.
     predictors_R: the packed index whose hidden state predicts each response token (the prompt's last token for the first).
     targets_R: the response tokens; chosen and rejected of pair 0, then of pair 1, and so on.
-    response_R: 2 * pair + (0 chosen, 1 rejected), to sum log-probs by response.
+    response_R: the response that each response token is of, counted in that order.
     segments: the P pairs, then the padding where there is any. share: None where this rank holds all tokens.
     """
 
@@ -84,6 +84,13 @@ class PackedRow:
     def positions_L(self) -> torch.Tensor:
         """Their positions."""
         return self.positions_S if self.share is None else self.positions_S[self.share.tokens_L]
+
+    def sums_of_responses(self, values_R: torch.Tensor) -> torch.Tensor:
+        """Of a value a response token, the sums [P, 2] over the tokens of each pair's chosen and of its rejected response."""
+        sums = torch.zeros(2 * self.num_pairs, dtype=values_R.dtype, device=values_R.device)
+        if values_R.is_cuda:  # where index_add adds in the order that threads come by
+            return sums.index_put((self.response_R,), values_R, accumulate=True).view(self.num_pairs, 2)
+        return sums.index_add(0, self.response_R, values_R).view(self.num_pairs, 2)
 
     @property
     def chunks(self) -> tuple[slice, ...]:
@@ -164,7 +171,7 @@ def _share(cut: Cut, num_tokens: int, predictors_R: np.ndarray) -> Share:
 
 
 def _response(pair: int, side: int) -> int:
-    """The place of a response among those of a row: this, `join_responses` and `split_responses` alone know the order."""
+    """The place of a response among those of a row. The order is known here alone: `PackedRow` and the two functions above."""
     return 2 * pair + side
 
 

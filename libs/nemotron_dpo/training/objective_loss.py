@@ -43,7 +43,7 @@ def loss_of(objective: Objective) -> Loss:
 
     def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, PairReport]:
         ref_logps_R = batch.ref_logps_R if objective.needs.reference else None
-        pairs = loss_inputs(logps_R, ref_logps_R, batch.row.response_R, batch.row.num_pairs)
+        pairs = loss_inputs(logps_R, ref_logps_R, batch.row.sums_of_responses)
         losses = objective.losses(pairs)
         rewards = losses.rewards
         rewards_2P = None if rewards is None else torch.stack((rewards.chosen, rewards.rejected)).detach()

@@ -14,13 +14,14 @@ from nemotron_dpo.objective.losses.sft import Sft
 from nemotron_dpo.objective.metric_names import keeps_the_worst, of_pairs, selectors
 from nemotron_dpo.objective.protocol import Needs, Objective
 from nemotron_dpo.objective.weighted_sum import weighted_sum
+from support.responses import by_response
 
 # Two pairs. Pair 0: chosen tokens -1, -2 (reference -1.5, -2.5), rejected -3 (reference -2).
 #            Pair 1: chosen token -4 (reference -4), rejected -1, -1, -1 (reference -1, -1, -1).
 LOGPS = torch.tensor([-1.0, -2.0, -3.0, -4.0, -1.0, -1.0, -1.0])
 REF = torch.tensor([-1.5, -2.5, -2.0, -4.0, -1.0, -1.0, -1.0])
 RESPONSE = torch.tensor([0, 0, 1, 2, 3, 3, 3])
-PAIRS = loss_inputs(LOGPS, REF, RESPONSE, 2)
+PAIRS = loss_inputs(LOGPS, REF, by_response(RESPONSE, 2))
 LOSS = 0.31326169  # -log sigmoid(0.5 * (1 - (-1))), of pair 0; pair 1 has no margin: ln 2
 
 
@@ -39,7 +40,7 @@ def test_sums_by_response() -> None:
 
 
 def test_what_is_not_asked_for_is_not_given() -> None:
-    pairs = loss_inputs(LOGPS, None, RESPONSE, 2)
+    pairs = loss_inputs(LOGPS, None, by_response(RESPONSE, 2))
     for read, need in ((lambda: pairs.chosen.log_ratio, "reference"), (lambda: pairs.chosen.row_reward, "row_rewards")):
         with pytest.raises(AttributeError, match=f"say {need} in its needs"):
             read()
@@ -51,7 +52,7 @@ def test_a_log_ratio_keeps_what_long_sums_lose() -> None:
     logps_R = torch.full((2 * count,), -8.0)
     ref_R = logps_R.clone()
     ref_R[:count] -= 2.0**-12
-    pairs = loss_inputs(logps_R, ref_R, torch.arange(2).repeat_interleave(count), 1)
+    pairs = loss_inputs(logps_R, ref_R, by_response(torch.arange(2).repeat_interleave(count), 1))
     assert pairs.chosen.log_ratio.tolist() == [2.0]
 
 
@@ -108,7 +109,7 @@ def test_metrics_do_not_depend_on_how_pairs_are_grouped() -> None:
     objective = Dpo(beta=0.5)
     whole, parts = metrics.sums(objective.losses(PAIRS), PAIRS), []
     for first, last, tokens in ((0, 1, slice(0, 3)), (1, 2, slice(3, 7))):
-        pairs = loss_inputs(LOGPS[tokens], REF[tokens], RESPONSE[tokens] - 2 * first, last - first)
+        pairs = loss_inputs(LOGPS[tokens], REF[tokens], by_response(RESPONSE[tokens] - 2 * first, last - first))
         parts.append(metrics.sums(objective.losses(pairs), pairs))
     assert {name: value.item() for name, value in whole.items()} == {
         name: pytest.approx(sum(part[name].item() for part in parts)) for name in whole

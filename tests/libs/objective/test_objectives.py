@@ -21,6 +21,7 @@ from nemotron_dpo.objective.metric_names import REWARDS, loss_metric
 from nemotron_dpo.objective.metrics import summed_names, sums
 from nemotron_dpo.objective.protocol import Objective
 from nemotron_dpo.policy.logprobs import slope_of
+from support.responses import by_response
 
 LOGPS = (-1.0, -2.0, -3.0, -4.0, -1.0, -1.0, -1.0)
 REF_LOGPS = (-1.5, -2.5, -2.0, -4.0, -1.0, -1.0, -1.0)
@@ -86,7 +87,7 @@ def _made(row: Golden) -> Objective:
 def _inputs(logps_R: Tensor, objective: Objective) -> LossInputs:
     """The two pairs, with the reference only where it is asked for."""
     ref_R = torch.tensor(REF_LOGPS, dtype=logps_R.dtype) if objective.needs.reference else None
-    return loss_inputs(logps_R, ref_R, RESPONSE_R, 2)
+    return loss_inputs(logps_R, ref_R, by_response(RESPONSE_R, 2))
 
 
 def test_every_objective_has_golden_rows() -> None:
@@ -141,7 +142,7 @@ def test_it_is_what_it_says(row: Golden) -> None:
     assert {loss_metric(term) for term in objective.terms} <= set(summed_names(objective))
     if objective.needs.reference:
         with pytest.raises(AttributeError, match="does not ask for it: say reference in its needs"):
-            objective.losses(loss_inputs(torch.tensor(LOGPS), None, RESPONSE_R, 2))
+            objective.losses(loss_inputs(torch.tensor(LOGPS), None, by_response(RESPONSE_R, 2)))
 
 
 @each
@@ -154,7 +155,7 @@ def test_a_pair_counts_by_itself(row: Golden) -> None:
     whole = objective.losses(_inputs(logps_R, objective)).loss
     for pair, tokens in ((0, slice(0, 3)), (1, slice(3, 7))):
         part = None if ref_R is None else ref_R[tokens]
-        alone = objective.losses(loss_inputs(logps_R[tokens], part, RESPONSE_R[tokens] - 2 * pair, 1)).loss
+        alone = objective.losses(loss_inputs(logps_R[tokens], part, by_response(RESPONSE_R[tokens] - 2 * pair, 1))).loss
         assert torch.equal(alone, whole[pair : pair + 1])
 
 

@@ -55,7 +55,7 @@ def test_gradients_of_a_dpo_step_equal_autograd_through_peft(llama: Path) -> Non
     model, (pairs, row) = adapted(llama), some_row(seed=7, count=3)
     theirs, beta = peft_twin.twin(llama, model, 4, 6), 0.3
     ref_R = torch.linspace(-6, -2, len(row.targets_R))
-    Dpo(beta).losses(loss_inputs(model(row), ref_R, row.response_R, 3)).loss.mean().backward()
+    Dpo(beta).losses(loss_inputs(model(row), ref_R, row.sums_of_responses)).loss.mean().backward()
     loss, refs = torch.zeros(()), list(ref_R.split(torch.bincount(row.response_R).tolist()))
     for i in range(3):
         good, bad = (small.reference_logps(theirs, pairs.prompts[i], side) for side in (pairs.chosen[i], pairs.rejected[i]))

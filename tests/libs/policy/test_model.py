@@ -72,7 +72,7 @@ def test_gradient_of_a_dpo_step_equals_autograd_through_transformers(llama: Path
     objective = weighted_sum((1.0, Dpo(beta)), (sft, Sft()))
 
     def loss_of(logps_R: torch.Tensor) -> torch.Tensor:
-        return objective.losses(loss_inputs(logps_R, ref_R, row.response_R, 4)).loss.mean()
+        return objective.losses(loss_inputs(logps_R, ref_R, row.sums_of_responses)).loss.mean()
 
     loss_of(ours(row, slope=slope_of(loss_of) if at_once else None)).backward()
 

@@ -17,6 +17,7 @@ from nemotron_dpo.preferences import margins
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
 from support import small
+from support.responses import by_response
 
 # pair -> log-probs of (chosen, rejected) tokens. Sums: a (-3, -4), b (-6, -1), c (-2, -2).
 POLICY = {"a": ([-1.0, -2.0], [-4.0]), "b": ([-1.0, -2.0, -3.0], [-1.0]), "c": ([-2.0], [-1.0, -1.0])}
@@ -77,7 +78,7 @@ def test_rewards_are_those_of_training(tmp_path: Path):
         torch.tensor([logp for name, side in order for logp in scores[name][side]]) for scores in (POLICY, REFERENCE)
     )
     response_R = torch.tensor([i for i, (name, side) in enumerate(order) for _ in POLICY[name][side]])
-    pairs, objective = loss_inputs(logps, refs, response_R, 3), Dpo(0.5)
+    pairs, objective = loss_inputs(logps, refs, by_response(response_R, 3)), Dpo(0.5)
     sums = metrics.sums(objective.losses(pairs), pairs)
     means = metrics.means({name: value.item() for name, value in sums.items()}, objective)
     report = json.loads((tmp_path / "scores.json").read_text())
