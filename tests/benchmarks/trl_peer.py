@@ -141,23 +141,64 @@ def _train(
     import datasets  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
     import torch
     import trl  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
 
     datasets.disable_progress_bars()
     datasets.disable_caching()
     on_gpu, tokenizer = torch.cuda.is_available(), AutoTokenizer.from_pretrained(options.policy)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    num_epochs: int = epochs or options.epochs
-    arguments = trl.DPOConfig(
+    steps = (epochs or options.epochs) * (len(rows) // batch)
+    arguments = _arguments(setting, options, batch, steps, precompute or random, on_gpu)
+    reference = _Reference(trl.DPOTrainer._precompute_ref_logps, skip=random)
+    trl.DPOTrainer._precompute_ref_logps = lambda trainer, *rest: reference.of(trainer, *rest)
+    try:
+        trainer = trl.DPOTrainer(
+            model=_model(options.policy, setting.attention, random),
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(_with_lengths(rows, tokenizer) if setting.grouped else rows),
+            processing_class=tokenizer,
+        )
+    finally:
+        trl.DPOTrainer._precompute_ref_logps = reference.original
+    seconds = _step_seconds(trainer, on_gpu)
+    if save:
+        trainer.save_model(options.output)
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    return Timed(seconds, reference.seconds, losses, torch.cuda.max_memory_allocated() if on_gpu else 0)
+
+
+def _step_seconds(trainer: Any, on_gpu: bool) -> list[float]:
+    """Train, and how long each step took."""
+    import torch
+    from transformers import TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if on_gpu:
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
+    started = time.perf_counter()
+    trainer.train()
+    return [end - begin for begin, end in zip([started, *ends], ends, strict=False)]
+
+
+def _arguments(setting: Setting, options: argparse.Namespace, batch: int, steps: int, precompute: bool, on_gpu: bool) -> Any:
+    import trl  # pyright: ignore[reportMissingImports] - installed where this runs, not in .venv
+
+    return trl.DPOConfig(
         output_dir=options.output,
         use_cpu=not on_gpu,
         bf16=options.precision == "bfloat16",
         per_device_train_batch_size=setting.micro_batch,
         gradient_accumulation_steps=max(1, batch // setting.micro_batch),
-        precompute_ref_log_probs=precompute or random,
+        precompute_ref_log_probs=precompute,
         precompute_ref_batch_size=2 * setting.micro_batch,
-        max_steps=num_epochs * (len(rows) // batch),
+        max_steps=steps,
         max_length=options.length,
         beta=options.beta,
         learning_rate=1e-6,
@@ -171,33 +212,6 @@ def _train(
         disable_tqdm=True,
         seed=42,
     )
-    reference = _Reference(trl.DPOTrainer._precompute_ref_logps, skip=random)
-    trl.DPOTrainer._precompute_ref_logps = lambda trainer, *rest: reference.of(trainer, *rest)
-    try:
-        trainer = trl.DPOTrainer(
-            model=_model(options.policy, setting.attention, random),
-            args=arguments,
-            train_dataset=datasets.Dataset.from_list(_with_lengths(rows, tokenizer) if setting.grouped else rows),
-            processing_class=tokenizer,
-        )
-    finally:
-        trl.DPOTrainer._precompute_ref_logps = reference.original
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            if on_gpu:
-                torch.cuda.synchronize()
-            ends.append(time.perf_counter())
-
-    trainer.add_callback(Clock())
-    started = time.perf_counter()
-    trainer.train()
-    if save:
-        trainer.save_model(options.output)
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    steps = [end - begin for begin, end in zip([started, *ends], ends, strict=False)]
-    return Timed(steps, reference.seconds, losses, torch.cuda.max_memory_allocated() if on_gpu else 0)
 
 
 class _Reference:
