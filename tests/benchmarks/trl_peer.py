@@ -25,8 +25,6 @@ from typing import Any
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-# pyright: reportMissingImports=false
-
 
 @dataclass(frozen=True)
 class Setting:
