@@ -68,7 +68,7 @@ PROGRAM = "preference-tokenize"
 @click.option("--split", metavar="NAME", help="INPUT is a Hugging Face dataset (ID or ID:CONFIG); needs `datasets`.")
 @click.option(
     "--format",
-    "shape",
+    "row_format",
     type=click.Choice(["auto", "pair", "conversation", "transcript", "ranked", "helpsteer3"]),
     default="auto",
     show_default=True,
@@ -97,7 +97,7 @@ PROGRAM = "preference-tokenize"
 @click.option("--max-line-bytes", metavar="N", type=click.IntRange(min=1), default=16 << 20, show_default=True)
 def command(**options: Any) -> None:
     from nemotron_dpo.preferences.encoding import TRUNCATIONS
-    from nemotron_dpo.preferences.shapes import Keys
+    from nemotron_dpo.preferences.row_formats import Keys
     from nemotron_dpo.preferences.tokenize_chunk import Settings
     from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
     from nemotron_dpo.preferences.tokenizer_folder import open_folder
@@ -121,7 +121,7 @@ def command(**options: Any) -> None:
         inputs=options["inputs"],
         output=options["output"],
         split=options["split"],
-        shape=options["shape"],
+        row_format=options["row_format"],
         limit=options["limit"],
         num_workers=options["num_workers"],
         skip_errors=options["on_error"] == "skip",

@@ -25,8 +25,8 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 from nemotron_dpo.preferences.inputs import read_chunks
-from nemotron_dpo.preferences.recognition import with_shapes
-from nemotron_dpo.preferences.shapes import Keys
+from nemotron_dpo.preferences.recognition import with_row_formats
+from nemotron_dpo.preferences.row_formats import Keys
 from nemotron_dpo.preferences.tokenize_chunk import Settings, make_worker
 from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder, open_folder
@@ -79,7 +79,7 @@ def _tokenize(data: Path, out: Path, folder: TokenizerFolder) -> Timed:
 def _raw(once: Path, folder: TokenizerFolder, copies: int) -> Callable[[], Timed]:
     """encode_batch_fast alone on the texts that the program gives it, a chunk of rows at a time."""
     worker = make_worker(Settings(folder, datetime.datetime(2026, 1, 31)), num_shown=1 << 30)
-    chunks = with_shapes(read_chunks([str(once)], 1 << 24), "auto", Keys(), 1 << 24)
+    chunks = with_row_formats(read_chunks([str(once)], 1 << 24), "auto", Keys(), 1 << 24)
     batches = [[t for texts, _ in worker(c).shown for t in (texts.prompt, texts.chosen, texts.rejected)] for c in chunks]
     tokenizer = folder.load()
 
@@ -98,8 +98,10 @@ def _trl(once: Path, tokenizer_folder: str, copies: int) -> Callable[[], Timed]:
     from transformers import AutoTokenizer
 
     worker = make_worker(Settings(open_folder(tokenizer_folder), datetime.datetime(2026, 1, 31)))
-    chunks = with_shapes(read_chunks([str(once)], 1 << 24), "auto", Keys(), 1 << 24)
-    preferences = [p for chunk in chunks for row in chunk.rows if len((p := worker.preference(row, chunk.shape)).chosen) == 1]
+    chunks = with_row_formats(read_chunks([str(once)], 1 << 24), "auto", Keys(), 1 << 24)
+    preferences = [
+        p for chunk in chunks for row in chunk.rows if len((p := worker.preference(row, chunk.row_format)).chosen) == 1
+    ]
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in preferences if len(p.rejected) == 1]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     datasets.disable_progress_bars()

@@ -9,18 +9,18 @@ from typing import Any
 import orjson
 
 from nemotron_dpo.preferences.lines import Chunk
-from nemotron_dpo.preferences.shapes import Keys, recognise
+from nemotron_dpo.preferences.row_formats import Keys, recognise
 from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
 NOON = datetime.datetime(2026, 1, 31, 12)
 
 
-def tokenize(folder: Path, *rows: dict[str, Any], shape: str | None = None, **settings: Any) -> Result:
+def tokenize(folder: Path, *rows: dict[str, Any], row_format: str | None = None, **settings: Any) -> Result:
     """The Result of `rows`, written as JSON lines first, with `settings` of the tokenization."""
     worker = make_worker(Settings(open_folder(str(folder)), NOON, **settings), num_shown=len(rows))
     lines = [orjson.dumps(row) for row in rows]
-    return worker(Chunk("rows.jsonl", 1, lines, shape or recognise(rows[0], settings.get("keys", Keys()))))
+    return worker(Chunk("rows.jsonl", 1, lines, row_format or recognise(rows[0], settings.get("keys", Keys()))))
 
 
 def pairs(result: Result) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nemotron_dpo.preferences.chat_template import Render
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.shapes import Message
+from nemotron_dpo.preferences.row_formats import Message
 
 _MARKER = "@@RESPONSE-7f3a9c51@@"
 

@@ -35,7 +35,7 @@ class Chunk:
     source: str
     first_line: int
     rows: list[Any]
-    shape: str = ""
+    row_format: str = ""
 
 
 def line_chunks(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""Give each chunk the shape of its file's rows, recognised from the file's first rows or forced."""
+"""Give each chunk the format of its file's rows, recognised from the file's first rows or forced."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import replace
 
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.shapes import Keys, recognise
+from nemotron_dpo.preferences.row_formats import Keys, recognise
 from nemotron_dpo.preferences.tokenize_chunk import parse
 
 AUTO = "auto"
 _FIRST_ROWS = 10
 
 
-def with_shapes(chunks: Iterator[Chunk], shape: str, keys: Keys, max_line_bytes: int) -> Iterator[Chunk]:
-    """`chunks` with their shape set: `shape`, or what the first readable row of each source looks like for "auto".
+def with_row_formats(chunks: Iterator[Chunk], row_format: str, keys: Keys, max_line_bytes: int) -> Iterator[Chunk]:
+    """`chunks` with their format set: `row_format`, or what the first readable row of each source looks like for "auto".
 
     Rows that bring their prompt along count as pairs then: some of the file's rows may have a prompt of their own.
     """
-    source, found = None, shape
+    source, found = None, row_format
     for chunk in chunks:
-        if shape == AUTO and chunk.source != source:
-            source, found = chunk.source, _first_shape(chunk, keys, max_line_bytes)
-        yield replace(chunk, shape=found)
+        if row_format == AUTO and chunk.source != source:
+            source, found = chunk.source, _first_format(chunk, keys, max_line_bytes)
+        yield replace(chunk, row_format=found)
 
 
-def _first_shape(chunk: Chunk, keys: Keys, max_line_bytes: int) -> str:
+def _first_format(chunk: Chunk, keys: Keys, max_line_bytes: int) -> str:
     for row in chunk.rows[:_FIRST_ROWS]:
         try:
-            shape = recognise(parse(row, max_line_bytes), keys)
-            return "pair" if shape in ("conversation", "transcript") else shape
+            row_format = recognise(parse(row, max_line_bytes), keys)
+            return "pair" if row_format in ("conversation", "transcript") else row_format
         except RowProblem:
             continue
     return "pair"

@@ -22,7 +22,7 @@ from nemotron_dpo.preferences.lines import Chunk, TooLong
 from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
 from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
 from nemotron_dpo.preferences.rendering import Renderer, make_renderer
-from nemotron_dpo.preferences.shapes import Keys, Preference, read_row
+from nemotron_dpo.preferences.row_formats import Keys, Preference, read_row
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
 
 
@@ -87,7 +87,7 @@ class Worker:
                 num_blank += 1
                 continue
             try:
-                rendered.append((line, self._rendered(row, chunk.shape, notes), row))
+                rendered.append((line, self._rendered(row, chunk.row_format, notes), row))
             except RowProblem as problem:
                 rejects.append(_reject(chunk.source, line, problem, row))
         facts: list[tuple[Any, ...]] = []
@@ -104,9 +104,9 @@ class Worker:
         rejects.sort(key=lambda r: r.line)
         return Result(chunk.source, len(chunk.rows) - num_blank, batches, rejects, np.array(facts, FACTS), shown, notes)
 
-    def _rendered(self, row: Any, shape: str, notes: Notes) -> Texts:
+    def _rendered(self, row: Any, row_format: str, notes: Notes) -> Texts:
         try:
-            preference = self.preference(row, shape)
+            preference = self.preference(row, row_format)
             note_columns(notes, preference.beside)
             texts = self.renderer.render(preference)
         except RecursionError:
@@ -114,9 +114,9 @@ class Worker:
         note_changes(notes, texts.changed)
         return texts
 
-    def preference(self, row: Any, shape: str) -> Preference:
+    def preference(self, row: Any, row_format: str) -> Preference:
         """The preference in one row. Raises RowProblem."""
-        preference = read_row(parse(row, self.settings.max_line_bytes), shape, self.settings.keys)
+        preference = read_row(parse(row, self.settings.max_line_bytes), row_format, self.settings.keys)
         return replace(preference, chosen=preference.rejected, rejected=preference.chosen) if self.settings.swap else preference
 
     def _encoded(

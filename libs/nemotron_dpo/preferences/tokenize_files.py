@@ -13,8 +13,8 @@ from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.preferences.inputs import dataset_chunks, digest, expand, limit_rows, read_chunks, states
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import Reject
-from nemotron_dpo.preferences.recognition import with_shapes
-from nemotron_dpo.preferences.shapes import columns_read
+from nemotron_dpo.preferences.recognition import with_row_formats
+from nemotron_dpo.preferences.row_formats import columns_read
 from nemotron_dpo.preferences.tally import Tally
 from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
 from nemotron_dpo.preferences.workers import ordered_map
@@ -30,7 +30,7 @@ class Job:
     inputs: tuple[str, ...]
     output: str
     split: str | None = None
-    shape: str = "auto"
+    row_format: str = "auto"
     limit: int | None = None
     num_workers: int = 1
     skip_errors: bool = False
@@ -53,7 +53,7 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     tally = Tally(for_report=job.stats is not None)
     columns = columns_read(settings.keys)
     raw = dataset_chunks(files, job.split, columns) if job.split else read_chunks(files, settings.max_line_bytes, columns)
-    chunks = with_shapes(limit_rows(raw, job.limit), job.shape, settings.keys, settings.max_line_bytes)
+    chunks = with_row_formats(limit_rows(raw, job.limit), job.row_format, settings.keys, settings.max_line_bytes)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
         rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
@@ -74,7 +74,7 @@ def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
     """Provenance of the stream: what its rows depend on, and nothing that they do not."""
     shaped: dict[str, Any] = {
         "keys": [settings.keys.prompt, settings.keys.chosen, settings.keys.rejected],
-        "format": job.shape,
+        "format": job.row_format,
         "limit": job.limit,
         "max_length": settings.max_length,
         "truncation": settings.truncation,

@@ -1,4 +1,4 @@
-"""The learning rate of every step, known before the run: a named shape after a warm-up, or a chain of torch schedulers."""
+"""The learning rate of every step, known before the run: a named curve after a warm-up, or a chain of torch schedulers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def rates(
     return named(name, lr, total_steps, warmup_steps=warmup_steps, min_lr=min_lr)
 
 
-def named(shape: str, lr: float, total_steps: int, *, warmup_steps: int = 0, min_lr: float = 0.0) -> list[float]:
+def named(name: str, lr: float, total_steps: int, *, warmup_steps: int = 0, min_lr: float = 0.0) -> list[float]:
     """Linear warm-up (step 1 gets lr / warmup_steps), then "constant", or a "cosine"/"linear" decay from lr towards min_lr.
 
     The decay is that of transformers' schedules: it starts at lr in the first step after the warm-up and would be at min_lr
     one step after the last, so that every step moves the policy.
     """
-    return [_named_at(shape, lr, step, total_steps, warmup_steps, min_lr) for step in range(1, total_steps + 1)]
+    return [_named_at(name, lr, step, total_steps, warmup_steps, min_lr) for step in range(1, total_steps + 1)]
 
 
 def from_torch(
@@ -67,13 +67,13 @@ def _next_rate(optimizer: torch.optim.Optimizer, scheduler: Any) -> float:
     return rate
 
 
-def _named_at(shape: str, lr: float, step: int, total: int, warmup: int, min_lr: float) -> float:
+def _named_at(name: str, lr: float, step: int, total: int, warmup: int, min_lr: float) -> float:
     if step <= warmup:
         return lr * step / warmup
-    if shape == "constant":
+    if name == "constant":
         return lr
     done = (step - warmup - 1) / (total - warmup)
-    left = 0.5 * (1 + math.cos(math.pi * done)) if shape == "cosine" else 1 - done
+    left = 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1 - done
     return min_lr + (lr - min_lr) * left
 
 

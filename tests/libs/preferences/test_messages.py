@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_dpo.preferences.beside import Beside
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
+from nemotron_dpo.preferences.row_formats import Keys, read_row, recognise
 from nemotron_dpo.preferences.tokenize_chunk import parse
 from support.chat_templates import CHATML
 from support.preference_rows import tokenize
@@ -176,7 +176,7 @@ def test_no_row_of_any_json_is_a_traceback(tmp_path: Path) -> None:
             rows += [{**PAIR, column: [{**PAIR[column][0], name: value}]} for value in odd]
     rows += [{**PAIR, "chosen": [{**GOOD, "tool_calls": [{"name": "f", "arguments": value}]}]} for value in odd]
     rows += [{**PAIR, "tools": [{"name": "f", "parameters": {"properties": value}}]} for value in odd]
-    result = tokenize(folder, *rows, shape="pair")
+    result = tokenize(folder, *rows, row_format="pair")
     assert len(result.facts) + len(result.rejects) == len(rows)
     assert len(result.facts) > 50
     assert {r.reason for r in result.rejects} >= {"wrong type", "unknown role", "images or sound"}

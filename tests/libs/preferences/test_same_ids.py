@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_dpo.preferences.inputs import expand, read_chunks
-from nemotron_dpo.preferences.recognition import with_shapes
-from nemotron_dpo.preferences.shapes import Keys, columns_read
+from nemotron_dpo.preferences.recognition import with_row_formats
+from nemotron_dpo.preferences.row_formats import Keys, columns_read
 from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 from support.preference_rows import NOON
@@ -88,8 +88,8 @@ WHOLE = st.tuples(MESSAGES, st.sampled_from(["beside", "null", "absent"])).map(
 )
 
 
-def sets_of(shape: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[list[dict[str, Any]]]:
-    return st.lists(st.tuples(shape, EXTRA).map(lambda both: {**both[0], **both[1]}), min_size=1, max_size=4)
+def sets_of(rows: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    return st.lists(st.tuples(rows, EXTRA).map(lambda both: {**both[0], **both[1]}), min_size=1, max_size=4)
 
 
 def schema(rows: list[dict[str, Any]], text: pa.DataType, listed: Callable[[Any], Any], tools: pa.DataType) -> pa.Schema:
@@ -160,7 +160,7 @@ def worker() -> Worker:
 def outcome(path: Path) -> list[Any]:
     """Each row's pair id, or the reason why there is none."""
     chunks = read_chunks(expand([str(path)]), 1 << 20, columns_read(Keys()))
-    results = [worker()(chunk) for chunk in with_shapes(chunks, "auto", Keys(), 1 << 20)]
+    results = [worker()(chunk) for chunk in with_row_formats(chunks, "auto", Keys(), 1 << 20)]
     pairs = [(row["source_line"], row["pair_id"]) for r in results for batch in r.batches for row in batch.to_pylist()]
     return sorted([*pairs, *((reject.line, reject.reason) for r in results for reject in r.rejects)], key=lambda p: p[0])
 

@@ -1,4 +1,4 @@
-"""Every row shape to a prompt and two responses."""
+"""Every row format to a prompt and two responses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import RowProblem, Unreadable
-from nemotron_dpo.preferences.recognition import with_shapes
-from nemotron_dpo.preferences.shapes import Keys, read_row, recognise
+from nemotron_dpo.preferences.recognition import with_row_formats
+from nemotron_dpo.preferences.row_formats import Keys, read_row, recognise
 
 USER, MORE = {"role": "user", "content": "q"}, {"role": "user", "content": "more"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
@@ -57,28 +57,28 @@ READ = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "shape", "prompt", "chosen", "rejected"), READ.values(), ids=READ)
-def test_shapes(row: dict[str, Any], shape: str, prompt: Any, chosen: Any, rejected: Any) -> None:
-    assert recognise(row, Keys()) == shape
-    preference = read_row(row, shape, Keys())
+@pytest.mark.parametrize(("row", "row_format", "prompt", "chosen", "rejected"), READ.values(), ids=READ)
+def test_formats(row: dict[str, Any], row_format: str, prompt: Any, chosen: Any, rejected: Any) -> None:
+    assert recognise(row, Keys()) == row_format
+    preference = read_row(row, row_format, Keys())
     assert (preference.prompt, preference.chosen, preference.rejected) == (prompt, chosen, rejected)
 
 
 def test_no_prompt_is_a_null_one_or_none() -> None:
-    """Beside whole conversations and transcripts, whatever the shape of the file's first rows."""
+    """Beside whole conversations and transcripts, whatever the format of the file's first rows."""
     for prompt in ({}, {"prompt": None}):
-        for row, shape in ((CONVERSATION, "conversation"), (TRANSCRIPT, "transcript")):
-            assert recognise({**prompt, **row}, Keys()) == shape
-            read = [read_row({**prompt, **row}, name, Keys()) for name in (shape, "pair")]
+        for row, row_format in ((CONVERSATION, "conversation"), (TRANSCRIPT, "transcript")):
+            assert recognise({**prompt, **row}, Keys()) == row_format
+            read = [read_row({**prompt, **row}, name, Keys()) for name in (row_format, "pair")]
             assert [(r.prompt, r.chosen, r.rejected) for r in read] == [([USER, BAD, MORE], [GOOD], [BAD])] * 2
 
 
 def test_rows_after_the_first_may_have_a_prompt_of_their_own() -> None:
     rows = [CONVERSATION, {**CONVERSATION, "prompt": "other"}, {"prompt": None, **TRANSCRIPT}]
-    (chunk,) = with_shapes(iter([Chunk("s", 1, rows)]), "auto", Keys(), 99)
+    (chunk,) = with_row_formats(iter([Chunk("s", 1, rows)]), "auto", Keys(), 99)
     with pytest.raises(RowProblem, match="is not what the two conversations have in common"):
-        read_row(chunk.rows[1], chunk.shape, Keys())
-    assert [read_row(chunk.rows[i], chunk.shape, Keys()).chosen for i in (0, 2)] == [[GOOD], [GOOD]]
+        read_row(chunk.rows[1], chunk.row_format, Keys())
+    assert [read_row(chunk.rows[i], chunk.row_format, Keys()).chosen for i in (0, 2)] == [[GOOD], [GOOD]]
 
 
 def test_a_value_that_cannot_be_read_is_a_problem_where_it_is_asked_for() -> None:
@@ -106,7 +106,7 @@ def test_null_fields_of_a_message_are_left_out() -> None:
 
 PROBLEMS = {
     "no rejected": ({"prompt": "q", "chosen": "a"}, "missing field", "rejected", False),
-    "unknown shape": ({"text": "q"}, "missing field", "prompt", False),
+    "unknown format": ({"text": "q"}, "missing field", "prompt", False),
     "number": ({"prompt": 1, "chosen": "a", "rejected": "b"}, "wrong type", "prompt", False),
     "null": ({"prompt": "q", "chosen": None, "rejected": "b"}, "wrong type", "chosen", False),
     "list of strings": ({"prompt": ["q"], "chosen": "a", "rejected": "b"}, "wrong type", "prompt", False),

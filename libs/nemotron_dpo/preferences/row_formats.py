@@ -1,4 +1,4 @@
-"""Rows of every shape the field publishes preferences in, brought to one: a prompt and two responses.
+"""Rows of every format the field publishes preferences in, brought to one: a prompt and two responses.
 
 pair          {prompt, chosen, rejected}: strings or message lists; the responses may repeat the whole conversation
 conversation  {chosen, rejected}: message lists; the prompt is the longest common prefix of turns
@@ -58,7 +58,7 @@ class Preference:
 
 
 def recognise(row: Row, keys: Keys) -> str:
-    """The name of the shape of `row`; one of no known shape is taken for a `pair`, whose reader says what is missing."""
+    """The name of the format of `row`; one of no known format is taken for a `pair`, whose reader says what is missing."""
     if row.get(_prompt_key(row, keys)) is not None:
         return "pair"
     if row.get("completions") is not None:
@@ -69,7 +69,7 @@ def recognise(row: Row, keys: Keys) -> str:
 
 
 def _without_prompt(row: Row, keys: Keys) -> str | None:
-    """The shape of a row whose responses bring their prompt along; None where they do not."""
+    """The format of a row whose responses bring their prompt along; None where they do not."""
     chosen = row.get(keys.chosen)
     if isinstance(chosen, list):
         return "conversation"
@@ -78,14 +78,14 @@ def _without_prompt(row: Row, keys: Keys) -> str | None:
     return None
 
 
-def read_row(row: Row, shape: str, keys: Keys) -> Preference:
+def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
     """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
     row, of_json_text = _with_messages(row, (_prompt_key(row, keys), keys.chosen, keys.rejected, "context"))
-    prompt, chosen, rejected = _READERS[shape](row, keys)
+    prompt, chosen, rejected = _READERS[row_format](row, keys)
     tools, template_kwargs = read_tools(_value(row, "tools")), _value(row, "chat_template_kwargs")
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
         raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
-    beside = read_beside(row, _columns(shape, keys, _prompt_key(row, keys)))
+    beside = read_beside(row, _columns(row_format, keys, _prompt_key(row, keys)))
     if of_json_text:
         beside = replace(beside, of_json_text=of_json_text)
     if chosen == rejected:
@@ -100,13 +100,13 @@ def _with_messages(row: Row, names: tuple[str, ...]) -> tuple[Row, tuple[str, ..
 
 
 @functools.cache
-def _columns(shape: str, keys: Keys, prompt_key: str) -> frozenset[str]:
-    """The columns that rows of `shape` are made of."""
+def _columns(row_format: str, keys: Keys, prompt_key: str) -> frozenset[str]:
+    """The columns that rows of `row_format` are made of."""
     own = {
         "ranked": ("context", "completions"),
         "helpsteer3": ("context", "response1", "response2", "overall_preference"),
         "pair": (prompt_key, keys.chosen, keys.rejected),
-    }.get(shape, (keys.chosen, keys.rejected))
+    }.get(row_format, (keys.chosen, keys.rejected))
     return frozenset((*own, "tools", "chat_template_kwargs"))
 
 
@@ -117,8 +117,8 @@ def _prompt_key(row: Row, keys: Keys) -> str:
 
 def _read_pair(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
     prompt_key = _prompt_key(row, keys)
-    if _value(row, prompt_key) is None and (shape := _without_prompt(row, keys)):
-        return _READERS[shape](row, keys)
+    if _value(row, prompt_key) is None and (row_format := _without_prompt(row, keys)):
+        return _READERS[row_format](row, keys)
     prompt, chosen, rejected = (_text(row, key) for key in (prompt_key, keys.chosen, keys.rejected))
     if isinstance(prompt, str) and keys.prompt == "instruction":
         prompt = joined_input(prompt, row)
