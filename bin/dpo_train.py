@@ -77,6 +77,7 @@ def command(
     run = _config(config, overrides, held_out)
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
+    _check_router(run, initial)
     with parallel.joined(SAY), _held(run, folder):
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
         data, sets = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
@@ -156,6 +157,16 @@ def _open_pairs(
         if source == "-" and not is_first:
             path.unlink()
     return data, {name: rules.open(file, SAY) for name, file in held_out.items()}
+
+
+def _check_router(run: RunConfig, policy: ModelSource) -> None:
+    """Raise UserError where `policy` has experts and their router is to be trained as it is not here."""
+    from nemotron_dpo.checkpoint.policy import read_architecture
+    from nemotron_dpo.config import router_refusal
+
+    refusal = router_refusal(run)
+    if refusal is not None and any(layer.num_experts for layer in read_architecture(policy).layers):
+        raise refusal
 
 
 def _settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -142,11 +143,12 @@ def show_help(context: click.Context, topic: str | None) -> None:
 )
 @click.option("--to", "last", metavar="STAGE", shell_complete=_complete_stage, help="Stop after STAGE.")
 @click.option("--force", is_flag=True, help="Run every stage, up to date or not.")
+@click.option("-v", "--verbose", is_flag=True, help="Name the keys of the config that have no meaning here, and why.")
 @click.option("--force-squash", is_flag=True, help="Rebuild the container image that a remote executor caches.")
 @click.argument(
     "tokens", metavar="[KEY.PATH=VALUE | --SECTION=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key
 )
-def run_step(attached: str | None, detached: str | None, **asked: Any) -> int:
+def run_step(attached: str | None, detached: str | None, verbose: bool, **asked: Any) -> int:
     """Compile a config and run the step, here unless a profile says otherwise.
 
     \b
@@ -179,10 +181,23 @@ def run_step(attached: str | None, detached: str | None, **asked: Any) -> int:
     request = Request(argv=sys.argv, options=options, attached=detached is None, **asked)
     say = functools.partial(cli.say, PROGRAM)
     run, executor = compile_run(request, profile, say), executor_of(profile)
-    if request.dry_run:
-        executor.print_plan(run, say)
-        return 0
-    return executor.execute(run, say)
+    if not request.dry_run:
+        _say_idle(run.idle, verbose, say)
+        return executor.execute(run, say)
+    executor.print_plan(run, say)
+    sys.stdout.flush()
+    _say_idle(run.idle, verbose, say)
+    return 0
+
+
+def _say_idle(lines: Sequence[str], verbose: bool, say: Callable[[str], object]) -> None:
+    """Count the keys that have no meaning here, and name them where `verbose`."""
+    for line in lines if verbose else ():
+        say(line)
+    if lines:
+        one = len(lines) == 1
+        how = "" if verbose else "; --verbose says why"
+        say(f"{len(lines)} key{'s' * (not one)} of the config {'has' if one else 'have'} no meaning here{how}")
 
 
 def _print_json(value: object) -> None:

@@ -29,7 +29,7 @@ LORA_CFG = (
             "policy.dtensor_cfg.lora_cfg",
         ),
         ("policy.dtensor_cfg.lora_cfg.enabled=true", PeftConfig(True, dim=8, dropout_position="post"), None),
-        ("policy.dtensor_cfg={enabled: false, lora_cfg: {enabled: true}}", PeftConfig(), "policy.dtensor_cfg.lora_cfg"),
+        ("policy.dtensor_cfg={enabled: false, lora_cfg: {enabled: true}}", PeftConfig(), "policy.dtensor_cfg"),
         ("policy.megatron_cfg={enabled: false, peft: {enabled: true}}", PeftConfig(), "policy.megatron_cfg"),
     ],
 )

@@ -4,10 +4,20 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 """
 
 from nemotron_dpo.config.build import known_keys
-from nemotron_dpo.config.checks import ranking, seconds_until
-from nemotron_dpo.config.home import with_home
+from nemotron_dpo.config.checks import ranking, router_refusal, seconds_until
+from nemotron_dpo.config.home import with_home, with_job_folder
 from nemotron_dpo.config.identity import identity
-from nemotron_dpo.config.load import dump_run, load_plain, load_run, plain_origins, run_origins, run_tree, to_yaml
+from nemotron_dpo.config.load import (
+    IdleKey,
+    dump_run,
+    idle_keys,
+    load_plain,
+    load_run,
+    plain_origins,
+    run_origins,
+    run_tree,
+    to_yaml,
+)
 from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
 from nemotron_dpo.config.run_env import RunEnv, leaves, load_run_env
@@ -33,6 +43,7 @@ __all__ = [
     "DataConfig",
     "DatasetConfig",
     "DpoConfig",
+    "IdleKey",
     "LoggerConfig",
     "MegatronConfig",
     "OptimizerConfig",
@@ -44,6 +55,7 @@ __all__ = [
     "TokenizerConfig",
     "dump_run",
     "identity",
+    "idle_keys",
     "known_keys",
     "leaves",
     "load_plain",
@@ -55,9 +67,11 @@ __all__ = [
     "redact",
     "redact_argv",
     "redact_override",
+    "router_refusal",
     "run_origins",
     "run_tree",
     "seconds_until",
     "to_yaml",
     "with_home",
+    "with_job_folder",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
 import math
 import operator
 import re
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nemotron_dpo.config.foreign_keys import NO_EFFECT, ONLY_VALUES
+from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
 from nemotron_dpo.config.spellings import Tree
@@ -28,21 +29,23 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
-def build_run(tree: Tree) -> tuple[RunConfig, list[str]]:
-    """The RunConfig that the canonical `tree` describes, and the dotted keys in it that have no effect.
+def build_run(tree: Tree) -> tuple[RunConfig, dict[str, str]]:
+    """The RunConfig that the canonical `tree` describes, and the dotted keys in it that have no meaning, with the reason.
 
     Raises UserError whose field is the dotted key: a wrong type or value, a setting that is not built, an unknown key.
     """
     _refuse_unbuilt(tree)
+    length = tree["data"].pop("max_input_seq_length", None) if isinstance(tree.get("data"), dict) else None
     run = _build(RunConfig, tree, "")
     _check_peft(run.policy.megatron_cfg.peft)
-    idle = []
+    _check_length(length, run.policy.max_total_sequence_length)
+    idle: dict[str, str] = {}
     for key in _leaves(tree):
-        prefix = _no_effect_prefix(key)
+        prefix = _foreign_prefix(key)
         if prefix is None:
             raise UserError("is no known key", field=key, remedy=nearest(key))
-        idle.append(prefix)
-    return run, sorted({*idle, *idle_settings(run)})
+        idle[prefix] = NO_MEANING.get(prefix, "asks for nothing")
+    return run, dict(sorted({**idle, **idle_settings(run)}.items()))
 
 
 def _check_peft(peft: PeftConfig, section: str = "policy.megatron_cfg.peft") -> None:
@@ -51,6 +54,12 @@ def _check_peft(peft: PeftConfig, section: str = "policy.megatron_cfg.peft") -> 
         raise UserError("are named beside target_modules", field=f"{section}.exclude_modules", remedy=remedy)
     if peft.enabled and peft.dropout > 0:
         raise UserError(f"is {peft.dropout}, which is not built", field=f"{section}.dropout", remedy="leave it 0.0")
+
+
+def _check_length(length: Any, most: int) -> None:
+    if length not in (None, most):
+        message = f"is {_shown(length)}, and policy.max_total_sequence_length, which bounds a pair here, is {most}"
+        raise UserError(message, field="data.max_input_seq_length", remedy="set them to one value")
 
 
 def build_plain(cls: Any, tree: Tree) -> Any:
@@ -74,7 +83,7 @@ def build_plain(cls: Any, tree: Tree) -> Any:
 def nearest(key: str) -> str:
     """The remedy naming the known key nearest to `key`: in its own section first, then by its last part anywhere."""
     section, _, leaf = key.rpartition(".")
-    known = sorted({*known_keys(), *NO_EFFECT})
+    known = sorted({*known_keys(), *foreign_keys()})
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     close = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)
     if close:
@@ -94,12 +103,25 @@ def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
 
 
 def _refuse_unbuilt(tree: Tree) -> None:
-    for key, allowed in ONLY_VALUES:
-        value: Any = tree
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None and value not in allowed:
-            raise UserError(f"is {_shown(value)}, which is not built", field=key, remedy=f"leave it {_shown(allowed[0])}")
+    for refused in REFUSED:
+        value = _select(tree, refused.key)
+        if value is not None and value not in refused.harmless:
+            remedy = refused.remedy or f"leave it {_shown(refused.harmless[0])}"
+            message = f"is {_shown(value)}, which {refused.why} and is not built"
+            raise UserError(message, field=refused.key, remedy=remedy)
+
+
+def _select(tree: Any, key: str) -> Any:
+    """The value of the dotted `key`, None where there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+@functools.cache
+def foreign_keys() -> frozenset[str]:
+    """Every dotted key of NeMo-RL's schema that is none of ours, as whole subtrees."""
+    return frozenset({*NO_MEANING, *(refused.key for refused in REFUSED)})
 
 
 def _build(cls: Any, tree: Tree, prefix: str) -> Any:
@@ -204,7 +226,7 @@ def _leaves(tree: Tree, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and value and _no_effect_prefix(key) is None:
+        if isinstance(value, dict) and value and _foreign_prefix(key) is None:
             keys += _leaves(value, f"{key}.")
         elif not (value == {} and _is_section(key)):
             keys.append(key)
@@ -212,10 +234,10 @@ def _leaves(tree: Tree, prefix: str = "") -> list[str]:
 
 
 def _is_section(key: str) -> bool:
-    return any(known.startswith(f"{key}.") for known in (*known_keys(), *NO_EFFECT))
+    return any(known.startswith(f"{key}.") for known in (*known_keys(), *foreign_keys()))
 
 
-def _no_effect_prefix(key: str) -> str | None:
+def _foreign_prefix(key: str) -> str | None:
     parts = key.split(".")
     prefixes = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-    return next((prefix for prefix in prefixes if prefix in NO_EFFECT), None)
+    return next((prefix for prefix in prefixes if prefix in foreign_keys()), None)

@@ -1,57 +1,144 @@
-"""Keys of NeMo-RL's schema that are none of ours: known, so that its recipes load as they are, and without effect.
+"""Keys of NeMo-RL's schema that are none of ours: known, so that its recipes load as they are.
 
-Naming one of NO_EFFECT earns a warning. One of ONLY_VALUES with another value is refused: it would train something else.
+NO_MEANING has those that cannot change the trained policy here, each with the reason; a run counts and lists them. Those of
+REFUSED would train something else, or keep something else, with another value than the listed ones.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
-# As subtrees; {a b} stands for each.
-_NO_EFFECT = """
-dpo {val_micro_batch_size preference_loss gt_reward_scale}
-policy {logprob_batch_size offload_optimizer_for_logprob dynamic_batching generation make_sequence_length_divisible_by
-  hf_config_overrides refit_buffer_size_gb reward_model_cfg fsdp_offload_enabled activation_checkpointing_enabled}
-policy.tokenizer {chat_template_kwargs}
-policy.optimizer {foreach fused capturable differentiable maximize amsgrad}
-policy.sequence_packing {algorithm logprob_mb_tokens sequence_length_round}
-policy.dtensor_cfg {enabled _v2 env_vars cpu_offload custom_parallel_plan clear_cache_every_n_steps automodel_kwargs lora_cfg
-  expert_parallel_size data_parallel_size tensor_parallel_size context_parallel_size sequence_parallel
-  activation_checkpointing moe_parallelizer defer_fsdp_grad_sync}
-policy.megatron_cfg {enabled env_vars empty_unused_memory_level converter_type pipeline_dtype freeze_moe_router moe_router_dtype
-  moe_router_load_balancing_type moe_router_bias_update_rate moe_permute_fusion moe_per_layer_logging moe_enable_deepep
-  moe_token_dispatcher_type moe_shared_expert_overlap apply_rope_fusion bias_activation_fusion defer_fp32_logits
-  gradient_accumulation_fusion track_moe_metrics layernorm_epsilon train_iters force_overwrite_initial_ckpt
-  force_reconvert_from_hf use_linear_ce_fusion_loss checkpoint use_fused_linear_logprobs fused_linear_logprobs_chunk_size
-  cuda_graph_impl cuda_graph_modules cuda_graph_warmup_steps fine_grained_activation_offloading offload_modules
-  use_gloo_process_groups use_fused_weighted_squared_relu attention_backend
-  transformer_impl moe_grouped_gemm moe_router_num_groups moe_router_group_topk moe_flex_dispatcher_backend
-  clear_memory_caches_before_refit model_overrides mtp_num_layers optimizer scheduler
-  distributed_data_parallel_config fp8_cfg virtual_pipeline_model_parallel_size}
-policy.megatron_cfg.peft {a2a_experimental}
-data {max_input_seq_length num_workers dataset_name add_bos add_eos add_generation_prompt add_system_prompt}
-data.train {dataset_name split subset split_validation_size seed processor env_name system_prompt_file output_key}
-data.validation {dataset_name split subset seed processor env_name system_prompt_file output_key}
-data.default {dataset_name split subset split_validation_size seed processor env_name system_prompt_file output_key}
-checkpointing {model_save_format save_consolidated model_cache_dir model_repo_id peft_config is_peft}
-logger {mlflow_enabled swanlab_enabled monitor_gpus num_val_samples_to_print wandb tensorboard mlflow swanlab gpu_monitoring
-  collect_worker_metrics}
-cluster {segment_size}
-run {env}
-"""
-NO_EFFECT = frozenset(
-    f"{section}.{key}" for section, keys in re.findall(r"(\S+) \{([^}]*)\}", _NO_EFFECT) for key in keys.split()
-)
+_ROUNDING = "says how numbers are computed there, which differs by rounding; NEMOTRON_DPO_KERNELS chooses here"
+_MEMORY = "trades memory for time there; the numbers are the same"
+_MESSAGES = "is about overlap and messages between processes; the numbers are the same"
+_TRACKER = "belongs to trackers that are not written yet; metrics.jsonl has every metric"
+_LOADER = "belongs to NeMo-RL's loaders of data sets by name"
 
-# What would change the training and is not built: (key, the values of it that change nothing).
-ONLY_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("dpo.preference_loss", ("dpo", None)),
-    ("policy.tokenizer.chat_template_kwargs", (None, {})),
-    ("policy.hf_config_overrides", (None, {})),
-    ("policy.megatron_cfg.model_overrides", (None, {})),
-    ("policy.megatron_cfg.mtp_num_layers", (None, 0)),
-    ("policy.megatron_cfg.virtual_pipeline_model_parallel_size", (None, 1)),
-    ("policy.megatron_cfg.fp8_cfg.enabled", (False, None)),
-    ("policy.reward_model_cfg.enabled", (False, None)),
+# reason -> keys, as whole subtrees; {a b} stands for each.
+_NO_MEANING = {
+    _ROUNDING: """
+policy.megatron_cfg {moe_router_dtype moe_permute_fusion apply_rope_fusion bias_activation_fusion defer_fp32_logits
+  gradient_accumulation_fusion use_linear_ce_fusion_loss use_fused_linear_logprobs fused_linear_logprobs_chunk_size
+  cuda_graph_impl cuda_graph_modules cuda_graph_warmup_steps use_fused_weighted_squared_relu attention_backend
+  transformer_impl moe_grouped_gemm}
+policy.optimizer {foreach fused capturable differentiable}
+policy.dtensor_cfg {automodel_kwargs}
+policy.dtensor_cfg.lora_cfg {use_triton}""",
+    _MEMORY: """
+policy {fsdp_offload_enabled activation_checkpointing_enabled}
+policy.dtensor_cfg {cpu_offload custom_parallel_plan clear_cache_every_n_steps moe_parallelizer}
+policy.megatron_cfg {empty_unused_memory_level fine_grained_activation_offloading offload_modules}
+policy.megatron_cfg.optimizer {use_distributed_optimizer use_precision_aware_optimizer optimizer_cpu_offload
+  optimizer_offload_fraction overlap_cpu_optimizer_d2h_h2d}
+policy.megatron_cfg.distributed_data_parallel_config {data_parallel_sharding_strategy use_custom_fsdp}""",
+    _MESSAGES: """
+policy.dtensor_cfg {defer_fsdp_grad_sync}
+policy.megatron_cfg {pipeline_dtype moe_enable_deepep moe_token_dispatcher_type moe_shared_expert_overlap
+  moe_flex_dispatcher_backend use_gloo_process_groups virtual_pipeline_model_parallel_size}
+policy.megatron_cfg.peft {a2a_experimental}
+policy.megatron_cfg.distributed_data_parallel_config {overlap_grad_reduce overlap_param_gather}""",
+    "sizes batches by samples there; rows are packed by tokens here, which changes no sum": """
+dpo {val_micro_batch_size}
+policy {logprob_batch_size dynamic_batching make_sequence_length_divisible_by}
+policy.sequence_packing {algorithm logprob_mb_tokens sequence_length_round}""",
+    "is about two models on one GPU; the reference is scored in a process of its own here": """
+policy {offload_optimizer_for_logprob}""",
+    "generates text, which DPO does not": """
+policy {generation refit_buffer_size_gb}
+policy.megatron_cfg {clear_memory_caches_before_refit}""",
+    "scales rewards of objectives that are refused": """
+dpo {gt_reward_scale}""",
+    "chooses among backends of NeMo-RL; there is one here": """
+policy.dtensor_cfg {enabled _v2}
+policy.megatron_cfg {enabled}""",
+    "goes to NeMo-RL's workers; run.env.env_vars goes to the stages here": """
+policy {env_vars}
+policy.dtensor_cfg {env_vars}
+policy.megatron_cfg {env_vars}""",
+    "is about the copy that NeMo-RL makes of a model; folders are read as they are here": """
+policy.megatron_cfg {converter_type force_overwrite_initial_ckpt force_reconvert_from_hf}""",
+    "is set by dpo.max_num_steps and max_num_epochs, there too": """
+policy.megatron_cfg {train_iters}""",
+    "says what to do with a checkpoint's own schedule; a run that goes on has the one it began with": """
+policy.megatron_cfg.scheduler {use_checkpoint_opt_param_scheduler override_opt_param_scheduler}""",
+    "balances experts by a bias; models that have one are refused": """
+policy.megatron_cfg {moe_router_bias_update_rate}""",
+    "only reports": """
+policy.megatron_cfg {moe_per_layer_logging track_moe_metrics}""",
+    "is what policy.precision says": """
+policy.megatron_cfg.optimizer {bf16 params_dtype}""",
+    "belongs to another optimizer than AdamW": """
+policy.megatron_cfg.optimizer {sgd_momentum}""",
+    "is the end of a decay, and the learning rate is constant": """
+policy.megatron_cfg.optimizer {min_lr}""",
+    "belongs to fp8_cfg, which is not enabled": """
+policy.megatron_cfg.fp8_cfg {enabled fp8 fp8_recipe fp8_param}""",
+    "belongs to a reward model, which DPO has none of": """
+policy {reward_model_cfg}""",
+    "is about how a checkpoint is written; steps are written before training goes on": """
+policy.megatron_cfg.checkpoint {async_save is_async ckpt_assume_constant_structure}
+checkpointing {is_async model_save_format save_consolidated model_cache_dir model_repo_id peft_config is_peft}""",
+    "names processes that load data; whole files are tokenized before the training": """
+data {num_workers}""",
+    "is not read by NeMo-RL's DPO either": """
+data {add_bos add_eos add_generation_prompt add_system_prompt}""",
+    _LOADER: """
+data {dataset_name}
+data.train {dataset_name split subset split_validation_size seed processor env_name output_key}
+data.validation {dataset_name split subset seed processor env_name output_key}
+data.default {dataset_name split subset split_validation_size seed processor env_name output_key}""",
+    _TRACKER: """
+logger {mlflow_enabled swanlab_enabled monitor_gpus wandb tensorboard mlflow swanlab gpu_monitoring collect_worker_metrics}
+run {wandb}""",
+    "prints samples, which is not written yet": """
+logger {num_val_samples_to_print}""",
+    "places nodes; a profile of env.toml says where a job runs": """
+cluster {segment_size}
+run {env}""",
+}
+NO_MEANING: dict[str, str] = {
+    f"{section}.{key}": reason
+    for reason, text in _NO_MEANING.items()
+    for section, keys in re.findall(r"(\S+) \{([^}]*)\}", text)
+    for key in keys.split()
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A key that is refused but for the `harmless` values of it: what it would do (`why`), and the `remedy`."""
+
+    key: str
+    harmless: tuple[Any, ...]
+    why: str
+    remedy: str | None = None
+
+
+_SYSTEM = tuple(
+    Refused(f"data.{section}.system_prompt_file", (None,), "puts a system message before every prompt")
+    for section in ("train", "validation", "default")
+)
+_KEEP = "keeps other steps"
+_GROUPS = "chooses other experts than the model was trained with"
+REFUSED: tuple[Refused, ...] = (
+    Refused("dpo.preference_loss", ("dpo", None), "is another objective"),
+    Refused("policy.optimizer.amsgrad", (False, None), "is another optimizer"),
+    Refused("policy.optimizer.maximize", (False, None), "climbs the loss"),
+    Refused("policy.megatron_cfg.optimizer.fp16", (False, None), "computes in another precision"),
+    Refused("policy.megatron_cfg.optimizer.decoupled_weight_decay", (True, None), "is Adam with L2 regularization"),
+    Refused(
+        "policy.megatron_cfg.scheduler.weight_decay_incr_style", ("constant", None), "changes the weight decay step by step"
+    ),
+    Refused("policy.megatron_cfg.model_overrides", (None, {}), "changes the model", "change the config of the model's folder"),
+    Refused("policy.megatron_cfg.layernorm_epsilon", (None,), "changes the model", "change the config of the model's folder"),
+    Refused("policy.megatron_cfg.mtp_num_layers", (None, 0), "trains additional layers"),
+    Refused("policy.megatron_cfg.moe_router_num_groups", (None,), _GROUPS),
+    Refused("policy.megatron_cfg.moe_router_group_topk", (None,), _GROUPS),
+    Refused("policy.megatron_cfg.fp8_cfg.enabled", (False, None), "computes in another precision"),
+    Refused("policy.reward_model_cfg.enabled", (False, None), "trains a reward model"),
+    Refused("checkpointing.ft_save_period", (None,), _KEEP, "leave it null, and set checkpointing.save_period"),
+    Refused("checkpointing.ft_keep_latest_k", (None,), _KEEP, "leave it null, and set checkpointing.keep_top_k"),
+    *_SYSTEM,
 )

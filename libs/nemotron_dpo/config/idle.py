@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from nemotron_dpo.config.layer import ConfigLayer
 from nemotron_dpo.config.schema import DpoConfig, MegatronConfig, RunConfig
 
+_TRACKER = "belongs to trackers that are not written yet; metrics.jsonl has every metric"
 # section -> its keys that count even where its `enabled` is false
 _SWITCHED = {
     "checkpointing": ("pretrained_checkpoint", "checkpoint_dir"),
@@ -15,29 +16,37 @@ _SWITCHED = {
 }
 
 
-def idle_settings(run: RunConfig) -> list[str]:
-    """Dotted keys whose value asks for something that `run` does not do; the trained policy is the same without."""
+def idle_settings(run: RunConfig) -> dict[str, str]:
+    """Dotted keys whose value asks for something that `run` does not do, with the reason; the policy is the same without."""
     logger, megatron, policy = run.logger, run.policy.megatron_cfg, run.policy
-    asked = {
-        "logger.log_dir": logger.log_dir is not None,
-        "logger.tensorboard_enabled": logger.tensorboard_enabled,
-        "logger.wandb_enabled": logger.wandb_enabled,
-        "policy.megatron_cfg.sequence_parallel": megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1,
-        "policy.train_micro_batch_size": policy.sequence_packing.enabled and policy.train_micro_batch_size > 1,
-        "policy.scheduler.min_lr": policy.scheduler.name == "constant" and policy.scheduler.min_lr > 0,
-    }
-    return [key for key, is_asked in asked.items() if is_asked] + _idle_recompute(megatron) + _idle_objective(run.dpo)
+    is_alone = megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1
+    is_floor = policy.scheduler.name == "constant" and policy.scheduler.min_lr > 0
+    asked = (
+        ("logger.log_dir", logger.log_dir is not None, _TRACKER),
+        ("logger.tensorboard_enabled", logger.tensorboard_enabled, _TRACKER),
+        ("logger.wandb_enabled", logger.wandb_enabled, _TRACKER),
+        ("policy.megatron_cfg.sequence_parallel", is_alone, "divides nothing where tensor_model_parallel_size is 1"),
+        (
+            "policy.train_micro_batch_size",
+            policy.sequence_packing.enabled and policy.train_micro_batch_size > 1,
+            "counts pairs where rows are packed by tokens: policy.sequence_packing.train_mb_tokens does",
+        ),
+        ("policy.scheduler.min_lr", is_floor, "is the end of a decay, and the learning rate is constant"),
+    )
+    idle = {key: reason for key, is_asked, reason in asked if is_asked}
+    idle |= dict.fromkeys(_idle_recompute(megatron), "counts for nothing with the other recompute keys as they are")
+    return idle | dict.fromkeys(_idle_objective(run.dpo), "belongs to a term of the loss that has no weight")
 
 
-def switched_off(run: RunConfig, layers: Sequence[ConfigLayer]) -> list[str]:
-    """Keys of a section that is not enabled, where they are overrides or where no file says that it is not."""
+def switched_off(run: RunConfig, layers: Sequence[ConfigLayer]) -> dict[str, str]:
+    """Keys of a section that is not enabled, with the reason, where they are overrides or where no file says so."""
     switches = (run.checkpointing.enabled, run.policy.sequence_packing.enabled, run.policy.megatron_cfg.peft.enabled)
-    keys: list[str] = []
+    keys: dict[str, str] = {}
     for (section, exempt), is_on in zip(_SWITCHED.items(), switches, strict=True):
         found = [(layer, name) for layer in layers for name in _names(layer, section)]
         is_said = any(layer.is_file and name == "enabled" for layer, name in found)
         idle = [name for layer, name in found if not (layer.is_file and is_said) and name not in ("enabled", *exempt)]
-        keys += [] if is_on else [f"{section}.{name}" for name in dict.fromkeys(idle)]
+        keys |= {} if is_on else {f"{section}.{name}": f"belongs to {section}, which is not enabled" for name in idle}
     return keys
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,24 @@ from nemotron_dpo.config.spellings import canonical
 from nemotron_dpo.errors import UserError
 
 
+@dataclass(frozen=True)
+class IdleKey:
+    """A known `key` that changes nothing here, for a `reason`.
+
+    It is `unexpected` where it was typed for this run, or where its section was never enabled.
+    """
+
+    key: str
+    source: str
+    line: int | None
+    reason: str
+    unexpected: bool
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        return f'{where}: "{self.key}" has no meaning here: it {self.reason}'
+
+
 def load_run(
     config: str | Path | None,
     overrides: Sequence[str],
@@ -31,10 +49,30 @@ def load_run(
     """Merge `config` (after the files it names under `defaults`) and dotlist `overrides` into a checked RunConfig.
 
     `base` lies under the file (a profile's settings), `validation` names the sets that the run validates where these are not
-    the config's. Returns the run with the warnings: one line a source, naming known keys that have no effect here, and one for
-    each remark of `check`; run.env has effect where the caller reads it `with_run_env`. Raises UserError naming the file
+    the config's. Returns the run with the warnings: one for each unexpected key without meaning, and one for each
+    remark of `check`; run.env has meaning where the caller reads it `with_run_env`. Raises UserError naming the file
     and line, or the override, for anything unreadable, unknown, of a wrong type or range, or that `check` refuses.
     """
+    run, idle, remarks = _loaded(config, overrides, base, with_run_env=with_run_env, validation=validation)
+    return run, [*(str(key) for key in idle if key.unexpected), *remarks]
+
+
+def idle_keys(
+    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None, *, with_run_env: bool = False
+) -> list[IdleKey]:
+    """The keys without meaning here of the run that `load_run` makes of the same arguments, but those it warns of."""
+    return [key for key in _loaded(config, overrides, base, with_run_env=with_run_env)[1] if not key.unexpected]
+
+
+def _loaded(
+    config: str | Path | None,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None,
+    *,
+    with_run_env: bool,
+    validation: Collection[str] | None = None,
+) -> tuple[RunConfig, list[IdleKey], list[str]]:
+    """The run, its keys without meaning, and the remarks on it."""
     layers = read_layers(config, overrides, base)
     try:
         tree = resolve_layers(layers)
@@ -46,8 +84,8 @@ def load_run(
         remarks = check(run, [name for name, _ in run.data.validation] if validation is None else validation)
     except UserError as error:
         raise _located(error, layers, exact=True) from None
-    idle = [*idle, *replaced, *switched_off(run, layers)]
-    return run, [*_warnings(idle, layers), *(_placed(remark, layers) for remark in remarks)]
+    unsaid = switched_off(run, layers)
+    return run, _idle({**idle, **replaced, **unsaid}, unsaid, layers), [_placed(remark, layers) for remark in remarks]
 
 
 def load_plain(
@@ -90,6 +128,8 @@ def dump_run(run: RunConfig) -> str:
 def run_tree(run: RunConfig) -> dict[str, Any]:
     """`run` as plain data in the spelling of a config file."""
     tree = asdict(run)
+    if run.policy.tokenizer.chat_template is None:  # null would mean none at all
+        tree["policy"]["tokenizer"]["chat_template"] = "default"
     tree["data"]["validation"] = dict(tree["data"]["validation"])
     scheduler = tree["policy"]["scheduler"]
     if scheduler["name"] == "torch":
@@ -97,6 +137,8 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
         tree["policy"]["scheduler"] = [*chain, {"milestones": list(scheduler["milestones"])}]
     else:
         del scheduler["schedulers"], scheduler["milestones"]
+        if scheduler["warmup_init"] is None:
+            del scheduler["warmup_init"], scheduler["decay_steps"]
     optimizer = tree["policy"]["optimizer"]
     optimizer["betas"] = list(optimizer["betas"])
     return tree
@@ -123,8 +165,9 @@ def _placed(remark: Remark, layers: Sequence[ConfigLayer]) -> str:
     return str(_located(UserError(remark[1], field=remark[0]), layers, exact=True))
 
 
-def _warnings(idle: Sequence[str], layers: Sequence[ConfigLayer]) -> list[str]:
-    by_source: dict[str, list[str]] = {}
-    for key in idle:
-        by_source.setdefault(origin(key, layers)[0] or "config", []).append(key)
-    return [f"{source}: known but without effect here: {', '.join(keys)}" for source, keys in by_source.items()]
+def _idle(reasons: Mapping[str, str], unsaid: Collection[str], layers: Sequence[ConfigLayer]) -> list[IdleKey]:
+    typed = {layer.source for layer in layers if not layer.is_file}
+    places = [(key, *origin(key, layers), reason) for key, reason in reasons.items()]
+    return [
+        IdleKey(key, source or "config", line, reason, source in typed or key in unsaid) for key, source, line, reason in places
+    ]

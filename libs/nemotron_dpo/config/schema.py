@@ -38,10 +38,11 @@ class DpoConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """None: the policy's own tokenizer and its own chat template."""
+    """None: the policy's own tokenizer and its own chat template; `chat_template_kwargs` go to every rendering."""
 
     name: str | None = field(default=None, metadata=PATH)
     chat_template: str | None = field(default=None, metadata=PATH)
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate by step: a named shape after a linear warm-up, or ("torch") a chain of torch schedulers.
 
+    With `warmup_init` it is Megatron's: that is the rate of step 1, and the decay ends at step `decay_steps` (None: the last).
     `schedulers` holds (class name below torch.optim.lr_scheduler, keyword arguments); `milestones` are the steps where the
     next one takes over, one fewer than there are schedulers.
     """
@@ -68,6 +70,8 @@ class ScheduleConfig:
     min_lr: float = field(default=0.0, metadata={"minimum": 0})
     schedulers: tuple[tuple[str, dict[str, Any]], ...] = ()
     milestones: tuple[int, ...] = ()
+    warmup_init: float | None = field(default=None, metadata={"minimum": 0})
+    decay_steps: int | None = field(default=None, metadata={"minimum": 1})
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ class PeftConfig:
 
 @dataclass(frozen=True)
 class MegatronConfig:
-    """How megatron-core cuts the model and the batch; sizes count processes, None leaves the choice to megatron-core."""
+    """How megatron-core cuts the model and the batch; sizes count processes, None leaves the choice to megatron-core.
+
+    Of the router's keys a model with experts takes only the defaults.
+    """
 
     tensor_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
     pipeline_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
@@ -103,6 +110,8 @@ class MegatronConfig:
     recompute_method: Literal["uniform", "block"] | None = None
     recompute_num_layers: int | None = field(default=None, metadata={"minimum": 1})
     recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe"], ...] | None = None
+    freeze_moe_router: bool = False
+    moe_router_load_balancing_type: Literal["none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn"] = "none"
     peft: PeftConfig = PeftConfig()
     use_distributed_optimizer: bool = True
     grad_reduce_in_fp32: bool = True

@@ -28,21 +28,34 @@ _LORA_NAMES = {
     "lora_A_init": ("lora_A_init_method", "xavier"),
 }
 _MEGATRON_ADAM = {"optimizer": "name", "lr": "lr", "weight_decay": "weight_decay", "adam_eps": "eps"}
+# our name in policy.scheduler -> theirs in policy.megatron_cfg
+_MEGATRON_SCHEDULE = {
+    "name": "scheduler.lr_decay_style",
+    "warmup_steps": "scheduler.lr_warmup_iters",
+    "warmup_init": "scheduler.lr_warmup_init",
+    "decay_steps": "scheduler.lr_decay_iters",
+    "min_lr": "optimizer.min_lr",
+}
 _ADAMW = ("adamw", "adam", "torch.optim.adamw")
+_SAME_WEIGHT_DECAY = ("start_weight_decay", "end_weight_decay")
+# What NeMo-RL makes of an explicit `chat_template: null`: the contents of the messages, joined as they are.
+PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
 _DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error")
 _PATH_ALIASES = ("data_path", "prompt_file")
 
 
-def canonical(tree: Tree) -> tuple[Tree, list[str]]:
-    """`tree` with every accepted spelling rewritten, and the keys in it that another backend's setting makes idle.
+def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
+    """`tree` with every accepted spelling rewritten, and the keys in it that another setting makes idle, with the reason.
 
     Sections that are no mappings are left for the type check.
     """
     policy, data = tree.get("policy"), tree.get("data")
-    idle: list[str] = []
+    idle: dict[str, str] = {}
     if isinstance(policy, dict):
-        idle = [*_megatron_backend(policy), *_megatron_optimizer(policy)]
+        _template(policy)
+        idle = _megatron_backend(policy) | _megatron_optimizer(policy)
+        _hf_overrides(policy)
         _optimizer(policy)
         _scheduler(policy)
     if isinstance(data, dict):
@@ -56,9 +69,10 @@ def spellings(key: str) -> list[str]:
     if section == "policy.optimizer":
         theirs = {ours: name for name, ours in _MEGATRON_ADAM.items()} | {"betas": "adam_beta1"}
         return [key, f"{section}.kwargs.{leaf}", f"policy.megatron_cfg.optimizer.{theirs.get(leaf, leaf)}"]
-    theirs = {"name": "scheduler.lr_decay_style", "warmup_steps": "scheduler.lr_warmup_iters", "min_lr": "optimizer.min_lr"}
-    if section == "policy.scheduler" and leaf in theirs:
-        return [key, f"policy.megatron_cfg.{theirs[leaf]}"]
+    if section == "policy.scheduler" and leaf in _MEGATRON_SCHEDULE:
+        return [key, f"policy.megatron_cfg.{_MEGATRON_SCHEDULE[leaf]}"]
+    if key == "policy.max_grad_norm":
+        return [key, "policy.megatron_cfg.optimizer.clip_grad"]
     if section.startswith("data.") and leaf == "path":
         sections = [section, *(["data.validation"] if section == "data.validation.default" else [])]
         return [f"{place}.{name}" for place in sections for name in ("path", *_PATH_ALIASES)]
@@ -67,35 +81,60 @@ def spellings(key: str) -> list[str]:
     return [key]
 
 
-def _megatron_backend(policy: Tree) -> list[str]:
-    """Parallelism under one name; a megatron_cfg with `enabled: false` does not count, as in NeMo-RL."""
-    idle: list[str] = []
-    if _mapping(policy, "megatron_cfg", "policy").get("enabled") is False:
-        policy["megatron_cfg"] = {}
-        idle.append("policy.megatron_cfg")
-    megatron = policy["megatron_cfg"]
-    dtensor = _mapping(policy, "dtensor_cfg", "policy")
+def _template(policy: Tree) -> None:
+    """`chat_template`: "default" is the tokenizer's own, as where there is none; null is the contents as they are."""
+    tokenizer = policy.get("tokenizer")
+    if isinstance(tokenizer, dict) and "chat_template" in tokenizer:
+        template = tokenizer.pop("chat_template")
+        if template != "default":
+            tokenizer["chat_template"] = PASS_THROUGH if template is None else template
+
+
+def _hf_overrides(policy: Tree) -> None:
+    """Changes of the model's config: none but the one that switches an auxiliary loss off can be honoured."""
+    overrides = _mapping(policy, "hf_config_overrides", "policy")
+    for key, value in overrides.items():
+        if key != "router_aux_loss_coef" or value != 0:
+            remedy = "write it into config.json of the model's folder, and name that folder in policy.model_name"
+            message = f"is {value!r}, which changes the model and is not built"
+            raise UserError(message, field=f"policy.hf_config_overrides.{key}", remedy=remedy)
+    if overrides:
+        policy["megatron_cfg"]["moe_router_load_balancing_type"] = "none"
+    del policy["hf_config_overrides"]
+
+
+def _megatron_backend(policy: Tree) -> dict[str, str]:
+    """Parallelism under one name; a backend's section with `enabled: false` does not count, as in NeMo-RL."""
+    idle: dict[str, str] = {}
+    for name in ("megatron_cfg", "dtensor_cfg"):
+        if _mapping(policy, name, "policy").get("enabled") is False:
+            policy[name] = {}
+            idle[f"policy.{name}"] = f"is not enabled: as in NeMo-RL nothing in policy.{name} counts"
+    megatron, dtensor = policy["megatron_cfg"], policy["dtensor_cfg"]
     ddp = megatron.get("distributed_data_parallel_config") or {}
     for name in ("use_distributed_optimizer", "grad_reduce_in_fp32"):
         if name in ddp:
             _set(megatron, name, ddp.pop(name), "policy.megatron_cfg")
     for theirs, ours in _DTENSOR_NAMES.items():
-        if dtensor.get(theirs) is not None and dtensor.get("enabled") is not False:
-            _set(megatron, ours, dtensor.pop(theirs), "policy.megatron_cfg")
-    _peft(megatron, dtensor)
+        if (size := dtensor.pop(theirs, None)) is not None:
+            _set(megatron, ours, size, "policy.megatron_cfg")
+    idle |= _peft(megatron, dtensor)
     _drop_empty(megatron, "distributed_data_parallel_config")
     _drop_empty(policy, "dtensor_cfg")
     return idle
 
 
-def _peft(megatron: Tree, dtensor: Tree) -> None:
+def _peft(megatron: Tree, dtensor: Tree) -> dict[str, str]:
     """LoRA of either backend; an enabled lora_cfg may only name all linear layers, for its names are other ones."""
     peft, lora = _mapping(megatron, "peft", "policy.megatron_cfg"), dtensor.get("lora_cfg")
     if peft.get("lora_dtype") == "None":  # as NeMo-RL's own configs spell it
         peft["lora_dtype"] = None
-    if not isinstance(lora, dict) or lora.get("enabled") is not True or dtensor.get("enabled") is False:
-        return
     place = "policy.dtensor_cfg.lora_cfg"
+    if not isinstance(lora, dict):
+        return {}
+    if lora.get("enabled") is not True:
+        del dtensor["lora_cfg"]
+        return {place: "is not enabled"}
     by_name = lora.pop("match_all_linear", True) is False
     for key in ("target_modules", "exclude_modules"):
         if lora.pop(key, None) and (by_name or key == "exclude_modules"):
@@ -108,30 +147,58 @@ def _peft(megatron: Tree, dtensor: Tree) -> None:
     for theirs, (ours, default) in _LORA_NAMES.items():
         _set(peft, ours, lora.pop(theirs, default), "policy.megatron_cfg.peft")
     _drop_empty(dtensor, "lora_cfg")
+    return {}
 
 
-def _megatron_optimizer(policy: Tree) -> list[str]:
+def _megatron_optimizer(policy: Tree) -> dict[str, str]:
     """NeMo-RL's Megatron backend takes optimizer and schedule from megatron_cfg: so here, where it is enabled by name."""
     megatron = policy["megatron_cfg"]
     optimizer, schedule = megatron.get("optimizer"), megatron.get("scheduler")
-    idle: list[str] = []
+    replaced = [name for name in ("optimizer", "scheduler") if isinstance(megatron.get(name), dict) and policy.get(name)]
+    if isinstance(schedule, dict) and _takes(policy, "scheduler"):
+        _check_weight_decay(schedule, optimizer if isinstance(optimizer, dict) else {})
+        policy["scheduler"] = _megatron_schedule(schedule, optimizer if isinstance(optimizer, dict) else {})
     if isinstance(optimizer, dict) and _takes(policy, "optimizer"):
-        idle += ["policy.optimizer"] if policy.get("optimizer") else []
         taken = {new: optimizer.pop(old) for old, new in _MEGATRON_ADAM.items() if old in optimizer}
         taken["betas"] = [optimizer.pop("adam_beta1", 0.9), optimizer.pop("adam_beta2", 0.999)]
         policy["optimizer"] = taken
-    if isinstance(schedule, dict) and _takes(policy, "scheduler"):
-        idle += ["policy.scheduler"] if policy.get("scheduler") else []
-        taken = {"name": schedule.pop("lr_decay_style", "constant"), "warmup_steps": schedule.pop("lr_warmup_iters", 0)}
-        floor = optimizer.pop("min_lr", 0.0) if isinstance(optimizer, dict) else 0.0
-        policy["scheduler"] = taken if taken["name"] == "constant" else {**taken, "min_lr": floor}
+        if "clip_grad" in optimizer:  # 0 is none, as in Megatron
+            policy["max_grad_norm"] = optimizer.pop("clip_grad") or None
     _drop_empty(megatron, "optimizer")
     _drop_empty(megatron, "scheduler")
-    return idle
+    return {f"policy.{name}": f"is replaced: policy.megatron_cfg is enabled and has its own {name}" for name in replaced}
 
 
 def _takes(policy: Tree, name: str) -> bool:
-    return policy["megatron_cfg"].get("enabled") is True or policy.get(name) is None
+    """Whether megatron_cfg's section `name` counts. Raises UserError where it would be set and say nothing."""
+    megatron = policy["megatron_cfg"]
+    if megatron.get("enabled") is True or policy.get(name) is None:
+        return True
+    if not megatron[name]:
+        return False
+    key = f"policy.megatron_cfg.{name}.{next(iter(megatron[name]))}"
+    remedy = f"set it there, or policy.megatron_cfg.enabled=true, which takes {name} from policy.megatron_cfg"
+    raise UserError(f"would say nothing: policy.{name} counts", field=key, remedy=remedy)
+
+
+def _megatron_schedule(schedule: Tree, optimizer: Tree) -> Tree:
+    """Megatron's schedule in our names; a constant one has no floor and no end."""
+    found = {"name": schedule.pop("lr_decay_style", "constant"), "warmup_steps": schedule.pop("lr_warmup_iters", 0)}
+    found["warmup_init"] = schedule.pop("lr_warmup_init", 0.0)
+    decay_steps = schedule.pop("lr_decay_iters", None)
+    if found["name"] == "constant":
+        return found
+    return {**found, "min_lr": optimizer.pop("min_lr", 0.0), "decay_steps": decay_steps}
+
+
+def _check_weight_decay(schedule: Tree, optimizer: Tree) -> None:
+    """The schedule's weight decay is the one that Megatron trains with: it must be the optimizer's."""
+    own = optimizer.get("weight_decay")
+    for key in _SAME_WEIGHT_DECAY:
+        value = schedule.pop(key, None)
+        if value is not None and value != own:
+            message = f"is {value}, and policy.megatron_cfg.optimizer.weight_decay is {own}"
+            raise UserError(message, field=f"policy.megatron_cfg.scheduler.{key}", remedy="set them to one value")
 
 
 def _optimizer(policy: Tree) -> None:
@@ -172,6 +239,9 @@ def _torch_chain(entries: list[Any]) -> Tree:
 
 def _datasets(data: Tree) -> None:
     shared = _mapping(data, "default", "data")
+    for alias in _PATH_ALIASES:
+        if shared.get(alias) is None:  # as NVIDIA's own configs have it
+            shared.pop(alias, None)
     given = {key: shared.pop(key) for key in _DATASET_KEYS if key in shared}
     _drop_empty(data, "default")
     train = _mapping(data, "train", "data")

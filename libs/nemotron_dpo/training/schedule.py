@@ -21,12 +21,18 @@ def rates(
     *,
     warmup_steps: int = 0,
     min_lr: float = 0.0,
+    warmup_init: float | None = None,
+    decay_steps: int | None = None,
     schedulers: Sequence[tuple[str, dict[str, Any]]] = (),
     milestones: Sequence[int] = (),
 ) -> list[float]:
-    """One rate a step: `from_torch` where `name` is "torch", else `named`."""
+    """One rate a step: `from_torch` where `name` is "torch", `from_megatron` with a `warmup_init`, else `named`."""
     if name == "torch":
         return from_torch(lr, total_steps, schedulers, milestones)
+    if warmup_init is not None:
+        return from_megatron(
+            name, lr, total_steps, warmup_steps=warmup_steps, init=warmup_init, min_lr=min_lr, decay_steps=decay_steps
+        )
     return named(name, lr, total_steps, warmup_steps=warmup_steps, min_lr=min_lr)
 
 
@@ -37,6 +43,32 @@ def named(name: str, lr: float, total_steps: int, *, warmup_steps: int = 0, min_
     one step after the last, so that every step moves the policy.
     """
     return [_named_at(name, lr, step, total_steps, warmup_steps, min_lr) for step in range(1, total_steps + 1)]
+
+
+def from_megatron(
+    name: str, lr: float, total_steps: int, *, warmup_steps: int, init: float, min_lr: float, decay_steps: int | None
+) -> list[float]:
+    """The rates of megatron-core's OptimizerParamScheduler: step 1 of a warm-up has `init`, the one after it has `lr`.
+
+    A decay starts there, and reaches min_lr `decay_steps` steps after the first (None: after `total_steps`).
+    """
+    end = decay_steps or total_steps
+    if name != "constant" and end <= warmup_steps:
+        message = f"is {warmup_steps}, and the decay ends at step {end}: nothing is left of it"
+        raise UserError(message, field="policy.scheduler.warmup_steps", remedy="make the warm-up shorter")
+    return [_megatron_at(name, lr, done, warmup_steps, init, min_lr, end) for done in range(total_steps)]
+
+
+def _megatron_at(name: str, lr: float, done: int, warmup: int, init: float, min_lr: float, end: int) -> float:
+    """The rate once `done` steps were taken."""
+    if warmup > 0 and done <= warmup:
+        return init + (lr - init) * done / warmup
+    if name == "constant":
+        return lr
+    if done > end:
+        return min_lr
+    part = (done - warmup) / (end - warmup)
+    return min_lr + (lr - min_lr) * (0.5 * (1 + math.cos(math.pi * part)) if name == "cosine" else 1 - part)
 
 
 def from_torch(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nemotron_dpo.config import RunEnv, load_run_env, with_home
+from nemotron_dpo.config import RunEnv, load_run_env, with_home, with_job_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue import manifest
 from nemotron_dpo.steps.compile.arguments import sort_arguments
@@ -16,7 +16,7 @@ from nemotron_dpo.steps.compile.planners import Planner, planner_of
 from nemotron_dpo.steps.compile.stage_choice import StageChoice, choose
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
-from nemotron_dpo.steps.profiles.run_env import with_run_env
+from nemotron_dpo.steps.profiles.run_env import unplaced, with_run_env
 
 # Takes one line of facts for a person.
 Say = Callable[[str], object]
@@ -45,7 +45,10 @@ class Request:
 
 @dataclass(frozen=True)
 class CompiledRun:
-    """A request with its config merged and its stages planned. `choices` are the stages up to --to; an executor runs these."""
+    """A request with its config merged and its stages planned. `choices` are the stages up to --to; an executor runs these.
+
+    `idle` has a line for each key of the config's files that has no meaning here.
+    """
 
     request: Request
     created: datetime
@@ -54,6 +57,7 @@ class CompiledRun:
     plan: Plan
     choices: Sequence[StageChoice]
     provenance: Provenance
+    idle: Sequence[str] = ()
 
     @property
     def profile(self) -> Profile:
@@ -81,14 +85,36 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
         say(f"warning: {remark}")
     profile = with_run_env(profile, given := load_run_env(path, arguments.overrides))
     config, warnings = planner.load(path, arguments.overrides, profile.cluster())
-    config = with_home(config) if profile.executor == "local" else config
+    job = job_folder(found.id, now)
+    if profile.executor == "local":
+        config = with_job_folder(with_home(config), job)
     _check_sizes(config, profile, given)
+    _remark_image(profile, say)
     for warning in warnings:
         say(f"warning: {warning}")
-    plan = planner.compile(config, job_folder(found.id, now), found.folder)
+    plan = planner.compile(config, job, found.folder)
     choices = choose(plan, request.first, request.last, force=request.force)
     provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)
-    return CompiledRun(request, now, planner, config, plan, choices, provenance)
+    idle = planner.idle(path, arguments.overrides, profile.cluster()) if planner.idle else []
+    lines = [*map(str, idle), *_idle_places(profile, given)]
+    return CompiledRun(request, now, planner, config, plan, choices, provenance, lines)
+
+
+def _idle_places(profile: Profile, given: RunEnv) -> list[str]:
+    """A line for each key of a config's own run.env that says nothing on this machine."""
+    names = unplaced(profile, given) if profile.executor == "local" else ()
+    places = {key: next(at for name, at in given.origins.items() if name.partition(".")[0] == key) for key in names}
+    return [
+        f'{at}: "run.env.{key}" has no meaning here: it is for a cluster, and this run is local' for key, at in places.items()
+    ]
+
+
+def _remark_image(profile: Profile, say: Say) -> None:
+    """Say that NeMo-RL's own image, which NVIDIA's configs name, has none of the programs that the stages are."""
+    image = str(profile.settings.get("container_image") or "")
+    if profile.executor != "local" and "nvidia/nemo-rl" in image:
+        remedy = "install nemotron-dpo in one made from it, and name that in run.env.container_image"
+        say(f"warning: {profile.origins.get('container_image', profile.source)}: {image} lacks nemotron-dpo: {remedy}")
 
 
 def _check_sizes(config: Any, profile: Profile, given: RunEnv) -> None:

@@ -5,10 +5,20 @@ The stages are the executables in bin/; no library of theirs is imported, and a 
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from nemotron_dpo.config import DatasetConfig, MegatronConfig, RunConfig, objective_of, redact, run_tree, to_yaml
+from nemotron_dpo.config import (
+    DatasetConfig,
+    MegatronConfig,
+    RunConfig,
+    objective_of,
+    redact,
+    router_refusal,
+    run_tree,
+    to_yaml,
+)
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
@@ -78,7 +88,19 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
     for name, dataset in (("train", run.data.train), *run.data.validation) if look else ():
         if dataset.path is not None and not named_files(dataset.path):
             lines.append(f"{redact(dataset.path)}: no such file: it is the data of {name}")
-    return lines
+    return lines + (_unbuilt_router(run) if look else [])
+
+
+def _unbuilt_router(run: RunConfig) -> list[str]:
+    """The key of the router that training would refuse, where the small files of the policy are here to say so."""
+    from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
+
+    refusal = router_refusal(run)
+    try:
+        has_experts = refusal is not None and any(layer.num_experts for layer in policy_architecture(run).layers)
+    except (UserError, OSError):  # dpo-train says it then
+        return []
+    return [str(refusal)] if has_experts else []
 
 
 def named_files(path: str) -> list[Path]:
@@ -97,6 +119,8 @@ def _tokenize_stage(run: RunConfig, name: str, dataset: DatasetConfig, job: Path
         template = _template_file(run.policy.tokenizer.chat_template, job)
         argv += ["--chat-template", template]
         inputs[template] = Input("file", template)
+    if run.policy.tokenizer.chat_template_kwargs:
+        argv += ["--chat-template-kwargs", json.dumps(run.policy.tokenizer.chat_template_kwargs)]
     for option in ("prompt_key", "chosen_key", "rejected_key", "limit", "on_error"):
         if (value := getattr(dataset, option)) is not None:
             argv += [f"--{option.replace('_', '-')}", str(value)]

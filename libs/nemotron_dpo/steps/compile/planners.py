@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import RunConfig, load_plain, load_run, plain_origins, run_origins, run_tree
+from nemotron_dpo.config import IdleKey, RunConfig, idle_keys, load_plain, load_run, plain_origins, run_origins, run_tree
 from nemotron_dpo.config.steps import (
     EnvTomlConfig,
     HfToMegatronConfig,
@@ -33,7 +33,7 @@ class Planner:
     `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
     `report` tells what came of it; `forecast` what it will cost, on a profile and with the tokenized pairs where there are any.
-    `programs` are those that its stages may run, in their order.
+    `idle` names the keys of its files that have no meaning here, `programs` are those that its stages may run, in their order.
     """
 
     config: type[Any]
@@ -45,6 +45,7 @@ class Planner:
     report: Callable[[Plan], str]
     programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
+    idle: Callable[[Path, Sequence[str], Mapping[str, Any] | None], list[IdleKey]] | None = None
 
 
 def planner_of(step: Step) -> Planner:
@@ -55,6 +56,7 @@ def planner_of(step: Step) -> Planner:
 
 
 _load_dpo = partial(load_run, with_run_env=True)
+_idle_dpo = partial(idle_keys, with_run_env=True)
 
 
 def _dpo_report(made: Plan) -> str:
@@ -83,6 +85,7 @@ _PLANNERS = {
         _dpo_report,
         ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export"),
         _dpo_forecast,
+        _idle_dpo,
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),

@@ -32,6 +32,16 @@ def with_run_env(profile: Profile, given: RunEnv) -> Profile:
     return replace(profile, env_vars=variables(settings), settings=settings, origins=own)
 
 
+def unplaced(profile: Profile, given: RunEnv) -> tuple[str, ...]:
+    """The keys without use on the profile's executor that the file of a config sets, and no profile and no override."""
+    typed = {name.partition(".")[0] for name in given.typed}
+    return tuple(key for key in profile.idle_keys() if key in given.settings and key in _own(profile) and key not in typed)
+
+
+def _own(profile: Profile) -> set[str]:
+    return {name.partition(".")[0] for name in profile.origins}
+
+
 def _known(key: str, profile: Profile, given: RunEnv) -> Key:
     """What is known of `key`, first to the profile's own executor. Raises UserError where it cannot stand in run.env."""
     place = next((place for name, place in given.origins.items() if _within(name, key)), None)

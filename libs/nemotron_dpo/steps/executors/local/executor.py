@@ -7,6 +7,7 @@ from nemotron_dpo.steps.compile import job_record, stage_cache, stage_choice
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.dpo_plan import TOKENIZE_TRAIN
+from nemotron_dpo.steps.executors.local.machine import too_large
 from nemotron_dpo.steps.executors.local.stages import StageFailed, detach, run_plan
 from nemotron_dpo.steps.executors.shared.dry_run import forecast_parts, print_config, print_parts
 from nemotron_dpo.steps.profiles.profile import CheckedProfile
@@ -18,7 +19,7 @@ class LocalExecutor:
     def print_plan(self, run: CompiledRun, say: Say) -> None:
         """What is up to date is found without long reading."""
         digests = self._checked(run, say)
-        for line in run.planner.missing(run.config):
+        for line in (*run.planner.missing(run.config), *too_large(run.config)):
             say(f"warning: {line}")
         print_config(run)
         decisions = list(stage_choice.decide(run.plan, run.choices, digests, run.profile.env_vars))
@@ -30,7 +31,7 @@ class LocalExecutor:
     def execute(self, run: CompiledRun, say: Say) -> int:
         """Run the stages, in a background process where nobody stays with them."""
         self._checked(run, say)
-        for line in run.planner.missing(run.config):
+        for line in (*too_large(run.config), *run.planner.missing(run.config)):
             raise UserError(line)
         job_record.write_job(run.plan, run.provenance, run.created)
         log = run.plan.job / "log.txt"
@@ -50,7 +51,7 @@ class LocalExecutor:
         CheckedProfile(run.profile)
         if run.request.force_squash:
             say("warning: --force-squash: a local run has no container image")
-        if idle := run.profile.idle_keys():
+        if idle := [key for key in run.profile.idle_keys() if f'"run.env.{key}" ' not in " ".join(run.idle)]:
             say(f"warning: {run.profile.source or 'run.env'}: without effect in a local run: {', '.join(idle)}")
         digests = Digests(stage_cache.DIGESTS, peek=run.request.dry_run)
         stage_choice.check_given(run.plan, run.choices, digests, run.profile.env_vars)
