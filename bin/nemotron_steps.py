@@ -181,13 +181,14 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, **asked:
     request = Request(argv=sys.argv, options=options, attached=detached is None, **asked)
     say = functools.partial(cli.say, PROGRAM)
     run, executor = compile_run(request, profile, say), executor_of(profile)
-    if not request.dry_run:
-        _say_idle(run.idle, verbose, say)
-        return executor.execute(run, say)
-    executor.print_plan(run, say)
+    status = 0
+    if request.dry_run:
+        executor.print_plan(run, say)
+    else:
+        status = executor.execute(run, say)
     sys.stdout.flush()
     _say_idle(run.idle, verbose, say)
-    return 0
+    return status
 
 
 def _say_idle(lines: Sequence[str], verbose: bool, say: Callable[[str], object]) -> None:

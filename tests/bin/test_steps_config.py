@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.config import load_run
+from nemotron_dpo.config import ClusterConfig, RunConfig, load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
+from nemotron_dpo.steps.executors.local.machine import too_large
 from support.programs import check, error_line, run
 
 PROGRAM = "nemotron-steps"
@@ -269,3 +270,70 @@ def test_data_on_a_cluster_must_be_named_and_is_not_looked_for(tmp_path: Path):
     assert done.stderr == b""
     assert " preference-tokenize /there/rows.jsonl -o /jobs/" in done.stdout.decode()
     assert [path.name for path in tmp_path.iterdir()] == ["env.toml"]
+
+
+# In the words of NVIDIA's own configs of this step.
+THEIRS = """\
+run:
+  env: {container_image: "nvcr.io/nvidia/nemo-rl:v0.6.0"}
+dpo: {val_micro_batch_size: 1}
+checkpointing: {checkpoint_dir: /nemo_run/dpo-checkpoints, save_optimizer: false}
+data: {num_workers: 1, train: {split: train}, default: {prompt_file: null, system_prompt_file: null}}
+logger: {log_dir: /nemo_run/dpo-logs, wandb: {project: "${oc.select:run.wandb.project,null}"}}
+cluster: {gpus_per_node: 8, num_nodes: 2}
+"""
+SMALL = ["cluster.gpus_per_node=1", "cluster.num_nodes=1", "data.train.prompt_file=rows.jsonl"]
+
+
+def test_keys_without_meaning_are_counted_and_on_demand_named(tmp_path: Path):
+    (tmp_path / "theirs.yaml").write_text(THEIRS)
+    (tmp_path / "rows.jsonl").touch()
+    done = check(PROGRAM, "run", "dpo", "-c", "theirs.yaml", "-d", *SMALL, "run.wandb.project=p", cwd=tmp_path)
+    typed, counted = done.stderr.decode().splitlines()
+    assert typed.startswith(
+        'nemotron-steps: warning: run.wandb.project=p: "run.wandb" has no meaning here: it belongs to trackers'
+    )
+    assert counted == "nemotron-steps: 7 keys of the config have no meaning here; --verbose says why"
+    text = done.stdout.decode()
+    (folder,) = [line.split()[1] for line in text.splitlines() if line.startswith("checkpointing.checkpoint_dir")]
+    assert folder.startswith(".nemotron/jobs/")
+    assert folder.endswith("/dpo-checkpoints")
+    said = check(PROGRAM, "run", "dpo", "-c", "theirs.yaml", "-d", "-v", *SMALL, cwd=tmp_path).stderr.decode()
+    assert 'theirs.yaml:3: "dpo.val_micro_batch_size" has no meaning here: it sizes batches by samples there; rows are' in said
+    assert 'theirs.yaml:2: "run.env.container_image" has no meaning here: it is for a cluster, and this run is local' in said
+    assert said.splitlines()[-1] == "nemotron-steps: 7 keys of the config have no meaning here"
+
+
+def test_a_cluster_larger_than_this_machine(tmp_path: Path):
+    (tmp_path / "theirs.yaml").write_text(THEIRS)
+    (tmp_path / "rows.jsonl").touch()
+    words = "cluster.* asks for 2 nodes of 8 processes, and this machine has "
+    done = run(PROGRAM, "run", "dpo", "-c", "theirs.yaml", SMALL[-1], cwd=tmp_path)
+    assert done.returncode == 1
+    assert error_line(done, PROGRAM).startswith(words)
+    assert "give cluster.num_nodes=1 cluster.gpus_per_node=" in error_line(done, PROGRAM)
+    assert words in check(PROGRAM, "run", "dpo", "-c", "theirs.yaml", "-d", SMALL[-1], cwd=tmp_path).stderr.decode()
+    for cluster, devices, line in (
+        (ClusterConfig(2, 1), (2, "CPU core"), []),
+        (ClusterConfig(8, 1), (4, "GPU"), ["1 node of 8 processes, and this machine has 4 GPUs: give cluster.num_nodes=1 cluster.gpus_per_node=4"]),
+        (ClusterConfig(1, 2), (1, "GPU"), ["2 nodes of 1 process, and this machine has 1 GPU: give"]),
+    ):  # fmt: skip
+        found = too_large(RunConfig(cluster=cluster), devices)
+        assert len(found) == len(line)
+        assert all(words in said for words, said in zip(line, found, strict=True))
+
+
+def test_the_image_of_nemo_rl_is_said_to_lack_the_programs(tmp_path: Path):
+    (tmp_path / "env.toml").write_text(FAR)
+    (tmp_path / "theirs.yaml").write_text(THEIRS)
+    said = check(PROGRAM, "run", "dpo", "-c", "theirs.yaml", "-b", "far", "-d", SMALL[-1], cwd=tmp_path).stderr.decode()
+    assert "theirs.yaml:2: nvcr.io/nvidia/nemo-rl:v0.6.0 lacks nemotron-dpo: install " in said
+
+
+def test_defaults_of_ones_own_config_and_where_values_come_from(tmp_path: Path):
+    (tmp_path / "own.yaml").write_text("defaults: default\ndpo: {seed: 7}\n")
+    shipped = configs_root() / "rl" / "nemo_rl" / "dpo" / "default.yaml"
+    line = shipped.read_text().splitlines().index("  val_period: 50") + 1
+    shown = check(PROGRAM, "run", "dpo", "-c", "own.yaml", "-d", cwd=tmp_path).stdout.decode()
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert {"dpo.seed 7 # own.yaml:2", f"dpo.val_period 50 # {shipped}:{line}"} <= set(lines)

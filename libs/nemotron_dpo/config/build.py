@@ -37,6 +37,7 @@ def build_run(tree: Tree) -> tuple[RunConfig, dict[str, str]]:
     _refuse_unbuilt(tree)
     length = tree["data"].pop("max_input_seq_length", None) if isinstance(tree.get("data"), dict) else None
     run = _build(RunConfig, tree, "")
+    _refuse_unbuilt(tree)  # again, for validation sets have lost their names
     _check_peft(run.policy.megatron_cfg.peft)
     _check_length(length, run.policy.max_total_sequence_length)
     idle: dict[str, str] = {}

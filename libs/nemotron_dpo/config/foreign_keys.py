@@ -104,6 +104,8 @@ NO_MEANING: dict[str, str] = {
     for section, keys in re.findall(r"(\S+) \{([^}]*)\}", text)
     for key in keys.split()
 }
+# Keys of ours that nothing reads yet.
+TRACKERS = dict.fromkeys(("logger.log_dir", "logger.tensorboard_enabled", "logger.wandb_enabled"), _TRACKER)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nemotron_dpo.config.foreign_keys import TRACKERS
 from nemotron_dpo.config.layer import ConfigLayer
 from nemotron_dpo.config.schema import DpoConfig, MegatronConfig, RunConfig
 
-_TRACKER = "belongs to trackers that are not written yet; metrics.jsonl has every metric"
 # section -> its keys that count even where its `enabled` is false
 _SWITCHED = {
     "checkpointing": ("pretrained_checkpoint", "checkpoint_dir"),
@@ -22,9 +22,7 @@ def idle_settings(run: RunConfig) -> dict[str, str]:
     is_alone = megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1
     is_floor = policy.scheduler.name == "constant" and policy.scheduler.min_lr > 0
     asked = (
-        ("logger.log_dir", logger.log_dir is not None, _TRACKER),
-        ("logger.tensorboard_enabled", logger.tensorboard_enabled, _TRACKER),
-        ("logger.wandb_enabled", logger.wandb_enabled, _TRACKER),
+        *((key, bool(getattr(logger, key.removeprefix("logger."))), reason) for key, reason in TRACKERS.items()),
         ("policy.megatron_cfg.sequence_parallel", is_alone, "divides nothing where tensor_model_parallel_size is 1"),
         (
             "policy.train_micro_batch_size",

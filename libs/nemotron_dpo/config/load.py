@@ -45,35 +45,43 @@ def load_run(
     *,
     with_run_env: bool = False,
     validation: Collection[str] | None = None,
+    shipped: Path | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Merge `config` (after the files it names under `defaults`) and dotlist `overrides` into a checked RunConfig.
 
-    `base` lies under the file (a profile's settings), `validation` names the sets that the run validates where these are not
-    the config's. Returns the run with the warnings: one for each unexpected key without meaning, and one for each
-    remark of `check`; run.env has meaning where the caller reads it `with_run_env`. Raises UserError naming the file
-    and line, or the override, for anything unreadable, unknown, of a wrong type or range, or that `check` refuses.
+    `base` lies under the file (a profile's settings), `shipped` is the folder of the step's configs, `validation` names the
+    sets that the run validates where these are not the config's. Returns the run with the warnings: one for each unexpected
+    key without meaning, and one for each remark of `check`; run.env has meaning where the caller reads it `with_run_env`.
+    Raises UserError naming the file and line, or the override, for anything unreadable, unknown, of a wrong type or range, or
+    that `check` refuses.
     """
-    run, idle, remarks = _loaded(config, overrides, base, with_run_env=with_run_env, validation=validation)
+    run, idle, remarks = _loaded(config, overrides, base, shipped, with_run_env=with_run_env, validation=validation)
     return run, [*(str(key) for key in idle if key.unexpected), *remarks]
 
 
 def idle_keys(
-    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None, *, with_run_env: bool = False
+    config: str | Path | None,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    with_run_env: bool = False,
+    shipped: Path | None = None,
 ) -> list[IdleKey]:
     """The keys without meaning here of the run that `load_run` makes of the same arguments, but those it warns of."""
-    return [key for key in _loaded(config, overrides, base, with_run_env=with_run_env)[1] if not key.unexpected]
+    return [key for key in _loaded(config, overrides, base, shipped, with_run_env=with_run_env)[1] if not key.unexpected]
 
 
 def _loaded(
     config: str | Path | None,
     overrides: Sequence[str],
     base: Mapping[str, Any] | None,
+    shipped: Path | None,
     *,
     with_run_env: bool,
     validation: Collection[str] | None = None,
 ) -> tuple[RunConfig, list[IdleKey], list[str]]:
     """The run, its keys without meaning, and the remarks on it."""
-    layers = read_layers(config, overrides, base)
+    layers = read_layers(config, overrides, base, shipped)
     try:
         tree = resolve_layers(layers)
         tree, replaced = canonical(split_run_env(tree)[0] if with_run_env else tree)
@@ -89,27 +97,43 @@ def _loaded(
 
 
 def load_plain(
-    cls: type[Any], config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+    cls: type[Any],
+    config: str | Path | None,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    shipped: Path | None = None,
 ) -> tuple[Any, list[str]]:
     """As `load_run`, for another step's dataclass `cls`; of `base` only the sections that it has are read."""
-    layers = read_layers(config, overrides, _sections(cls, base))
+    layers = read_layers(config, overrides, _sections(cls, base), shipped)
     try:
         return build_plain(cls, _settings(layers)), []
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
 
 
-def run_origins(config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> dict[str, str]:
+def run_origins(
+    config: str | Path | None,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    shipped: Path | None = None,
+) -> dict[str, str]:
     """Where each value of the run that `load_run` makes of the same arguments comes from; see `origins`."""
-    layers = read_layers(config, overrides, base)
+    layers = read_layers(config, overrides, base, shipped)
     return origins(layers, lambda some: run_tree(build_run(canonical(_settings(some))[0])[0]))
 
 
 def plain_origins(
-    cls: type[Any], config: str | Path, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+    cls: type[Any],
+    config: str | Path,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    shipped: Path | None = None,
 ) -> dict[str, str]:
     """As `run_origins`, for `load_plain`."""
-    layers = read_layers(config, overrides, _sections(cls, base))
+    layers = read_layers(config, overrides, _sections(cls, base), shipped)
     return origins(layers, lambda some: asdict(build_plain(cls, _settings(some))))
 
 

@@ -17,10 +17,10 @@ HERE = "${config_dir}"
 
 
 def read_layers(
-    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+    config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None, shipped: Path | None = None
 ) -> list[ConfigLayer]:
-    """The layers in the order they are merged."""
-    files = [] if config is None else _read_files(Path(config), ())
+    """The layers in the order they are merged; `defaults` that are not beside a file are looked for in the folder `shipped`."""
+    files = [] if config is None else _read_files(Path(config), (), shipped)
     under = [ConfigLayer("profile", "", dict(base), is_file=False)] if base else []
     return [*under, *files, *(_read_override(text) for text in overrides)]
 
@@ -43,7 +43,7 @@ def resolve_layers(layers: Sequence[ConfigLayer]) -> Tree:
     return {str(key): value for key, value in tree.items()}
 
 
-def _read_files(path: Path, above: tuple[Path, ...]) -> list[ConfigLayer]:
+def _read_files(path: Path, above: tuple[Path, ...], shipped: Path | None) -> list[ConfigLayer]:
     from omegaconf import DictConfig, OmegaConf
 
     if path.resolve() in above:
@@ -57,12 +57,21 @@ def _read_files(path: Path, above: tuple[Path, ...]) -> list[ConfigLayer]:
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError("names a file or a list of files", source=path, field="defaults")
-    names = [expand_home(name) for name in names]
-    for name in names:
-        if not (path.parent / name).exists():
-            raise UserError(f"names {name}, and there is no such file", source=path, field="defaults")
-    layers = [layer for name in names for layer in _read_files(path.parent / name, (*above, path.resolve()))]
+    below = [_base_file(path, expand_home(name), shipped) for name in names]
+    layers = [layer for file in below for layer in _read_files(file, (*above, path.resolve()), shipped)]
     return [*layers, ConfigLayer(str(path), text, tree, is_file=True)]
+
+
+def _base_file(path: Path, name: str, shipped: Path | None) -> Path:
+    """The file that `path` names under `defaults`: beside it, else the shipped one, with or without ".yaml"."""
+    beside = [path.parent / name, path.parent / f"{name}.yaml"]
+    theirs = [shipped / name, shipped / f"{name}.yaml"] if shipped and "/" not in name else []
+    others = [file for file in (*beside, *theirs) if file.is_file() and file.resolve() != path.resolve()]
+    if others:
+        return others[0]
+    if not beside[0].exists():
+        raise UserError(f"names {name}, and there is no such file", source=path, field="defaults")
+    return beside[0]
 
 
 def _text(path: Path) -> str:

@@ -22,9 +22,9 @@ class RunEnv:
     typed: frozenset[str] = frozenset()
 
 
-def load_run_env(config: str | Path | None, overrides: Sequence[str]) -> RunEnv:
+def load_run_env(config: str | Path | None, overrides: Sequence[str], *, shipped: Path | None = None) -> RunEnv:
     """run.env of `config`, the files it names under `defaults`, and `overrides`. Raises UserError where it is no mapping."""
-    layers = read_layers(config, overrides)
+    layers = read_layers(config, overrides, shipped=shipped)
     if not any(isinstance(layer.plain, dict) and "run" in layer.plain for layer in layers):
         return RunEnv()
     settings = split_run_env(resolve_layers(layers))[1]

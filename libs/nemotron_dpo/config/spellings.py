@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from nemotron_dpo.config.megatron_spellings import MEGATRON_ADAM, MEGATRON_SCHEDULE, Tree, drop_empty, megatron_optimizer
 from nemotron_dpo.errors import UserError
 
-Tree = dict[str, Any]
-
-_DTENSOR_NAMES = {
+DTENSOR_NAMES = {
     "tensor_parallel_size": "tensor_model_parallel_size",
     "context_parallel_size": "context_parallel_size",
     "expert_parallel_size": "expert_model_parallel_size",
@@ -19,7 +18,7 @@ _DTENSOR_NAMES = {
     "activation_checkpointing": "activation_checkpointing",
 }
 # lora_cfg's name -> (the peft section's, the default of lora_cfg)
-_LORA_NAMES = {
+LORA_NAMES = {
     "enabled": ("enabled", True),
     "dim": ("dim", 8),
     "alpha": ("alpha", 32),
@@ -27,17 +26,7 @@ _LORA_NAMES = {
     "dropout_position": ("dropout_position", "post"),
     "lora_A_init": ("lora_A_init_method", "xavier"),
 }
-_MEGATRON_ADAM = {"optimizer": "name", "lr": "lr", "weight_decay": "weight_decay", "adam_eps": "eps"}
-# our name in policy.scheduler -> theirs in policy.megatron_cfg
-_MEGATRON_SCHEDULE = {
-    "name": "scheduler.lr_decay_style",
-    "warmup_steps": "scheduler.lr_warmup_iters",
-    "warmup_init": "scheduler.lr_warmup_init",
-    "decay_steps": "scheduler.lr_decay_iters",
-    "min_lr": "optimizer.min_lr",
-}
 _ADAMW = ("adamw", "adam", "torch.optim.adamw")
-_SAME_WEIGHT_DECAY = ("start_weight_decay", "end_weight_decay")
 # What NeMo-RL makes of an explicit `chat_template: null`: the contents of the messages, joined as they are.
 PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
@@ -54,7 +43,7 @@ def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
     idle: dict[str, str] = {}
     if isinstance(policy, dict):
         _template(policy)
-        idle = _megatron_backend(policy) | _megatron_optimizer(policy)
+        idle = _megatron_backend(policy) | megatron_optimizer(policy)
         _hf_overrides(policy)
         _optimizer(policy)
         _scheduler(policy)
@@ -67,17 +56,17 @@ def spellings(key: str) -> list[str]:
     """The names under which a value of the dotted `key` may have been given, its own first."""
     section, _, leaf = key.rpartition(".")
     if section == "policy.optimizer":
-        theirs = {ours: name for name, ours in _MEGATRON_ADAM.items()} | {"betas": "adam_beta1"}
+        theirs = {ours: name for name, ours in MEGATRON_ADAM.items()} | {"betas": "adam_beta1"}
         return [key, f"{section}.kwargs.{leaf}", f"policy.megatron_cfg.optimizer.{theirs.get(leaf, leaf)}"]
-    if section == "policy.scheduler" and leaf in _MEGATRON_SCHEDULE:
-        return [key, f"policy.megatron_cfg.{_MEGATRON_SCHEDULE[leaf]}"]
+    if section == "policy.scheduler" and leaf in MEGATRON_SCHEDULE:
+        return [key, f"policy.megatron_cfg.{MEGATRON_SCHEDULE[leaf]}"]
     if key == "policy.max_grad_norm":
         return [key, "policy.megatron_cfg.optimizer.clip_grad"]
     if section.startswith("data.") and leaf == "path":
         sections = [section, *(["data.validation"] if section == "data.validation.default" else [])]
         return [f"{place}.{name}" for place in sections for name in ("path", *_PATH_ALIASES)]
     if section == "policy.megatron_cfg":
-        return [key, *(f"policy.dtensor_cfg.{name}" for name, ours in _DTENSOR_NAMES.items() if ours == leaf)]
+        return [key, *(f"policy.dtensor_cfg.{name}" for name, ours in DTENSOR_NAMES.items() if ours == leaf)]
     return [key]
 
 
@@ -115,12 +104,12 @@ def _megatron_backend(policy: Tree) -> dict[str, str]:
     for name in ("use_distributed_optimizer", "grad_reduce_in_fp32"):
         if name in ddp:
             _set(megatron, name, ddp.pop(name), "policy.megatron_cfg")
-    for theirs, ours in _DTENSOR_NAMES.items():
+    for theirs, ours in DTENSOR_NAMES.items():
         if (size := dtensor.pop(theirs, None)) is not None:
             _set(megatron, ours, size, "policy.megatron_cfg")
     idle |= _peft(megatron, dtensor)
-    _drop_empty(megatron, "distributed_data_parallel_config")
-    _drop_empty(policy, "dtensor_cfg")
+    drop_empty(megatron, "distributed_data_parallel_config")
+    drop_empty(policy, "dtensor_cfg")
     return idle
 
 
@@ -144,66 +133,15 @@ def _peft(megatron: Tree, dtensor: Tree) -> dict[str, str]:
         raise UserError("is false and no layer is named", field=f"{place}.match_all_linear", remedy="leave it true")
     if not peft or peft.get("enabled") is not True:
         megatron["peft"] = peft = {}
-    for theirs, (ours, default) in _LORA_NAMES.items():
+    for theirs, (ours, default) in LORA_NAMES.items():
         _set(peft, ours, lora.pop(theirs, default), "policy.megatron_cfg.peft")
-    _drop_empty(dtensor, "lora_cfg")
+    drop_empty(dtensor, "lora_cfg")
     return {}
-
-
-def _megatron_optimizer(policy: Tree) -> dict[str, str]:
-    """NeMo-RL's Megatron backend takes optimizer and schedule from megatron_cfg: so here, where it is enabled by name."""
-    megatron = policy["megatron_cfg"]
-    optimizer, schedule = megatron.get("optimizer"), megatron.get("scheduler")
-    replaced = [name for name in ("optimizer", "scheduler") if isinstance(megatron.get(name), dict) and policy.get(name)]
-    if isinstance(schedule, dict) and _takes(policy, "scheduler"):
-        _check_weight_decay(schedule, optimizer if isinstance(optimizer, dict) else {})
-        policy["scheduler"] = _megatron_schedule(schedule, optimizer if isinstance(optimizer, dict) else {})
-    if isinstance(optimizer, dict) and _takes(policy, "optimizer"):
-        taken = {new: optimizer.pop(old) for old, new in _MEGATRON_ADAM.items() if old in optimizer}
-        taken["betas"] = [optimizer.pop("adam_beta1", 0.9), optimizer.pop("adam_beta2", 0.999)]
-        policy["optimizer"] = taken
-        if "clip_grad" in optimizer:  # 0 is none, as in Megatron
-            policy["max_grad_norm"] = optimizer.pop("clip_grad") or None
-    _drop_empty(megatron, "optimizer")
-    _drop_empty(megatron, "scheduler")
-    return {f"policy.{name}": f"is replaced: policy.megatron_cfg is enabled and has its own {name}" for name in replaced}
-
-
-def _takes(policy: Tree, name: str) -> bool:
-    """Whether megatron_cfg's section `name` counts. Raises UserError where it would be set and say nothing."""
-    megatron = policy["megatron_cfg"]
-    if megatron.get("enabled") is True or policy.get(name) is None:
-        return True
-    if not megatron[name]:
-        return False
-    key = f"policy.megatron_cfg.{name}.{next(iter(megatron[name]))}"
-    remedy = f"set it there, or policy.megatron_cfg.enabled=true, which takes {name} from policy.megatron_cfg"
-    raise UserError(f"would say nothing: policy.{name} counts", field=key, remedy=remedy)
-
-
-def _megatron_schedule(schedule: Tree, optimizer: Tree) -> Tree:
-    """Megatron's schedule in our names; a constant one has no floor and no end."""
-    found = {"name": schedule.pop("lr_decay_style", "constant"), "warmup_steps": schedule.pop("lr_warmup_iters", 0)}
-    found["warmup_init"] = schedule.pop("lr_warmup_init", 0.0)
-    decay_steps = schedule.pop("lr_decay_iters", None)
-    if found["name"] == "constant":
-        return found
-    return {**found, "min_lr": optimizer.pop("min_lr", 0.0), "decay_steps": decay_steps}
-
-
-def _check_weight_decay(schedule: Tree, optimizer: Tree) -> None:
-    """The schedule's weight decay is the one that Megatron trains with: it must be the optimizer's."""
-    own = optimizer.get("weight_decay")
-    for key in _SAME_WEIGHT_DECAY:
-        value = schedule.pop(key, None)
-        if value is not None and value != own:
-            message = f"is {value}, and policy.megatron_cfg.optimizer.weight_decay is {own}"
-            raise UserError(message, field=f"policy.megatron_cfg.scheduler.{key}", remedy="set them to one value")
 
 
 def _optimizer(policy: Tree) -> None:
     optimizer = _mapping(policy, "optimizer", "policy")
-    _drop_empty(policy, "optimizer")
+    drop_empty(policy, "optimizer")
     _mapping(optimizer, "kwargs", "policy.optimizer")
     del optimizer["kwargs"]  # its entries are one level up already, merged layer by layer
     name = optimizer.get("name")
@@ -243,7 +181,7 @@ def _datasets(data: Tree) -> None:
         if shared.get(alias) is None:  # as NVIDIA's own configs have it
             shared.pop(alias, None)
     given = {key: shared.pop(key) for key in _DATASET_KEYS if key in shared}
-    _drop_empty(data, "default")
+    drop_empty(data, "default")
     train = _mapping(data, "train", "data")
     _dataset(train, given, "data.train")
     validation = _mapping(data, "validation", "data")
@@ -283,8 +221,3 @@ def _mapping(section: Tree, key: str, place: str) -> Tree:
     if not isinstance(value, dict):
         raise UserError(f"is {value!r} where a mapping is due", field=f"{place}.{key}")
     return value
-
-
-def _drop_empty(section: Tree, key: str) -> None:
-    if section.get(key) == {}:
-        del section[key]

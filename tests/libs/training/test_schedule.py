@@ -37,6 +37,33 @@ def test_decay_goes_towards_min_lr() -> None:
     assert schedule.named("linear", 1.0, 4, min_lr=0.1)[-1] == pytest.approx(0.325)
 
 
+def test_megatrons_own_rates() -> None:
+    """Against megatron-core's scheduler, stepped as its training loop does; a step reads the rate before it."""
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    for name, warmup, init, floor, end in (
+        ("constant", 1, 1e-8, 0.0, None),
+        ("constant", 0, 0.0, 0.0, None),
+        ("constant", 10, 1e-11, 0.0, 32),
+        ("cosine", 3, 0.0, 1e-7, None),
+        ("linear", 2, 1e-7, 1e-7, 7),
+        ("cosine", 0, 0.0, 0.0, 5),
+    ):
+        optimizer = _optimizer(1e-6)
+        theirs = OptimizerParamScheduler(optimizer, init, 1e-6, floor, warmup, end or 12, name, 0.1, 0.1, 12, "constant")
+        expected = []
+        for _ in range(12):
+            expected.append(optimizer.param_groups[0]["lr"])
+            theirs.step(1)
+        rates = schedule.rates(name, 1e-6, 12, warmup_steps=warmup, min_lr=floor, warmup_init=init, decay_steps=end)
+        assert rates == pytest.approx(expected, rel=1e-12), name
+
+
+def test_a_decay_of_megatron_that_is_all_warm_up_is_refused() -> None:
+    with pytest.raises(UserError, match="is 6, and the decay ends at step 6"):
+        schedule.rates("cosine", 1e-6, 6, warmup_steps=6, warmup_init=0.0)
+
+
 def _optimizer(lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=lr)
 

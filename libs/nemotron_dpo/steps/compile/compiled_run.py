@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config import RunEnv, load_run_env, with_home, with_job_folder
@@ -57,6 +58,7 @@ class CompiledRun:
     plan: Plan
     choices: Sequence[StageChoice]
     provenance: Provenance
+    step_folder: Path
     idle: Sequence[str] = ()
 
     @property
@@ -83,8 +85,8 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     arguments = sort_arguments([*request.tokens, *forced], known, request.options)
     for remark in arguments.remarks:
         say(f"warning: {remark}")
-    profile = with_run_env(profile, given := load_run_env(path, arguments.overrides))
-    config, warnings = planner.load(path, arguments.overrides, profile.cluster())
+    profile = with_run_env(profile, given := load_run_env(path, arguments.overrides, shipped=found.folder))
+    config, warnings = planner.load(path, arguments.overrides, profile.cluster(), shipped=found.folder)
     job = job_folder(found.id, now)
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)
@@ -95,9 +97,9 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     plan = planner.compile(config, job, found.folder)
     choices = choose(plan, request.first, request.last, force=request.force)
     provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)
-    idle = planner.idle(path, arguments.overrides, profile.cluster()) if planner.idle else []
+    idle = planner.idle(path, arguments.overrides, profile.cluster(), shipped=found.folder) if planner.idle else []
     lines = [*map(str, idle), *_idle_places(profile, given)]
-    return CompiledRun(request, now, planner, config, plan, choices, provenance, lines)
+    return CompiledRun(request, now, planner, config, plan, choices, provenance, found.folder, lines)
 
 
 def _idle_places(profile: Profile, given: RunEnv) -> list[str]:

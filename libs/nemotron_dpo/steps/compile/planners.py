@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.summary import read_metrics, summarize
 
-Load = Callable[[Path, Sequence[str], Mapping[str, Any] | None], tuple[Any, list[str]]]
+# Of (config, overrides, a profile's settings), and the step's folder as `shipped`.
+Load = Callable[..., tuple[Any, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Planner:
 
     config: type[Any]
     load: Load
-    origins: Callable[[Path, Sequence[str], Mapping[str, Any] | None], dict[str, str]]
+    origins: Callable[..., dict[str, str]]
     tree: Callable[[Any], dict[str, Any]]
     compile: Callable[[Any, Path, Path], Plan]
     missing: Callable[..., list[str]]
     report: Callable[[Plan], str]
     programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
-    idle: Callable[[Path, Sequence[str], Mapping[str, Any] | None], list[IdleKey]] | None = None
+    idle: Callable[..., list[IdleKey]] | None = None
 
 
 def planner_of(step: Step) -> Planner:

@@ -29,11 +29,16 @@ def test_shipped_step_says_what_the_documentation_says():
         "dpo.max_num_steps": 500,
         "policy.train_global_batch_size": 32,
         "policy.optimizer.lr": 5e-7,
+        "data.train.prompt_file": "${oc.env:RL_TRAIN_DATA,null}",
+        "data.validation.prompt_file": "null",
     }
     assert step.configs[0] == "default"
     assert "tiny" in step.configs
     assert "0.1-0.3" in step.strategies[0]["then"]
-    assert len(step.errors) == 3
+    assert "data_prep/rl_prep" in step.strategies[1]["then"]
+    assert all(key in step.strategies[2]["then"] for key in ("val_at_start", "val_period", "val_at_end"))
+    names = ["inverted_preference_pairs", "batch_shape_not_divisible", "reference_policy_mismatch"]
+    assert [error["name"] for error in step.errors] == names
 
 
 def test_last_part_of_a_name_is_enough_where_it_is_unambiguous(tmp_path: Path):

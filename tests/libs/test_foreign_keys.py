@@ -1,0 +1,230 @@
+"""NeMo-RL's keys: each counts as it does there, has no meaning with a reason, or is refused with a remedy."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_dpo.config import PolicyConfig, RunConfig, dump_run, idle_keys, load_run, router_refusal, with_job_folder
+from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
+from nemotron_dpo.config.key_table import with_table
+from nemotron_dpo.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+MEGATRON = "policy.megatron_cfg"
+ADAM = f"{MEGATRON}.optimizer={{optimizer: adam, lr: 1e-6, clip_grad: 0.5}}"
+PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+# overrides -> the values they come to, by dotted key of ours
+HONOURED: list[tuple[list[str], dict[str, Any]]] = [
+    ([], {"policy.tokenizer.chat_template": None}),
+    (["policy.tokenizer.chat_template=default"], {"policy.tokenizer.chat_template": None}),
+    (["policy.tokenizer.chat_template=null"], {"policy.tokenizer.chat_template": PASS_THROUGH}),
+    (["policy.tokenizer.chat_template=t.jinja"], {"policy.tokenizer.chat_template": "t.jinja"}),
+    (
+        ["policy.tokenizer.chat_template_kwargs={enable_thinking: false}"],
+        {"policy.tokenizer.chat_template_kwargs": {"enable_thinking": False}},
+    ),
+    (["policy.hf_config_overrides={router_aux_loss_coef: 0.0}"], {f"{MEGATRON}.moe_router_load_balancing_type": "none"}),
+    (
+        [f"{MEGATRON}.moe_router_load_balancing_type=aux_loss", "policy.hf_config_overrides={router_aux_loss_coef: 0.0}"],
+        {f"{MEGATRON}.moe_router_load_balancing_type": "none"},
+    ),
+    (
+        [f"{MEGATRON}.distributed_data_parallel_config={{grad_reduce_in_fp32: false, use_distributed_optimizer: false}}"],
+        {f"{MEGATRON}.grad_reduce_in_fp32": False, f"{MEGATRON}.use_distributed_optimizer": False},
+    ),
+    ([f"{MEGATRON}.enabled=true", ADAM], {"policy.optimizer.lr": 1e-6, "policy.max_grad_norm": 0.5}),
+    (
+        [f"{MEGATRON}.enabled=true", f"{MEGATRON}.optimizer.clip_grad=0.0", "policy.max_grad_norm=1.0"],
+        {"policy.max_grad_norm": None},
+    ),
+    (
+        [
+            f"{MEGATRON}.enabled=true",
+            f"{MEGATRON}.optimizer={{min_lr: 1e-8, weight_decay: 0.1}}",
+            f"{MEGATRON}.scheduler={{lr_decay_style: cosine, lr_warmup_iters: 3, lr_warmup_init: 1e-9, lr_decay_iters: 32, "
+            "start_weight_decay: 0.1, end_weight_decay: 0.1, weight_decay_incr_style: constant}",
+        ],
+        {
+            "policy.scheduler.name": "cosine",
+            "policy.scheduler.warmup_steps": 3,
+            "policy.scheduler.warmup_init": 1e-9,
+            "policy.scheduler.decay_steps": 32,
+            "policy.scheduler.min_lr": 1e-8,
+        },
+    ),
+    (
+        ["policy.dtensor_cfg={expert_parallel_size: 8, activation_checkpointing: true, sequence_parallel: false}"],
+        {f"{MEGATRON}.expert_model_parallel_size": 8, f"{MEGATRON}.activation_checkpointing": True},
+    ),
+    (
+        ["policy.dtensor_cfg.lora_cfg={enabled: true, dim: 16, alpha: 8, use_triton: true, match_all_linear: true}"],
+        {f"{MEGATRON}.peft.enabled": True, f"{MEGATRON}.peft.dim": 16, f"{MEGATRON}.peft.alpha": 8},
+    ),
+    (["data.max_input_seq_length=512", "policy.max_total_sequence_length=512"], {"policy.max_total_sequence_length": 512}),
+    (["checkpointing={ft_save_period: null, ft_keep_latest_k: null}"], {"checkpointing.keep_top_k": 3}),
+    (["data.default={prompt_file: null, data_path: null}", "data.train.path=a.jsonl"], {"data.train.path": "a.jsonl"}),
+]
+
+
+def test_keys_that_count():
+    for overrides, expected in HONOURED:
+        run = load_run(None, overrides)[0]
+        assert {key: reduce(getattr, key.split("."), run) for key in expected} == expected, overrides
+
+
+def test_a_template_and_its_arguments_are_read_back_as_they_were(tmp_path: Path):
+    for overrides in ([], ["policy.tokenizer.chat_template=null"], ["policy.tokenizer.chat_template_kwargs={a: {b: [1]}}"]):
+        run = load_run(None, overrides)[0]
+        (tmp_path / "run.yaml").write_text(dump_run(run))
+        assert load_run(tmp_path / "run.yaml", [])[0] == run
+
+
+# what a config file may say that changes nothing here
+IDLE = [
+    "logger.monitor_gpus",
+    "logger.num_val_samples_to_print",
+    "logger.wandb",
+    "logger.wandb_enabled",
+    "logger.log_dir",
+    "run.wandb",
+    "checkpointing.is_async",
+    f"{MEGATRON}.checkpoint.async_save",
+    f"{MEGATRON}.distributed_data_parallel_config.overlap_grad_reduce",
+    f"{MEGATRON}.distributed_data_parallel_config.data_parallel_sharding_strategy",
+    f"{MEGATRON}.optimizer.optimizer_cpu_offload",
+    f"{MEGATRON}.optimizer.use_precision_aware_optimizer",
+    "dpo.preference_loss",
+    "dpo.gt_reward_scale",
+    "policy.reward_model_cfg",
+]
+TEXT = """
+logger: {monitor_gpus: true, num_val_samples_to_print: 0, wandb: {project: p}, wandb_enabled: true, log_dir: logs}
+run: {wandb: {project: p}}
+checkpointing: {is_async: true}
+policy:
+  reward_model_cfg: {enabled: false}
+  megatron_cfg:
+    enabled: true
+    checkpoint: {async_save: true}
+    distributed_data_parallel_config: {overlap_grad_reduce: true, data_parallel_sharding_strategy: optim}
+    optimizer: {optimizer_cpu_offload: true, use_precision_aware_optimizer: true}
+dpo: {preference_loss: dpo, gt_reward_scale: 1.0}
+"""
+
+
+def test_keys_without_meaning_have_a_reason_and_a_place(tmp_path: Path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(TEXT)
+    found = {key.key: key for key in idle_keys(path, [])}
+    assert set(IDLE) <= set(found)
+    assert load_run(path, [])[1] == []
+    assert str(found["checkpointing.is_async"]).startswith(f'{path}:4: "checkpointing.is_async" has no meaning here: it is ')
+    assert all(key.reason and key.line for key in found.values())
+    ours = load_run(path, [])[0]
+    assert (ours.dpo, ours.checkpointing) == (RunConfig().dpo, RunConfig().checkpointing)
+    assert ours.policy.max_grad_norm == PolicyConfig().max_grad_norm
+
+
+REFUSALS = [
+    ("dpo.preference_loss=ipo", "which is another objective and is not built: leave it 'dpo'"),
+    ("policy.hf_config_overrides={rope_theta: 1e6}", "changes the model and is not built: write it into config.json"),
+    ("policy.hf_config_overrides={router_aux_loss_coef: 0.01}", "is 0.01, which changes the model"),
+    ("checkpointing.ft_save_period=10", "is 10, which keeps other steps and is not built: leave it null, and set"),
+    ("checkpointing.ft_keep_latest_k=1", "leave it null, and set checkpointing.keep_top_k"),
+    ("policy.optimizer.amsgrad=true", "is true, which is another optimizer"),
+    (f"{MEGATRON}.layernorm_epsilon=1e-3", "changes the model"),
+    (f"{MEGATRON}.moe_router_group_topk=2", "chooses other experts"),
+    ("data.max_input_seq_length=512", "is 512, and policy.max_total_sequence_length, which bounds a pair here, is 4096"),
+    ("data.train.system_prompt_file=s.txt", "puts a system message before every prompt"),
+    ("policy.optimizer.momentum=0.9", '"policy.optimizer.momentum" is no known key'),
+    (f"{MEGATRON}.optimizer.sgd_momentun=0.9", "is no known key"),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), REFUSALS)
+def test_what_would_change_the_result_is_refused(override: str, words: str):
+    with pytest.raises(UserError) as caught:
+        load_run(None, [override])
+    assert str(caught.value).startswith(f"{override}: ")
+    assert words in str(caught.value)
+
+
+def test_a_section_that_would_say_nothing_of_the_training_is_refused():
+    for overrides, words in (
+        (
+            ["policy.optimizer.lr=1e-6", f"{MEGATRON}.optimizer.lr=1e-5"],
+            "would say nothing: policy.optimizer counts: set it there",
+        ),
+        (
+            [
+                f"{MEGATRON}.enabled=true",
+                f"{MEGATRON}.optimizer.weight_decay=0.1",
+                f"{MEGATRON}.scheduler.end_weight_decay=0.2",
+            ],
+            "is 0.2, and policy.megatron_cfg.optimizer.weight_decay is 0.1: set them to one value",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_run(None, overrides)
+        assert words in str(caught.value)
+
+
+def test_every_refused_value_is_refused_and_every_harmless_one_is_not():
+    for refused in REFUSED:
+        beside = ["data.validation.split=validation"]  # what makes it one set, and system_prompt_file no name of a set
+        for value in refused.harmless:
+            load_run(None, [*beside, f"{refused.key}={'null' if value is None else value}"])
+        with pytest.raises(UserError, match="not built"):
+            load_run(None, [*beside, f"{refused.key}=7"])
+
+
+def test_router_keys_are_refused_for_a_model_with_experts():
+    for override, remedy in (
+        (f"{MEGATRON}.freeze_moe_router=true", "set it to false"),
+        (f"{MEGATRON}.moe_router_load_balancing_type=aux_loss", "set it to none"),
+    ):
+        refusal = router_refusal(load_run(None, [override])[0])
+        assert refusal is not None
+        assert remedy in str(refusal)
+    assert router_refusal(RunConfig()) is None
+
+
+def test_no_key_is_both_ours_and_theirs():
+    assert set(NO_MEANING) & set(known_keys()) == set()
+
+
+def test_the_table_in_the_readme_is_fresh():
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert with_table(text) == text
+    for key in ("`val_micro_batch_size`", "`policy.megatron_cfg.layernorm_epsilon`", "`reference_policy_kl_penalty`"):
+        assert key in text
+
+
+def test_nemo_run_is_the_job_folder():
+    overrides = ["checkpointing.checkpoint_dir=/nemo_run/dpo", "logger.log_dir=/nemo_run", "policy.model_name=/nemo_runs/p"]
+    run = with_job_folder(load_run(None, overrides)[0], Path("jobs/one"))
+    found = (run.checkpointing.checkpoint_dir, run.logger.log_dir, run.policy.model_name)
+    assert found == ("jobs/one/dpo", "jobs/one", "/nemo_runs/p")
+
+
+def test_defaults_of_a_config_of_ones_own_are_the_shipped_ones(tmp_path: Path):
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "default.yaml").write_text("dpo: {seed: 1, val_period: 3}\n")
+    for number, (name, text) in enumerate(
+        [("a.yaml", "defaults: default"), ("b.yaml", "defaults: default.yaml"), ("default.yaml", "defaults: [default]")], 5
+    ):
+        (tmp_path / name).write_text(f"{text}\ndpo: {{seed: {number}}}\n")
+        dpo = load_run(tmp_path / name, [], shipped=shipped)[0].dpo
+        assert (dpo.seed, dpo.val_period) == (number, 3)
+    dpo = load_run(tmp_path / "a.yaml", [], shipped=shipped)[0].dpo
+    assert (dpo.seed, dpo.val_period) == (5, 3)  # through the one beside it, which is nearer
+    (tmp_path / "c.yaml").write_text("defaults: other\n")
+    with pytest.raises(UserError, match="names other, and there is no such file"):
+        load_run(tmp_path / "c.yaml", [], shipped=shipped)
