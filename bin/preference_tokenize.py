@@ -5,9 +5,15 @@
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
   preference-tokenize data/*.jsonl.gz -o - --tokenizer $POLICY | ref-logprobs - -o scored.arrow --policy $POLICY
 
-INPUT is a file, a glob, a folder or "-" for stdin. JSON lines, a JSON array (both also .gz, .zst, .bz2, .xz), Parquet and
-Arrow are told apart by their content. A folder may be one that `datasets` saved. A folder with files of several splits
-(train, test) is refused: splits must not be mixed. Rows may be
+INPUT is a file, a glob, a folder or "-" for stdin. JSON lines, a JSON array, CSV (all also .gz, .zst, .bz2, .xz), Parquet
+and Arrow are told apart by their content, CSV and TSV by their suffix: their first line names the columns, an empty cell is
+absent. A folder may be one that `datasets` saved. Of files of several splits (train, test) one split is read, the one that
+--split names: splits must not be mixed. The manifest.json of rl_prep, or its folder, stands for all shards of a split.
+
+INPUT may also be the id of a data set of the Hugging Face hub, with --split and --subset, or HelpSteer3 or Tulu3Preference.
+These need the package datasets. HF_HUB_OFFLINE and HF_DATASETS_OFFLINE hold. --split may be a part, as in `datasets`:
+train[:1%], train[10:20], train[-100:], train+validation. Of a file, whose rows have no split by name, it is the part alone.
+Rows may be
 
 \b
   {prompt, chosen, rejected}                  strings or lists of {role, content} messages
@@ -65,7 +71,8 @@ PROGRAM = "preference-tokenize"
 @click.option("--chat-template-kwargs", metavar="JSON", help='Variables for the template, such as {"enable_thinking":false}.')
 @click.option("--template-date", metavar="YYYY-MM-DD", help="What templates take for the present day [default: today].")
 @click.option("--system-prompt-file", type=cli.PATH, metavar="FILE", help="System message for rows that have none.")
-@click.option("--split", metavar="NAME", help="INPUT is a Hugging Face dataset (ID or ID:CONFIG); needs `datasets`.")
+@click.option("--split", metavar="SPLIT", help="Split of a data set or folder, or a part: train, train[:1%], train[10:20].")
+@click.option("--subset", metavar="NAME", help="Subset (config) of a data set.")
 @click.option(
     "--format",
     "row_format",
@@ -121,6 +128,7 @@ def command(**options: Any) -> None:
         inputs=options["inputs"],
         output=options["output"],
         split=options["split"],
+        subset=options["subset"],
         row_format=options["row_format"],
         limit=options["limit"],
         num_workers=options["num_workers"],

@@ -163,15 +163,39 @@ def test_shapes_differ_from_file_to_file(tmp_path: Path, tokenizer: Path) -> Non
     assert error_line(forced, PROGRAM) == f'{tmp_path}/b.jsonl:1: "chosen" is a list where a string is due'
 
 
-def test_a_dataset_split(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_split_of_a_folder_and_a_part_of_a_file(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_bytes(LINE * 3)
-    done = tokenize(tmp_path, tokenizer, tmp_path / "data", "--split", "train")
-    if importlib.util.find_spec("datasets") is None:
-        assert error_line(done, PROGRAM) == "--split needs the package datasets: pip install datasets"
-        assert done.returncode == 2
-        return
-    assert len(read(tmp_path / "out.arrow")[1]) == 3
+    (tmp_path / "data" / "train.jsonl").write_bytes(rows(10))
+    (tmp_path / "data" / "test.jsonl").write_bytes(rows(4))
+    pq.write_table(
+        table := pa.Table.from_pylist([orjson.loads(row) for row in rows(10).splitlines()]), tmp_path / "table.parquet"
+    )
+    with pa.OSFile(str(tmp_path / "table.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=4)
+    for name, split, lines in (
+        ("data", "train", list(range(1, 11))),
+        ("data", "test[1:]", [2, 3, 4]),
+        ("data", "train[:15%]+test[-1:]", [1, 2, 4]),  # 1.5 rows are 2, as for `datasets`
+        ("data/train.jsonl", "train[-3:-1]", [8, 9]),
+        ("data/train.jsonl", "validation", list(range(1, 11))),
+        ("table.parquet", "train[:25%]", [1, 2]),  # 2.5 rows are 2
+        ("table.arrow", "train[-10%:]", [10]),
+    ):
+        check(PROGRAM, tmp_path / name, "-o", tmp_path / "out.arrow", "--tokenizer", tokenizer, "--split", split)
+        info, pairs = read(tmp_path / "out.arrow")
+        assert [pair["source_line"] for pair in pairs] == lines, split
+        assert info.settings["split"] == split
+
+
+def test_a_built_in_name_needs_an_extra_and_says_so(tmp_path: Path, tokenizer: Path) -> None:
+    if importlib.util.find_spec("datasets") is not None:
+        pytest.skip("the package datasets is installed here")
+    done = tokenize(tmp_path, tokenizer, "HelpSteer3")
+    expected = (
+        'nvidia/HelpSteer3: is read by the package datasets, which is not installed: pip install "nemotron-dpo[datasets]"'
+    )
+    assert error_line(done, PROGRAM) == expected
+    assert done.returncode == 1
 
 
 BAD_INPUTS = {

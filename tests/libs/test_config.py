@@ -138,6 +138,46 @@ def test_names_of_the_data_file(override: str, dataset: DatasetConfig):
     assert load_run(None, [override])[0].data.train == dataset
 
 
+HELPSTEER = "data: {train: {split: train}, validation: {split: validation}, default: {dataset_name: HelpSteer3}}"
+# overrides -> (data.train, data.validation) above HELPSTEER, as NVIDIA's configs of the step have it
+NAMED = [
+    ((), DatasetConfig("HelpSteer3", split="train"), DatasetConfig("HelpSteer3", split="validation")),
+    (
+        ("data.train.prompt_file=a.jsonl", "data.validation.data_path=v.jsonl"),
+        DatasetConfig("a.jsonl", split="train"),
+        DatasetConfig("v.jsonl", split="validation"),
+    ),
+    (
+        ("data.default.dataset_name=PreferenceDataset", "data.train.data_path=a", "data.validation.data_path=v"),
+        DatasetConfig("a", split="train", row_format="ranked"),
+        DatasetConfig("v", split="validation", row_format="ranked"),
+    ),
+    (
+        ("data.train.dataset_name=BinaryPreferenceDataset", "data.train.data_path=o/d", "data.train.chosen_key=good"),
+        DatasetConfig("o/d", split="train", chosen_key="good"),
+        DatasetConfig("HelpSteer3", split="validation"),
+    ),
+    (
+        ("data.train.dataset_name=org/name", "data.default.subset=s", "data.validation.split=test[:1%]"),
+        DatasetConfig("org/name", split="train", subset="s"),
+        DatasetConfig("HelpSteer3", split="test[:1%]", subset="s"),
+    ),
+]
+
+
+def test_data_sets_are_named_as_in_nemo_rl(tmp_path: Path):
+    (config := tmp_path / "c.yaml").write_text(HELPSTEER)
+    for overrides, train, validation in NAMED:
+        run, warnings = load_run(config, list(overrides))
+        assert (run.data.train, run.data.validation) == (train, (("default", validation),)), overrides
+        assert warnings == []
+
+
+def test_the_form_of_files_names_no_place():
+    run, _ = load_run(None, ["data.train.dataset_name=PreferenceDataset"])
+    assert run.data.train == DatasetConfig()
+
+
 def test_one_validation_file_is_called_default():
     assert load_run(None, ["data.validation.data_path=v.jsonl"])[0].data.validation == (("default", DatasetConfig("v.jsonl")),)
 

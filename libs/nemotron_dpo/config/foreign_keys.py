@@ -85,10 +85,9 @@ data {num_workers}""",
     "is not read by NeMo-RL's DPO either": """
 data {add_bos add_eos add_generation_prompt add_system_prompt}""",
     _LOADER: """
-data {dataset_name}
-data.train {dataset_name split subset split_validation_size seed processor env_name output_key}
-data.validation {dataset_name split subset seed processor env_name output_key}
-data.default {dataset_name split subset split_validation_size seed processor env_name output_key}""",
+data.train {split_validation_size seed processor env_name output_key}
+data.validation {seed processor env_name output_key}
+data.default {split_validation_size seed processor env_name output_key}""",
     _TRACKER: """
 logger {mlflow_enabled swanlab_enabled monitor_gpus wandb tensorboard mlflow swanlab gpu_monitoring collect_worker_metrics}
 run {wandb}""",

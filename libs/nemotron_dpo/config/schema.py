@@ -144,7 +144,10 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A file of preference rows, the names of its columns where unusual, how many rows to read, what to do with bad ones."""
+    """Preference rows: where they lie, what of them is read, the names of unusual columns, what to do with bad rows.
+
+    `path` is a file, a glob, a folder, an id of the Hugging Face hub or a name that preference-tokenize knows.
+    """
 
     path: str | None = field(default=None, metadata=PATH)
     prompt_key: str | None = None
@@ -152,6 +155,9 @@ class DatasetConfig:
     rejected_key: str | None = None
     limit: int | None = field(default=None, metadata={"minimum": 1})
     on_error: Literal["fail", "skip"] | None = None
+    split: str | None = None
+    subset: str | None = None
+    row_format: Literal["auto", "pair", "conversation", "transcript", "ranked", "helpsteer3"] | None = None
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ _ADAMW = ("adamw", "adam", "torch.optim.adamw")
 # What NeMo-RL makes of an explicit `chat_template: null`: the contents of the messages, joined as they are.
 PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
-_DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error")
+_DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format")
 _PATH_ALIASES = ("data_path", "prompt_file")
+# NeMo-RL's names for the form of files that `data_path` names -> ours; None where the rows tell it themselves
+_FORMS = {"PreferenceDataset": "ranked", "BinaryPreferenceDataset": None}
 
 
 def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
@@ -64,7 +66,7 @@ def spellings(key: str) -> list[str]:
         return [key, "policy.megatron_cfg.optimizer.clip_grad"]
     if section.startswith("data.") and leaf == "path":
         sections = [section, *(["data.validation"] if section == "data.validation.default" else [])]
-        return [f"{place}.{name}" for place in sections for name in ("path", *_PATH_ALIASES)]
+        return [f"{place}.{name}" for place in sections for name in ("path", *_PATH_ALIASES, "dataset_name")]
     if section == "policy.megatron_cfg":
         return [key, *(f"policy.dtensor_cfg.{name}" for name, ours in DTENSOR_NAMES.items() if ours == leaf)]
     return [key]
@@ -180,12 +182,13 @@ def _datasets(data: Tree) -> None:
     for alias in _PATH_ALIASES:
         if shared.get(alias) is None:  # as NVIDIA's own configs have it
             shared.pop(alias, None)
-    given = {key: shared.pop(key) for key in _DATASET_KEYS if key in shared}
+    given = {key: shared.pop(key) for key in (*_DATASET_KEYS, "dataset_name") if key in shared}
+    given |= {"dataset_name": name} if (name := data.pop("dataset_name", None)) and not given.get("dataset_name") else {}
     drop_empty(data, "default")
     train = _mapping(data, "train", "data")
     _dataset(train, given, "data.train")
     validation = _mapping(data, "validation", "data")
-    if any(key in validation for key in (*_DATASET_KEYS, *_PATH_ALIASES, "dataset_name", "split")):
+    if any(key in validation for key in (*_DATASET_KEYS, *_PATH_ALIASES, "dataset_name")):
         validation = {"default": validation}
     for name, path in _mapping(data, "val_data_paths", "data").items():
         validation[name] = {"path": path}
@@ -205,6 +208,20 @@ def _dataset(dataset: Tree, given: Tree, place: str) -> None:
     for key, value in given.items():
         if dataset.get(key) is None:
             dataset[key] = value
+    _named(dataset)
+
+
+def _named(dataset: Tree) -> None:
+    """`dataset_name` says where data lies, unless a path does, or the form of the rows that lie there.
+
+    A path counts before the name of a set that has its own place: who gives both means the path.
+    """
+    name = dataset.pop("dataset_name", None)
+    if name in _FORMS:
+        if dataset.get("path") is not None and dataset.get("row_format") is None:
+            dataset["row_format"] = _FORMS[name]
+    elif name is not None and dataset.get("path") is None:
+        dataset["path"] = name
 
 
 def _set(section: Tree, key: str, value: Any, place: str) -> None:

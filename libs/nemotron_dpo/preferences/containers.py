@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, cast
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.csv_rows import csv_chunks, delimiter
 from nemotron_dpo.preferences.json_values import elements, is_array, is_over_lines, objects
 from nemotron_dpo.preferences.lines import DAMAGED, Chunk, in_chunks, line_chunks
 from nemotron_dpo.preferences.tables import TABLE_MAGICS, table_chunks
@@ -33,7 +34,6 @@ _FOREIGN = (
     (b"sqlite format 3", "an SQLite database", "write its rows as JSON lines"),
 )
 _TAR, _TAR_AT = b"ustar", 257
-_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
 def file_chunks(raw: io.BufferedReader, name: str, max_line_bytes: int, columns: Collection[str] | None) -> Iterator[Chunk]:
@@ -56,6 +56,9 @@ def _readable(raw: io.BufferedReader, name: str, max_line_bytes: int) -> Iterato
             text.read(len(_BOM))
         head = text.peek(512)
         _refuse_foreign(head, name)
+        if (sign := delimiter(name)) and not head.lstrip().startswith((b"{", b"[")):
+            yield from csv_chunks(text, name, sign, max_line_bytes)
+            return
         values = elements if is_array(head) else objects if is_over_lines(head) else None
         unit = "row" if values else unit
         for chunk in in_chunks(values(text, max_line_bytes), name) if values else line_chunks(text, name, max_line_bytes):
@@ -77,8 +80,6 @@ def _refuse_foreign(head: bytes, name: str) -> None:
             raise UserError(f"is {what}", source=name, remedy=remedy)
     if head[_TAR_AT:].startswith(_TAR):
         raise UserError("is a tar archive", source=name, remedy="unpack it")
-    if name.lower().endswith(_CSV) and not head.lstrip().startswith((b"{", b"[")):
-        raise UserError("is CSV, which is not read", source=name, remedy="write its rows as JSON lines or Parquet")
 
 
 def _zstd(raw: io.BufferedReader) -> BinaryIO:

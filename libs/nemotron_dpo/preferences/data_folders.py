@@ -13,7 +13,7 @@ from typing import Any
 
 from nemotron_dpo.errors import UserError
 
-_TEXTS, _COMPRESSED = (".jsonl", ".json", ".ndjson"), ("", ".gz", ".zst", ".bz2", ".xz")
+_TEXTS, _COMPRESSED = (".jsonl", ".json", ".ndjson", ".csv", ".tsv"), ("", ".gz", ".zst", ".bz2", ".xz")
 SUFFIXES = (*(text + packed for packed in _COMPRESSED for text in _TEXTS), ".parquet", ".arrow")
 _STATE, _DICT = "state.json", "dataset_dict.json"
 NOT_ROWS = {_STATE, _DICT, "dataset_info.json", "dataset_infos.json", "manifest.json", "config.json"}
@@ -30,9 +30,49 @@ def folder_files(folder: Path) -> list[str]:
     """The files of rows in `folder`. Raises UserError where it has none, or several splits."""
     files = _saved_files(folder) if is_saved(folder) else sorted(_walk(folder))
     if not files:
-        raise UserError("is a folder without JSONL, JSON, Parquet or Arrow files", source=folder)
+        raise UserError("is a folder without JSONL, JSON, CSV, Parquet or Arrow files", source=folder)
     _refuse_several_splits(folder, files)
     return files
+
+
+def split_files(folder: Path, split: str) -> list[str]:
+    """The files of one split in `folder`: a set that `save_to_disk` wrote, or files told by their names.
+
+    Files that say no split are the split train where all are so, as for `datasets`. Raises UserError where there are none.
+    """
+    if is_saved(folder):
+        return _saved_files(_saved_split(folder, split))
+    splits: dict[str | None, list[str]] = {}
+    for file in sorted(_walk(folder)):
+        splits.setdefault(split_name(Path(file).relative_to(folder).as_posix()), []).append(file)
+    wanted = _SPLIT_WORDS.get(split, split)
+    found = splits.get(split) or splits.get(wanted) or (splits[None] if set(splits) == {None} and wanted == "train" else [])
+    if not found:
+        there = ", ".join(name or "files that name no split" for name in splits) or "no files of rows"
+        raise UserError(f"has no split {split}, but {there}", source=folder)
+    return found
+
+
+def subset_folder(folder: Path, subset: str) -> Path:
+    """The folder of `subset` in `folder`. Raises UserError where there is none."""
+    below = folder / subset
+    if Path(subset).name != subset or not below.is_dir():
+        raise UserError(f"has no subset {subset}", source=folder, remedy="leave the subset out, or name a folder of rows in it")
+    return below
+
+
+def _saved_split(folder: Path, split: str) -> Path:
+    """Where `save_to_disk` put `split`; a set that was saved alone is the split that its state names, or else train."""
+    if (folder / _DICT).is_file():
+        splits = _names(_read_json(folder / _DICT).get("splits"), folder / _DICT)
+        if split not in splits:
+            raise UserError(f"has no split {split}, but {', '.join(splits)}", source=folder)
+        return folder / split
+    named = str(_read_json(folder / _STATE).get("_split") or "train").partition("[")[0]
+    if split != named:
+        remedy = f"ask for {named}, or for no split"
+        raise UserError(f"was saved as one set, the split {named}, not {split}", source=folder, remedy=remedy)
+    return folder
 
 
 def is_saved(folder: Path) -> bool:

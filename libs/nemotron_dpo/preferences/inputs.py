@@ -1,4 +1,4 @@
-"""What INPUT names: files, globs, folders, "-" and splits of data sets, read in chunks of rows."""
+"""What INPUT names on this machine: files, globs, folders and "-", read in chunks of rows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.containers import file_chunks
-from nemotron_dpo.preferences.data_folders import NOT_ROWS, SUFFIXES, folder_files, is_saved
+from nemotron_dpo.preferences.data_folders import NOT_ROWS, SUFFIXES, folder_files
 from nemotron_dpo.preferences.lines import Chunk
-from nemotron_dpo.preferences.tables import batch_chunks
 
 STDIN = "<stdin>"
-_DATASET_ROWS = 512
 
 
 def expand(inputs: Sequence[str]) -> list[str]:
@@ -98,40 +96,6 @@ def limit_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
         left -= len(chunk.rows)
         if left <= 0:
             return
-
-
-def dataset_chunks(names: Sequence[str], split: str, columns: Collection[str] | None = None) -> Iterator[Chunk]:
-    """The rows of one split of Hugging Face datasets, each an id (ID or ID:CONFIG) or a folder; needs the package datasets.
-
-    Raises UserError where it is not installed or cannot load one of them.
-    """
-    for name in names:
-        if is_saved(Path(name)):
-            remedy = f"leave out --split, and name '{Path(name, split)}' if there are several"
-            raise UserError("was saved by save_to_disk", source=name, remedy=remedy)
-    try:
-        import datasets  # pyright: ignore[reportMissingImports] - an optional dependency
-    except ImportError:
-        raise UserError("--split needs the package datasets", remedy="pip install datasets", usage=True) from None
-    for name in names:
-        try:
-            yield from _split_chunks(datasets, name, split, columns)
-        except UserError:
-            raise
-        except Exception as error:  # datasets raises what its many readers raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"cannot be loaded by datasets: {reason}", source=f"{name} ({split})") from None
-
-
-def _split_chunks(datasets: Any, name: str, split: str, columns: Collection[str] | None) -> Iterator[Chunk]:
-    """The rows of one split, as Arrow's tables: their nulls are told from data as those of files are."""
-    path, _, config = (name, "", "") if Path(name).exists() else name.partition(":")
-    rows = datasets.load_dataset(path, config or None, split=split, streaming=True).with_format("arrow")
-    first = 1
-    for table in rows.iter(_DATASET_ROWS):
-        for batch in table.to_batches():
-            yield from batch_chunks(batch, name, first, columns, batch.schema.names)
-            first += batch.num_rows
 
 
 @contextlib.contextmanager

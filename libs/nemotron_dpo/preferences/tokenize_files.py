@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
-from nemotron_dpo.preferences.inputs import dataset_chunks, digest, expand, limit_rows, read_chunks, states
+from nemotron_dpo.preferences.data_sources import RowSource, all_files, format_of, resolve_data
+from nemotron_dpo.preferences.inputs import digest, limit_rows, read_chunks, states
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import Reject
-from nemotron_dpo.preferences.recognition import with_row_formats
+from nemotron_dpo.preferences.recognition import AUTO, with_row_formats
 from nemotron_dpo.preferences.row_formats import columns_read
+from nemotron_dpo.preferences.splits import is_blank, sliced
 from nemotron_dpo.preferences.tally import Tally
 from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
 from nemotron_dpo.preferences.workers import ordered_map
@@ -30,6 +32,7 @@ class Job:
     inputs: tuple[str, ...]
     output: str
     split: str | None = None
+    subset: str | None = None
     row_format: str = "auto"
     limit: int | None = None
     num_workers: int = 1
@@ -45,15 +48,17 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
 
     Raises UserError for what a user can fix; nothing is left under the output's name then.
     """
-    files = list(job.inputs) if job.split else expand(job.inputs)
+    sources = resolve_data(job.inputs, job.split, job.subset)
+    files = all_files(sources)
     outputs = {"-o": job.output, "--rejects": job.rejects, "--stats": job.stats}
-    refuse_overwriting(outputs, [*([] if job.split else files), *job.beside])
+    refuse_overwriting(outputs, [*files, *job.beside])
     before = states(files)
     info = stream_info(job, settings, files)
     tally = Tally(for_report=job.stats is not None)
     columns = columns_read(settings.keys)
-    raw = dataset_chunks(files, job.split, columns) if job.split else read_chunks(files, settings.max_line_bytes, columns)
-    chunks = with_row_formats(limit_rows(raw, job.limit), job.row_format, settings.keys, settings.max_line_bytes)
+    raw = limit_rows(_rows(sources, settings.max_line_bytes, columns), job.limit)
+    row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
+    chunks = with_row_formats(raw, row_format, settings.keys, settings.max_line_bytes)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
         rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
@@ -70,6 +75,25 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     return tally
 
 
+def _rows(sources: list[RowSource], max_line_bytes: int, columns: Collection[str]) -> Iterator[Chunk]:
+    """The rows of all `sources`; those without a part are read as one, so that some of their files may be empty."""
+    whole = [file for source in sources for file in source.files]
+    if all(source.part.is_whole for source in sources):
+        yield from read_chunks(whole, max_line_bytes, columns)
+        return
+    for source in sources:
+        start, stop = source.part.bounds(lambda source=source: _num_rows(source, max_line_bytes))
+        yield from sliced(read_chunks(source.files, max_line_bytes, columns), start, stop)
+
+
+def _num_rows(source: RowSource, max_line_bytes: int) -> int:
+    if "-" in source.files:
+        message = "can be read only once, so its rows cannot be counted"
+        raise UserError(message, source="<stdin>", remedy="give a part such as train[:100]")
+    chunks = read_chunks(source.files, max_line_bytes, ())
+    return sum(not is_blank(row) for chunk in chunks for row in chunk.rows)
+
+
 def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
     """Provenance of the stream: what its rows depend on, and nothing that they do not."""
     shaped: dict[str, Any] = {
@@ -84,7 +108,8 @@ def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
     }
     if "strftime_now" in (settings.folder.template or ""):
         shaped["template_date"] = settings.now.isoformat()
-    digests = {"input": "stream" if job.split else digest(files), **settings.folder.digests}
+    shaped |= {name: value for name, value in (("split", job.split), ("subset", job.subset)) if value}
+    digests = {"input": digest(files), **settings.folder.digests}
     return StreamInfo("tokenized_pairs", "preference-tokenize", __version__, digests, shaped)
 
 

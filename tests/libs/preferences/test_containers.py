@@ -49,6 +49,8 @@ READ = {
     "lines.jsonl.xz": lzma.compress(LINES),
     "lines.jsonl.zst": pa.compress(LINES, "zstd", asbytes=True),
     "misnamed.csv": LINES,
+    "cells.csv": b'prompt,chosen,rejected,gone\r\nq0,a,b,\r\n\r\nq1,a,b,\r\n"q2",a,b,\r\n',
+    "cells.tsv.gz": gzip.compress(b"\xef\xbb\xbfprompt\tchosen\trejected\nq0\ta\tb\nq1\ta\tb\nq2\ta\tb\n"),
     "table.parquet": parquet(TABLE, row_group_size=2),
     "table.arrow": arrow(pa.ipc.new_file),
     "stream.arrow": STREAM,
@@ -107,8 +109,10 @@ REFUSED = {
     "empty array": (b" []\n", "is empty"),
     "empty.parquet": (b"", "has no bytes, so it is no Parquet or Arrow file"),
     "no rows": (parquet(TABLE.slice(0, 0)), "is empty"),
-    "x.csv": (b"prompt,chosen\n", "is CSV, which is not read: write its rows as JSON lines or Parquet"),
-    "x.csv.gz": (gzip.compress(b"prompt,chosen\n"), "is CSV, which is not read: write its rows as JSON lines or Parquet"),
+    "open.csv": (b'a,b\n1,2\n1,"2', "is cut or damaged after row 1: unexpected end of data"),
+    "nameless.tsv": (b"a\t\n", "has a column without a name: name all columns in the first line"),
+    "twice.csv.gz": (gzip.compress(b"a,a\n"), '"a" is the name of more than one column: rename or drop one'),
+    "latin.csv": (b"a,b\n1,2\n1,\xe9\n", "is not valid UTF-8: iconv -t UTF-8"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS, not the data: git lfs pull"),
     "page": (b"<!DOCTYPE html>\n<html>", "is a web page, not the data: download the file itself"),
     "zip": (b"PK\x03\x04rest", "is a zip archive: unpack it"),
@@ -134,6 +138,22 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             read(tmp_path / name, content)
         assert str(caught.value) == f"{tmp_path / name}: {expected}"
+
+
+def test_a_record_of_another_width_is_named_by_its_number(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "x.csv", b"prompt,chosen\na,b\na,b,c\n")
+    assert str(caught.value) == (
+        f"{tmp_path}/x.csv:2: has 3 cells where the first line names 2 columns: quote cells that hold the separator"
+    )
+
+
+def test_cells_are_text_and_empty_ones_absent(tmp_path: Path) -> None:
+    found = read(tmp_path / "x.csv", b'prompt,chosen,rejected\n1,NA,"two\nlines, ""quoted"""\nnull,,true\n')
+    assert found == [
+        (1, {"prompt": "1", "chosen": "NA", "rejected": 'two\nlines, "quoted"'}),
+        (2, {"prompt": "null", "rejected": "true"}),
+    ]
 
 
 def test_empty_files_among_others_are_empty_chunks(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ ONE_SET = {
             ".hidden.jsonl",
             "_metadata.parquet",
             "dataset_info.json",
-            "s.csv",
+            "s.txt",
         ],
         ["a.json.bz2"],
     ),

@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 
 from nemotron_dpo import sources
-from nemotron_dpo.preferences.inputs import expand
+from nemotron_dpo.preferences.data_sources import all_files, is_of_hub, resolve_data
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
 _REMEMBERED_BYTES = 1 << 20
@@ -56,9 +56,9 @@ class Digests:
             self._changed = True
         return digest
 
-    def data(self, pattern: str) -> str:
-        """Of the files of rows that `pattern` names, in their order; names do not count."""
-        return _joined(self.file(Path(name)) for name in expand([pattern]))
+    def data(self, name: str, split: str | None = None, subset: str | None = None) -> str:
+        """Of the files of rows that are read of the data `name`, in their order; their names do not count."""
+        return _joined(self.file(Path(file)) for file in self._data_files(name, split, subset))
 
     def tokenizer(self, id_or_dir: str) -> str:
         """Of the tokenizer's files and its template; and of the day, where the template prints it."""
@@ -85,6 +85,19 @@ class Digests:
         temporary.write_bytes(orjson.dumps({**_read_memo(self._memo_file), **self._memo}, option=orjson.OPT_INDENT_2))
         os.replace(temporary, self._memo_file)
         self._changed = False
+
+    def _data_files(self, name: str, split: str | None, subset: str | None) -> list[str]:
+        """The files of data; a set of the hub is asked for there, or with `peek` taken from where it was last."""
+        if not is_of_hub(name):
+            return all_files(resolve_data([name], split, subset))
+        noted = f"data\0{name}\0{split}\0{subset}"
+        if not self._peek:
+            self._memo[noted] = "\0".join(all_files(resolve_data([name], split, subset)))
+            self._changed = True
+        files = self._memo.get(noted, "").split("\0")
+        if not all(Path(file).is_file() for file in files):
+            raise Unknown(name)
+        return files
 
     def _folder(self, id_or_dir: str) -> str:
         """The folder of a model; a Hugging Face id is asked for on the hub, or with `peek` taken from where it was last."""

@@ -20,6 +20,7 @@ from nemotron_dpo.config import (
     to_yaml,
 )
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.data_sources import absence
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
@@ -86,8 +87,8 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
     if run.data.train.path is None:
         lines.append("data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL")
     for name, dataset in (("train", run.data.train), *run.data.validation) if look else ():
-        if dataset.path is not None and not named_files(dataset.path):
-            lines.append(f"{redact(dataset.path)}: no such file: it is the data of {name}")
+        if dataset.path is not None and (why := absence(dataset.path, dataset.split)):
+            lines.append(f"{redact(dataset.path)}: {why}: it is the data of {name}")
     return lines + (_unbuilt_router(run) if look else [])
 
 
@@ -103,16 +104,25 @@ def _unbuilt_router(run: RunConfig) -> list[str]:
     return [str(refusal)] if has_experts else []
 
 
-def named_files(path: str) -> list[Path]:
-    """What a path or a glob of rows names, or nothing."""
-    whole = Path(path)
-    return [whole] if whole.exists() else list(whole.parent.glob(whole.name))
+def data_options(dataset: DatasetConfig) -> list[str]:
+    """What preference-tokenize is told of `dataset` besides its path."""
+    given = {
+        "--split": dataset.split,
+        "--subset": dataset.subset,
+        "--format": dataset.row_format,
+        "--prompt-key": dataset.prompt_key,
+        "--chosen-key": dataset.chosen_key,
+        "--rejected-key": dataset.rejected_key,
+        "--limit": dataset.limit,
+        "--on-error": dataset.on_error,
+    }
+    return [word for option, value in given.items() if value is not None for word in (option, str(value))]
 
 
 def _tokenize_stage(run: RunConfig, name: str, dataset: DatasetConfig, job: Path) -> Stage:
     pairs, data = job / f"{name}.pairs.arrow", str(dataset.path)
     tokenizer = run.policy.tokenizer.name or run.policy.model_name
-    inputs = {data: Input("data", data), tokenizer: Input("tokenizer", tokenizer)}
+    inputs = {data: Input("data", data, dataset.split, dataset.subset), tokenizer: Input("tokenizer", tokenizer)}
     argv = [executable("preference-tokenize"), data, "-o", str(pairs), "--tokenizer", tokenizer]
     argv += ["--max-length", str(run.policy.max_total_sequence_length)]
     if run.policy.tokenizer.chat_template:
@@ -121,9 +131,7 @@ def _tokenize_stage(run: RunConfig, name: str, dataset: DatasetConfig, job: Path
         inputs[template] = Input("file", template)
     if run.policy.tokenizer.chat_template_kwargs:
         argv += ["--chat-template-kwargs", json.dumps(run.policy.tokenizer.chat_template_kwargs)]
-    for option in ("prompt_key", "chosen_key", "rejected_key", "limit", "on_error"):
-        if (value := getattr(dataset, option)) is not None:
-            argv += [f"--{option.replace('_', '-')}", str(value)]
+    argv += data_options(dataset)
     return Stage(f"preference-tokenize {name}", tuple(argv), inputs=inputs, outputs=(pairs,))
 
 

@@ -19,7 +19,8 @@ from nemotron_dpo.config.steps import (
     PreferenceTokenizeConfig,
 )
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.dpo_plan import named_files
+from nemotron_dpo.preferences.data_sources import absence
+from nemotron_dpo.steps.compile.dpo_plan import data_options
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.profiles.env_toml import checked_settings
@@ -93,7 +94,8 @@ def missing(config: Any, *, look: bool = True) -> list[str]:
     if not look:
         return lines
     if isinstance(config, PreferenceTokenizeConfig | PreferenceScoreConfig) and config.data.path:
-        lines += [] if named_files(config.data.path) else [f"{redact(config.data.path)}: no such file: it is data.path"]
+        why = absence(config.data.path, config.data.split)
+        lines += [f"{redact(config.data.path)}: {why}: it is data.path"] if why else []
     if isinstance(config, EnvTomlConfig) and not config.force and _env_target(config).exists():
         lines.append(f"{_env_target(config)}: exists already: force=true replaces it, output_path=FILE writes another")
     return lines
@@ -152,10 +154,8 @@ def _tokenize(
     argv = [executable("preference-tokenize"), rows, "-o", str(outputs[0]), "--tokenizer", tokenizer, *options]
     argv += ["--max-length", str(max_length)] if max_length else []
     argv += ["--chat-template", template] if template else []
-    for option in ("prompt_key", "chosen_key", "rejected_key", "limit", "on_error"):
-        if (value := getattr(data, option)) is not None:
-            argv += [f"--{option.replace('_', '-')}", str(value)]
-    inputs = {rows: Input("data", rows), tokenizer: Input("tokenizer", tokenizer)}
+    argv += data_options(data)
+    inputs = {rows: Input("data", rows, data.split, data.subset), tokenizer: Input("tokenizer", tokenizer)}
     inputs |= {template: Input("file", template)} if template else {}
     return Stage("preference-tokenize", tuple(argv), inputs=inputs, outputs=outputs)
 

@@ -45,4 +45,6 @@ def _digest(read: Input, plan: Plan, made: Mapping[str, str], digests: Digests) 
     if read.kind == "file":
         texts = {str(plan.job / name): text for name, text in plan.files.items()}
         return digests.template(texts[read.name] if read.name in texts else Path(read.name).read_text(encoding="utf-8"))
+    if read.kind == "data":
+        return digests.data(read.name, read.split, read.subset)
     return getattr(digests, read.kind)(read.name)

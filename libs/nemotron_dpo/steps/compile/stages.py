@@ -15,10 +15,15 @@ from nemotron_dpo.steps.compile.tiny_sft import Prelude
 
 @dataclass(frozen=True)
 class Input:
-    """One thing a command reads: rows (file, glob or folder), a tokenizer, a policy, one file, or what a stage before made."""
+    """One thing a command reads: data, a tokenizer, a policy, one file, or what a stage before made.
+
+    `split` and `subset` say what of data is read.
+    """
 
     kind: Literal["data", "tokenizer", "policy", "file", "stage"]
     name: str
+    split: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,21 @@ def test_rows_count_by_content_and_order(tmp_path: Path):
     assert digests.data(f"{tmp_path}/[ab].jsonl") != digests.data(f"{tmp_path}/[ef].jsonl")
 
 
+def test_data_counts_by_the_split_that_is_read(tmp_path: Path):
+    digests = Digests(tmp_path / "memo.json")
+    for name in ("a/train.jsonl", "a/test.jsonl", "b/train.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name[2:])
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert digests.data(a, "train") == digests.data(b, "train[:1]") == digests.data(b)
+    assert digests.data(a, "train") != digests.data(a, "test")
+
+
+def test_a_dry_run_asks_no_hub_for_data(tmp_path: Path):
+    with pytest.raises(Unknown):
+        Digests(tmp_path / "memo.json", peek=True).data("HelpSteer3", "train")
+
+
 def test_policy_counts_by_content(tmp_path: Path, policy: Path):
     digests = Digests(tmp_path / "memo.json")
     same, other = _copy(policy, tmp_path / "same"), _copy(policy, tmp_path / "other")

@@ -1,0 +1,61 @@
+"""CSV and TSV files: the first record names the columns, every cell is text, an empty cell is absent.
+
+Numbers, dates and words such as "NA" stay the text that they are: a response is never taken for something else.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+import orjson
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.lines import Chunk, TooLong, in_chunks
+
+_SUFFIXES = {".csv": ",", ".tsv": "\t"}
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+def delimiter(name: str) -> str | None:
+    """What separates the cells of the file `name` by its suffix; None where it is no CSV or TSV."""
+    bare = name.lower()
+    for packed in _COMPRESSED:
+        bare = bare.removesuffix(packed)
+    return next((sign for suffix, sign in _SUFFIXES.items() if bare.endswith(suffix)), None)
+
+
+def csv_chunks(text: io.BufferedReader, name: str, sign: str, max_line_bytes: int) -> Iterator[Chunk]:
+    """The records of a file as lines of JSON objects, the first one after the names has number 1.
+
+    Raises UserError where the names are missing or repeated, a record has more or fewer cells than there are names, quotes
+    are not closed, or the text is not UTF-8.
+    """
+    csv.field_size_limit(max_line_bytes)
+    return in_chunks(_rows(csv.reader(io.TextIOWrapper(text, "utf-8", newline=""), delimiter=sign, strict=True), name), name)
+
+
+def _rows(records: Iterator[list[str]], name: str) -> Iterator[bytes | TooLong]:
+    number = 0
+    try:
+        names = next(records, [])
+        _check_names(names, name)
+        for cells in filter(None, records):  # an empty line is no record
+            number += 1
+            if len(cells) != len(names):
+                message = f"has {len(cells)} cells where the first line names {len(names)} columns"
+                raise UserError(message, source=name, line=number, remedy="quote cells that hold the separator")
+            yield orjson.dumps({column: cell for column, cell in zip(names, cells, strict=True) if cell})
+    except csv.Error as error:
+        raise UserError(f"is cut or damaged after row {number}: {error}", source=name) from None
+    except UnicodeDecodeError:
+        raise UserError("is not valid UTF-8", source=name, remedy="iconv -t UTF-8") from None
+
+
+def _check_names(names: list[str], name: str) -> None:
+    if not all(column.strip() for column in names):
+        raise UserError("has a column without a name", source=name, remedy="name all columns in the first line")
+    repeated = next((column for column in names if names.count(column) > 1), None)
+    if repeated is not None:
+        raise UserError("is the name of more than one column", source=name, field=repeated, remedy="rename or drop one")
