@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).with_name("curves.json")
 sys.path[:0] = [str(ROOT / "libs"), str(ROOT / "tests")] if __name__ == "__main__" else []
 
-from support import small  # noqa: E402 - run as a script, it has to say first where the libraries are
-from support.programs import command, metrics  # noqa: E402 - as above
+from support import forks, small  # noqa: E402 - run as a script, it has to say first where the libraries are
+from support.programs import command, execute_job, metrics, run  # noqa: E402 - as above
 
 HIDDEN, FEED_FORWARD, HEADS, GROUPS, HEAD, LAYERS = 32, 64, 4, 2, 8, 2
 WATCHED = 6  # validation sets of two pairs: as small as two replicas allow
@@ -88,13 +88,13 @@ def record(curve: Curve, inputs: Path, folder: Path) -> dict[str, Any]:
     start, end = folder / "start.arrow", folder / "end.arrow"
     _run(curve, 1, "ref-logprobs", inputs / "pairs.arrow", "-o", start, "--policy", inputs / "policy", *precision)
     sets = [word for name, path in _watched(start, folder) for word in ("--validation", f"{name}={path}")]
-    run, processes = folder / "run", 1 if curve.divided == "single" else 2
+    run_dir, processes = folder / "run", 1 if curve.divided == "single" else 2
     settings = [*SETTINGS, f"policy.precision={curve.precision}"]
     settings += ["policy.megatron_cfg.tensor_model_parallel_size=2"] if curve.divided == "tp2" else []
-    _run(curve, processes, "dpo-train", start, "--policy", inputs / "policy", "--run-dir", run, *sets, *settings)
-    trained = next(run.rglob("latest_checkpointed_iteration.txt")).parent
+    _run(curve, processes, "dpo-train", start, "--policy", inputs / "policy", "--run-dir", run_dir, *sets, *settings)
+    trained = next(run_dir.rglob("latest_checkpointed_iteration.txt")).parent
     _run(curve, 1, "ref-logprobs", inputs / "pairs.arrow", "-o", end, "--policy", trained, *precision)
-    return {**_curve(metrics(run)), "start": logps(start), "end": logps(end)}
+    return {**_curve(metrics(run_dir)), "start": logps(start), "end": logps(end)}
 
 
 def _watched(scored: Path, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -139,13 +139,13 @@ def _curve(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(curve: Curve, processes: int, program: str, *arguments: object) -> None:
-    argv = command(program, *arguments)
     if processes > 1:
-        argv = [argv[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *argv[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({} if curve.kernels else {"NEMOTRON_DPO_KERNELS": "0"})}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+        done = execute_job(processes, command(program, *arguments))
+    else:
+        kernels = {} if curve.kernels else {"NEMOTRON_DPO_KERNELS": "0"}
+        done = run(program, *arguments, env={**os.environ, "OMP_NUM_THREADS": "1", **kernels})
     if done.returncode:
-        raise RuntimeError(f"{curve.name}: {program}: {done.stderr}")
+        raise RuntimeError(f"{curve.name}: {program}: {done.stderr.decode()}")
 
 
 def write_inputs(folder: Path) -> None:
@@ -233,8 +233,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        curves = record_all(Path(folder))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            curves = record_all(Path(folder))
+    finally:
+        forks.stop()
     if options.write:
         RECORDED.write_bytes(orjson.dumps({"machine": machine(), "curves": curves}, option=orjson.OPT_APPEND_NEWLINE))
         return
