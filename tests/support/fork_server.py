@@ -35,6 +35,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export", "nemotron-steps", "nemotron")
+# what a program imports where it first needs it: to train, torch imports its compiler, which takes longer than a tiny run
+LATER = (
+    "omegaconf._impl",
+    "megatron.core.dist_checkpointing.strategies.torch",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "multiprocessing.popen_fork",
+    "multiprocessing.queues",
+    "numpy.fft",
+    "numpy.ma",
+    "pyarrow.compute",
+    "torch._dynamo",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
+)
 LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
 
@@ -44,6 +58,7 @@ def main(requests: socket.socket) -> None:
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
     _import_everything()
+    gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     _start_own_programs_by_fork()
     request = _next_in_child(requests)
     if request is not None:
@@ -60,11 +75,10 @@ def _import_everything() -> None:
         warnings.simplefilter("ignore")
         redirect()
         package = Path(policy.__path__[0]).parent
-        for module in pkgutil.walk_packages([str(package)], "nemotron_dpo."):
+        ours = [module.name for module in pkgutil.walk_packages([str(package)], "nemotron_dpo.")]
+        for name in (*ours, *LATER):
             with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
-        importlib.import_module("omegaconf")
-        importlib.import_module("megatron.core.dist_checkpointing.strategies.torch")
+                importlib.import_module(name)
 
 
 def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
