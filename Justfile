@@ -8,6 +8,8 @@ torch := env("NEMOTRON_DPO_TORCH", "auto")
 cache := env("XDG_CACHE_HOME", env("HOME", justfile_directory() / ".nemotron") / ".cache") / "nemotron-dpo"
 smollm2 := cache / "smollm2-135m-instruct"
 trl := cache / "trl-venv"
+# What the tests of a file share is made once, by the worker that has the file; tests/conftest.py says which files are first
+by_file := "--dist loadfile --no-loadscope-reorder"
 
 # List the recipes
 [private]
@@ -35,11 +37,11 @@ dpo-smollm2 DATA: setup
 
 # Run every test (about 10 minutes on two cores)
 test *ARGS: setup
-    @{{ python }} -m pytest -n 2 {{ ARGS }}
+    @{{ python }} -m pytest -n 2 {{ by_file }} {{ ARGS }}
 
 # Run the tests that take seconds
 test-quick *ARGS: setup
-    @{{ python }} -m pytest -n 2 -m "not slow and not real and not multiprocess" {{ ARGS }}
+    @{{ python }} -m pytest -n 2 {{ by_file }} -m "not slow and not real and not multiprocess" {{ ARGS }}
 
 # Time ours and TRL's DPO on the same pairs, in turns: NEMOTRON_DPO_HH=<HH file> just bench [--sweep ...]
 bench *ARGS: setup

@@ -9,10 +9,15 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import forks, small
+from support import forks, order, small
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 0.2 s an example has
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=order.place)
 
 
 def pytest_configure() -> None:

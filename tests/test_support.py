@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nemotron_dpo.streams import open_reader
-from support import forks, small
+from support import forks, order, small
 from support.cases import each
 from support.programs import check, execute, metrics
 
@@ -147,3 +147,9 @@ def test_a_forked_program_computes_what_a_started_one_does(llama: Path, tmp_path
 
 def _is_time(name: str) -> bool:
     return any(word in name for word in ("time", "second", "per_sec", "memory", "throughput", "timestamp", "tokens_per"))
+
+
+def test_the_longest_files_are_first(request: pytest.FixtureRequest) -> None:
+    assert all((order.TESTS / name).is_file() for name in order.LONGEST)
+    places = [order.place(item) for item in request.session.items]
+    assert places == sorted(places)

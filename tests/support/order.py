@@ -1,0 +1,35 @@
+"""The order of the test files: `just test` gives whole files to two workers, and what comes last should be short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+# the longest first
+LONGEST = (
+    "bin/test_parallel.py",
+    "gpu/test_run.py",
+    "bin/test_resume.py",
+    "bin/test_slurm.py",
+    "interop/test_megatron_bridge.py",
+    "bin/test_nemotron_steps.py",
+    "bin/test_dgxcloud.py",
+    "bin/test_lepton.py",
+    "bin/test_dpo_train.py",
+    "bin/test_lora.py",
+    "bin/test_machines.py",
+    "pipelines/test_setup.py",
+    "test_package.py",
+    "golden/test_curves.py",
+    "test_docs.py",
+    "bin/test_slurm_endings.py",
+    "bin/test_ckpt_export.py",
+)
+
+
+def place(item: pytest.Item) -> int:
+    """Of the item's file among the longest, or after them."""
+    name = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
