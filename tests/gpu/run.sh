@@ -72,7 +72,7 @@ parse() {
     done
     local name
     for name in ${only//,/ }; do
-        list | grep -q "^$name " || die "--only: there is no check $name; --list names them"
+        list | grep "^$name " >/dev/null || die "--only: there is no check $name; --list names them"
     done
 }
 
