@@ -153,3 +153,24 @@ def test_the_longest_files_are_first(request: pytest.FixtureRequest) -> None:
     assert all((order.TESTS / name).is_file() for name in order.LONGEST)
     places = [order.place(item) for item in request.session.items]
     assert places == sorted(places)
+
+
+PARENT = """
+import subprocess, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+    child = [sys.executable, str(Path(__file__).with_name("child.py"))]
+    print(*pool.map(lambda _: subprocess.call(child), range(2)), Path(folder).is_dir())
+"""
+
+
+@forking
+def test_a_fork_leaves_alone_what_belongs_to_the_program_that_forked_it(tmp_path: Path) -> None:
+    """The parent's temporary folder and its pool; and where a thread forked it, megatron-core's GPU is the CPU all the same."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "child.py").write_text(
+        "import sys, torch\nsys.exit(0 if torch.zeros(1, device='cuda').device.type == 'cpu' else 3)\n"
+    )
+    done = execute([sys.executable, str(tmp_path / "parent.py")])
+    assert (done.stdout, done.stderr) == (b"0 0 True\n", b"")

@@ -7,9 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from support import forks
+from support.forking_python import forking_python
 
 GPU = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -20,9 +24,19 @@ def run_sh(*arguments: object, script: Path = GPU / "run.sh") -> subprocess.Comp
     return subprocess.run(argv, capture_output=True, text=True, env=ENV, stdin=subprocess.DEVNULL, timeout=3000)
 
 
+@pytest.fixture
+def python(tmp_path: Path) -> Iterator[Path]:
+    """One whose programs are forks, but for the first check, which looks whether all packages are found."""
+    if forks.can_fork(ENV):
+        with forking_python(tmp_path, cold="/machine.py") as program:
+            yield program
+    else:
+        yield Path(sys.executable)
+
+
 @pytest.mark.slow
-def test_every_check_runs_on_a_cpu(tmp_path: Path) -> None:
-    done = run_sh("--cpu", "--python", sys.executable, "-o", tmp_path)
+def test_every_check_runs_on_a_cpu(python: Path, tmp_path: Path) -> None:
+    done = run_sh("--cpu", "--python", python, "-o", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     states = {each["check"]: each["state"] for each in report["checks"]}

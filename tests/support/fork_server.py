@@ -30,6 +30,7 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -158,12 +159,14 @@ def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(int(name))
     _forget_signals()
+    _forget_the_forker()
     os.environ.clear()
     os.environ.update(environment)
     script = _script(argv) or ""
     sys.orig_argv = [sys.executable, *argv[argv[0] == sys.executable :]]
     sys.argv = [script, *argv[1 + (argv[0] == sys.executable) :]]
-    sys.path.insert(0, str(Path(script).parent))
+    packages = [place for place in environment.get("PYTHONPATH", "").split(":") if place and place not in sys.path]
+    sys.path[:0] = [str(Path(script).parent), *packages]
     _open_streams()
     gc.enable()
     sys.modules["numpy"].random.seed()
@@ -171,6 +174,15 @@ def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     if threads := environment.get("OMP_NUM_THREADS"):
         sys.modules["torch"].set_num_threads(int(threads))
     _end(script)
+
+
+def _forget_the_forker() -> None:
+    """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
+    sys.modules["concurrent.futures.thread"]._threads_queues.clear()  # its pools, whose threads are not here
+    mapping = sys.modules["nemotron_dpo.policy.device"]._active  # of the names of GPUs, which torch has by thread
+    if mapping is not None and not sys.modules["torch.overrides"]._get_current_function_mode_stack():
+        mapping.__enter__()
 
 
 def _forget_signals() -> None:
