@@ -227,7 +227,7 @@ def _train(
             say=SAY,
             count=cli.counter(unit="step", label="training", total=settings.num_steps),
         )
-    return cli.TERMINATED if stop.reason == "SIGTERM" else 0
+    return 128 + stop.signal if stop.signal else 0  # the exit status, as shells give it
 
 
 def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> TrainablePolicy:

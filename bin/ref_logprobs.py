@@ -89,10 +89,12 @@ def command(
         _warn(reader)
         found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer, found)
-        kernels = choose(precision, functools.partial(cli.say, PROGRAM))
-        info = _stream_info(reader, found, precision, kernels.identity)
-        with _joined_job(division), _writer(output, info) as writer:
-            num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, _known(reuse, info), writer)
+        choose(precision, functools.partial(cli.say, PROGRAM))
+        with _joined_job(division):
+            info = _stream_info(reader, found, precision)
+            known = _known(reuse, info)
+            with _writer(output, info) as writer:
+                num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, known, writer)
     seconds = time.perf_counter() - started
     reused = f", {num_pairs - num_new} of them reused" if reuse else ""
     cli.say(PROGRAM, f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
@@ -144,11 +146,12 @@ def _score(
     return num_pairs, num_new
 
 
-def _stream_info(reader: Reader, policy: ModelSource, precision: str, kernels: str) -> StreamInfo:
+def _stream_info(reader: Reader, policy: ModelSource, precision: str) -> StreamInfo:
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.streams import StreamInfo
 
     digests = {**reader.info.digests, "reference": policy.weights_digest()}
-    own = {"reference_policy": policy.name, "reference_precision": precision, "kernels": kernels}
+    own = {"reference_policy": policy.name, "reference_precision": precision, "kernels": parallel.kernels_of_job()}
     settings = {**reader.info.settings, **own}
     return StreamInfo("scored_pairs", PROGRAM, __version__, digests, settings)
 

@@ -25,7 +25,7 @@ import click
 from nemotron_dpo import launcher, paths, standard_streams, versions
 from nemotron_dpo.errors import UserError
 
-TERMINATED = 128 + signal.SIGTERM  # the exit status, as shells give it
+_HUNG_UP = 128 + signal.SIGHUP  # the exit status, as shells give it
 
 
 class Terminated(BaseException):
@@ -102,14 +102,19 @@ def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int
 
 
 @contextlib.contextmanager
-def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Inside the block SIGTERM is only noted; the yielded function tells whether it came. Ctrl-C works as ever."""
+def sigterm_noted() -> Iterator[Callable[[], int]]:
+    """Inside the block SIGTERM, and SIGHUP where it is not ignored, are only noted. Ctrl-C works as ever.
+
+    The yielded function returns the number of the first that came, 0 before.
+    """
     came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: came.append(signum))
+    noted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda signum, frame: came.append(signum)) for number in noted}
     try:
-        yield lambda: bool(came)
+        yield lambda: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def completer(argument: str, candidates: Callable[[str], Sequence[str | tuple[str, str]]]) -> Callable[..., list]:
@@ -168,7 +173,7 @@ def _status(command: click.Command, program: str) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _complain(program, "interrupted", 130)
     except Terminated as end:
-        return _complain(program, "terminated", end.status)
+        return _complain(program, "the terminal hung up" if end.status == _HUNG_UP else "terminated", end.status)
     except BrokenPipeError:
         if standard_streams.stdout_has_no_reader():
             standard_streams.end_by_sigpipe()
@@ -194,7 +199,7 @@ _ENDED_FROM_OUTSIDE = (129, 130, 143)
 _FIRST_RANK_SECONDS = 10
 _ENVIRONMENT_ERRORS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EEXIST,
-    errno.EBADF,
+    errno.EBADF, errno.EFBIG,
 }  # fmt: skip
 
 

@@ -42,8 +42,7 @@ def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
 def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
     """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
     from nemotron_dpo.config import identity
-    from nemotron_dpo.kernels.chosen import kernels
-    from nemotron_dpo.policy.parallel import rank
+    from nemotron_dpo.policy.parallel import kernels_of_job, rank
     from nemotron_dpo.training.data import weights_digest
     from nemotron_dpo.training.resume import Identity, digest
 
@@ -52,7 +51,7 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
 
     fixed, free = identity(run)
     validation = {name: of(pairs) for name, pairs in sets.items()}
-    return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels().identity)
+    return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels_of_job())
 
 
 def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:

@@ -62,6 +62,12 @@ def terminated(base: tuple[object, ...], tmp_path_factory: pytest.TempPathFactor
     return run_dir
 
 
+def test_a_closed_terminal_ends_a_run_as_sigterm_does(base: tuple[object, ...], tmp_path: Path) -> None:
+    done = struck("SIGHUP", 1, "dpo-train", *base, "--run-dir", tmp_path / "run", *COMMON)
+    assert done.returncode == 129, done.stderr.decode()
+    assert done.stderr.decode().endswith("dpo-train: ended after step 1 of 6 by SIGHUP: the same command resumes it\n")
+
+
 def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, cold: bool = False) -> Done:
     """Run a program until `signal` strikes `rank` in `step`."""
     strike = map(str, (ROOT / "tests" / "support" / "struck.py", signal, step, rank))

@@ -48,7 +48,8 @@ def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedP
         ("open('/no/such/file')", [], 1, "/no/such/file: no such file or directory"),
         ("raise KeyboardInterrupt", [], 130, "interrupted"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); sys.stdin.read()", [], 143, "terminated"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP); sys.stdin.read()", [], 129, "terminated"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP); sys.stdin.read()", [], 129, "the terminal hung up"),
+        ("import errno; raise OSError(errno.EFBIG, 'x', 'a.arrow')", [], 1, "a.arrow: file too large"),
         ("raise BrokenPipeError", [], 1, "the reader of a pipe closed it early"),  # some pipe: stdout still has its reader
         ("pass", ["--number", "x"], 2, "Invalid value for '--number': 'x' is not a valid integer: see 'program --help'"),
     ],

@@ -15,6 +15,7 @@ from nemotron_dpo.kernels.torch_ops.float32_matmul import prefer_onednn
 from nemotron_dpo.kernels.torch_ops.table import torch_kernels
 
 _chosen: Kernels | None = None
+_reason = ""  # why it is not a faster one
 
 
 def kernels() -> Kernels:
@@ -28,19 +29,24 @@ def choose(precision: str | None = None, say: Callable[[str], object] = lambda l
     `precision` is that of the model, where it is known. Once chosen, the table stays. Raises UserError where the environment
     insists on a backend that this process cannot have.
     """
-    global _chosen
+    global _chosen, _reason
     if _chosen is None:
         has_gpu = torch.cuda.is_available()
         if not has_gpu:
             prefer_onednn()
-        _chosen, reason = _made(choice.backend_for(os.environ, has_gpu=has_gpu))
-        if reason:
-            say(f"warning: kernels: {_chosen.name} instead of {'gpu' if has_gpu else 'c'}: {reason}")
+        _chosen, _reason = _made(choice.backend_for(os.environ, has_gpu=has_gpu))
+        if _reason:
+            say(f"warning: kernels: {_chosen.name} instead of {'gpu' if has_gpu else 'c'}: {_reason}")
         if _chosen.name == "c" and not choice.has_wide_vectors():
             say("warning: kernels: c in vectors of 4 numbers, and so of no known speed: this CPU has no AVX2")
         if has_gpu and precision and (reason := why_not_flash(getattr(torch, precision))):
             say(f"warning: kernels: attention without FlashAttention: {reason}")
     return _chosen
+
+
+def why_not_faster() -> str:
+    """Why this process has no faster kernels; empty where it has the fastest that there are."""
+    return _reason
 
 
 def use(table: Kernels | None) -> Kernels | None:

@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import HashStore
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.kernels.chosen import kernels
+from nemotron_dpo.kernels.chosen import kernels, why_not_faster
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
 from nemotron_dpo.policy.layout import Layout
 from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
@@ -58,18 +58,35 @@ def initialize(layout: Layout = ALONE, seed: int = 42, say: Callable[[str], obje
         model_parallel_cuda_manual_seed(seed)
 
 
+def kernels_of_job() -> str:
+    """The identities of the kernels that the processes of the job compute by, each once. All call it, once they have joined."""
+    return ", ".join(sorted({identity for identity, _ in _everyones_kernels()}))
+
+
+def _everyones_kernels() -> list[tuple[str, str]]:
+    """Of each rank, what its kernels are and why they are not faster ones."""
+    mine = kernels().identity, why_not_faster()
+    everyones = [mine] * job_size()
+    if job_size() > 1:
+        dist.all_gather_object(everyones, mine)
+    return everyones
+
+
 def _warn_of_mixed_kernels(say: Callable[[str], object]) -> None:
     """Say it where the processes of a job compute by different kernels: hosts may differ in compilers, CPUs and GPUs."""
-    if world_size() > 1:
-        identities: list[str] = [""] * world_size()
-        dist.all_gather_object(identities, kernels().identity)
-        if len(set(identities)) > 1:
-            say(f"warning: {mixed(identities)}")
+    everyones = _everyones_kernels()
+    if len({identity for identity, _ in everyones}) > 1:
+        say(f"warning: {mixed(everyones)}")
 
 
-def mixed(identities: Sequence[str]) -> str:
-    """How many processes compute by which kernels, and the first rank of each; `identities` are in the order of ranks."""
-    parts = [f"{number} by {name} (from rank {identities.index(name)} on)" for name, number in Counter(identities).items()]
+def mixed(everyones: Sequence[tuple[str, str]]) -> str:
+    """How many processes compute by which kernels, the first rank of each, and why it has no faster ones."""
+    identities = [identity for identity, _ in everyones]
+    parts = []
+    for name, number in Counter(identities).items():
+        first = identities.index(name)
+        why = f": {everyones[first][1]}" if everyones[first][1] else ""
+        parts.append(f"{number} by {name} (from rank {first} on{why})")
     return f"processes compute by different kernels: {', '.join(parts)}"
 
 
@@ -180,9 +197,14 @@ def sum_over_job(values: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """True on every process where `flag` is on one of them."""
-    votes = torch.tensor([int(flag)], device=device())
-    dist.all_reduce(votes)
-    return bool(votes.item())
+    return bool(largest_of_ranks(int(flag)))
+
+
+def largest_of_ranks(number: int) -> int:
+    """The largest `number` of all processes, on each of them."""
+    votes = torch.tensor([number], device=device())
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return int(votes.item())
 
 
 def agreed(work: Callable[[], T]) -> T:

@@ -42,6 +42,9 @@ class DataRules:
         tokenizer = info.digests.get("tokenizer")
         if self.own_tokenizer and is_foreign(self.policy.tokenizer_folder, tokenizer):
             say(f"warning: {path}: was tokenized with another tokenizer than {self.policy.name} has")
+        by, ours = info.settings.get("kernels"), parallel.kernels_of_job()
+        if self.scored and by and by != ours:
+            say(f"warning: {path}: was scored by other kernels ({by}) than train now ({ours}): they round otherwise")
         if self.own_reference:
             parallel.agreed(lambda: _check_reference(info, self.policy, path))
         return pairs

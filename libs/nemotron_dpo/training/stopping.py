@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from signal import Signals
 
 import psutil
 
@@ -16,18 +16,19 @@ from nemotron_dpo.policy import parallel
 class Stop:
     """What may end a run early, and once it did, the `reason`.
 
-    save_by: the time.time() by which a checkpoint must have been begun. terminated: tells whether SIGTERM came. The ranks
-    vote on each, so what is None on one rank must be None on all.
+    save_by: the time.time() by which a checkpoint must have been begun. terminated: tells the number of the signal that
+    asked for the end, 0 without one. The ranks agree on each, so what is None on one rank must be None on all.
     """
 
     save_by: float | None = None
-    terminated: Callable[[], bool] | None = None
-    reason: Literal["SIGTERM", "checkpointing.checkpoint_must_save_by"] | None = None
+    terminated: Callable[[], int] | None = None
+    reason: str | None = None
+    signal: int = 0
 
     def due(self, step_seconds: float) -> bool:
         """Whether the run must not begin another step, which would take `step_seconds`. All ranks get the same answer."""
-        if self.terminated is not None and parallel.any_rank(self.terminated()):
-            self.reason = "SIGTERM"
+        if self.terminated is not None and (number := parallel.largest_of_ranks(self.terminated())):
+            self.reason, self.signal = Signals(number).name, number
         elif self.save_by is not None and parallel.any_rank(time.time() + step_seconds >= self.save_by):
             self.reason = "checkpointing.checkpoint_must_save_by"
         return self.reason is not None

@@ -50,7 +50,9 @@ def test_megatrons_own_rates() -> None:
         ("cosine", 0, 0.0, 0.0, 5),
     ):
         optimizer = _optimizer(1e-6)
-        theirs = OptimizerParamScheduler(cast(Any, optimizer), init, 1e-6, floor, warmup, end or 12, name, 0.1, 0.1, 12, "constant")
+        theirs = OptimizerParamScheduler(
+            cast(Any, optimizer), init, 1e-6, floor, warmup, end or 12, name, 0.1, 0.1, 12, "constant"
+        )
         expected = []
         for _ in range(12):
             expected.append(optimizer.param_groups[0]["lr"])

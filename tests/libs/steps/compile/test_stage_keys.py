@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -102,6 +103,36 @@ def test_every_source_of_the_program_counts(tmp_path: Path, monkeypatch: pytest.
     (package / "policy" / "__pycache__" / "model.pyc").write_text("2")
     (package / "policy" / "README.md").write_text("what a program does not read")
     assert version("ref-logprobs") == seen[-1]
+
+
+# What a program imports besides, and no row, score or weight depends on: how it is started, how it speaks.
+_AT_THE_EDGE = {"__init__", "cli", "errors", "launcher", "paths", "standard_streams", "versions"}
+
+
+def test_what_a_program_imports_is_among_its_sources():
+    for program in ("preference-tokenize", "ref-logprobs", "dpo-train"):
+        parts = {part.removesuffix(".py") for part in programs._PARTS.get(program, programs._ALL)[0]}
+        assert _imported(program) - parts - _AT_THE_EDGE == set(), program
+
+
+def _imported(program: str) -> set[str]:
+    """The parts of nemotron_dpo that a program's file imports, and those of these parts, and so on."""
+    seen: set[str] = set()
+    files = [programs._ROOT.parents[1] / "bin" / f"{program.replace('-', '_')}.py"]
+    while files:
+        names = (
+            set(re.findall(r"nemotron_dpo(?:\.| import )(\w+)", files.pop().read_text()))
+            - seen
+            - _AT_THE_EDGE
+            - {"__version__"}
+        )
+        seen |= names
+        files += [file for name in names for file in _files(programs._ROOT / name)]
+    return seen
+
+
+def _files(part: Path) -> list[Path]:
+    return sorted(part.rglob("*.py")) if part.is_dir() else [part.with_suffix(".py")]
 
 
 def test_kernels_in_c_are_among_the_sources():
