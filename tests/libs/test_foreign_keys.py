@@ -17,13 +17,11 @@ from nemotron_dpo.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 MEGATRON = "policy.megatron_cfg"
 ADAM = f"{MEGATRON}.optimizer={{optimizer: adam, lr: 1e-6, clip_grad: 0.5}}"
-PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 # overrides -> the values they come to, by dotted key of ours
 HONOURED: list[tuple[list[str], dict[str, Any]]] = [
     ([], {"policy.tokenizer.chat_template": None}),
     (["policy.tokenizer.chat_template=default"], {"policy.tokenizer.chat_template": None}),
-    (["policy.tokenizer.chat_template=null"], {"policy.tokenizer.chat_template": PASS_THROUGH}),
     (["policy.tokenizer.chat_template=t.jinja"], {"policy.tokenizer.chat_template": "t.jinja"}),
     (
         ["policy.tokenizer.chat_template_kwargs={enable_thinking: false}"],
@@ -76,6 +74,17 @@ def test_keys_that_count():
     for overrides, expected in HONOURED:
         run = load_run(None, overrides)[0]
         assert {key: reduce(getattr, key.split("."), run) for key in expected} == expected, overrides
+
+
+def test_no_template_at_all_joins_the_contents():
+    """Between BOS and EOS, as NeMo-RL puts them; a prompt has no EOS."""
+    from jinja2 import Template
+
+    template = Template(load_run(None, ["policy.tokenizer.chat_template=null"])[0].policy.tokenizer.chat_template or "")
+    prompt = [{"role": "system", "content": "Be "}, {"role": "user", "content": "kind. "}]
+    answered = [*prompt, {"role": "assistant", "content": "Yes."}]
+    assert template.render(messages=prompt, bos_token="<s>", eos_token="</s>") == "<s>Be kind. "
+    assert template.render(messages=answered, eos_token="</s>") == "Be kind. Yes.</s>"
 
 
 def test_a_template_and_its_arguments_are_read_back_as_they_were(tmp_path: Path):

@@ -27,8 +27,12 @@ LORA_NAMES = {
     "lora_A_init": ("lora_A_init_method", "xavier"),
 }
 _ADAMW = ("adamw", "adam", "torch.optim.adamw")
-# What NeMo-RL makes of an explicit `chat_template: null`: the contents of the messages, joined as they are.
-PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+# What NeMo-RL makes of an explicit `chat_template: null`: the contents of the messages, joined as they are. It puts the
+# tokenizer's BOS before the first and its EOS after the last response, here by the template itself.
+PASS_THROUGH = (
+    "{{ bos_token or '' }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    "{% if messages and messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+)
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
 _DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format")
 _PATH_ALIASES = ("data_path", "prompt_file")

@@ -12,6 +12,7 @@ from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import tiny_sft
 from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
 from nemotron_dpo.steps.compile.stages import Plan
+from support.families import write_config
 
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
 JOB = Path("job")
@@ -41,6 +42,33 @@ ckpt-export job/run -o job/checkpoint_megatron --to megatron
 def test_stages_of_a_run_with_validation():
     commands = [" ".join(command) for command in _commands(_compile("data.validation.path=v.jsonl"))]
     assert commands == STAGES.strip().splitlines()
+
+
+def test_template_and_its_arguments_reach_the_tokenizer():
+    given = ["policy.tokenizer.chat_template=null", "policy.tokenizer.chat_template_kwargs={enable_thinking: false}"]
+    plan = _compile(*given)
+    command = _commands(plan)[0]
+    assert command[command.index("--chat-template") + 1] == "job/chat_template.jinja"
+    assert command[command.index("--chat-template-kwargs") + 1] == '{"enable_thinking": false}'
+    assert "message['content']" in plan.files["chat_template.jinja"]
+    plain = _commands(_compile("policy.tokenizer.chat_template=default"))[0]
+    assert not any(word.startswith("--chat-template") for word in plain)
+
+
+def test_a_router_that_is_not_built_is_found_before_any_stage(tmp_path: Path):
+    """Of a policy with experts; one without has no router that the key could mean."""
+    (tmp_path / "rows.jsonl").touch()
+    for family, override, is_said in (
+        ("mixtral", "policy.megatron_cfg.freeze_moe_router=true", True),
+        ("mixtral", "policy.megatron_cfg.moe_router_load_balancing_type=aux_loss", True),
+        ("mixtral", "dpo.seed=1", False),
+        ("llama", "policy.megatron_cfg.freeze_moe_router=true", False),
+    ):
+        write_config(tmp_path / family, family)
+        given = [f"policy.model_name={tmp_path / family}", f"data.train.path={tmp_path}/rows.jsonl", override]
+        lines = missing_inputs(load_run(None, given)[0])
+        assert len(lines) == is_said, (family, override, lines)
+        assert all(override.partition("=")[0] in line for line in lines)
 
 
 def test_nothing_is_scored_where_nothing_is_preferred():
