@@ -46,6 +46,15 @@ def single(scored: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) 
     return run_dir
 
 
+def test_keys_without_meaning_are_named(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("dpo: {val_micro_batch_size: 1}\nlogger: {monitor_gpus: true}\n")
+    given = ["none.arrow", "--policy", llama, "--run-dir", tmp_path / "run", "-c", "theirs.yaml"]
+    said = run("dpo-train", *given, cwd=tmp_path).stderr.decode()
+    assert (
+        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.monitor_gpus; `nemotron-steps run dpo -d -v -c " in said
+    )
+
+
 def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path) -> None:
     curve = losses(single)
     assert curve[0] == pytest.approx(np.log(2), abs=1e-5)

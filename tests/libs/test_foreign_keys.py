@@ -193,6 +193,12 @@ def test_every_refused_value_is_refused_and_every_harmless_one_is_not():
             load_run(None, [*beside, f"{refused.key}=7"])
 
 
+def test_a_set_whose_key_is_null_hides_nothing_of_another():
+    sets = "data.validation={a: {path: a.jsonl, system_prompt_file: s.txt}, b: {path: b.jsonl, system_prompt_file: null}}"
+    with pytest.raises(UserError, match="puts a system message before every prompt"):
+        load_run(None, [sets])
+
+
 def test_router_keys_are_refused_for_a_model_with_experts():
     for override, remedy in (
         (f"{MEGATRON}.freeze_moe_router=true", "set it to false"),

@@ -152,7 +152,9 @@ def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]
             message = f"has a set called {name!r}: its name is part of file and metric names"
             raise UserError(message, field="data.validation", remedy="use letters, digits, and . _ -")
     built = tuple((str(name), _build(DatasetConfig, rows, f"data.validation.{name}.")) for name, rows in sets.items())
-    left = {key: value for rows in sets.values() for key, value in rows.items()}
+    left: Tree = {}
+    for key, value in (item for rows in sets.values() for item in rows.items()):
+        left[key] = value if left.get(key) is None else left[key]  # one set's null hides nothing of another's
     if left:
         tree["validation"] = left
     return tuple((name, dataset) for name, dataset in built if dataset.path is not None)
