@@ -5,10 +5,11 @@
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
   preference-tokenize data/*.jsonl.gz -o - --tokenizer $POLICY | ref-logprobs - -o scored.arrow --policy $POLICY
 
-INPUT is a file, a glob, a folder or "-" for stdin. JSON lines, a JSON array, CSV (all also .gz, .zst, .bz2, .xz), Parquet
-and Arrow are told apart by their content, CSV and TSV by their suffix: their first line names the columns, an empty cell is
-absent. A folder may be one that `datasets` saved. Of files of several splits (train, test) one split is read, the one that
---split names: splits must not be mixed. The manifest.json of rl_prep, or its folder, stands for all shards of a split.
+INPUT is a file, a glob, a folder or "-" for stdin. JSON lines, a JSON array, Parquet and Arrow are told apart by their
+content, CSV and TSV by their suffix; what is text may be .gz, .zst, .bz2 or .xz. The first record of a CSV names its
+columns, every cell is text, an empty one is absent. A folder may be one that `datasets` saved. Of a folder with files of
+several splits (train, test) --split names one: splits must not be mixed. The manifest.json of NVIDIA's rl_prep, or its
+folder, stands for all shards of a split.
 
 INPUT may also be the id of a data set of the Hugging Face hub, with --split and --subset, or HelpSteer3 or Tulu3Preference.
 These need the package datasets. HF_HUB_OFFLINE and HF_DATASETS_OFFLINE hold. --split may be a part, as in `datasets`:

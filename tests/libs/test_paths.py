@@ -47,6 +47,7 @@ def test_every_path_of_a_config_is_expanded(monkeypatch, tmp_path):
 def test_fields_that_name_files_are_marked():
     """Those that are text and no path are listed, so that a new one is thought about."""
     no_paths = {"prompt_key", "chosen_key", "rejected_key", "on_error", "metric_name", "checkpoint_must_save_by"}
+    no_paths |= {"split", "subset"}
     every = [RunConfig, *(value for name, value in vars(steps).items() if name.endswith("Config"))]
     unmarked = {item.name for cls in every for item in _texts(cls) if not item.metadata.get("is_path")}
     assert unmarked - no_paths == set()

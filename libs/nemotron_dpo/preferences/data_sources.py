@@ -132,5 +132,5 @@ def _manifest_files(manifest: Path, split: str, subset: str | None) -> list[str]
         raise UserError("is a manifest, which has no subsets", source=manifest, remedy="leave the subset out")
     if not split and len(splits) != 1:
         message = f"names several splits, which are not mixed: {', '.join(splits)}"
-        raise UserError(message, source=manifest, remedy="ask for one: split train")
+        raise UserError(message, source=manifest, remedy="ask for one: --split train, or data.train.split=train")
     return manifest_files(manifest, split or splits[0])
