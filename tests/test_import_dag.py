@@ -37,7 +37,19 @@ ALLOWED = {
     "scoring": {"errors", "policy", "preferences"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy"},
     "training": {"streams", "sources", "errors", "policy", "preferences", "objective", "checkpoint"},
-    "steps": {"errors", "paths", "launcher", "config", "sources", "preferences", "kernels", "policy", "checkpoint", "wiring"},
+    "steps": {
+        "errors",
+        "paths",
+        "launcher",
+        "file_digests",
+        "config",
+        "sources",
+        "preferences",
+        "kernels",
+        "policy",
+        "checkpoint",
+        "wiring",
+    },
     "wiring": {"config", "sources", "policy", "preferences", "training"},
 }
 # room of steps -> the rooms of steps that it may import, besides itself; what stands above them all is last

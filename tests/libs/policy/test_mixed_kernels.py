@@ -46,6 +46,7 @@ def test_a_job_records_the_kernels_of_all_its_processes(llama: Path, tmp_path: P
         tmp_path / "run",
         "policy.train_global_batch_size=4",
         "dpo.max_num_steps=1",
+        "policy.max_total_sequence_length=64",
         "checkpointing.enabled=false",
     )
     trained = check("dpo-train", scored, "--policy", llama, *run, "policy.precision=float32")

@@ -3,7 +3,8 @@
 A file is kept as a copy, so it outlives the job that made it, and whoever edits a job's file in place changes that file
 alone. Where the file system can share blocks (Btrfs, XFS) the copy costs neither time nor disk; elsewhere a gigabyte is
 written once more. Of a folder, which may hold gigabytes of weights, only the place is noted, so deleting the job frees the
-disk. What was changed after it was made does not count.
+disk. Jobs that took over one checkpoint may share its weights by links (`_LINKED`). What was changed after it was made does
+not count.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pathlib import Path
 
 import orjson
 
+from nemotron_dpo import file_digests
+
 CACHE = Path(".nemotron") / "cache"
 JOBS = Path(".nemotron") / "jobs"
 DIGESTS = CACHE / "digests.json"
-# In a folder that is copied for a run to go on from, weights are linked where blocks cannot be shared: our programs replace
-# such files and never write into one, and integrity.json tells of whoever does. The run writes into others, which are copied.
-_LINKED = (".distcp", ".safetensors", ".arrow")
+# Where blocks cannot be shared, weights of a checkpoint are linked, not copied: our programs replace such files and never
+# write into one, and the digests beside them tell of whoever does. All else is copied, exported models too.
+_LINKED = ".distcp"
 _FICLONE = 0x40049409  # of linux/fs.h: give a file the blocks of another one
 
 
@@ -73,8 +76,16 @@ def bring(entry: CacheEntry, stage: str, outputs: Sequence[Path]) -> None:
 
 
 def copy_folder(place: Path, target: Path) -> None:
-    """A copy of a folder that shares the files which are never written in place."""
-    shutil.copytree(place, target, copy_function=_copy, symlinks=True)
+    """A copy of a folder that shares the weights of its checkpoints, where integrity.json has their digests."""
+    checked = {path.parent for path in place.rglob(file_digests.NAME)}
+
+    def copy(source: str, new: str) -> None:
+        if source.endswith(_LINKED) and not checked.isdisjoint(Path(source).parents):
+            _share(Path(source), Path(new))
+        else:
+            _copy_own(Path(source), Path(new))
+
+    shutil.copytree(place, target, copy_function=copy, symlinks=True)
 
 
 def note_start(key: str, folder: Path) -> None:
@@ -136,13 +147,16 @@ def _share_blocks(source: Path, target: Path) -> bool:
     return True
 
 
-def _copy(source: str, target: str) -> None:
-    """As shutil.copy2, but weights share blocks or are linked."""
-    if not source.endswith(_LINKED):
-        shutil.copy2(source, target)
-        return
-    with _temporary(Path(target)) as temporary:
-        if _share_blocks(Path(source), temporary):
+def _copy_own(source: Path, target: Path) -> None:
+    """As shutil.copy2, with shared blocks where that can be."""
+    _copy_file(source, target)
+    shutil.copystat(source, target)
+
+
+def _share(source: Path, target: Path) -> None:
+    """As _copy_own, but linked where blocks cannot be shared."""
+    with _temporary(target) as temporary:
+        if _share_blocks(source, temporary):
             shutil.copystat(source, temporary)
             return
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ def _file(name: str, text: str = "rows") -> Path:
 def _folder(name: str) -> Path:
     (Path(name) / "deep").mkdir(parents=True)
     (Path(name) / "deep" / "weights.distcp").write_bytes(b"w" * (1 << 20))
+    (Path(name) / "deep" / "integrity.json").write_text("{}")
     (Path(name) / "metrics.jsonl").write_text("1\n")
     return Path(name)
 
@@ -54,6 +55,23 @@ def test_folder_is_taken_from_the_newest_job_and_shares_only_its_weights(monkeyp
     with Path("job3/metrics.jsonl").open("a") as file:
         file.write("2\n")
     assert Path("job1/metrics.jsonl").read_text() == "1\n"
+
+
+def test_weights_without_digests_are_each_jobs_own(monkeypatch: pytest.MonkeyPatch):
+    """Nothing would tell that an exported model, or a checkpoint that is still written, was changed through another job."""
+    monkeypatch.setattr(cache, "_share_blocks", lambda source, target: False)
+    names = ("hf/model.safetensors", "iter_1/__0_0.distcp", "rows.arrow")
+    for name in names:
+        _file(f"job1/{name}", "weights")
+    _file("integrity.json", "{}")  # of a folder around all jobs: it lists none of them
+    cache.record("key", "stage", [Path("job1")])
+    entry = cache.find("key", [Path("job2")])
+    assert entry is not None
+    cache.bring(entry, "stage", [Path("job2")])
+    for name in names:
+        with Path("job2", name).open("r+") as file:
+            file.write("CHANGED")
+        assert Path("job1", name).read_text() == "weights", name
 
 
 def _removed() -> None:
