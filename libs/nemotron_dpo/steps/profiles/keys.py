@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from nemotron_dpo.steps.profiles.kinds import COMMAND, COUNT, NUMBER, PATH, SHELL_LINES, TABLE, TEXT, Kind
+from nemotron_dpo.steps.profiles.kinds import COMMAND, COUNT, NUMBER, PATH, SHELL_LINES, TEXT, VARIABLES, Kind
 
 EXECUTORS = ("local", "slurm", "lepton", "dgxcloud")
 
@@ -39,7 +39,7 @@ KeyTable = Mapping[str, Key]
 COMMON: KeyTable = {
     "executor": Key(TEXT, "where runs go: local, slurm, lepton or dgxcloud"),
     "extends": Key(TEXT, "another profile, whose keys count where this one has none"),
-    "env_vars": Key(TABLE, "environment variables of the stages"),
+    "env_vars": Key(VARIABLES, "environment variables of the stages"),
     "nodes": Key(NUMBER, "machines; cluster.num_nodes", sets="num_nodes", config_wins=True),
     "nproc_per_node": Key(NUMBER, "processes a node; cluster.gpus_per_node", sets="gpus_per_node", config_wins=True),
     "gpus_per_node": Key(COUNT, "GPUs a node, and processes where nothing else says", sets="gpus_per_node", config_wins=True),

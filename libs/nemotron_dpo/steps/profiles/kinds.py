@@ -12,11 +12,15 @@ from nemotron_dpo.config import redact
 
 
 class UnfitValue(Exception):
-    """A value that is not of its key's kind: what it is, and what to write instead where that is known."""
+    """A value that is not of its key's kind: what it is, and what to write instead where that is known.
 
-    def __init__(self, message: str, remedy: str | None = None) -> None:
+    Of a table, `entry` is the key that has the value.
+    """
+
+    def __init__(self, message: str, remedy: str | None = None, entry: str | None = None) -> None:
         super().__init__(message)
         self.remedy = remedy
+        self.entry = entry
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ def table(value: Any) -> Mapping[str, Any]:
     return value
 
 
+def variables(value: Any) -> Mapping[str, Any]:
+    """Environment variables by name. A value is never quoted: it may be a secret."""
+    for name, one in table(value).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UnfitValue("is no name of a variable", "letters, digits and _ make one, no digit first", str(name))
+        if isinstance(one, str) and "\0" in one:
+            raise UnfitValue("has a zero byte, which no variable holds", entry=name)
+        if not (one is None or isinstance(one, str | int | float)):
+            what = "a table" if isinstance(one, dict) else "a list" if isinstance(one, list) else f"a {type(one).__name__}"
+            raise UnfitValue(f"is {what} where one value is due", "quote it, if the program reads such text", name)
+    return value
+
+
 def tables(value: Any) -> tuple[Mapping[str, Any], ...]:
     """A list of tables."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -119,6 +136,7 @@ def secret(value: Any) -> str:
 TEXT, PATH, FLAG, URL = Kind("text", text), Kind("absolute path", path), Kind("true or false", flag), Kind("address", url)
 NUMBER = Kind("number of 1 or more", number, is_number=True)
 COUNT = Kind("number of 0 or more", count, is_number=True)
+VARIABLES = Kind("table of names and values", variables)
 TEXTS, TABLE, TABLES = Kind("list of text", texts), Kind("table", table), Kind("list of tables", tables)
 SHELL_LINES, COMMAND = Kind("shell commands", shell_lines), Kind("command line around {script}", command)
 SECRET = Kind("secret", secret)

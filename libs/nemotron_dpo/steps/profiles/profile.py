@@ -89,7 +89,7 @@ class CheckedProfile:
         try:
             return self._profile.keys[key].kind.read(self._values[key])
         except UnfitValue as unfit:
-            self.refuse(key, str(unfit), unfit.remedy)
+            self.refuse(key if unfit.entry is None else f"{key}.{unfit.entry}", str(unfit), unfit.remedy)
 
     def need(self, key: str, remedy: str) -> Any:
         """The value of `key`, which must be there."""

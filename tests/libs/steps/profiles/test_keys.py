@@ -55,5 +55,28 @@ def test_a_local_profile_is_checked_like_any_other():
         CheckedProfile(Profile("p", "local", settings={"gpu_memory_gb": "much"}))
 
 
+def test_a_variable_has_a_name_and_one_value():
+    """Wherever a profile leads; what a variable holds may be a secret and is not told."""
+    for executor in EXECUTORS:
+        for name, value, told in (
+            ("C=D", 2, '"env_vars.C=D" profile p: is no name of a variable'),
+            ("A B", "x", '"env_vars.A B" profile p: is no name of a variable'),
+            ("1A", "x", '"env_vars.1A" profile p: is no name of a variable'),
+            ("", "x", '"env_vars." profile p: is no name of a variable'),
+            ("A", {"b": "hidden"}, '"env_vars.A" profile p: is a table where one value is due'),
+            ("A", ["hidden"], '"env_vars.A" profile p: is a list where one value is due'),
+            ("A", "hidden\0x", '"env_vars.A" profile p: has a zero byte'),
+        ):
+            with pytest.raises(UserError) as refused:
+                CheckedProfile(Profile("p", executor, settings={"env_vars": {"GOOD": "1", name: value}}))
+            assert str(refused.value).startswith(told), executor
+            assert "hidden" not in str(refused.value)
+        good = {"A": "two\nlines", "_b2": 3, "C": 0.5, "D": True, "E": None, "F": ""}
+        CheckedProfile(Profile("p", executor, settings={"env_vars": good}))
+    given = Profile("p", "local", settings={"env_vars": {"A B": 1}}, origins={"env_vars.A B": "own.yaml:3"})
+    with pytest.raises(UserError, match=r'^own\.yaml:3: "run\.env\.env_vars\.A B" is no name of a variable'):
+        CheckedProfile(given)
+
+
 def test_the_list_of_keys_is_the_tables():
     assert (FOLDER.parent / "profiles" / "README.md").read_text().endswith(f"\n\n{key_list()}\n")
