@@ -293,7 +293,7 @@ def test_keys_without_meaning_are_counted_and_on_demand_named(tmp_path: Path):
     assert typed.startswith(
         'nemotron-steps: warning: run.wandb.project=p: "run.wandb" has no meaning here: it belongs to trackers'
     )
-    assert counted == "nemotron-steps: 7 keys of the config have no meaning here; --verbose says why"
+    assert counted == "nemotron-steps: 6 keys of the config have no meaning here; --verbose says why"
     text = done.stdout.decode()
     (folder,) = [line.split()[1] for line in text.splitlines() if line.startswith("checkpointing.checkpoint_dir")]
     assert folder.startswith(".nemotron/jobs/")
@@ -301,7 +301,7 @@ def test_keys_without_meaning_are_counted_and_on_demand_named(tmp_path: Path):
     said = check(PROGRAM, "run", "dpo", "-c", "theirs.yaml", "-d", "-v", *SMALL, cwd=tmp_path).stderr.decode()
     assert 'theirs.yaml:3: "dpo.val_micro_batch_size" has no meaning here: it sizes batches by samples there; rows are' in said
     assert 'theirs.yaml:2: "run.env.container_image" has no meaning here: it is for a cluster, and this run is local' in said
-    assert said.splitlines()[-1] == "nemotron-steps: 7 keys of the config have no meaning here"
+    assert said.splitlines()[-1] == "nemotron-steps: 6 keys of the config have no meaning here"
 
 
 def test_a_cluster_larger_than_this_machine(tmp_path: Path):
