@@ -150,6 +150,19 @@ def test_from_needs_what_comes_before(tmp_path: Path, policy: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_kernels_that_do_not_exist_are_refused_before_anything_runs(tmp_path: Path, policy: Path):
+    """Named by the environment, which a local run hands on, or by a profile, wherever it leads."""
+    slurm = 'executor = "slurm"\nremote_job_dir = "/jobs"\nworkspace = "/there"\n'
+    for profile, environ in (("", {"NEMOTRON_DPO_KERNELS": "foo"}), ('executor = "local"\n', {}), (slurm, {})):
+        (tmp_path / "env.toml").write_text(f'[p]\n{profile}env_vars = {{NEMOTRON_DPO_KERNELS = "foo"}}\n')
+        options = ["-r", "p"] if profile else []
+        argv = [*TINY, f"policy.model_name={policy}", *options, "--dry-run"]
+        done = run(PROGRAM, *argv, cwd=tmp_path, env={**os.environ, **environ})
+        line = "NEMOTRON_DPO_KERNELS is 'foo': set it to torch, c, gpu or auto"
+        assert (done.returncode, error_line(done, PROGRAM)) == (2, line), profile
+    assert [path.name for path in tmp_path.iterdir()] == ["env.toml"]
+
+
 @pytest.mark.slow
 def test_tiny_learns(tmp_path: Path, cache: Path):
     done = check(PROGRAM, *TINY, cwd=tmp_path, env={**os.environ, "XDG_CACHE_HOME": str(cache)})

@@ -39,12 +39,9 @@ def backend_for(environ: Mapping[str, str], *, has_gpu: bool) -> BackendChoice:
 
     Raises UserError (usage) where the environment asks for one that does not exist, or that this process cannot have.
     """
-    asked = environ.get(VARIABLE, "")
-    if asked not in _NAMES:
-        raise UserError(f"{VARIABLE} is {asked!r}", remedy="set it to torch, c, gpu or auto", usage=True)
-    fastest, wanted = "gpu" if has_gpu else "c", _NAMES[asked]
+    fastest, wanted = "gpu" if has_gpu else "c", asked_for(environ)
     if wanted == "torch":
-        return BackendChoice("torch", True, f"{VARIABLE} is {asked}")
+        return BackendChoice("torch", True, f"{VARIABLE} is {environ[VARIABLE]}")
     if wanted == "c" and has_gpu:
         raise refused(environ, "this process computes on a GPU")
     if wanted == "gpu" and not has_gpu:
@@ -53,6 +50,14 @@ def backend_for(environ: Mapping[str, str], *, has_gpu: bool) -> BackendChoice:
     if reason and wanted != "auto":
         raise refused(environ, reason)
     return BackendChoice("torch" if reason else fastest, wanted != "auto", reason)
+
+
+def asked_for(environ: Mapping[str, str]) -> str:
+    """The backend that the environment asks for, or auto. Raises UserError (usage) where there is none of that name."""
+    asked = environ.get(VARIABLE, "")
+    if asked not in _NAMES:
+        raise UserError(f"{VARIABLE} is {asked!r}", remedy="set it to torch, c, gpu or auto", usage=True)
+    return _NAMES[asked]
 
 
 def refused(environ: Mapping[str, str], reason: str) -> UserError:

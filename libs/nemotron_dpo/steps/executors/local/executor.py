@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.kernels import choice
 from nemotron_dpo.steps.compile import job_record, stage_cache, stage_choice
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
 from nemotron_dpo.steps.compile.digests import Digests
@@ -49,6 +52,7 @@ class LocalExecutor:
     def _checked(self, run: CompiledRun, say: Say) -> Digests:
         """Digests to decide with, after what makes the run impossible is refused and what has no effect is said."""
         CheckedProfile(run.profile)
+        choice.asked_for({**os.environ, **run.profile.env_vars})
         if run.request.force_squash:
             say("warning: --force-squash: a local run has no container image")
         if idle := [key for key in run.profile.idle_keys() if f'"run.env.{key}" ' not in " ".join(run.idle)]:

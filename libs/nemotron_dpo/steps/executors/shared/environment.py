@@ -16,6 +16,7 @@ from pathlib import Path
 from nemotron_dpo.config import redact
 from nemotron_dpo.config.redact import HIDDEN
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.kernels import choice
 from nemotron_dpo.steps.profiles.profile import Profile
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -24,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def job_environment(profile: Profile) -> dict[str, str]:
     """HF_TOKEN of the user's login, WANDB_* of env.toml's [wandb] and the environment, then the profile's env_vars, which win.
 
-    Raises UserError for what cannot be a variable.
+    Raises UserError for what cannot be a variable, and for kernels that do not exist.
     """
     environment = {"HF_TOKEN": token} if (token := _hub_token()) else {}
     environment |= _wandb(profile.source)
@@ -32,6 +33,7 @@ def job_environment(profile: Profile) -> dict[str, str]:
     for name, value in environment.items():
         if not _NAME.fullmatch(name) or "\0" in value:
             raise UserError(f"profile {profile.name}: {name!r} cannot be an environment variable", source=profile.source)
+    choice.asked_for(environment)
     return environment
 
 
