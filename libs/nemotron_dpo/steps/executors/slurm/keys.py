@@ -21,7 +21,9 @@ def word(value: Any) -> str:
 
 
 def time_limit(value: Any) -> str:
-    """A word that Slurm takes for a time."""
+    """A word that Slurm takes for a time. A number is refused: Slurm takes 5 for minutes, and who wrote it may mean hours."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise UnfitValue(f"is {value}, a number", 'write it as text, "HH:MM:SS" or "D-HH:MM:SS"')
     text = word(value)
     if _TIME.fullmatch(text) is None:
         raise UnfitValue(f"is {text!r}", 'write it as Slurm does: "HH:MM:SS" or "D-HH:MM:SS"')
@@ -30,7 +32,11 @@ def time_limit(value: Any) -> str:
 
 def exclusive(value: Any) -> str | None:
     """The option that it stands for; None where nodes may be shared."""
-    return {True: "exclusive", False: None}[value] if isinstance(value, bool) else f"exclusive={word(value)}"
+    if isinstance(value, bool):
+        return "exclusive" if value else None
+    if value not in ("user", "mcs", "topo"):
+        raise UnfitValue(f"is {value!r} where {EXCLUSIVE.name} is due")
+    return f"exclusive={value}"
 
 
 def seconds_of(time: str) -> int:
@@ -46,7 +52,7 @@ def seconds_of(time: str) -> int:
 
 
 WORD, TIME = Kind("name", word), Kind("time", time_limit, is_time=True)
-EXCLUSIVE = Kind("true, false or a name", exclusive)
+EXCLUSIVE = Kind('true, false, "user", "mcs" or "topo"', exclusive)
 
 KEYS: KeyTable = {
     **COMMON,
