@@ -1,4 +1,4 @@
-"""Where records go: metrics.jsonl first. Each module of this folder is one sink, and adding one takes no other file.
+"""Where records go: metrics.jsonl first. Each module of this folder is one sink, and nothing else names it.
 
 A module has `open_sink(run)`, which gives the sink, or None where `run` does not ask for it. It imports what it needs of other
 libraries there, not above.
