@@ -94,7 +94,7 @@ LAYOUTS = [
     ("mixtral", 2, "expert_model_parallel_size=2"),
     ("smollm2", 3, "tensor_model_parallel_size=3"),
 ]
-COLD = ("", "tensor_model_parallel_size=2 pipeline_model_parallel_size=2 sequence_parallel=true")  # under torchrun itself
+COLD = ("",)  # under torchrun itself; so are jobs of test_resume, test_two_hosts and test_machines
 REAL = {"smollm2": pytest.mark.real}
 
 

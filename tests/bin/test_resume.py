@@ -157,7 +157,7 @@ def test_out_of_time_and_a_piped_input(base, whole: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("layout", [TP2, ()], ids=["tp2", "dp2"])
 def test_one_process_resumes_as_two(layout: tuple[str, ...], base, whole: Path, terminated: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(terminated, tmp_path / "run")
-    assert resume(run_dir, *base, *COMMON, *layout, processes=2, cold=layout == TP2) == "step_3: resuming after step 3 of 6"
+    assert resume(run_dir, *base, *COMMON, *layout, processes=2) == "step_3: resuming after step 3 of 6"
     close(run_dir, whole)
 
 
