@@ -5,7 +5,9 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 python := ".venv/bin/python"
 # Which build of torch .venv gets: auto, cpu, cuda or the URL of a package index, as in `just torch=cuda setup`
 torch := env("NEMOTRON_DPO_TORCH", "auto")
-cache := env("XDG_CACHE_HOME", env("HOME", justfile_directory() / ".nemotron") / ".cache") / "nemotron-dpo"
+# A relative XDG_CACHE_HOME is ignored, as the XDG specification has it
+cache_home := if env("XDG_CACHE_HOME", "") =~ '^/' { env("XDG_CACHE_HOME") } else { env("HOME", justfile_directory() / ".nemotron") / ".cache" }
+cache := cache_home / "nemotron-dpo"
 smollm2 := cache / "smollm2-135m-instruct"
 trl := cache / "trl-venv"
 # What the tests of a file share is made once, by the worker that has the file; tests/conftest.py says which files are first

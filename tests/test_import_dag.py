@@ -32,7 +32,7 @@ ALLOWED = {
     "config": {"errors", "paths", "objective"},
     "preferences": {"paths", "file_digests", "streams", "sources", "errors"},
     "objective": set(),
-    "kernels": {"errors"},
+    "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
     "scoring": {"errors", "policy", "preferences"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy"},

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` is a home folder, and no output may overwrite an input."""
+"""Paths as people write them: `~` is a home folder, caches lie in one, and no output may overwrite an input."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def expand_home(path: str) -> str:
     user = path.split("/", 1)[0]
     what = "the home folder is not known: HOME is not set" if user == "~" else f"there is no user {user[1:]}"
     raise UserError(what, source=path, remedy=f"./{path} would be a file here")
+
+
+def cache_home(environ: Mapping[str, str]) -> Path:
+    """The folder of the user's caches. The XDG specification has a relative XDG_CACHE_HOME ignored.
+
+    Raises RuntimeError where there is none and no home folder is known.
+    """
+    given = environ.get("XDG_CACHE_HOME", "")
+    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
 
 
 def refuse_overwriting(outputs: Mapping[str, str | None], inputs: Iterable[str | Path | None]) -> None:

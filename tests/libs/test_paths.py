@@ -10,7 +10,8 @@ import pytest
 
 from nemotron_dpo.config import RunConfig, load_run, steps, with_home
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.paths import expand_home, refuse_overwriting
+from nemotron_dpo.paths import cache_home, expand_home, refuse_overwriting
+from nemotron_dpo.steps.compile import tiny_sft
 
 
 def test_a_tilde_is_a_home_folder(monkeypatch, tmp_path):
@@ -23,6 +24,22 @@ def test_a_tilde_is_a_home_folder(monkeypatch, tmp_path):
         expand_home("~nobody-here/x")
     (tmp_path / "~backup").touch()
     assert expand_home("~backup") == "~backup"
+
+
+def test_a_cache_home_that_is_relative_is_none(monkeypatch, tmp_path):
+    """As the XDG base directory specification has it: such a path is invalid and to be ignored."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, home in (
+        ("/c", "/c"),
+        ("c", "/home/me/.cache"),
+        ("./c", "/home/me/.cache"),
+        ("~/c", "/home/me/.cache"),
+        ("", "/home/me/.cache"),
+    ):
+        assert cache_home({"XDG_CACHE_HOME": given}) == Path(home)
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert tiny_sft.cache_root() == Path(home) / "nemotron-dpo"
+    assert cache_home({}) == Path("/home/me/.cache")
 
 
 RUN = """

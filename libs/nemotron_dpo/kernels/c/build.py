@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nemotron_dpo.kernels import choice
 from nemotron_dpo.kernels.protocol import Unavailable
+from nemotron_dpo.paths import cache_home
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c")]
 _HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
@@ -45,7 +46,7 @@ def library(compiler: list[str], environ: Mapping[str, str]) -> tuple[ctypes.CDL
     """
     try:
         digest = _digest(compiler)
-        root = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemotron-dpo"
+        root = cache_home(environ) / "nemotron-dpo"
     except (OSError, RuntimeError) as error:  # a CPU that does not describe itself, a user without a home
         raise Unavailable(f"kernels in C have no place: {_line(error)}") from None
     target = root / f"kernels-{digest}.so"

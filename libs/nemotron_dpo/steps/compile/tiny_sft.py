@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.paths import cache_home
 from nemotron_dpo.steps import tiny_policy
 from nemotron_dpo.steps.compile.programs import executable, machine, program_version
 
@@ -38,10 +39,11 @@ class Prelude:
 
 def cache_root() -> Path:
     """Where policies made or converted once are kept. Raises UserError where the user has no home, as in some containers."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if root.startswith("~"):
-        raise UserError("there is no home folder to keep the policy in", source=root, remedy="set XDG_CACHE_HOME or HOME")
-    return Path(root) / "nemotron-dpo"
+    try:
+        return cache_home(os.environ) / "nemotron-dpo"
+    except RuntimeError:
+        remedy = "set XDG_CACHE_HOME or HOME"
+        raise UserError("there is no home folder to keep the policy in", source="~/.cache", remedy=remedy) from None
 
 
 def tiny_sft_prelude(step_folder: Path) -> Prelude:
