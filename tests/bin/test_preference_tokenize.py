@@ -202,8 +202,30 @@ BAD_INPUTS = {
     "empty": (b"", "{f}: is empty"),
     "broken JSON": (LINE + b"{bad\n", "{f}:2: is broken JSON at column 2: unexpected character, expected a string key"),
     "no number": (b'{"prompt":"a","chosen":NaN}', "{f}:1: is broken JSON at column 24: NaN is no JSON: write null"),
-    "missing field": (LINE + b'{"prompt":"a","chosen":"b"}\n', '{f}:2: "rejected" is missing; the row has prompt, chosen'),
-    "after a blank line": (LINE + b'\n{"prompt":"a","chosen":"b"}', '{f}:3: "rejected" is missing; the row has prompt, chosen'),
+    "missing field": (
+        LINE + b'{"prompt":"a","chosen":"b"}\n',
+        '{f}:2: "rejected" is missing; the row has prompt, chosen: --rejected-key names another column'
+        " (data.train.rejected_key in a config)",
+    ),
+    "after a blank line": (
+        LINE + b'\n{"prompt":"a","rejected":"b"}',
+        '{f}:3: "chosen" is missing; the row has prompt, rejected: --chosen-key names another column'
+        " (data.train.chosen_key in a config)",
+    ),
+    "columns of other names": (
+        b'{"question":"a","good":"b","bad":"c"}',
+        '{f}:1: "prompt" is missing; the row has question, good, bad: --prompt-key names another column'
+        " (data.train.prompt_key in a config)",
+    ),
+    "a conversation without the other": (
+        b'{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}',
+        '{f}:1: "rejected" is missing; the row has chosen: --rejected-key names another column'
+        " (data.train.rejected_key in a config)",
+    ),
+    "no column of a pair": (
+        b'{"context":"a","completions":[{"rank":0,"completion":"a"},{"rank":1,"text":"b"}]}',
+        '{f}:1: "completion" is missing; the row has rank, text',
+    ),
     "wrong type": (
         b'{"prompt":1,"chosen":"a","rejected":"b"}',
         '{f}:1: "prompt" is a number where a string or a list of messages is due',

@@ -33,10 +33,11 @@ def drop(reason: str, message: str) -> RowProblem:
     return RowProblem(reason, message, drop=True)
 
 
-def missing(field: str, row: Collection[str] = ()) -> RowProblem:
-    """A row without `field`, which has the columns `row`."""
+def missing(field: str, row: Collection[str] = (), role: str | None = None) -> RowProblem:
+    """A row without `field`, which has the columns `row`; `role` is what `field` is of a pair, where a user may name it."""
     there = f"; the row has {', '.join(list(row)[:8])}" if row else ""
-    return RowProblem("missing field", f"is missing{there}", field=field)
+    remedy = f": --{role}-key names another column (data.train.{role}_key in a config)" if row and role else ""
+    return RowProblem("missing field", f"is missing{there}{remedy}", field=field)
 
 
 def wrong_type(field: str, due: str, value: object) -> RowProblem:

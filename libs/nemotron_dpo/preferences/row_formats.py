@@ -81,7 +81,10 @@ def _without_prompt(row: Row, keys: Keys) -> str | None:
 def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
     """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
     row, of_json_text = _with_messages(row, (_prompt_key(row, keys), keys.chosen, keys.rejected, "context"))
-    prompt, chosen, rejected = _READERS[row_format](row, keys)
+    try:
+        prompt, chosen, rejected = _READERS[row_format](row, keys)
+    except RowProblem as problem:
+        raise _with_role(problem, row, keys) from None
     tools, template_kwargs = read_tools(_value(row, "tools")), _value(row, "chat_template_kwargs")
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
         raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
@@ -91,6 +94,14 @@ def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
     if chosen == rejected:
         raise drop("equal responses", "the chosen and the rejected response are the same")
     return Preference(prompt, chosen, rejected, tools, template_kwargs, beside)
+
+
+def _with_role(problem: RowProblem, row: Row, keys: Keys) -> RowProblem:
+    """`problem`; where `row` has no such column and the user may name another one for the pair, that is said too."""
+    roles = {keys.prompt: "prompt", keys.chosen: "chosen", keys.rejected: "rejected"}
+    if problem.reason != "missing field" or problem.field not in roles or problem.field in row:
+        return problem
+    return missing(problem.field, row, roles[problem.field])
 
 
 def _with_messages(row: Row, names: tuple[str, ...]) -> tuple[Row, tuple[str, ...]]:
