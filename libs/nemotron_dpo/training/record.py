@@ -82,4 +82,5 @@ class TrainingInfo:
         rate = totals.steps * self.batch_size / totals.seconds if totals.seconds else 0.0
         preferred = f"accuracy {latest['train:accuracy']:.3f}, " if compares else ""
         losses = f"loss {totals.first_loss:.4f} -> {latest['train:loss']:.4f}"
-        return f"{totals.steps} steps, {losses}, {preferred}{rate:.2f} pairs/s"
+        steps = "1 step" if totals.steps == 1 else f"{totals.steps} steps"
+        return f"{steps}, {losses}, {preferred}{rate:.2f} pairs/s"

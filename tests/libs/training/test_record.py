@@ -22,6 +22,7 @@ def test_a_checkpoint_is_not_judged_by_the_validation_of_another_step():
     info.add(_validation(0, 0.7))
     info.add(_step(1, 0.6))
     assert LOSS not in info.at(1)
+    assert info.summary() == "1 step, loss 0.6000 -> 0.6000, accuracy 1.000, 8.00 pairs/s"
     info.add(_step(2, 0.5))
     info.add(_validation(2, 0.4))
     assert (info.at(2)[LOSS], info.at(2)["train:loss"]) == (0.4, 0.5)

@@ -17,7 +17,7 @@ from nemotron_dpo.steps.estimate import flops, memory
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes, batch_tokens, kind_of_memory, sizes_of
 from nemotron_dpo.steps.profiles.profile import Profile
-from nemotron_dpo.steps.text import table
+from nemotron_dpo.steps.text import counted, table
 
 GPU_GIGABYTES = 80
 _LEFT_FREE = 0.1  # of the memory, for what the estimate does not count
@@ -75,7 +75,8 @@ def _flops(
     if num_pairs is not None:
         steps, most = min(steps, run.dpo.max_num_epochs * (num_pairs // batch)), ""
     step = batch * flops.training(architecture, sizes, lengths)
-    yield "training", f"{_scaled(step)}FLOP a step of {batch} pairs, {_scaled(step * steps)}FLOP in {most}{steps} steps"
+    total = f"{_scaled(step * steps)}FLOP in {most}{counted(steps, 'step')}"
+    yield "training", f"{_scaled(step)}FLOP a step of {counted(batch, 'pair')}, {total}"
     if objective_of(run.dpo).needs.reference:
         pair = flops.scoring(architecture, lengths)
         total = f", {_scaled(pair * num_pairs)}FLOP in all" if num_pairs is not None else ""

@@ -49,6 +49,10 @@ def test_tokenized_pairs_are_counted(run: RunConfig, tmp_path: Path) -> None:
     assert f"9 as tokenized, on average {prompt:.0f} tokens of prompt and {responses:.0f} of" in lines["pairs"]
     assert lines["training"].endswith("in 2 steps")  # 9 pairs are two whole batches of 4
     assert lines["reference"].endswith("in all")
+    few = small.write_pairs(tmp_path / "few.arrow", small.random_pairs(4))
+    assert _lines(run, pairs=few)["training"].endswith("in 1 step")
+    alone = replace(run, policy=replace(run.policy, train_global_batch_size=1))
+    assert "FLOP a step of 1 pair, " in _lines(alone)["training"]
     pairs.write_bytes(pairs.read_bytes()[:100])
     assert "not tokenized yet" in _lines(run, pairs=pairs)["pairs"]
 
