@@ -1,9 +1,10 @@
 """Tokens that the files beside tokenizer.json add to it, by transformers' rules.
 
-The reference is transformers' PreTrainedTokenizerBase._from_pretrained and TokenizersBackend (4.40 to 5): where
-tokenizer_config.json has an added_tokens_decoder, special_tokens_map.json and added_tokens.json are not looked at; else the
-former wins over tokenizer_config.json and the latter adds tokens. Of a token that tokenizer.json has too, tokenizer.json's
-id stands, and the flags that come with a number.
+The reference is transformers' PreTrainedTokenizerBase._from_pretrained and TokenizersBackend (4.40 to 5). If
+tokenizer_config.json has an added_tokens_decoder, special_tokens_map.json and added_tokens.json are not looked at.
+Otherwise special_tokens_map.json takes precedence over tokenizer_config.json, and added_tokens.json adds tokens. A token
+that tokenizer.json also has keeps its id from there. If another file gives that token with an id, the flags of that file
+replace those of tokenizer.json.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the name of transformers 5, which wins, and of 4
-_OF_MODEL = "model_specific_special_tokens"  # by names of the model's own; transformers 5 writes them
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the key of transformers 5, which takes precedence, and of 4
+_OF_MODEL = "model_specific_special_tokens"  # maps the model's own names to tokens; transformers 5 writes it
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token with the flags of `tokenizers.AddedToken`; a special one is matched before the text is normalized."""
+    """A token with the flags of `tokenizers.AddedToken`.
+
+    The defaults describe a special token, which is matched before the text is normalized.
+    """
 
     content: str
     single_word: bool = False
@@ -37,9 +41,10 @@ class Token:
 
 @dataclass(frozen=True)
 class AddedTokens:
-    """`named` are bos_token, eos_token and the like, `extra` those without a name, `numbered` those given with an id.
+    """The tokens that the files of one tokenizer folder add to tokenizer.json.
 
-    `file` is where the numbered ones stand.
+    `named` maps names such as bos_token to tokens. `extra` has the special tokens without a name. `numbered` maps ids to
+    tokens. `file` is the file that gives the numbered tokens; error messages name it.
     """
 
     named: Mapping[str, Token]
@@ -48,9 +53,10 @@ class AddedTokens:
     file: Path
 
     def add_to(self, tokenizer: Tokenizer) -> None:
-        """Add what `tokenizer` lacks, in transformers' order; a numbered token may also change the flags of one it has.
+        """Add the tokens that `tokenizer` lacks, in transformers' order: numbered ones by id, then named ones, then extra ones.
 
-        Raises UserError where a token gets another id than is said.
+        A numbered token that `tokenizer` already has may change the flags of that token. Raises UserError where a numbered
+        token does not get its number as id.
         """
         from tokenizers import AddedToken
 
@@ -73,14 +79,18 @@ class AddedTokens:
 
 
 def read(path: Path, config: Mapping[str, Any], special: Mapping[str, Any], added: Mapping[str, Any]) -> AddedTokens:
-    """What the files of the folder `path` say, given their contents. Raises UserError where one describes no token."""
+    """The tokens that the files of the folder `path` add.
+
+    The other arguments are the parsed files: `config` is tokenizer_config.json, `special` is special_tokens_map.json and
+    `added` is added_tokens.json. Raises UserError where an entry does not describe a token.
+    """
     numbered_by_config = "added_tokens_decoder" in config
     said = dict(config) if numbered_by_config else {**config, **special, **_merged_extra(config, special)}
     extra = next((said[key] for key in _EXTRA if said.get(key)), ())
     named = {key: said[key] for key in said if key.endswith("_token") and isinstance(said[key], str | Mapping)}
     try:
         named = {**named, **(said.get(_OF_MODEL) or {})}
-        if isinstance(extra, Mapping):  # the same under an older name
+        if isinstance(extra, Mapping):  # older files map the model's own names under this key
             named, extra = {**named, **extra}, ()
         names = {key: _token(value) for key, value in named.items()}
         extras = tuple(_token(value) for value in extra)
@@ -99,7 +109,11 @@ def read(path: Path, config: Mapping[str, Any], special: Mapping[str, Any], adde
 
 
 def _merged_extra(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """transformers adds the extra tokens of both files under their newer name; under the older one they replace."""
+    """The extra tokens of both files, merged as transformers merges them.
+
+    Those that special_tokens_map.json gives under the key of transformers 5 are added to those of tokenizer_config.json.
+    Those that it gives under the key of transformers 4 count only where tokenizer_config.json has none.
+    """
     newer, older = _EXTRA
     mine = config.get(newer) or config.get(older) or []
     if not isinstance(mine, list):

@@ -1,10 +1,10 @@
-"""Arrow's values as the ones that JSON lines of the same rows would have given.
+"""Converts Arrow values to the values that JSON lines of the same rows would have given.
 
-A struct has all the fields that any of its rows has; those that a row lacks are null in it. Nobody wrote these nulls, so
-they are left out, at any depth and at the top. A null in a list or a map was written and stays. Text of a column of JSON is
-decoded. What JSON cannot say (times, bytes, NaN, text that is no UTF-8) becomes Unreadable: whether that matters is for those
-who read the column. Whole numbers in a column of floats stay floats, and keys come in the struct's order: how a row had them
-is not kept.
+An Arrow struct has every field that any of its rows has, and a field that a row lacks is null in that row. Nobody wrote
+these nulls, so they are left out, at any depth and at the top. A null in a list or a map was written, so it stays. The text
+in a column of Arrow's JSON type is decoded. A value that JSON cannot express (a time, bytes, NaN, text that is not UTF-8)
+becomes Unreadable, and the code that reads the column decides whether that is an error. A whole number in a column of
+floats stays a float. Keys come in the order of the struct's fields, because Arrow does not keep the order of a row's keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FAILURES = (ValueError, OverflowError, TypeError, pa.ArrowException)  # what as
 
 
 def _tests(*names: str) -> list[Callable[[pa.DataType], bool]]:
-    return [getattr(types, name) for name in names if hasattr(types, name)]  # views came late
+    return [getattr(types, name) for name in names if hasattr(types, name)]  # an old pyarrow has no list or string views
 
 
 _LISTS = _tests("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
@@ -35,11 +35,11 @@ _JSON, _JSON_KEY = "arrow.json", b"ARROW:extension:name"
 
 
 class _Problem(Exception):
-    """A value that JSON cannot say, as (reason, message)."""
+    """A value that JSON cannot express; the arguments are (reason, message)."""
 
 
 def column_values(column: pa.Array, field: pa.Field) -> list[Any]:
-    """The values of `column`, described by `field`: None for a null, Unreadable for what JSON cannot say."""
+    """The values of `column`, described by `field`: None for a null, Unreadable for what JSON cannot express."""
     convert = converter(field)
     try:
         values = column.to_pylist()
@@ -49,7 +49,7 @@ def column_values(column: pa.Array, field: pa.Field) -> list[Any]:
 
 
 def converter(field: pa.Field) -> Convert | None:
-    """A function from a value that is not null, as pyarrow makes it, to the one of JSON; None where they are the same."""
+    """A function that turns a non-null value of pyarrow into its JSON value; None where the two are the same."""
     kind = field.type
     if _is_json(field):
         return _decoded
@@ -69,7 +69,10 @@ def converter(field: pa.Field) -> Convert | None:
 
 
 def _is_json(field: pa.Field) -> bool:
-    """Of an old pyarrow, which does not know the type, its name in the field's metadata tells."""
+    """True where `field` has Arrow's JSON type.
+
+    An old pyarrow does not know this type. There the field's metadata has the type's name.
+    """
     kind = field.type
     named = (
         kind.extension_name if isinstance(kind, pa.BaseExtensionType) else (field.metadata or {}).get(_JSON_KEY, b"").decode()
@@ -86,7 +89,7 @@ def _struct_converter(kind: pa.StructType) -> Convert:
     converts = {field.name: convert for field in kind if (convert := converter(field)) is not None}
     if not converts:
         return lambda value: {name: v for name, v in value.items() if v is not None}
-    same: Convert = lambda value: value  # noqa: E731 - a name for the type; a line is enough
+    same: Convert = lambda value: value  # noqa: E731 - the name gives the lambda its type
     return lambda value: {name: converts.get(name, same)(v) for name, v in value.items() if v is not None}
 
 
@@ -116,7 +119,10 @@ def _number(value: Any) -> float:
 
 
 def _exact_number(value: decimal.Decimal) -> float:
-    """As JSON would read the digits; integers of more than 64 bits are floats there too."""
+    """The number that orjson would parse from the digits of `value`.
+
+    An integer of more than 64 bits becomes a float, as it does in orjson.
+    """
     whole = value == value.to_integral_value() and value.as_tuple().exponent == 0
     return int(value) if whole and -(1 << 63) <= value < 1 << 64 else float(value)
 

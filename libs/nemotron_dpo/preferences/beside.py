@@ -1,4 +1,8 @@
-"""Columns beside those of the pair: parts of the prompt are read, images refused, and what nobody reads is named."""
+"""Sorts the columns of a row that are not the pair's own.
+
+Some are parts of the prompt and are read. Columns of images or sound are refused. The others are named, so that the user
+learns which columns nobody reads.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios", "pi
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """`system`: the system turn of a `system` column, as LLaMA-Factory, ms-swift and axolotl read it.
+    """What a row holds in columns that are not the pair's own.
 
-    `read`: columns taken for parts of the prompt; `unread`: columns that carry content and that nobody reads;
-    `of_json_text`: columns of the pair whose messages were JSON text.
+    `system`: the text of a `system` column, which becomes the system turn, as in LLaMA-Factory, ms-swift and axolotl.
+    `read`: names of the columns that are parts of the prompt.
+    `unread`: names of the columns that carry content and that nobody reads.
+    `of_json_text`: names of the pair's columns whose messages were JSON text.
     """
 
     system: str | None = None
@@ -32,7 +38,10 @@ NOTHING = Beside()
 
 
 def read_beside(row: dict[str, Any], own: frozenset[str]) -> Beside:
-    """What `row` holds in columns that are not its `own`. Raises RowProblem where one of them holds images."""
+    """What `row` holds in columns other than `own`, the names of the pair's columns.
+
+    Raises RowProblem where such a column holds images or sound, or where a part of the prompt cannot be read.
+    """
     if row.keys() <= own:
         return NOTHING
     names = [name for name in row if name not in own and carries_content(row[name])]
@@ -47,7 +56,7 @@ def read_beside(row: dict[str, Any], own: frozenset[str]) -> Beside:
 
 
 def joined_input(instruction: str, row: dict[str, Any]) -> str:
-    """Alpaca's prompt: `instruction` with what its column `input` gives it to work on, on lines of their own."""
+    """Alpaca's prompt: `instruction` and, on the next line, the column `input` that the instruction is about."""
     given = row.get("input")
     return f"{instruction}\n{given}" if isinstance(given, str) and given else instruction
 
@@ -57,7 +66,10 @@ def _is_alpaca(row: dict[str, Any], own: frozenset[str]) -> bool:
 
 
 def refuse_repeated_keys(line: bytes, row: dict[str, Any]) -> None:
-    """Raise RowProblem where the JSON object `row`, parsed from `line`, had two values of one name: one of them is lost."""
+    """Raise RowProblem where an object in `line` has the same key twice.
+
+    `row` is the JSON object that was parsed from `line`. The parser keeps one of the two values, so the other is lost.
+    """
     for name in row:
         if line.count(_quoted(name)) > 1 and (repeated := _repeated(line)):
             raise RowProblem("repeated key", "stands twice in one object", field=repeated)

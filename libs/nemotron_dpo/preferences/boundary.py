@@ -1,10 +1,13 @@
-"""Where the prompt ends and the response begins and ends, decided on the text that the chat template renders.
+"""Finds where the prompt ends and the response begins and ends, in the text that the chat template renders.
 
-The prompt is the text an inference server would feed; a response is what the model would then have to generate, up to and
-including the end-of-turn token. Where the template keeps the prompt as a prefix of the whole conversation, the response is
-what it adds. Where it rewrites the prompt once an answer follows, a second rendering with a marker in the response's place
-shows where its text starts, and that place must carry the same header as the prompt: otherwise there is no exact split and
-the row is an error. What a template writes after the end of the turn (a newline) is left out.
+The prompt is the text that an inference server would feed to the model. A response is the text that the model would then
+have to generate, up to and including the end-of-turn token.
+
+Most templates keep the rendered prompt as a prefix of the rendered conversation. The response is then the text after that
+prefix. Some templates rewrite the prompt once an answer follows. For these, a second rendering has a marker in place of the
+response and so shows where the response begins. The text before the marker must end with the same header as the prompt.
+Otherwise there is no exact split, and the row is an error. Text that a template writes after the end of the turn, such as
+a newline, is left out.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ _MARKER = "@@RESPONSE-7f3a9c51@@"
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """A rendered pair; prompt + chosen and prompt + rejected are what a server would have seen and the model written.
+    """A rendered pair: the prompt that a server would feed, and the two responses that the model would write after it.
 
-    `changed`: what the template did to texts of the row on their way, in words for a person.
+    `rewritten`: whether the template rewrote the prompt once a response followed.
+    `changed`: what the template changed in the texts of the row, in words for a person.
     """
 
     prompt: str
@@ -37,14 +41,22 @@ class Texts:
 
 @dataclass
 class Splitter:
-    """Renders and splits conversations with one template; remembers how that template ends an assistant's turn."""
+    """Renders conversations with one chat template and splits them into prompt and response.
+
+    `added_tokens` matches the tokens among which the end-of-turn token is looked for. `closing` is the text that the
+    template last wrote after an assistant's content. It is remembered because it is the same for most rows.
+    """
 
     render: Render
     added_tokens: re.Pattern[str]
     closing: str | None = None
 
     def split(self, prompt: list[Message], responses: Iterable[Message], tools: Any, kwargs: dict[str, Any]) -> Texts:
-        """The texts of `prompt` and of its two responses, each one assistant message. Raises RowProblem."""
+        """The texts of `prompt` and of its two responses, each of which is one assistant message.
+
+        If `prompt` ends with an assistant's message, the responses continue that message. `tools` and `kwargs` are passed
+        on to the template. Raises RowProblem where the template fails or there is no exact split.
+        """
         prefilled = prompt[-1]["role"] == "assistant"
         history = prompt[:-1] if prefilled else prompt
         prefix = self._prefill(prompt, tools, kwargs) if prefilled else self.render(prompt, True, tools, **kwargs)
@@ -56,7 +68,10 @@ class Splitter:
         return Texts(prefix, chosen, rejected, moved or moved_too)
 
     def end_of_turn(self) -> str | None:
-        """The token with which this template ends an assistant's turn after one user's turn; None where it ends none."""
+        """The token with which this template ends an assistant's turn; None where it writes no such token.
+
+        The conversation that is rendered to find it has one user's turn and one assistant's turn.
+        """
         try:
             self.closing = self._around_marker([{"role": "user", "content": "a"}], None, {})[1]
         except RowProblem:
@@ -67,7 +82,7 @@ class Splitter:
     def _response(
         self, prefix: str, history: list[Message], message: Message, tools: Any, kwargs: dict[str, Any]
     ) -> tuple[str, bool]:
-        """What the model has to write after `prefix`, and whether the template rewrote that prefix."""
+        """The text that the model has to write after `prefix`, and whether the template rewrote that prefix."""
         whole = self.render([*history, message], False, tools, **kwargs)
         if whole.startswith(prefix):
             rest, rewritten = whole[len(prefix) :], False
@@ -108,7 +123,7 @@ class Splitter:
         return before, after
 
     def _prefill(self, prompt: list[Message], tools: Any, kwargs: dict[str, Any]) -> str:
-        """The prompt that ends inside an assistant's message: no header after it, no end of turn."""
+        """The rendered prompt that ends inside an assistant's message, with neither a header nor an end of turn after it."""
         content = prompt[-1].get("content")
         if not isinstance(content, str):
             raise RowProblem("wrong type", "the assistant's message that the response continues has no text")
@@ -120,7 +135,7 @@ class Splitter:
 
 
 def _closes(rest: str, closing: str, message: Message) -> bool:
-    """True where `closing` follows the message's own text at the end of `rest`, so that it is all the template added."""
+    """True where `rest` ends with the message's own text and `closing`, so that the template added only `closing`."""
     content = message.get("content")
     return rest.endswith(closing) and (
         not isinstance(content, str) or rest[: len(rest) - len(closing)].rstrip().endswith(content.rstrip())

@@ -1,7 +1,7 @@
-"""Chat templates as transformers runs them: the same sandbox, filters and globals, so the same text comes out.
+"""Runs chat templates as transformers does: with the same sandbox, filters and globals, so that the text is the same.
 
-The reference is transformers/utils/chat_template_utils.py. A template is code of a stranger: it runs in Jinja's immutable
-sandbox and sees plain JSON values alone.
+The reference is transformers/utils/chat_template_utils.py. A template is a stranger's code, so it runs in Jinja's immutable
+sandbox and sees only plain JSON values.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Render = Callable[..., str]
 def compile_template(source: str, name: str, special_tokens: dict[str, str], now: datetime.datetime) -> Render:
     """A function (messages, add_generation_prompt, tools, **kwargs) -> text that runs the template `source`.
 
-    `name` stands in error messages; `now` is what strftime_now shows, fixed so that a run does not depend on its hour.
-    Raises UserError where the template does not compile; the function raises RowProblem where it fails on a row.
+    Error messages name the template as `name`. `now` is the time that strftime_now shows; the caller fixes it, so that the
+    text does not depend on the hour of the run. Raises UserError where the template does not compile. The returned function
+    raises RowProblem where the template fails on a row.
     """
     import jinja2
 
@@ -58,7 +59,10 @@ def _environment(now: datetime.datetime) -> Any:
 
 
 def _sandbox() -> Any:
-    """Jinja's immutable sandbox; its verdict on an attribute, which depends on the object's type alone, is remembered."""
+    """Jinja's immutable sandbox, which here remembers whether an attribute is safe.
+
+    That depends on the object's type alone, unless the object is itself a class. Remembering it saves time on every row.
+    """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class RememberingSandbox(ImmutableSandboxedEnvironment):

@@ -1,6 +1,7 @@
-"""Whether pairs that came from a file can be what they say: whole, of the policy's vocabulary, and scored by a policy.
+"""Checks that pairs from a file are complete, are of the policy's vocabulary and have log-probs that a policy can give.
 
-A stream's checksums find damage. These find what was written wrong, by hand or by another program, and what has no checksums.
+A stream's checksums find damage. These checks find what was written wrong, by hand or by another program, and damage in
+data that has no checksums.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import Pairs
 
-# No policy gives log-probs beyond these: rounding may lift one a little above 0, and logits do not differ by ten thousand
+# No policy gives a log-prob outside this range: rounding may lift one a little above 0, and logits do not differ by 10,000
 MOST, LEAST = 1e-3, -1e4
 _REMEDY = "was the file changed? Tokenize again"
 
@@ -31,10 +32,10 @@ def check_ids(pairs: Pairs, source: object) -> None:
 
 
 def check_vocabulary(pairs: Pairs, vocab_size: int, source: object) -> None:
-    """Raise UserError for a token id that is none of the policy's `vocab_size`."""
+    """Raise UserError for a token id that is not in the policy's range of 0 to `vocab_size` - 1."""
     for column in (pairs.prompt, pairs.chosen, pairs.rejected):
         for first, ids, (_, offsets) in zip(column.firsts, column.by_part(), column.parts, strict=True):
-            outside = np.flatnonzero(ids.view(np.uint32) >= vocab_size)  # a negative one is very large then
+            outside = np.flatnonzero(ids.view(np.uint32) >= vocab_size)  # a negative id is very large as uint32
             if len(outside):
                 line = _line(pairs, _row(first, offsets, outside[0]))
                 what = f"has token id {ids[outside[0]]}; the policy knows {vocab_size} tokens ({line})"
@@ -42,7 +43,10 @@ def check_vocabulary(pairs: Pairs, vocab_size: int, source: object) -> None:
 
 
 def check_scores(pairs: Pairs, source: object, remedy: str = "score it again with ref-logprobs") -> None:
-    """Raise UserError where a response has not one log-prob a token, or has one that no policy gives; `pairs` are scored."""
+    """Raise UserError where a response does not have one log-prob for each token, or has one that no policy gives.
+
+    `pairs` must have reference log-probs.
+    """
     for name, ids, scores in (("chosen", pairs.chosen, pairs.ref_chosen), ("rejected", pairs.rejected, pairs.ref_rejected)):
         assert scores is not None
         uneven = np.flatnonzero(ids.lengths != scores.lengths)
@@ -58,7 +62,7 @@ def check_scores(pairs: Pairs, source: object, remedy: str = "score it again wit
 
 
 def digests(pairs: Pairs) -> Iterator[bytes]:
-    """What the pair_id of every pair must be: `columns.pair_id` of its token ids."""
+    """The digest that the pair_id of each pair must equal, in order: `columns.pair_id` of its token ids."""
     sides = (pairs.prompt, pairs.chosen, pairs.rejected)
     lengths = np.stack([side.lengths for side in sides], axis=1).astype("<i4").tobytes()
     start = 0
@@ -74,7 +78,7 @@ def digests(pairs: Pairs) -> Iterator[bytes]:
 
 
 def _row(first: int, offsets: np.ndarray, place: int) -> int:
-    """The row of the value at `place` of a part that begins with row `first`."""
+    """The row that has the value at index `place` of a part; the part begins with row `first`."""
     return int(first) + int(np.searchsorted(offsets - offsets[0], place, side="right")) - 1
 
 

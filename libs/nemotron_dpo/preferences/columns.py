@@ -1,4 +1,4 @@
-"""Token ids to record batches of `tokenized_pairs`, none with more than a bounded number of tokens."""
+"""Turns token ids into record batches of the `tokenized_pairs` schema, each with a bounded number of tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def pair_id(ids: PairIds) -> bytes:
 
 
 def to_batches(rows: Iterable[tuple[int, PairIds, bytes]]) -> Iterator[pa.RecordBatch]:
-    """Record batches of (source line, ids, pair id), of at most MAX_BATCH_TOKENS tokens each, or of one pair that is longer."""
+    """Record batches of `rows`, each of which is (source line, ids, pair id).
+
+    A batch has at most MAX_BATCH_TOKENS tokens. A pair that is longer is a batch of its own.
+    """
     columns = _Columns()
     for line, ids, digest in rows:
         length = len(ids.prompt) + len(ids.chosen) + len(ids.rejected)
@@ -38,7 +41,7 @@ def to_batches(rows: Iterable[tuple[int, PairIds, bytes]]) -> Iterator[pa.Record
 
 
 class _Lists:
-    """A list column that grows: 4 bytes a token, where the ids as Python objects take ten times that."""
+    """A list column that grows. It takes 4 bytes a token; Python integers would take ten times that."""
 
     def __init__(self) -> None:
         self.values = array("i")

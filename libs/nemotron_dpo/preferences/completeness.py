@@ -1,11 +1,12 @@
-"""Every text of a row must be in what the chat template rendered, in order: a template is code that may leave text out.
+"""Checks that the chat template rendered every text of a row, in order: a template is code that may leave text out.
 
-What it leaves out of the response, of tools or of any turn is an error, but for what templates do by design, which is noted:
-they cut white space at the ends of a text, and leave the reasoning out of an assistant's past turns, or what it said beside
-a call of a tool. A server feeds the same.
+Text that is missing from the response, from tools or from any turn is an error. Some omissions are by design and are only
+noted. Templates cut white space at the ends of a text. They leave out the reasoning of an assistant's past turns, or the
+text beside its past calls of tools. A server feeds the model the same shortened text.
 
-Most conversations are proved complete by one comparison: with what the template writes around the texts of such roles, found
-out once. Where that does not settle it (tools, variables, a template that looks at the texts) each text is looked for.
+Most conversations are proved complete by one comparison with a frame. A frame is the text that the template writes around
+the texts of turns with these roles; it is rendered once for each sequence of roles. Where the comparison does not settle it
+(tools, variables, a template that looks at the texts), each text is searched for.
 """
 
 from __future__ import annotations
@@ -32,19 +33,21 @@ from nemotron_dpo.preferences.searching import (
 NO_REASONING = "reasoning of past turns left out"
 NO_TALK = "text beside past calls of tools left out"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_SPEECH = ("function_call", "refusal")  # of a turn, besides its content
+_SPEECH = ("function_call", "refusal")  # fields of a turn, besides its content, that hold what it says
 _KNOWN_FIELDS = frozenset({"role", "content", "tool_calls", "name", "tool_call_id", "id", *_REASONING})
 _MAX_FRAMES = 1024
-_PLAIN = {2}  # fields of a message: role and content
-_TELLING = 16  # characters; a shorter text may well stand in what the template itself writes
+_PLAIN = {2}  # the number of fields of a message that has only role and content
+_TELLING = 16  # characters; a shorter text may well occur in what the template itself writes
 _MARK = re.compile("@@TEXT-([0-9]+)-7f3a9c51@@")
 
 
 @dataclass
 class Completeness:
-    """Checks the conversations that one template rendered; remembers what it writes around their texts.
+    """Checks the conversations that one template rendered, and remembers what the template writes around their texts.
 
-    `frames` is by the roles of the turns: literal text and, at odd places, the number of the turn whose text stands there.
+    `frames` maps the roles of the turns to their frame, or to None where the template refuses these roles. A frame is a
+    list. Even indices have literal text; odd indices have the number, from 0, of the turn whose text stands there.
+    `end` is the token that ended the last response, or empty.
     """
 
     render: Render
@@ -54,9 +57,10 @@ class Completeness:
     end: str = ""
 
     def check_prompt(self, text: str, turns: list[Message], tools: Any, *, framed: bool) -> set[str]:
-        """What was changed in `turns` on their way into `text`. Raises RowProblem where some of it is missing.
+        """What the template changed in `turns` when it rendered them as `text`, in words for a person.
 
-        `framed`: the template got nothing but the turns and `kwargs`, and was asked for the header of an answer.
+        `framed`: the template got nothing but the turns and `kwargs`, and was asked for the header of an answer. Raises
+        RowProblem where text of the turns or of `tools` is missing.
         """
         proved = self._framed(text, turns) if framed and not tools and set(map(len, turns)) == _PLAIN else None
         if proved is not None:
@@ -65,7 +69,8 @@ class Completeness:
         start = before = 0
         for number, turn in enumerate(_without_open_end(turns), 1):
             past = not (number == len(turns) and turn["role"] == "assistant")
-            place = before if turn["role"] == "tool" else start  # Gemma 4 writes results in front of what led to them
+            # Gemma 4 writes a tool's result in front of the text of the turn that called the tool
+            place = before if turn["role"] == "tool" else start
             end = _check_turn(text, turn, place, f"turn {number} ({turn['role']})", changed, past=past)
             before = start if turn["role"] == "assistant" else before
             start = max(start, end)
@@ -75,7 +80,11 @@ class Completeness:
         return changed
 
     def check_response(self, prompt: str, text: str, turn: Message) -> set[str]:
-        """The same for the response's text after `prompt`; it ends with a token that is none of the row's text."""
+        """What the template changed in the response `turn` when it rendered it as `text`, in words for a person.
+
+        `prompt` is the rendered text before `text`. `text` ends with an end-of-turn token, which is not in the row.
+        Raises RowProblem where text of the turn is missing.
+        """
         body = text[: self._body(text)]
         if len(turn) == 2 and "content" in turn and body.endswith(turn["content"]):
             return set()
@@ -86,14 +95,17 @@ class Completeness:
         return changed
 
     def _body(self, text: str) -> int:
-        end = self.end  # other threads may change it
+        end = self.end  # read once, because other threads may change it
         if not (end and text.endswith(end)):
             ends = list(self.added_tokens.finditer(text))
             self.end = end = ends[-1].group() if ends and ends[-1].end() == len(text) else ""
         return len(text) - len(end)
 
     def _framed(self, text: str, turns: list[Message]) -> set[str] | None:
-        """What was changed if `text` is the turns' frame with their texts in it; None if it is not."""
+        """What the template changed, if `text` is the frame of `turns` with their texts filled in; None if it is not.
+
+        Raises RowProblem where the frame has no place for the text of a turn, unless `text` may have it all the same.
+        """
         frame = self._frame(tuple([turn["role"] for turn in turns]))
         texts: list[str] = [turn["content"] for turn in turns if "content" in turn]
         if frame is None or len(texts) < len(turns):
@@ -126,7 +138,10 @@ class Completeness:
 
 
 def _without_open_end(turns: list[Message]) -> list[Message]:
-    """`turns`; white space at the end of a text that the response continues may come with the response."""
+    """`turns` without the white space at the end of a last assistant's message, which the response continues.
+
+    The template may write this white space as part of the response.
+    """
     last = turns[-1]
     if last["role"] != "assistant" or not isinstance(last.get("content"), str):
         return turns
@@ -134,7 +149,7 @@ def _without_open_end(turns: list[Message]) -> list[Message]:
 
 
 def left_out(where: str, words: str) -> RowProblem:
-    """The template does not write `words`, which are shortened here."""
+    """The problem that the template does not write `words` of `where`; the message shortens them to about 40 characters."""
     shown = " ".join(words.split())
     shown = shown if len(shown) <= 40 else shown[:40].rsplit(" ", 1)[0] + " ..."
     message = f'the chat template does not write all of {where}: "{shown}" is missing'
@@ -148,7 +163,11 @@ def _filled(frame: list[Any], texts: list[str]) -> str:
 
 
 def _check_turn(text: str, turn: Message, start: int, where: str, changed: set[str], *, past: bool) -> int:
-    """Look for all that `turn` says in `text` from `start` on; the place where the next turn can begin."""
+    """Search `text` from `start` on for all texts of `turn`, and return the index where the next turn can begin.
+
+    `where` names the turn in error messages. What the template changed is added to `changed`. In a `past` turn some text may
+    be missing by design. Raises RowProblem where other text is missing.
+    """
     if len(turn) > 2 or "content" not in turn:
         _check_fields(text, turn, where, changed, past=past)
     role, content = turn["role"], turn.get("content") or ""
@@ -163,7 +182,7 @@ def _check_turn(text: str, turn: Message, start: int, where: str, changed: set[s
         raise left_out(where, first_missing(text, content.strip(), start))
     if found.changed:
         changed.add(found.changed)
-    return start if role == "system" else found.end  # Mistral's templates write it into the last user's turn
+    return start if role == "system" else found.end  # Mistral's templates write the system text into the last user's turn
 
 
 def _check_fields(text: str, turn: Message, where: str, changed: set[str], *, past: bool) -> None:

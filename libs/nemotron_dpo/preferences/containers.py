@@ -1,4 +1,7 @@
-"""What a file holds, told by its first bytes: lines, JSON values or a table, plain or compressed, or what is not read."""
+"""Reads the rows of a file whose kind its first bytes tell: lines, JSON values or a table, plain or compressed.
+
+A file of another kind is refused, and the error says what the user can do about it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from nemotron_dpo.preferences.tables import TABLE_MAGICS, table_chunks
 
 _BUFFER = 1 << 18
 _BOM = b"\xef\xbb\xbf"
-# the first bytes of what is not read, what it is, and what to do about it
+# For each kind of file that is not read: its first bytes, what it is, and what the user can do about it
 _FOREIGN = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the data", "git lfs pull"),
     (b"<!doctype html", "a web page, not the data", "download the file itself"),
@@ -37,7 +40,11 @@ _TAR, _TAR_AT = b"ustar", 257
 
 
 def file_chunks(raw: io.BufferedReader, name: str, max_line_bytes: int, columns: Collection[str] | None) -> Iterator[Chunk]:
-    """The rows of an open file; of a table's columns those in `columns`. Raises UserError where it holds something else."""
+    """The rows of the open file `raw`, in chunks.
+
+    `max_line_bytes` bounds a line of text. Of a table only the columns in `columns` are read, or all where it is None.
+    Raises UserError where the file is damaged or is of a kind that is not read.
+    """
     magic = raw.peek(8)[:8]
     if magic.startswith(TABLE_MAGICS):
         yield from table_chunks(raw, name, magic, columns)
@@ -48,7 +55,7 @@ def file_chunks(raw: io.BufferedReader, name: str, max_line_bytes: int, columns:
 
 
 def _readable(raw: io.BufferedReader, name: str, max_line_bytes: int) -> Iterator[Chunk]:
-    """The rows of a text, with what a damaged file raises told in one line."""
+    """The rows of a text file, plain or compressed. Raises UserError, with a message of one line, where it is damaged."""
     num_read, unit = 0, "line"
     try:
         text = _decompressed(raw)
@@ -72,7 +79,7 @@ def _readable(raw: io.BufferedReader, name: str, max_line_bytes: int) -> Iterato
 
 
 def _refuse_foreign(head: bytes, name: str) -> None:
-    """Raise UserError where `head`, decompressed, begins a file of another kind."""
+    """Raise UserError where `head`, the first bytes after decompression, begins a file of a kind that is not read."""
     if head.startswith((*TABLE_MAGICS, *_DECOMPRESSED)):
         raise UserError("is compressed twice, or a compressed table", source=name, remedy="decompress it")
     for magic, what, remedy in _FOREIGN:
@@ -104,12 +111,12 @@ def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
     magic = raw.peek(8)[:8]
     for known, opened in _DECOMPRESSED.items():
         if magic.startswith(known):
-            return io.BufferedReader(opened(raw), _BUFFER)  # type: ignore[arg-type] - all that is asked of it is read
+            return io.BufferedReader(opened(raw), _BUFFER)  # type: ignore[arg-type] - it only has to be readable
     return raw
 
 
 class _Partly(io.RawIOBase):
-    """A compressed stream that hands out what it has before it complains that the rest is missing."""
+    """A compressed stream that returns all the data it has before it raises an error because the rest is missing."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

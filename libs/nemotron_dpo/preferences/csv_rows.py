@@ -1,6 +1,6 @@
-"""CSV and TSV files: the first record names the columns, every cell is text, an empty cell is absent.
+"""Reads CSV and TSV files: the first record names the columns, every cell is text, and an empty cell is absent.
 
-Numbers, dates and words such as "NA" stay the text that they are: a response is never taken for something else.
+Numbers, dates and words such as "NA" stay text, so that a response is never taken for something else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 def delimiter(name: str) -> str | None:
-    """What separates the cells of the file `name` by its suffix; None where it is no CSV or TSV."""
+    """The character that separates cells in the file `name`, by its suffix; None where it is neither CSV nor TSV."""
     bare = name.lower()
     for packed in _COMPRESSED:
         bare = bare.removesuffix(packed)
@@ -27,7 +27,7 @@ def delimiter(name: str) -> str | None:
 
 
 def csv_chunks(text: io.BufferedReader, name: str, sign: str, max_line_bytes: int) -> Iterator[Chunk]:
-    """The records of a file as lines of JSON objects, the first one after the names has number 1.
+    """The records of a file as JSON objects, one a line; `sign` separates cells. The first record after the names is number 1.
 
     Raises UserError where the names are missing or repeated, a record has more or fewer cells than there are names, quotes
     are not closed, or the text is not UTF-8.

@@ -1,7 +1,8 @@
-"""The files of rows in a folder: as `datasets` saved it, as splits that are told by name, or as files of one set.
+"""Finds the files of rows in a folder that `datasets` saved, in one whose file names tell splits, or in one of plain files.
 
-What a folder holds of several splits is refused: training rows and those they are tested on are not mixed. The names of
-splits are those that `datasets` knows (its data_files.py), and like it and Spark this leaves out what begins with . or _.
+A folder with files of several splits is refused, so that training rows and test rows are not mixed. The names of splits are
+those that `datasets` knows (its data_files.py). Files and folders whose names begin with . or _ are left out, as `datasets`
+and Spark leave them out.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def folder_files(folder: Path) -> list[str]:
 
 
 def split_files(folder: Path, split: str) -> list[str]:
-    """The files of one split in `folder`: a set that `save_to_disk` wrote, or files told by their names.
+    """The files of one split in `folder`, which `save_to_disk` wrote or whose file names tell the split.
 
-    Files that say no split are the split train where all are so, as for `datasets`. Raises UserError where there are none.
+    If no file name tells a split, all files are the split train, as for `datasets`. Raises UserError where `split` has no
+    files.
     """
     if is_saved(folder):
         return _saved_files(_saved_split(folder, split))
@@ -62,7 +64,10 @@ def subset_folder(folder: Path, subset: str) -> Path:
 
 
 def _saved_split(folder: Path, split: str) -> Path:
-    """Where `save_to_disk` put `split`; a set that was saved alone is the split that its state names, or else train."""
+    """The folder in which `save_to_disk` put `split`. Raises UserError where there is no such split.
+
+    A set that was saved alone is the split that its state.json names, or train where that names none.
+    """
     if (folder / _DICT).is_file():
         splits = _names(_read_json(folder / _DICT).get("splits"), folder / _DICT)
         if split not in splits:
@@ -81,7 +86,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def split_name(relative: str) -> str | None:
-    """The split that a file belongs to by its path, from the folder on; None where no word of it says."""
+    """The split that a file's path, `relative` to the folder, names; None where no word of the path names one."""
     if shard := _SHARD.search(relative):
         return shard[1]
     words = (_SPLIT_WORDS.get(word) for word in _BETWEEN_WORDS.split(relative.lower()))
@@ -117,7 +122,11 @@ def _is_rows(name: str) -> bool:
 
 
 def _saved_files(folder: Path) -> list[str]:
-    """The files of a data set that `save_to_disk` wrote, in their order; others beside them are leftovers of a cache."""
+    """The files of a data set that `save_to_disk` wrote, in the order in which state.json lists them.
+
+    Other files beside them are leftovers of a cache. Raises UserError where the set has several splits, comes from an old
+    version of `datasets`, or lacks a file.
+    """
     if (folder / _DICT).is_file():
         splits = _names(_read_json(folder / _DICT).get("splits"), folder / _DICT)
         if len(splits) > 1:
@@ -136,7 +145,7 @@ def _saved_files(folder: Path) -> list[str]:
 
 
 def _names(value: Any, source: Path) -> list[str]:
-    """`value` as names of what lies in the folder of `source`."""
+    """`value` as a list of names in the folder of the file `source`. Raises UserError where it is not such a list."""
     names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
     if not names or len(names) != len(value) or any(Path(name).name != name for name in names):
         raise UserError("does not name what lies beside it", source=source)
@@ -154,7 +163,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_several_splits(folder: Path, files: list[str]) -> None:
-    """Raise UserError where `files` are of two splits, or some are of another than "train" and others do not say."""
+    """Raise UserError where the names of `files` tell several splits.
+
+    Files whose names tell no split may stand beside files of train, but not beside files of another split.
+    """
     splits: dict[str | None, list[str]] = {}
     for file in files:
         splits.setdefault(split_name(Path(file).relative_to(folder).as_posix()), []).append(file)
@@ -166,8 +178,8 @@ def _refuse_several_splits(folder: Path, files: list[str]) -> None:
 
 
 def _pattern(wanted: list[str], files: list[str]) -> str:
-    """A word that names the files `wanted` and no others of `files`, or one of them alone."""
-    start = os.path.commonprefix(wanted)  # noqa: RUF071 - of names, letter by letter
+    """A glob that matches the files `wanted` and no others of `files`, or the first of `wanted` where there is no such glob."""
+    start = os.path.commonprefix(wanted)  # noqa: RUF071 - names are compared letter by letter
     beside = {os.path.dirname(file) for file in wanted} == {os.path.dirname(start)}
     alone = beside and len(wanted) > 1 and [file for file in files if file.startswith(start)] == wanted
     return f"{start}*" if alone else wanted[0]

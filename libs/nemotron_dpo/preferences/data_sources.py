@@ -1,6 +1,7 @@
-"""What names data: a file, a glob, a folder, a manifest of rl_prep, a built-in name of NeMo-RL, an id of the hub.
+"""Finds the files that a name of data stands for.
 
-Each becomes files and the part of their rows that is asked for, so that reading and digests know files alone.
+A name is a file, a glob, a folder, a manifest of rl_prep, a built-in name of NeMo-RL or an id of the Hugging Face hub. Each
+becomes files and the part of their rows that is asked for, so that the code that reads or digests data knows only files.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _WHOLE = SplitPart("")
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A data set that NeMo-RL knows by a name: where it lies on the hub, and the format of its rows."""
+    """A data set that NeMo-RL knows by a name: its id and subset on the hub, and the format of its rows."""
 
     hub_id: str
     subset: str | None
@@ -38,16 +39,16 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows of `files`, which are read in order, and of these what `part` says."""
+    """The rows of `files`, which are read in order, cut to the part of them that `part` describes."""
 
     files: tuple[str, ...]
     part: SplitPart = _WHOLE
 
 
 def resolve_data(inputs: Sequence[str], split: str | None = None, subset: str | None = None) -> list[RowSource]:
-    """What `inputs` name, in order.
+    """The sources of rows that `inputs` name, in order.
 
-    Raises UserError where one names nothing, has no such split or subset, or has several splits and none is asked for.
+    Raises UserError where an input names nothing, has no such split or subset, or has several splits and `split` is None.
     """
     parts = parse_split(split) if split else [_WHOLE]
     sources = []
@@ -70,7 +71,10 @@ def format_of(inputs: Sequence[str]) -> str | None:
 
 
 def absence(name: str, split: str | None) -> str | None:
-    """Why `name` cannot be read, as far as that shows without reading it or asking the network; else None."""
+    """The reason why `name` cannot be read; None where no reason is known.
+
+    The check neither reads the data nor asks the network.
+    """
     if name == "-" or Path(name).exists() or (glob.has_magic(name) and glob.glob(name, recursive=True)):
         return None
     if not _is_built_in(name) and not (split and looks_like_id(name)):
@@ -87,7 +91,7 @@ def is_of_hub(name: str) -> bool:
 
 
 def looks_like_id(name: str) -> bool:
-    """True where `name`, which is no file, can be an id of the hub."""
+    """True where `name`, which is not a file, can be an id of the hub."""
     is_path = name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES) or glob.has_magic(name)
     return not is_path and name.count("/") <= 1
 
@@ -121,7 +125,7 @@ def _hub_files(name: str, split: str, subset: str | None) -> list[str]:
     if built_in := BUILT_IN.get(name):
         return hub_files(built_in.hub_id, subset or built_in.subset, split or "train")
     if not split or not looks_like_id(name):
-        return expand([name])  # which says that there is no such file
+        return expand([name])  # raises the UserError that there is no such file
     hub_id, _, config = name.partition(":")
     return hub_files(hub_id, subset or config or None, split)
 

@@ -1,7 +1,8 @@
-"""Texts to token ids: prompt and response apart, so that no merge crosses the boundary, and cut to a maximum length.
+"""Turns texts into token ids and cuts these to a maximum length.
 
-A response is tokenized as the continuation it is: a tokenizer that puts a space in front of every text (SentencePiece's
-dummy prefix, byte-level add_prefix_space) does so for the prompt only, so the ids decode to the joined text.
+Prompt and response are tokenized apart, so that no token crosses the boundary between them. A response is tokenized as the
+continuation of its prompt. A tokenizer that puts a space in front of every text (SentencePiece's dummy prefix, byte-level
+add_prefix_space) does so for the prompt only. The ids therefore decode to the joined text.
 """
 
 from __future__ import annotations
@@ -36,16 +37,20 @@ class PairIds:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer for prompts and one for their continuations (the same one for most), and the BOS to put in front."""
+    """A tokenizer for prompts, a tokenizer for responses, and the id of the BOS to put in front of each prompt, if any.
+
+    Both tokenizers are the same object unless the tokenizer puts a space in front of every text.
+    """
 
     prompts: Tokenizer
     responses: Tokenizer
     bos_id: int | None = None
 
     def encode(self, texts: Iterable[Texts]) -> Iterator[PairIds]:
-        """The ids of pairs in order, many at once in the tokenizer's own threads.
+        """The token ids of the pairs, in order.
 
-        What the tokenizer returns takes some 200 bytes a token, far more than the ids: hence not all at once.
+        The tokenizer encodes many texts at once in its own threads. Its results take some 200 bytes a token, far more than
+        the ids alone, so the texts are encoded in groups.
         """
         for group in _groups(texts):
             yield from self._encode(group)
@@ -67,7 +72,10 @@ class Encoder:
 
 
 def make_encoder(tokenizer: Tokenizer, *, plain: bool) -> Encoder:
-    """An Encoder on `tokenizer`; for `plain` text the prompt gets the BOS that the tokenizer's own post-processor gives."""
+    """An Encoder that uses `tokenizer`.
+
+    If `plain`, no chat template writes a BOS, so the prompt gets the BOS that the tokenizer's own post-processor adds.
+    """
     continuing = _without_prefix_space(json.loads(tokenizer.to_str())) if _adds_prefix(tokenizer) else None
     if continuing is None:
         return Encoder(tokenizer, tokenizer, _own_bos(tokenizer) if plain else None)
@@ -77,9 +85,11 @@ def make_encoder(tokenizer: Tokenizer, *, plain: bool) -> Encoder:
 
 
 def truncate(ids: PairIds, max_length: int | None, how: Truncation, bos_id: int | None) -> PairIds:
-    """`ids` with prompt + response at most `max_length` tokens. Raises RowProblem (a drop) where that cannot be.
+    """`ids`, cut so that the prompt and either response together have at most `max_length` tokens.
 
-    `bos_id` survives at the front of a prompt cut on its left. A response that is cut has no end of turn: none is invented.
+    `how` says what is cut: the end of the responses ("response"), the start of the prompt ("prompt-left"), or nothing, so
+    that a pair that is too long is dropped ("drop"). A prompt that is cut keeps `bos_id` in front. A response that is cut
+    has no end-of-turn token, and none is added. Raises RowProblem, which drops the pair, where it cannot be cut to fit.
     """
     longest = max(len(ids.chosen), len(ids.rejected))
     if max_length is None or len(ids.prompt) + longest <= max_length:
@@ -107,7 +117,7 @@ def _cut_prompt(ids: PairIds, max_length: int, longest: int, bos_id: int | None)
 
 
 def _groups(texts: Iterable[Texts]) -> Iterator[list[Texts]]:
-    """`texts` in lists that end with the pair that brings them to MAX_CALL_CHARACTERS."""
+    """`texts` in lists, each of which ends with the pair that brings it to MAX_CALL_CHARACTERS characters."""
     group: list[Texts] = []
     num_characters = 0
     for pair in texts:
@@ -121,20 +131,20 @@ def _groups(texts: Iterable[Texts]) -> Iterator[list[Texts]]:
 
 
 def _own_bos(tokenizer: Tokenizer) -> int | None:
-    """The token that the tokenizer's post-processor puts in front of a text, if any."""
+    """The id of the token that the tokenizer's post-processor puts in front of a text, if any."""
     with_special, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
     return with_special[0] if with_special[: len(bare)] != bare else None
 
 
 def _adds_prefix(tokenizer: Tokenizer) -> bool:
-    """True where a text gets a space it does not have."""
+    """True where the tokenizer puts a space in front of a text that has none."""
     pieces = tokenizer.encode("a", add_special_tokens=False).tokens
     joined = "".join(pieces)
     return joined.startswith(("▁", "Ġ"))
 
 
 def _without_prefix_space(config: Any) -> Any:
-    """The tokenizer's configuration with every step that puts a space in front of a text taken out."""
+    """The tokenizer's configuration without the steps that put a space in front of a text."""
     if isinstance(config, list):
         return [
             _without_prefix_space(item) for item in config if not (isinstance(item, dict) and item.get("type") == "Prepend")

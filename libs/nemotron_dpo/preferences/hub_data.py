@@ -1,7 +1,8 @@
-"""Data sets that the package `datasets` loads: those of the hub, and folders that describe themselves as the hub's do.
+"""Loads data sets with the package `datasets`: those of the hub, and folders with a README like those of the hub.
 
-It fetches and prepares them once, as Arrow files in its cache. The rows are then read from these files like any others, so
-what follows (parts of a split, digests, nulls) is the same for all data. Its offline modes hold.
+The package fetches and prepares a data set once, as Arrow files in its cache. The rows are then read from these files like
+any others, so all later steps (parts of a split, digests, nulls) are the same for all data. The package's offline modes
+stay in force.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from nemotron_dpo.errors import UserError
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-_TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub and datasets read them
+_TRUE = {"1", "ON", "YES", "TRUE"}  # the values that huggingface_hub and datasets read as true
 INSTALL = 'pip install "nemotron-dpo[datasets]"'
 
 
@@ -31,7 +32,7 @@ def hub_files(name: str, subset: str | None, split: str) -> list[str]:
         datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(name, subset, split=split, keep_in_memory=False)
-    except Exception as error:  # datasets raises what its many readers raise
+    except Exception as error:  # datasets raises whatever its many readers raise
         raise _not_loaded(name, subset, split, error) from None
     return [file["filename"] for file in rows.cache_files]
 
@@ -47,7 +48,7 @@ def _not_loaded(name: str, subset: str | None, split: str, error: Exception) -> 
 
 
 def describes_itself(folder: Path) -> bool:
-    """True where the README of `folder` says which files are which subset and split, which `datasets` knows to read."""
+    """True where the README of `folder` says which files are which subset and split, in the form that `datasets` reads."""
     import yaml
 
     readme = folder / "README.md"

@@ -1,4 +1,4 @@
-"""What INPUT names on this machine: files, globs, folders and "-", read in chunks of rows."""
+"""Reads what INPUT names on this machine in chunks of rows: files, globs, folders and "-", which is stdin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STDIN = "<stdin>"
 def expand(inputs: Sequence[str]) -> list[str]:
     """The files that `inputs` name, in order: globs and folders sorted by name, "-" and other files as they are.
 
-    Raises UserError where one names nothing.
+    Raises UserError where an input names nothing.
     """
     return [file for name in inputs for file in _expand_one(name)]
 
@@ -48,7 +48,10 @@ def _dataset_hint(name: str) -> str | None:
 
 
 def digest(files: Sequence[str]) -> str:
-    """sha256 of the bytes of `files` as they are stored, or "stream" where one can be read only once (stdin, a pipe)."""
+    """sha256 of the bytes of `files` as they are stored, or "stream" where one can be read only once (stdin, a pipe).
+
+    For several files it is the sha256 of their hexadecimal digests, one a line.
+    """
     if any(file == "-" or not Path(file).is_file() for file in files):
         return "stream"
     digests = []
@@ -60,14 +63,19 @@ def digest(files: Sequence[str]) -> str:
 
 
 def states(files: Sequence[str]) -> list[tuple[int, int, int] | None]:
-    """(inode, size, time of change) of each file, by which it is told that one has changed; None for what is no file."""
+    """(inode, size in bytes, time of change in nanoseconds) of each file; None for what is not a file.
+
+    A caller compares two calls to find out whether a file has changed.
+    """
     found = [os.stat(file) if file != "-" and Path(file).is_file() else None for file in files]
     return [state and (state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
 
 
 def read_chunks(files: Sequence[str], max_line_bytes: int, columns: Collection[str] | None = None) -> Iterator[Chunk]:
-    """The rows of all `files` in order; of a table's columns those in `columns`, or all. A file without rows gives an empty
-    chunk. Raises UserError where one is cut or unreadable, or none has rows.
+    """The rows of all `files`, in order. A file without rows gives an empty chunk.
+
+    Of a table only the columns in `columns` are read, or all where it is None. Raises UserError where a file is cut or
+    cannot be read, or where no file has rows.
     """
     is_empty = True
     for file in files:

@@ -1,6 +1,7 @@
-"""The elements of a JSON array, or JSON objects printed over several lines, as if each were a line; one is held at a time.
+"""Splits a file into JSON values: the elements of one array, or objects that are printed over several lines.
 
-Only where values end is found here, by quotes and brackets; whether they are JSON is for who parses them.
+Each value is yielded as if it were a line, and only one value is held in memory at a time. This module finds only where a
+value ends, by quotes and brackets. The code that parses the value finds out whether it is JSON.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ def is_over_lines(head: bytes) -> bool:
 
 
 def elements(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
-    """The elements of the array in `file`; an empty one, which is no JSON, is the mark that ends it.
+    """The elements of the JSON array in `file`; TooLong stands for one of more than `max_bytes` bytes.
 
-    Raises Damaged where the array has no end or more follows.
+    An empty element, as in [1,,2], is not JSON. The comma or bracket that ends it is yielded in its place, so that its
+    parser refuses it. Raises Damaged where the array has no end or more text follows it.
     """
     held, marked = _Held(max_bytes), _marked(file)
     depth, is_first = 0, True
@@ -56,7 +58,7 @@ def elements(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
 
 
 def objects(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
-    """The objects that stand in `file` one after the other, and what is left at its end."""
+    """The objects that follow each other in `file`, and then the text that is left at its end, if any."""
     held, depth = _Held(max_bytes), 0
     for text, mark in _marked(file):
         held.add(text)
@@ -69,7 +71,10 @@ def objects(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
 
 
 def _marked(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """The text of `file` in pieces: each with the bracket or comma, outside of strings, that ends it, or without."""
+    """The text of `file` in pieces, each with the bracket or comma that ends it.
+
+    Brackets and commas inside strings do not count. A piece that the end of a block ends comes with an empty mark.
+    """
     in_string = is_escaped = False
     while block := file.read(_BLOCK):
         start = at = 0
@@ -86,7 +91,7 @@ def _marked(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 class _Held:
-    """The bytes of one value, unless there are more than `max_bytes`."""
+    """The bytes of one value, which are collected until there are more than `max_bytes` of them."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -99,7 +104,7 @@ class _Held:
             self._is_too_long = len(self._text) > self._max_bytes
 
     def take(self) -> bytes | TooLong:
-        """The value without the space around it; the next one begins."""
+        """Return the value without the white space around it, or TooLong, and begin the next value."""
         value = TooLong() if self._is_too_long else bytes(self._text).strip()
         self._text, self._is_too_long = bytearray(), False
         return value

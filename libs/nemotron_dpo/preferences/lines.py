@@ -1,4 +1,4 @@
-"""Lines of a text stream in chunks of bounded size; a line that is too long is skipped, not held."""
+"""Reads the lines of a text stream in chunks of bounded size; a line that is too long is skipped, not held in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Damaged(Exception):
     """A file that ends too early or goes on too long."""
 
 
-DAMAGED = (Damaged, EOFError, zlib.error, lzma.LZMAError, OSError)  # the others are what decompressors raise
+DAMAGED = (Damaged, EOFError, zlib.error, lzma.LZMAError, OSError)  # decompressors raise all but Damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class TooLong:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of one source: undecoded lines, or values from a table. The first one has number `first_line`.
+    """Consecutive rows of one source: undecoded lines, or values from a table.
 
-    A chunk without rows stands for a source that has none.
+    The first row has number `first_line`. A chunk without rows stands for a source that has none.
     """
 
     source: str
@@ -44,7 +44,10 @@ def line_chunks(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Ch
 
 
 def in_chunks(lines: Iterable[bytes | TooLong], source: str) -> Iterator[Chunk]:
-    """`lines` as chunks, cut by size alone, so that they are the same however many workers there are."""
+    """`lines` as chunks of about CHUNK_BYTES bytes, and of at most CHUNK_ROWS lines.
+
+    Chunks are cut by size alone, so that they are the same for any number of workers.
+    """
     rows: list[Any] = []
     first, num_bytes = 1, 0
     try:
@@ -54,7 +57,7 @@ def in_chunks(lines: Iterable[bytes | TooLong], source: str) -> Iterator[Chunk]:
             if num_bytes >= CHUNK_BYTES or len(rows) >= CHUNK_ROWS:
                 yield Chunk(source, first, rows)
                 first, num_bytes, rows = first + len(rows), 0, []
-    except DAMAGED:  # told after the lines before it, so that it names the right one
+    except DAMAGED:  # raised after the lines before it, so that its message names the right line
         if rows:
             yield Chunk(source, first, rows)
         raise
@@ -63,7 +66,7 @@ def in_chunks(lines: Iterable[bytes | TooLong], source: str) -> Iterator[Chunk]:
 
 
 def _bounded_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[bytes | TooLong]:
-    reader = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 18)  # type: ignore[arg-type] - all that is asked of it is read
+    reader = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 18)  # type: ignore[arg-type] - it only has to be readable
     line = reader.readline(max_line_bytes + 1).removeprefix(b"\xef\xbb\xbf")
     while line:
         if len(line) > max_line_bytes and not line.endswith(b"\n"):
