@@ -20,7 +20,7 @@ from nemotron_dpo.preferences.checks import check_ids, check_scores
 from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
 from nemotron_dpo.streams import open_reader, published_file
 
-TOKEN_ROUNDING = 2.0**-14  # nats, of a log-prob: objective.inputs.ROUNDINGS of float32
+TOKEN_ROUNDING = 2.0**-14  # nats; the rounding of one float32 log-prob, as in objective.inputs.ROUNDINGS
 
 
 def main() -> NoReturn:
@@ -39,7 +39,10 @@ def main() -> NoReturn:
 
 
 def write_report(policy: str, reference: str | None, beta: float, output: Path) -> None:
-    """Read both streams and write the report as JSON. Raises UserError for a stream that does not serve."""
+    """Score the pairs of `policy`, against `reference` where one is given, and write the report to `output` as JSON.
+
+    Raises UserError where a stream cannot be read, has no pairs or fails a check, or where `reference` lacks a pair.
+    """
     pairs = _read(policy)
     sums_2P, counts_2P = summed(pairs)
     report = logp_report(sums_2P, counts_2P)
@@ -50,9 +53,9 @@ def write_report(policy: str, reference: str | None, beta: float, output: Path) 
 
 
 def logp_report(sums_2P: np.ndarray, counts_2P: np.ndarray) -> dict[str, Any]:
-    """What the policy alone says of P pairs: row 0 chosen, row 1 rejected.
+    """Accuracies and mean log-probs of P pairs under the policy alone; row 0 holds the chosen responses, row 1 the rejected.
 
-    `sums_2P`: natural-log probability of each response; `counts_2P`: its tokens. A tie counts as wrong.
+    `sums_2P` holds the natural-log probability of each response, `counts_2P` its number of tokens. A tie counts as wrong.
     """
     means_2P = sums_2P / counts_2P
     return {
@@ -65,10 +68,11 @@ def logp_report(sums_2P: np.ndarray, counts_2P: np.ndarray) -> dict[str, Any]:
 
 
 def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np.ndarray, beta: float) -> dict[str, Any]:
-    """DPO's loss (Rafailov et al. 2023, eq. 7), and rewards under the names and with the meaning that training gives them.
+    """DPO's loss (Rafailov et al. 2023, eq. 7) and the rewards of P pairs, with the names and the meaning of training.
 
-    That is NeMo-RL's: log pi - log pi_ref of a response, not multiplied by beta, which enters the loss alone. A margin within
-    the rounding of sums of `counts_2P` log-probs is no preference, as in training (objective.inputs).
+    As in NeMo-RL, the reward of a response is log pi - log pi_ref, in nats. It is not multiplied by beta: beta enters only
+    the loss. A pair counts as correct only where its margin exceeds the rounding error of its sums, which grows with the
+    number of tokens in `counts_2P`. Training uses the same rule (objective.inputs).
     """
     rewards_2P = policy_2P - reference_2P
     margins_P = rewards_2P[0] - rewards_2P[1]
@@ -84,7 +88,7 @@ def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np
 
 
 def joined(ids: IdColumn, reference: Pairs, source: str) -> np.ndarray:
-    """Summed log-probs [2, P] of `reference`, read from `source`, in the order of `ids`; UserError where a pair is missing."""
+    """Summed log-probs [2, P] of `reference`, in the order of `ids`. Raises UserError, naming `source`, for a missing pair."""
     row_of = {pair_id: row for row, pair_id in enumerate(reference.pair_ids)}
     missing = sum(pair_id not in row_of for pair_id in ids)
     if missing:
@@ -94,7 +98,7 @@ def joined(ids: IdColumn, reference: Pairs, source: str) -> np.ndarray:
 
 
 def summed(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """(summed log-probs, token counts) of scored pairs, both [2, P]: chosen, rejected; float64, int64."""
+    """Summed log-probs (float64, nats) and token counts (int64) of scored pairs, each [2, P]: chosen, then rejected."""
     assert pairs.ref_chosen is not None
     assert pairs.ref_rejected is not None
     sides = (pairs.ref_chosen, pairs.ref_rejected)
@@ -102,7 +106,7 @@ def summed(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sums(side: Ragged) -> np.ndarray:
-    """Sum of every row; a response always has a token."""
+    """The sum of each row. Each response has at least one token; `np.add.reduceat` gives no sum for an empty row."""
     return np.concatenate(
         [
             np.add.reduceat(values.astype(np.float64), offsets[:-1] - offsets[0])

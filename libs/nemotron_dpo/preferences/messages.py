@@ -1,7 +1,8 @@
-"""Messages as people write them, brought to one form: a role by its usual name and a text.
+"""Bring messages of several conventions to one form: a role under its usual name, and one text as content.
 
-Read are OpenAI's {role, content} and ShareGPT's {from, value}, roles under the names of either, a content in text parts, and
-tools and calls of tools as JSON text. Anything else that holds content is refused by name: a text policy sees text alone.
+A message may be OpenAI's {role, content} or ShareGPT's {from, value}, with the role names of either. Its content may be a list
+of text parts. Tools and tool calls may be JSON text. Images, video and sound are refused by name, because the policy reads only
+text.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _PLACEHOLDERS = ("image", "video", "audio")
 
 
 def normal_message(message: dict[str, Any], key: str) -> dict[str, Any]:
-    """`message`, of the column `key` and without nulls, with a known role's usual name and one text for its parts.
+    """Bring one message of the column `key` to the form {role, content}; `message` holds no nulls and may be changed in place.
 
-    Raises RowProblem. A role of no known name stays as it is: the chat template may know it.
+    A role whose name is not known stays as it is, because the chat template may know it. Raises RowProblem where the role is
+    missing or no string, where a part holds no text, where the message holds media, or where its tool calls are malformed.
     """
     if "role" not in message and "from" in message and "value" in message:
         rest = {name: value for name, value in message.items() if name not in ("from", "value")}
@@ -64,7 +66,7 @@ def _check_fields(message: dict[str, Any], key: str) -> None:
 
 
 def _joined_parts(parts: list[Any], key: str) -> str:
-    """The texts of a message's parts, one after the other, as templates that know of parts write them."""
+    """The texts of a message's parts, joined without a separator, as chat templates that support parts write them."""
     return "".join(_part_text(part, key) for part in parts)
 
 
@@ -79,19 +81,22 @@ def _part_text(part: Any, key: str) -> str:
 
 
 def media(where: str, key: str | None = None) -> RowProblem:
-    """A row with something to see or hear."""
+    """The problem of a row that holds images, video or sound; `where` says where in the row."""
     return RowProblem("images or sound", f"{where}, and the policy reads text alone", field=key)
 
 
 def refuse_placeholders(text: str) -> None:
-    """Raise RowProblem where `text` asks to look at an image that is nowhere: a data set of images has lost them."""
+    """Raise RowProblem where `text` has a placeholder such as <image>: its data set had media that the row no longer holds.
+
+    A text that also has the closing tag, such as </video>, is taken for markup and passes.
+    """
     for name in _PLACEHOLDERS:
         if f"<{name}>" in text and f"</{name}>" not in text:
             raise media(f"a text of the prompt asks to look at <{name}>")
 
 
 def carries_content(value: object) -> bool:
-    """True where a value says anything: not null, not empty, not made of such."""
+    """True where `value` has content: it is neither null nor an empty text, nor a list or object of such values alone."""
     if isinstance(value, dict):
         return any(map(carries_content, value.values()))
     if isinstance(value, list | tuple):
@@ -100,7 +105,10 @@ def carries_content(value: object) -> bool:
 
 
 def read_tools(value: Any) -> list[Any] | None:
-    """The tools in a row: a list, or the JSON text of one, of objects or their JSON texts. None where there are none."""
+    """The tools of a row as a list of objects; None where there are none.
+
+    The list and each tool in it may be given as JSON text. Raises RowProblem where `value` is anything else.
+    """
     tools = from_json_text(value, "tools") if isinstance(value, str) else value
     if tools is None:
         return None
@@ -114,9 +122,10 @@ def read_tools(value: Any) -> list[Any] | None:
 
 
 def messages_of_json_text(value: Any) -> Any:
-    """The messages, or the one message, whose JSON text `value` is, or whose JSON texts it lists; else `value` itself.
+    """The messages that `value` holds as JSON text, or `value` itself where it holds none.
 
-    Tables that hold one type a column have conversations in this form.
+    `value` may be the JSON text of one message, that of a list of messages, or a list of such texts. Tables whose columns hold
+    only strings store conversations in this form.
     """
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         found = [messages_of_json_text(item) for item in value]
@@ -136,7 +145,7 @@ def _is_message(turn: dict[str, Any]) -> bool:
 
 
 def from_json_text(text: str, field: str) -> Any:
-    """The value that `text` stands for; None for an empty text. Raises RowProblem where it is no JSON."""
+    """The value that the JSON text `text` encodes; None for a blank text. Raises RowProblem where `text` is no JSON."""
     if not text.strip():
         return None
     try:
@@ -146,9 +155,10 @@ def from_json_text(text: str, field: str) -> Any:
 
 
 def with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """`message` with the arguments of its calls as objects, where they are an object's JSON text.
+    """`message` with the arguments of its tool calls parsed, where they are the JSON text of an object.
 
-    Templates print the arguments as JSON: a text would come out as a string in quotes. A text that is no JSON stays.
+    Chat templates print the arguments as JSON, so they would print a text as a string in quotes. A text that is no JSON object
+    stays as it is. Raises RowProblem where one object in the arguments has a key twice.
     """
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
@@ -179,7 +189,7 @@ def _without_repeated_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def argument_texts(message: dict[str, Any]) -> list[str]:
-    """The arguments of the calls in `message` that are texts."""
+    """The arguments of the tool calls in `message`, of those calls whose arguments are text."""
     calls = message.get("tool_calls")
     called = [call.get("function", call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     found = [function.get("arguments") for function in called if isinstance(function, dict)]

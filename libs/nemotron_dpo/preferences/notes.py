@@ -1,4 +1,4 @@
-"""What is said of rows that were written all the same: columns that nobody reads, and what the template did to texts."""
+"""Remarks about rows that were written: columns that were not read, and changes that the chat template made to texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from nemotron_dpo.preferences.beside import Beside
 
-Notes = Counter[tuple[str, str]]  # (kind, what) -> rows
+Notes = Counter[tuple[str, str]]  # (kind, name of the column or change) -> number of rows
 _READ, _UNREAD, _CHANGED = "columns_read_besides", "columns_not_read", "changed_by_template"
 _OF_JSON_TEXT = "columns_of_json_text"
 _KINDS = (_READ, _OF_JSON_TEXT, _UNREAD, _CHANGED)
@@ -15,7 +15,7 @@ _MOST_NAMES = 12
 
 
 def note_columns(notes: Notes, beside: Beside) -> None:
-    """Count the columns of one row that are not those of the pair."""
+    """Count the columns of one row that `beside` reports."""
     for name in beside.unread:
         notes[_UNREAD, name] += 1
     for name in beside.read:
@@ -31,7 +31,7 @@ def note_changes(notes: Notes, changed: frozenset[str]) -> None:
 
 
 def spoken(notes: Notes) -> str:
-    """The notes for the closing line, each behind a semicolon; nothing where there are none."""
+    """The notes as text for the closing line, each after a semicolon; an empty text where there are no notes."""
     said = []
     for kind, words in ((_READ, "part of the prompt"), (_OF_JSON_TEXT, "of messages as JSON text"), (_UNREAD, "not read")):
         if names := _of_kind(notes, kind):
@@ -41,7 +41,7 @@ def spoken(notes: Notes) -> str:
 
 
 def reported(notes: Notes) -> dict[str, Any]:
-    """The notes for --stats: of each kind, the number of rows by name."""
+    """The notes for --stats: for each kind, the number of rows by name."""
     return {kind: _of_kind(notes, kind) for kind in _KINDS}
 
 

@@ -1,4 +1,4 @@
-"""Group whole pairs into micro batches by token count: a pair is never cut, so its one prompt serves both responses."""
+"""Group pairs into micro batches by token count. A pair is never cut, so both its responses share one copy of the prompt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of `lengths` (tokens per pair) in bins of at most `max_tokens`, by best fit of decreasing lengths.
+    """Assign the indices of `lengths` (tokens per pair) to bins of at most `max_tokens` tokens, by best-fit decreasing.
 
-    A pair longer than `max_tokens` gets a bin of its own. Every index appears once; the result depends on `lengths` alone.
+    A pair longer than `max_tokens` gets a bin of its own. Every index appears once. The result depends on the arguments alone.
     """
     bins: list[list[int]] = []
     room: list[int] = []

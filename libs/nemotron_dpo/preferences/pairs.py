@@ -1,4 +1,4 @@
-"""Tokenized pairs as numpy arrays over the Arrow buffers of each record batch, zero-copy where the file is mapped."""
+"""Tokenized pairs as numpy views of the Arrow buffers of each record batch; no copy is made where the file is mapped."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Ragged:
-    """A list column in the parts it is stored in: row i of a part is values[offsets[i]:offsets[i + 1]].
+    """A list column as the (values, offsets) parts that store it: row i of a part is values[offsets[i]:offsets[i + 1]].
 
-    firsts: the row that each part begins with. lengths: int64, of every row.
+    `firsts` holds the row number at which each part begins. `lengths` (int64) holds the number of values in every row.
     """
 
     parts: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -34,14 +34,14 @@ class Ragged:
         return values[offsets[i] : offsets[i + 1]]
 
     def by_part(self) -> Iterator[np.ndarray]:
-        """The values of all rows behind one another, a part at a time, without a copy."""
+        """Yield one array a part, without a copy: the values of all the part's rows, one row after another."""
         for values, offsets in self.parts:
             yield values[offsets[0] : offsets[-1]]
 
 
 @dataclass(frozen=True)
 class IdColumn:
-    """The pair_ids, 16 bytes each, where Arrow has them; one becomes a Python object only when it is asked for."""
+    """The pair_ids, 16 bytes each, left in Arrow's buffers; an id becomes a Python object only when it is read."""
 
     column: pa.ChunkedArray
 
@@ -62,7 +62,7 @@ class IdColumn:
                 yield from chunk.slice(start, _IDS_AT_ONCE).to_pylist()
 
 
-_IDS_AT_ONCE = 4096  # Python objects that exist at once where all ids are gone through
+_IDS_AT_ONCE = 4096  # how many ids an iteration converts to Python objects at once, to bound its memory
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Pairs:
 
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch) -> Pairs:
-        """The pairs of a table or batch."""
+        """The pairs of a table or a record batch; it has reference log-probs where the table has their columns."""
         scored = "ref_chosen_logps" in table.schema.names
         return cls(
             pair_ids=IdColumn.of(table.column("pair_id")),
@@ -96,17 +96,17 @@ class Pairs:
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each packed pair: prompt + chosen + rejected."""
+        """Tokens of each packed pair, int64 [P]: prompt + chosen + rejected."""
         return self.prompt.lengths + self.chosen.lengths + self.rejected.lengths
 
     def num_tokens_of(self, rows: Sequence[int]) -> np.ndarray:
-        """Tokens of the packed pairs of the given rows, without a look at the others."""
+        """The `num_tokens` of the given rows alone, in their order, without computing those of all other rows."""
         wanted = np.asarray(rows, dtype=np.int64)
         return self.prompt.lengths[wanted] + self.chosen.lengths[wanted] + self.rejected.lengths[wanted]
 
     @property
     def sequence_lengths(self) -> np.ndarray:
-        """Tokens of each pair's longer sequence: prompt + response."""
+        """Tokens of each pair's longer sequence, int64 [P]: prompt + the longer response."""
         return self.prompt.lengths + np.maximum(self.chosen.lengths, self.rejected.lengths)
 
     def columns(self, rows: Iterable[int]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:

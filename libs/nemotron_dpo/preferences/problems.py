@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 
 class RowProblem(Exception):
-    """One row that yields no pair. `reason` is counted, `message` is for a person, `drop` says that it is no mistake."""
+    """One row that yields no pair; `drop` tells a row that is left out on purpose from a broken one.
+
+    `reason` is the short name under which such rows are counted. `message` explains the problem to a person. `field` is the
+    column concerned, where there is one.
+    """
 
     def __init__(self, reason: str, message: str, *, field: str | None = None, drop: bool = False) -> None:
         super().__init__(message)
@@ -19,34 +23,38 @@ class RowProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands for a value of a row that cannot be read: a problem for who asks for it, and for nobody else."""
+    """Stands in a row for a value that cannot be read; it becomes a RowProblem only where that value is needed."""
 
     reason: str
     message: str
 
 
-NOT_READ = Unreadable("column not read", "is a column that is not read")  # that it is there may be said
+NOT_READ = Unreadable("column not read", "is a column that is not read")  # it shows that the column has a value in this row
 
 
 def drop(reason: str, message: str) -> RowProblem:
-    """A row that is left out on purpose and counted."""
+    """The problem of a row that is not broken, but is left out on purpose and counted as dropped."""
     return RowProblem(reason, message, drop=True)
 
 
 def missing(field: str, row: Collection[str] = (), role: str | None = None) -> RowProblem:
-    """A row without `field`, which has the columns `row`; `role` is what `field` is of a pair, where a user may name it."""
+    """The problem of a row without the column `field`; the message lists the first columns that `row` has.
+
+    `role` is "prompt", "chosen" or "rejected", where `field` is that column of the pair and a user may name another one. The
+    message then names the option for it.
+    """
     there = f"; the row has {', '.join(list(row)[:8])}" if row else ""
     remedy = f": --{role}-key names another column (data.train.{role}_key in a config)" if row and role else ""
     return RowProblem("missing field", f"is missing{there}{remedy}", field=field)
 
 
 def wrong_type(field: str, due: str, value: object) -> RowProblem:
-    """A row whose `field` holds something else than `due`."""
+    """The problem of a row whose `field` holds `value` instead of `due`, such as "a string"."""
     return RowProblem("wrong type", f"is {describe(value)} where {due} is due", field=field)
 
 
 def describe(value: object) -> str:
-    """The JSON name of a value's type, with its article."""
+    """The JSON name of a value's type with its article, such as "a number"."""
     if value is None:
         return "null"
     if isinstance(value, bool):

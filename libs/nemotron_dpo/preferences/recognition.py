@@ -1,4 +1,4 @@
-"""Give each chunk the format of its file's rows, recognised from the file's first rows or forced."""
+"""Set the row format of each chunk, either as the caller names it or as recognised from the first rows of its file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _FIRST_ROWS = 10
 
 
 def with_row_formats(chunks: Iterator[Chunk], row_format: str, keys: Keys, max_line_bytes: int) -> Iterator[Chunk]:
-    """`chunks` with their format set: `row_format`, or what the first readable row of each source looks like for "auto".
+    """`chunks` with their format set to `row_format`; "auto" takes the format of the first readable row of each source.
 
-    Rows that bring their prompt along count as pairs then: some of the file's rows may have a prompt of their own.
+    "auto" takes the formats without a prompt column (conversation, transcript) for "pair", because later rows of the same file
+    may have one. The reader of "pair" handles both.
     """
     source, found = None, row_format
     for chunk in chunks:

@@ -1,8 +1,7 @@
-"""From a preference to the three texts that are tokenized: through the chat template, or as plain text without one.
+"""Make of a preference the three texts to tokenize: the prompt, the chosen response and the rejected one.
 
-Plain text (a tokenizer with no chat template): the prompt and the responses are taken as they are and the end-of-sequence
-token follows each response. Through a template, a prompt that is a string becomes one user message and a response that is
-a string one assistant message.
+With a chat template, a prompt that is a string becomes one user message. A response that is a string becomes one assistant
+message. Without a template, the texts are taken as they are, and the end-of-sequence token is appended to each response.
 """
 
 from __future__ import annotations
@@ -27,8 +26,11 @@ _GIVEN = frozenset({"messages", "tools", "add_generation_prompt"})
 
 @dataclass(frozen=True)
 class Renderer:
-    """Makes texts of preferences. `control` finds the tokens that no text of the data may contain: they begin a
-    sequence or end a turn, and a server would take them for that."""
+    """Renders preferences to texts with one chat template, or with none (`splitter` None).
+
+    `control` matches the tokens that no text of the data may contain. These tokens begin a sequence or end a turn, and an
+    inference server would take them for that. `tool_splitter` is for the template that the tokenizer uses for rows with tools.
+    """
 
     splitter: Splitter | None
     tool_splitter: Splitter | None
@@ -40,7 +42,11 @@ class Renderer:
     template_source: str
 
     def render(self, preference: Preference) -> Texts:
-        """The texts of `preference`. Raises RowProblem where there is no exact split, text is lost or holds a control token."""
+        """The texts of `preference`.
+
+        Raises RowProblem where prompt and response cannot be split exactly, where the template leaves a text out, where a text
+        holds a control token, or where the messages or template variables are not what a template can take.
+        """
         if self.splitter is None:
             return self._plain(preference)
         prompt = self._with_system(_turns(preference.prompt, "user"), preference.beside.system)
@@ -53,7 +59,7 @@ class Renderer:
         return self._complete(prompt, responses, preference.tools, kwargs)
 
     def _complete(self, prompt: list[Message], responses: list[Message], tools: Any, kwargs: dict[str, Any]) -> Texts:
-        """The texts, in which the template has written all that the messages say."""
+        """The texts of the messages. Raises RowProblem where the template did not write all that the messages say."""
         assert self.splitter is not None
         assert self.completeness is not None
         splitter = self.tool_splitter if tools and self.tool_splitter else self.splitter
@@ -111,9 +117,10 @@ def make_renderer(
     template_kwargs: dict[str, Any],
     now: datetime.datetime,
 ) -> Renderer:
-    """A Renderer for the tokenizer in `folder`, whose `added_tokens` can end a turn.
+    """A Renderer for the tokenizer in `folder`; any of its `added_tokens` may be the token that ends a turn.
 
-    Raises UserError where the template does not compile, or there is neither a template nor an end-of-sequence token.
+    `now` is the time that a template reads with strftime_now. Raises UserError where the template does not compile, or where
+    the folder has neither a template nor an end-of-sequence token.
     """
     eos_token = folder.special_tokens.get("eos_token")
     if folder.template is None and eos_token is None:
@@ -142,7 +149,11 @@ def make_renderer(
 
 
 def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict[str, Any]) -> tuple[Texts, list[Message]]:
-    """The texts of a prompt and its two responses, the last of `messages`, and the messages with the arguments as read."""
+    """The texts of a prompt and its two responses, and the messages that were rendered.
+
+    The last two of `messages` are the responses, those before them the prompt. The arguments of tool calls stay text where the
+    template writes them so. Else they are parsed, because the template would put a text in quotes.
+    """
     if not any("tool_calls" in message for message in messages):
         return splitter.split(messages[:-2], messages[-2:], tools, kwargs), messages
     texts = [text for message in messages for text in argument_texts(message)]
@@ -154,13 +165,13 @@ def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict
     except RowProblem as problem:
         if parsed == messages or problem.reason != "template error":
             raise
-    return splitter.split(messages[:-2], messages[-2:], tools, kwargs), parsed  # DeepSeek's wants the arguments as text
+    return splitter.split(messages[:-2], messages[-2:], tools, kwargs), parsed  # DeepSeek's needs the arguments as text
 
 
 def _as_they_are(
     splitter: Splitter, messages: list[Message], arguments: list[str], tools: Any, kwargs: dict[str, Any]
 ) -> Texts | None:
-    """The texts where the template writes `arguments` as the texts that they are; None where it would put them in quotes."""
+    """The rendered texts where the template writes `arguments` unquoted; None where it quotes, changes or refuses them."""
     try:
         split = splitter.split(messages[:-2], messages[-2:], tools, kwargs)
     except RowProblem:
@@ -179,7 +190,10 @@ def _turns(text: Text, role: str) -> list[Message]:
 
 
 def _answer(text: Text) -> Message:
-    """The one assistant message of a response: tokens of other turns could not be told from it in the loss."""
+    """The one assistant message of a response. Raises RowProblem where the response has other turns.
+
+    The loss counts all tokens of a response, so it would also train on the tokens of those turns.
+    """
     if isinstance(text, str):
         return {"role": "assistant", "content": text}
     if len(text) != 1 or text[0].get("role") != "assistant":

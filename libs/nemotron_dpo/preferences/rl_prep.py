@@ -1,9 +1,10 @@
-"""What the step data_prep/rl_prep of NVIDIA Nemotron leaves: a manifest that names the first shard of each split.
+"""Find the shards that the step data_prep/rl_prep of NVIDIA Nemotron wrote, from its manifest.
 
     <output_dir>/manifest.json                                     {"train": path, "val": path, "test": path, ...}
     <output_dir>/runs/<hash>/datasets/<name>__<split>/<hash>/      shard_*.jsonl, receipts/shard_*.json, plan.json
 
-The manifest means all shards. Each has a receipt; a shard without a finished one is a part of the split that is missing.
+The manifest names only the first shard of each split, but a split consists of all shards in that shard's folder. rl_prep writes
+a receipt for each shard. Where a receipt is missing or unfinished, a part of the split is missing.
 """
 
 from __future__ import annotations
@@ -14,31 +15,31 @@ from typing import Any
 from nemotron_dpo.errors import UserError
 
 MANIFEST = "manifest.json"
-_SPLITS = {"train": "train", "val": "validation", "test": "test"}  # its names -> those of `datasets`
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}  # the manifest's names -> those of `datasets`
 
 
 def find_manifest(path: Path) -> Path | None:
-    """The manifest that `path` is or holds; None where there is none of rl_prep."""
+    """The manifest of rl_prep that `path` is or, as a folder, holds; None where there is none."""
     manifest = path / MANIFEST if path.is_dir() else path
     if manifest.name != MANIFEST or not manifest.is_file():
         return None
     try:
         content = _read(manifest)
-    except UserError:  # a file of that name which is none of rl_prep's
+    except UserError:  # another program's manifest.json
         return None
     return manifest if all(isinstance(content.get(split), str) for split in _SPLITS) else None
 
 
 def manifest_splits(manifest: Path) -> list[str]:
-    """The splits that have rows, by the names of `datasets`."""
+    """The splits for which the manifest names a shard, under the names of `datasets`."""
     content = _read(manifest)
     return [name for split, name in _SPLITS.items() if content[split]]
 
 
 def manifest_files(manifest: Path, split: str) -> list[str]:
-    """All shards with rows of `split`, in their order.
+    """The paths of all shards of `split` that have rows, in the order of their numbers.
 
-    Raises UserError where there is no such split, or a shard is missing or was not finished.
+    Raises UserError where the manifest has no such split, or where a shard is missing or unfinished.
     """
     named = {name: _read(manifest)[its] for its, name in _SPLITS.items()}.get(split)
     if not named:
@@ -52,7 +53,10 @@ def manifest_files(manifest: Path, split: str) -> list[str]:
 
 
 def _found(named: Path, manifest: Path) -> Path:
-    """The shard `named`, also where the folder of the manifest was moved since it was written."""
+    """The shard at the path `named` or, where the manifest's folder was moved, at the same place below it.
+
+    Raises UserError where the shard is at neither place.
+    """
     if named.is_file():
         return named
     below = named.parts[named.parts.index("runs") :] if "runs" in named.parts else (named.name,)
@@ -76,7 +80,7 @@ def _received(receipts: list[Path], folder: Path) -> list[Path]:
 
 
 def _beside(first: Path) -> list[Path]:
-    """The shards of a folder without receipts, told by their names."""
+    """The shards of a folder without receipts: the files whose names match that of the shard `first`."""
     suffix = "".join(first.suffixes)
     return sorted(first.parent.glob(f"shard_*{suffix}")) if first.name.startswith("shard_") else [first]
 

@@ -1,4 +1,4 @@
-"""Rows of every format the field publishes preferences in, brought to one: a prompt and two responses.
+"""Read rows of the formats in which preferences are published, and bring them to one: a prompt and two responses.
 
 pair          {prompt, chosen, rejected}: strings or message lists; the responses may repeat the whole conversation
 conversation  {chosen, rejected}: message lists; the prompt is the longest common prefix of turns
@@ -33,7 +33,10 @@ class Keys:
 
 
 def columns_read(keys: Keys) -> frozenset[str]:
-    """The names, in small letters but for those of `keys`, of all columns that a row is asked for, be it to refuse it."""
+    """The names of all columns that the readers of rows look at, including those that make a row refused, such as images.
+
+    All names are in lower case, but for those that `keys` gives.
+    """
     return _COLUMNS | {keys.prompt, keys.chosen, keys.rejected}
 
 
@@ -47,7 +50,7 @@ _COLUMNS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One comparison: a prompt (text or turns) and what was preferred over what (text or the turns that follow)."""
+    """One comparison: a prompt, the response that was preferred and the one that was rejected, each as text or as turns."""
 
     prompt: Text
     chosen: Text
@@ -58,7 +61,7 @@ class Preference:
 
 
 def recognise(row: Row, keys: Keys) -> str:
-    """The name of the format of `row`; one of no known format is taken for a `pair`, whose reader says what is missing."""
+    """The name of the format of `row`; "pair" for an unknown format, because the reader of pairs says what is missing."""
     if row.get(_prompt_key(row, keys)) is not None:
         return "pair"
     if row.get("completions") is not None:
@@ -69,7 +72,7 @@ def recognise(row: Row, keys: Keys) -> str:
 
 
 def _without_prompt(row: Row, keys: Keys) -> str | None:
-    """The format of a row whose responses bring their prompt along; None where they do not."""
+    """The format of a row whose responses contain the prompt; None where the responses do not contain it."""
     chosen = row.get(keys.chosen)
     if isinstance(chosen, list):
         return "conversation"
@@ -79,7 +82,10 @@ def _without_prompt(row: Row, keys: Keys) -> str | None:
 
 
 def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
-    """The preference in `row`. Raises RowProblem where a field is missing or of a wrong type, and for a tie."""
+    """The preference in `row`.
+
+    Raises RowProblem where a field is missing or of a wrong type, and (as a drop) for a tie or for equal responses.
+    """
     row, of_json_text = _with_messages(row, (_prompt_key(row, keys), keys.chosen, keys.rejected, "context"))
     try:
         prompt, chosen, rejected = _READERS[row_format](row, keys)
@@ -97,7 +103,7 @@ def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
 
 
 def _with_role(problem: RowProblem, row: Row, keys: Keys) -> RowProblem:
-    """`problem`; where `row` has no such column and the user may name another one for the pair, that is said too."""
+    """`problem` or, where `row` lacks a column of the pair, a problem that also names the option for another column."""
     roles = {keys.prompt: "prompt", keys.chosen: "chosen", keys.rejected: "rejected"}
     if problem.reason != "missing field" or problem.field not in roles or problem.field in row:
         return problem
@@ -105,14 +111,14 @@ def _with_role(problem: RowProblem, row: Row, keys: Keys) -> RowProblem:
 
 
 def _with_messages(row: Row, names: tuple[str, ...]) -> tuple[Row, tuple[str, ...]]:
-    """`row` with messages in the place of their JSON text in the columns `names`, and which of them had such."""
+    """`row` with the JSON text in its columns `names` replaced by the messages it encodes, and the columns where it was."""
     found = {name: messages for name in names if (messages := messages_of_json_text(row.get(name))) is not row.get(name)}
     return ({**row, **found}, tuple(found)) if found else (row, ())
 
 
 @functools.cache
 def _columns(row_format: str, keys: Keys, prompt_key: str) -> frozenset[str]:
-    """The columns that rows of `row_format` are made of."""
+    """The names of the columns that rows of `row_format` consist of."""
     own = {
         "ranked": ("context", "completions"),
         "helpsteer3": ("context", "response1", "response2", "overall_preference"),
@@ -122,7 +128,7 @@ def _columns(row_format: str, keys: Keys, prompt_key: str) -> frozenset[str]:
 
 
 def _prompt_key(row: Row, keys: Keys) -> str:
-    """The column of the prompt; ShareGPT's name for it where the row has no other and none was asked for."""
+    """The prompt's column: ShareGPT's `conversations` where the row has no `prompt` and the caller named no other column."""
     return "conversations" if "conversations" in row and keys.prompt not in row and keys.prompt == "prompt" else keys.prompt
 
 
@@ -195,7 +201,10 @@ def _repeats_prompt(chosen: list[Message], rejected: list[Message]) -> bool:
 
 
 def _agreeing(prompt: Text, shared: Text, chosen: Text, rejected: Text, keys: Keys) -> tuple[Text, Text, Text]:
-    """Whole conversations beside a prompt: the prompt must be their common start, or its last user turn."""
+    """The prompt and responses of a row that has both a prompt and two whole conversations, which begin with `shared`.
+
+    Raises RowProblem where the prompt is neither `shared` nor the content of its last user turn.
+    """
     last_user = next((m.get("content") for m in reversed(shared) if isinstance(m, dict) and m.get("role") == "user"), None)
     if prompt not in (shared, last_user):
         message = "is not what the two conversations have in common"

@@ -1,4 +1,4 @@
-"""Where a text of the data stands in a text that a template rendered, given what templates do to texts on their way."""
+"""Find a text of the data in the text that a chat template rendered, allowing for the changes that templates make."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 _OPEN = r"<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]"
 _CLOSE = r"</(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]"
 _TAGS = re.compile(f"({_OPEN}|{_CLOSE}|/no_think|/nothink|/think)")
-_SWITCHES = ("/no_think", "/nothink", "/think")  # Qwen3, Nemotron and SmolLM3 take them for orders, some take them out
+_SWITCHES = ("/no_think", "/nothink", "/think")  # Qwen3, Nemotron and SmolLM3 obey them; some templates remove them
 _THOUGHT = re.compile(f"(?:{_OPEN})(?:(?!{_OPEN}).)*?(?:{_CLOSE})", re.DOTALL)
 _OPENED = re.compile(f"({_OPEN})\\s*$")
 _STRAY_CLOSE = re.compile(f".*(?:{_CLOSE})", re.DOTALL)
@@ -22,17 +22,18 @@ NO_ORDERS = "/think or /no_think taken out"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A text's end in the rendered text, and what the template changed in it, if anything."""
+    """Where a found text ends in the rendered text (`end`, in characters), and what the template changed in it, if anything."""
 
     end: int
     changed: str | None = None
 
 
 def find_content(text: str, content: str, start: int, role: str) -> Found | None:
-    """The first place of `content` in `text` from `start` on: as it is, without outer white space, or piece by piece.
+    """The first place of `content` in `text` from `start` on; None where it is not there.
 
-    Pieces are what thinking tags part: templates write those anew, with line ends of their own. A tool's result may be
-    written as a JSON string.
+    `content` may stand in `text` as it is or without the white space at its ends. In a system, user or assistant turn it may
+    also stand there piece by piece: thinking tags part the pieces, because templates rewrite the line ends around the tags.
+    In other turns, such as a tool's result, it may stand there as a JSON string.
     """
     found = _find(text, content, start)
     if found is None and role in ("system", "user", "assistant"):
@@ -44,7 +45,7 @@ def find_content(text: str, content: str, start: int, role: str) -> Found | None
 
 
 def find_without_reasoning(text: str, content: str, start: int) -> Found | None:
-    """The same for an assistant's turn whose thoughts were left out."""
+    """The place of an assistant's `content` in `text` without its reasoning; None where it is not there or has none."""
     rest = _THOUGHT.sub("\0", content)
     rest = _STRAY_CLOSE.sub("", rest)
     found = None if rest == content else _find_pieces(text, rest.split("\0"), start)
@@ -52,7 +53,10 @@ def find_without_reasoning(text: str, content: str, start: int) -> Found | None:
 
 
 def without_open_thought(content: str, prompt: str) -> str:
-    """`content` without the tag that opens its thought where the prompt ends with that tag: the model does not write it."""
+    """`content` without its opening thinking tag, where the prompt already ends with that tag; else `content` as it is.
+
+    In that case the model does not write the tag, so the rendered response does not have it.
+    """
     opened = _OPENED.search(prompt, max(0, len(prompt) - 40))
     bare = content.lstrip()
     return bare.removeprefix(opened.group(1)).lstrip() if opened and bare.startswith(opened.group(1)) else content
@@ -83,9 +87,12 @@ def _find_pieces(text: str, pieces: list[str], start: int) -> Found | None:
 
 
 def first_missing(text: str, content: str, start: int) -> str:
-    """`content` from the first word on that `text`, from `start` on, does not continue with."""
+    """The rest of `content` from the first word on that is missing in `text`; only `text` from `start` on counts.
+
+    The longest beginning of `content` that is in `text` is left off. Where `text` has all of `content`, all of it is returned.
+    """
     low, high = 0, len(content)
-    while low < high:  # the longest beginning that is there
+    while low < high:  # binary search for the longest beginning that `text` has
         middle = (low + high + 1) // 2
         low, high = (middle, high) if text.find(content[:middle], start) >= 0 else (low, middle - 1)
     if low == len(content):
@@ -95,7 +102,7 @@ def first_missing(text: str, content: str, start: int) -> str:
 
 
 def is_written(text: str, needle: str) -> bool:
-    """True where `text` has `needle`, as it is, as part of a JSON string, or with other white space between its words."""
+    """True where `text` contains `needle`: as it is, escaped as in a JSON string, or with other white space between words."""
     bare = needle.strip()
     if bare in text or any(escaped in text for escaped in _escaped(bare)):
         return True
@@ -107,7 +114,7 @@ def _escaped(text: str) -> Iterator[str]:
 
 
 def strings(value: Any) -> list[str]:
-    """The texts in a value of any depth."""
+    """All strings in `value`, which may be a string or a list or object of any depth; keys of objects do not count."""
     if isinstance(value, str):
         return [value]
     inner: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -115,7 +122,10 @@ def strings(value: Any) -> list[str]:
 
 
 def call_texts(calls: Any) -> Iterator[str]:
-    """What must be written of calls of tools: names, names of arguments, and their values but for punctuation."""
+    """The texts of tool calls that a template must write: names of tools, names of arguments, and the arguments' values.
+
+    Texts and numbers are yielded one by one, because the punctuation between them differs from template to template.
+    """
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function", call) if isinstance(call, dict) else None
         if isinstance(function, dict):
@@ -136,9 +146,9 @@ def _scalars(value: Any) -> Iterator[str]:
 
 
 def tool_texts(tools: list[Any]) -> Iterator[tuple[str, list[str]]]:
-    """(name, what must be written) of each tool: its name and description, and those of its parameters.
+    """Yield (name, texts that a template must write) for each tool: its name and description, and those of its parameters.
 
-    Templates write the rest in languages of their own: types as in TypeScript, a signature as in Python.
+    Templates write the rest of a tool each in a notation of its own, such as TypeScript types or a Python signature.
     """
     for tool in tools:
         function = tool["function"] if isinstance(tool.get("function"), dict) else tool

@@ -1,4 +1,4 @@
-"""Pairs as a person wants to see them: prompt, responses, special tokens and the boundaries between tokens."""
+"""Format pairs for a person to read: prompt, responses, special tokens and the boundaries between tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _SPECIAL = "\x1b[35m"
 
 
 def format_pair(ids: PairIds, tokenizer: Tokenizer, *, colour: bool) -> str:
-    """Several lines of text: one block a part, tokens separated by "|", special tokens set off."""
+    """Format one pair: a block for the prompt and for each response, with "|" between tokens.
+
+    With `colour`, special tokens stand out by ANSI colours.
+    """
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     lists: tuple[Sequence[int], ...] = (ids.prompt, ids.chosen, ids.rejected)
     cut = (ids.prompt_truncated, ids.chosen_truncated, ids.rejected_truncated)
@@ -32,6 +35,6 @@ def _painter(colour: bool) -> Callable[[str, str], str]:
 
 
 def _visible(tokenizer: Tokenizer, token_id: int) -> str:
-    """The token's text with line ends and control characters escaped, so that text cannot drive the terminal."""
+    """The token's text with line ends and control characters escaped, so that data cannot control the terminal."""
     text = tokenizer.decode([token_id], skip_special_tokens=False)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)

@@ -1,9 +1,9 @@
-"""Render once what differs only in its texts: most of the cost of a chat template is the same for every conversation.
+"""Run a chat template once for all conversations with the same roles, to save the cost of running it for each row.
 
-Many templates (ChatML, Zephyr, SmolLM2's) look at the roles of messages and print their contents, no more. That is proved on
-the template's syntax tree, by a list of what is harmless; then one rendering with marks for the contents holds for all
-conversations of the same roles. A template that looks at a content, or does anything that is not on the list, is run for
-each row.
+Many templates (ChatML, Zephyr, SmolLM2's) only look at the roles of messages and print their contents. This module proves that
+on the template's syntax tree, which may contain only constructs from a list of harmless ones. One rendering with marks in place
+of the contents, the skeleton, then serves all conversations with the same roles. A template that looks at a content, or that
+does anything that is not on the list, is run for each row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _MARK = re.compile("\0([0-9]+)\0")
 
 
 def remember(render: Render, source: str) -> Render:
-    """`render`, which runs the template `source`, through skeletons where that is proved to give the same text."""
+    """A faster form of `render`, which runs the template `source`; `render` itself where the proof above fails.
+
+    The faster form gives the same texts. It fills skeletons that it keeps by the roles of the messages.
+    """
     if not only_prints_contents(source):
         return render
     skeletons: dict[tuple[Any, ...], list[Any]] = {}
@@ -50,11 +53,11 @@ def remember(render: Render, source: str) -> Render:
 
 
 def only_prints_contents(source: str) -> bool:
-    """True where the template, a valid one, depends on nothing of a message but its role and prints its content as it is."""
+    """True where `source`, a valid template, provably reads only roles of messages and prints their contents unchanged."""
     import jinja2.ext
     from jinja2 import nodes
 
-    try:  # the tag of {% generation %} is unknown here, and a template with it is run for each row
+    try:  # jinja2 does not know the tag {% generation %}: a template that has it is run for each row
         tree = jinja2.Environment(extensions=[jinja2.ext.loopcontrols]).parse(source)
     except jinja2.TemplateSyntaxError:
         return False
@@ -80,7 +83,11 @@ def _is_harmless(node: Any, parents: dict[Any, Any], loop_names: set[str]) -> bo
 
 
 def _is_harmless_name(node: Any, parents: dict[Any, Any], loop_names: set[str]) -> bool:
-    """What may be done with a variable: a message is asked for its role or printed, the list is only walked or indexed."""
+    """True where the template uses the variable `node` in a harmless way.
+
+    It may loop over `messages` or read the role of the first one. Of the message in a loop, it may read the role or print the
+    content. Of `loop`, it may read the position. Other variables depend on no content.
+    """
     parent = parents[node]
     if node.name == "loop":
         return type(parent).__name__ == "Getattr" and parent.attr in _LOOP_FACTS
@@ -95,7 +102,7 @@ def _is_harmless_name(node: Any, parents: dict[Any, Any], loop_names: set[str]) 
 
 
 def _key(access: Any, node: Any) -> Any:
-    """The constant by which `access` reaches into `node`; None where it does something else."""
+    """The constant name or index with which the expression `access` reads a part of `node`; None for any other expression."""
     kind = type(access).__name__
     if kind == "Getattr" and access.node is node:
         return access.attr

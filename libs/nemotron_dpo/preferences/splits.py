@@ -1,4 +1,4 @@
-"""Splits and parts of them as `datasets` writes them: `train`, `train[:1%]`, `train[10:20]`, `train[-100:]`, `a+b`."""
+"""Splits and parts of splits in the notation of `datasets`: `train`, `train[:1%]`, `train[10:20]`, `train[-100:]`, `a+b`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _SPEC = re.compile(r"(?P<name>\w+(?:\.\w+)*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?
 
 @dataclass(frozen=True)
 class SplitPart:
-    """The rows `start` to `stop` of the split `name`, counted as in a slice of Python; in percent where `is_percent`."""
+    """The rows `start` to `stop` of the split `name`, counted as in a Python slice.
+
+    Where `is_percent`, `start` and `stop` are percents of the split's rows.
+    """
 
     name: str
     start: int | None = None
@@ -27,9 +30,10 @@ class SplitPart:
         return self.start is None and self.stop is None
 
     def bounds(self, count_rows: Callable[[], int]) -> tuple[int, int | None]:
-        """First row and the one after the last; `count_rows` is asked only where the bounds depend on how many there are.
+        """The number of the first row (from 0) and of the row after the last; None for a part that goes to the end.
 
-        Percents are rounded to the closest row as `datasets` does it: exact halves to the even number.
+        `count_rows` reads all the data, so it is called only where the bounds depend on the number of rows. Percents are
+        rounded to the closest row as `datasets` does it, exact halves to the even number.
         """
         ends = (self.start, self.stop)
         if not self.is_percent and all(end is None or end >= 0 for end in ends):
@@ -41,7 +45,7 @@ class SplitPart:
 
 
 def parse_split(text: str) -> list[SplitPart]:
-    """The parts that `text` names, in order. Raises UserError (usage) where it is none of the forms above."""
+    """The parts that `text` names, in order. Raises UserError (usage) where `text` is in none of the forms above."""
     return [_part(spec.strip(), text) for spec in text.split("+")]
 
 
@@ -63,7 +67,10 @@ def is_blank(row: object) -> bool:
 
 
 def sliced(chunks: Iterator[Chunk], start: int, stop: int | None) -> Iterator[Chunk]:
-    """The rows `start` to `stop` of all `chunks`, under the numbers that their lines have; empty lines do not count."""
+    """The rows `start` to `stop` (from 0) of all `chunks` together.
+
+    Empty lines do not count as rows. The rows keep their line numbers in the file, so that messages can name the line.
+    """
     number = 0
     for chunk in chunks:
         kept = []

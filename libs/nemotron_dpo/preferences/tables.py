@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as chunks of rows, of which only the columns that somebody reads are converted."""
+"""Read Parquet and Arrow files as chunks of rows; only the columns that are needed are converted to Python objects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _ROWS = 512
 
 
 def table_chunks(raw: io.BufferedReader, name: str, magic: bytes, columns: Collection[str] | None) -> Iterator[Chunk]:
-    """The rows of a Parquet, Arrow IPC file or Arrow IPC stream; a row's line is its number, from 1.
+    """The rows of a Parquet file, an Arrow IPC file or an Arrow IPC stream; the line of a row is its number, from 1.
 
-    Of its columns those in `columns` are read, or all of them for None. Raises UserError where the file is damaged.
+    `magic` is the beginning of the file, which tells its format. Only the columns in `columns` are read; None reads all. Raises
+    UserError where the file is damaged, where two columns have one name, and for a Parquet or Arrow file from a pipe.
     """
     import pyarrow as pa
 
@@ -39,9 +40,9 @@ def table_chunks(raw: io.BufferedReader, name: str, magic: bytes, columns: Colle
 def batch_chunks(
     batch: Any, source: str, first: int, columns: Collection[str] | None, table_columns: Sequence[str]
 ) -> Iterator[Chunk]:
-    """The rows of a record batch, whose first one has number `first`, without what is null in them.
+    """The rows of a record batch, without the columns that are null in a row; `first` is the number of the first row.
 
-    Columns that are not in `columns` have NOT_READ in place of their values, be they in the batch or not.
+    Each column of `table_columns` that is not in `columns` has NOT_READ in place of its values, even where the batch lacks it.
     """
     for start in range(0, batch.num_rows, _ROWS):
         part = batch.slice(start, _ROWS)
@@ -70,7 +71,7 @@ def _without_nulls(names: Sequence[str], values: tuple[Any, ...]) -> dict[str, A
 
 
 def _refuse_repeated_columns(columns: Sequence[str], name: str) -> None:
-    """Raise UserError where two columns have one name: a row could hold the values of one of them alone."""
+    """Raise UserError where two columns have the same name, because a row can hold the value of only one of them."""
     repeated = next((column for column in columns if columns.count(column) > 1), None)
     if repeated is not None:
         raise UserError("is the name of more than one column", source=name, field=repeated, remedy="rename or drop one")
@@ -79,7 +80,7 @@ def _refuse_repeated_columns(columns: Sequence[str], name: str) -> None:
 def _opened(
     raw: io.BufferedReader, name: str, magic: bytes, columns: Collection[str] | None
 ) -> tuple[Sequence[str], Iterator[Any]]:
-    """The names of all columns, and the batches, which may lack those that are not in `columns`."""
+    """The names of all columns of the table, and its record batches, which may lack the columns that are not in `columns`."""
     import pyarrow as pa
 
     if magic.startswith(_ARROW_STREAM):
@@ -99,7 +100,10 @@ def _opened(
 
 
 def _stream_batches(stream: Any, ending: _Ending) -> Iterator[Any]:
-    """The batches of an Arrow stream. One that was cut between batches reads like a whole one, but for its last 8 bytes."""
+    """The record batches of an Arrow stream. Raises ArrowInvalid where the stream lacks its end or has bytes after it.
+
+    pyarrow does not notice a stream that was cut between two batches. Only its last 8 bytes differ from those of a whole one.
+    """
     import pyarrow as pa
 
     yield from stream
@@ -110,7 +114,7 @@ def _stream_batches(stream: Any, ending: _Ending) -> Iterator[Any]:
 
 
 class _Ending:
-    """Reads for pyarrow and remembers the last 8 bytes that were read."""
+    """A file object for pyarrow to read from; it remembers the last 8 bytes that were read."""
 
     closed = False
 

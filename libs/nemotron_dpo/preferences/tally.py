@@ -1,4 +1,4 @@
-"""What happened to the rows: counts by reason for the closing line, and the report of --stats."""
+"""Count what happened to the rows, by reason: for the closing line and for the report of --stats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 @dataclass
 class Tally:
-    """Adds up results. Only `for_report` are the facts kept: 38 bytes a pair, and about 130 while the report is made."""
+    """Adds up the results of all chunks.
+
+    Facts about each pair are kept only where `for_report` is true, because they need memory: 38 bytes a pair, and about 130
+    bytes a pair while the report is made.
+    """
 
     for_report: bool = True
     files: dict[str, int] = field(default_factory=dict)
@@ -60,7 +64,7 @@ class Tally:
         return f"{counts}{spoken(self.notes)}"
 
     def _places(self) -> str:
-        """How many files were read, where that is more than the one that the caller named."""
+        """A text that says how many files were read; empty for a single file, which the caller named."""
         num_empty = sum(not num_rows for num_rows in self.files.values())
         empty = f" ({num_empty} empty)" if num_empty else ""
         return f" from {len(self.files)} files{empty}" if len(self.files) > 1 else ""
@@ -110,7 +114,10 @@ def _truncation(cut: np.ndarray) -> dict[str, int]:
 
 
 def _length_bias(facts: np.ndarray) -> dict[str, float | None]:
-    """How much the length alone gives the preference away; the ratio is tokens of chosen to rejected, per pair."""
+    """How well the length of a response predicts the preference: shares of pairs, from 0 to 1, and a mean ratio.
+
+    The ratio of a pair is the number of its chosen tokens over that of its rejected tokens.
+    """
     if not len(facts):
         return {"chosen_longer": None, "rejected_longer": None, "same_length": None, "mean_ratio": None}
     chosen, rejected = facts["chosen"].astype(np.float64), facts["rejected"].astype(np.float64)
@@ -123,9 +130,12 @@ def _length_bias(facts: np.ndarray) -> dict[str, float | None]:
 
 
 def _duplicates(facts: np.ndarray) -> dict[str, int]:
-    """Rows whose prompt came before, whole pairs that came before, and distinct pairs that occur both ways round."""
+    """Counts of rows whose prompt came before, of rows whose pair came before, and of pairs that also occur swapped.
+
+    A swapped pair has the chosen and the rejected response exchanged; its repetitions count once. Digests are compared.
+    """
     prompt, chosen, rejected = (facts[f"{name}_digest"] for name in ("prompt", "chosen", "rejected"))
-    ordered = prompt + _ODD * chosen + _ODDER * rejected  # modulo 2**64, of digests: as good as a digest
+    ordered = prompt + _ODD * chosen + _ODDER * rejected  # a sum of digests modulo 2**64 is as good as a digest
     distinct, first = np.unique(ordered, return_index=True)
     unordered = (prompt + _ODD * (chosen + rejected))[first]
     return {

@@ -1,4 +1,4 @@
-"""One chunk of rows to record batches and the facts about it: the unit of work that a worker does."""
+"""Turn one chunk of rows into record batches of token ids and facts about the pairs: a worker's unit of work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that shapes the rows; plain values, so that it can be sent to another process."""
+    """Everything that the tokenized pairs depend on; the values are plain, so that they can be sent to another process.
+
+    `max_length` is in tokens, None for no limit. `swap` exchanges the chosen and the rejected response of each row.
+    """
 
     folder: TokenizerFolder
     now: datetime.datetime
@@ -43,7 +46,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a chunk. `facts` has one row a pair that was written: see FACTS for its columns."""
+    """What a chunk was turned into. `facts` has one row for each pair that was written, with the columns of FACTS.
+
+    `num_rows` does not count empty lines. `shown` holds the first pairs, for a person to look at.
+    """
 
     source: str
     num_rows: int
@@ -54,7 +60,8 @@ class Result:
     notes: Notes = field(default_factory=Counter)
 
 
-# Lengths in tokens, what was done to the pair, and 64-bit digests by which duplicates are found.
+# The facts about a pair: lengths in tokens, whether it was cut (flags CUT_*) or its prompt rewritten, and 64-bit digests of its
+# texts, by which duplicates are found.
 FACTS = np.dtype(
     [
         ("prompt", "i4"), ("chosen", "i4"), ("rejected", "i4"), ("cut", "u1"), ("rewritten", "?"),
@@ -68,7 +75,7 @@ _NO_NUMBER = re.compile(rb"NaN|-?Infinity")
 
 @dataclass(frozen=True)
 class Worker:
-    """Turns chunks into results; holds the loaded tokenizer and the compiled template."""
+    """Turns chunks into results with the loaded tokenizer and the compiled chat template that it holds."""
 
     settings: Settings
     renderer: Renderer
@@ -115,7 +122,7 @@ class Worker:
         return texts
 
     def preference(self, row: Any, row_format: str) -> Preference:
-        """The preference in one row. Raises RowProblem."""
+        """The preference in one row. Raises RowProblem where the row cannot be read or yields no pair."""
         preference = read_row(parse(row, self.settings.max_line_bytes), row_format, self.settings.keys)
         return replace(preference, chosen=preference.rejected, rejected=preference.chosen) if self.settings.swap else preference
 
@@ -136,7 +143,10 @@ class Worker:
 
 
 def make_worker(settings: Settings, num_shown: int = 0) -> Worker:
-    """Load the tokenizer and compile the template. Raises UserError where one of them is broken."""
+    """Load the tokenizer and compile the chat template. Raises UserError where one of them is broken.
+
+    `num_shown` is the number of pairs of each chunk that the results keep for a person to look at.
+    """
     tokenizer = settings.folder.load()
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     renderer = make_renderer(
@@ -157,7 +167,10 @@ def make_worker(settings: Settings, num_shown: int = 0) -> Worker:
 
 
 def parse(row: Any, max_line_bytes: int) -> dict[str, Any]:
-    """The object in one row. Raises RowProblem where it is too long, no UTF-8, no JSON or no object."""
+    """The JSON object in one row, which is the bytes of a line or, from a table, the object itself.
+
+    Raises RowProblem where the row is too long, no UTF-8, no JSON or no object, or where an object has a key twice.
+    """
     if isinstance(row, TooLong):
         raise RowProblem("line too long", f"has more than {max_line_bytes} bytes (--max-line-bytes)")
     if isinstance(row, bytes):

@@ -1,4 +1,4 @@
-"""Input files to one stream of tokenized pairs, with its audit: rejects, counts, and pairs shown to a person."""
+"""Turn input files into one stream of tokenized pairs, and account for each row: rejects, counts, pairs to look at."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Show = Callable[[Any, Any], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What to read and where to put it; `beside` are the other files and folders that are read."""
+    """What to read and where to write it; `beside` names the other files and folders that are read.
+
+    No output may overwrite an input or a path in `beside`.
+    """
 
     inputs: tuple[str, ...]
     output: str
@@ -44,9 +47,10 @@ class Job:
 
 
 def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
-    """Write the pairs of `job` and return the counts; `show` is called with the texts and ids of the first pairs.
+    """Write the tokenized pairs of `job` and return the counts; `show` is called with the texts and ids of the first pairs.
 
-    Raises UserError for what a user can fix; nothing is left under the output's name then.
+    Raises UserError for what a user can fix, such as a broken row or a file that changes while it is read. In that case no file
+    is left under the output's name.
     """
     sources = resolve_data(job.inputs, job.split, job.subset)
     files = all_files(sources)
@@ -76,7 +80,10 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
 
 
 def _rows(sources: list[RowSource], max_line_bytes: int, columns: Collection[str]) -> Iterator[Chunk]:
-    """The rows of all `sources`; those without a part are read as one, so that some of their files may be empty."""
+    """The rows of all `sources`, in order.
+
+    Sources that are all whole splits are read as one list of files, so that some of the files may be empty.
+    """
     whole = [file for source in sources for file in source.files]
     if all(source.part.is_whole for source in sources):
         yield from read_chunks(whole, max_line_bytes, columns)
@@ -95,7 +102,7 @@ def _num_rows(source: RowSource, max_line_bytes: int) -> int:
 
 
 def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
-    """Provenance of the stream: what its rows depend on, and nothing that they do not."""
+    """The provenance of the stream: everything that its rows depend on, and nothing else."""
     shaped: dict[str, Any] = {
         "keys": [settings.keys.prompt, settings.keys.chosen, settings.keys.rejected],
         "format": job.row_format,

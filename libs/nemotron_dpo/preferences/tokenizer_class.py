@@ -1,7 +1,8 @@
-"""Where transformers 5 would cut text otherwise than tokenizer.json says, because of a tokenizer's class.
+"""Detect tokenizers whose class makes transformers 5 split text otherwise than tokenizer.json says.
 
-transformers 4 takes tokenizer.json as it is, and so do we. transformers 5 does so for most classes too, but builds some anew
-around the vocabulary. The reference is its AutoTokenizer. Both cannot be right, so the difference is said.
+transformers 4 takes tokenizer.json as it is, and so does this project. transformers 5 does the same for most tokenizer classes.
+For some classes it builds the normalizer and the pre-tokenizer anew and takes only the vocabulary from the file. A server with
+transformers 5 may then make other token ids, so the user is told of the difference. The rules here follow its AutoTokenizer.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from typing import Any
 _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# model_type -> the class that transformers 5 has for it; for other types it goes by tokenizer_class
+# model_type -> the class that transformers 5 has for it; for other types transformers goes by tokenizer_class
 _OF_MODEL = {"gemma": "Gemma", "qwen2": "Qwen2", "qwen3": "Qwen2", "qwen3_moe": "Qwen2"}
-_AS_IT_IS = ("mistral", "mixtral", "phi3", "nemotron")  # tokenizer.json stands, whatever tokenizer_class says
-_DISTRUSTED = ("qwen2",)  # the model's class stands, whatever tokenizer_class says
+_AS_IT_IS = ("mistral", "mixtral", "phi3", "nemotron")  # transformers 5 takes tokenizer.json, whatever tokenizer_class says
+_DISTRUSTED = ("qwen2",)  # it takes the class of _OF_MODEL, whatever tokenizer_class says
 
 
 def doubt(tokenizer: Mapping[str, Any], config: Mapping[str, Any], model_type: str | None) -> str | None:
-    """What to say where transformers 5 builds another tokenizer of `tokenizer` (tokenizer.json); None where it does not.
+    """A warning where transformers 5 builds a tokenizer that differs from `tokenizer`; None where it does not.
 
-    `config` is tokenizer_config.json, `model_type` that of the config.json in the same folder.
+    `tokenizer` is the content of tokenizer.json, `config` that of tokenizer_config.json. `model_type` is the field of that name
+    in the config.json of the same folder.
     """
     name = _class(config.get("tokenizer_class"), model_type, tokenizer)
     steps = _STEPS.get(name or "")
@@ -34,7 +36,7 @@ def doubt(tokenizer: Mapping[str, Any], config: Mapping[str, Any], model_type: s
 
 
 def _class(said: str | None, model_type: str | None, tokenizer: Mapping[str, Any]) -> str | None:
-    """The class that AutoTokenizer chooses, without "Tokenizer"; None where it takes tokenizer.json as it is."""
+    """The name, without "Tokenizer", of the class that AutoTokenizer chooses; None where it takes tokenizer.json as it is."""
     named = said.removesuffix("Fast").removesuffix("Tokenizer") if said else None
     if model_type in _AS_IT_IS:
         return None
@@ -55,7 +57,7 @@ def _types(value: Any) -> set[str]:
 
 
 def _essence(step: Any) -> Any:
-    """A step of tokenizer.json without what decides no id."""
+    """A normalizer or pre-tokenizer of tokenizer.json, without `trim_offsets`, which has no influence on token ids."""
     if isinstance(step, list):
         return [_essence(item) for item in step]
     return {key: _essence(item) for key, item in step.items() if key != "trim_offsets"} if isinstance(step, Mapping) else step

@@ -1,7 +1,7 @@
-"""Everything a tokenizer's folder says: tokenizer.json, the tokens added to it and the chat template, each with a digest.
+"""Read a tokenizer's folder: tokenizer.json, the tokens added to it and the chat template, with digests of their content.
 
-Read without transformers. The folder is that of a policy (a Hugging Face id or folder, a Megatron checkpoint) or one that
-holds a tokenizer alone.
+transformers is not needed. The folder may be that of a policy (a Hugging Face id or folder, a Megatron checkpoint), or it may
+hold only a tokenizer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _REMEDY = "give --chat-template FILE"
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """What a worker needs to render and tokenize; plain values, so that it can be sent to another process.
+    """What a worker needs to render and tokenize; the values are plain, so that they can be sent to another process.
 
-    `adds_bos` is what tokenizer_config.json says of a text without a template; None where it says nothing.
+    `template_name` is the file that `template` is from. `adds_bos` is the field add_bos_token of tokenizer_config.json, which
+    counts only without a chat template; None where the file does not have it.
     """
 
     path: Path
@@ -41,18 +42,18 @@ class TokenizerFolder:
 
     @property
     def doubt(self) -> str | None:
-        """What to say where transformers 5 would make other ids of the same folder."""
+        """A warning where transformers 5 would make other token ids with the same folder; None where it would not."""
         tokenizer, config = _json(self.path / "tokenizer.json"), _json(self.path / added_tokens.CONFIG)
         return tokenizer_class.doubt(tokenizer, config, _json(self.path / "config.json").get("model_type"))
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """bos_token, eos_token and the like, as templates see them."""
+        """The texts of bos_token, eos_token and the other named tokens, by these names, as chat templates see them."""
         return {name: token.content for name, token in self.added.named.items()}
 
     @property
     def digests(self) -> dict[str, str]:
-        """sha256 of the tokenizer's files (without the template) and of the template's text."""
+        """The sha256 of the tokenizer's files under "tokenizer", and that of the template's text under "chat_template"."""
         files = hashlib.sha256()
         for name in _TOKENIZER_FILES:
             if (self.path / name).is_file():
@@ -66,7 +67,8 @@ class TokenizerFolder:
     def load(self) -> Tokenizer:
         """The tokenizer with all its added tokens, with padding and truncation switched off.
 
-        Raises UserError where tokenizer.json is broken, gives other ids each time, or the files beside it contradict it.
+        Raises UserError where tokenizer.json is broken, where it asks for dropout (a text would have other ids each time), or
+        where the files beside it contradict it.
         """
         from tokenizers import Tokenizer
 
@@ -86,13 +88,13 @@ class TokenizerFolder:
 
 
 def open_folder(id_or_dir: str, template_file: str | None = None) -> TokenizerFolder:
-    """Find the tokenizer `id_or_dir`; its template is the text of `template_file` where one is given.
+    """Find the tokenizer `id_or_dir` and read its folder; `template_file`, where given, replaces its chat template.
 
-    Raises UserError where there is no such folder, or no tokenizer.json in it, or one of its files cannot be read, or asks
-    for what is not done here.
+    Raises UserError where there is no such folder, where the folder has no tokenizer.json, where one of its files cannot be
+    read, or where a file asks for a feature that is not supported here.
     """
     path = _find(id_or_dir)
-    if (path.parent / ".metadata").is_file():  # a checkpoint's
+    if (path.parent / ".metadata").is_file():  # the folder is part of a checkpoint, which has digests of its files
         file_digests.check_subfolder(path)
     if not (path / "tokenizer.json").is_file():
         raise _no_tokenizer(path)
@@ -106,7 +108,11 @@ def open_folder(id_or_dir: str, template_file: str | None = None) -> TokenizerFo
 
 
 def _templates(path: Path, config: dict[str, Any]) -> tuple[str | None, str, str | None]:
-    """(default template, the file it is from, the one for tools): the first of the places where transformers has them."""
+    """The default template, the file it is from, and the template for rows with tools; None for a template that is not there.
+
+    The first place that has a template counts, in the order in which transformers looks: template files, then
+    tokenizer_config.json, then chat_template.json.
+    """
     named = {file.stem: file for file in [path / _TEMPLATE] if file.is_file()}
     more = {file.stem: file for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja"))}
     files = {**({"default": named["chat_template"]} if named else {}), **more}
@@ -131,7 +137,7 @@ def _no_tokenizer(path: Path) -> UserError:
 
 
 def _refuse_unhonoured(config: dict[str, Any], file: Path) -> None:
-    """Raise UserError where transformers would make other ids of the same tokenizer.json."""
+    """Raise UserError where a field of `config` makes transformers produce other ids with the same tokenizer.json."""
     for key in ("split_special_tokens", "fix_mistral_regex"):
         if config.get(key):
             raise UserError(f"{key} {config[key]!r} is not supported", source=file, remedy="tokenizers without are")
@@ -142,7 +148,10 @@ def _refuse_unhonoured(config: dict[str, Any], file: Path) -> None:
 
 
 def _check_bos(tokenizer: Tokenizer, said: bool, file: Path) -> None:
-    """Raise UserError where tokenizer.json begins a text otherwise than its config says: versions of transformers differ."""
+    """Raise UserError where add_bos_token (`said`) and tokenizer.json disagree on whether a text begins with a token.
+
+    Versions of transformers differ in which of the two they follow.
+    """
     with_special, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
     adds = with_special[: len(bare)] != bare
     if adds != said:
@@ -161,7 +170,11 @@ def _find(id_or_dir: str) -> Path:
 
 
 def _configured(value: Any, file: Path) -> tuple[str | None, str | None]:
-    """The default template and the one for tools, from a string, a list of named templates or an object of them."""
+    """The default template and the one for rows with tools, from the field chat_template of `file`.
+
+    `value` is one template, a list of {name, template} objects, or an object of templates by name. Raises UserError where
+    none of them is named "default".
+    """
     if isinstance(value, str):
         return value, None
     listed = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)} if isinstance(value, list) else {}

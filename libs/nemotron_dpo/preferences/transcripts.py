@@ -1,4 +1,4 @@
-"""HH-RLHF transcripts: one string of "\\n\\nHuman: ..." and "\\n\\nAssistant: ..." turns."""
+"""Parse HH-RLHF transcripts: strings that consist of "\\n\\nHuman: ..." and "\\n\\nAssistant: ..." turns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
-    """True where `text` opens with a turn of a human or an assistant."""
+    """True where `text` begins with the header of a human's or an assistant's turn."""
     return text.startswith(("\n\nHuman:", "\n\nAssistant:"))
 
 
 def parse_transcript(text: str, field: str) -> list[dict[str, Any]]:
-    """The turns of `text`; their texts are kept as they are, without the one space after the colon.
+    """The turns of `text` as {role, content} messages; contents are kept as they are, without the one space after the colon.
 
-    Raises RowProblem where the text does not open with a turn.
+    Raises RowProblem, naming the column `field`, where `text` does not begin with the header of a turn.
     """
     parts = _TURN.split(text)
     if len(parts) < 3 or parts[0]:
@@ -28,6 +28,9 @@ def parse_transcript(text: str, field: str) -> list[dict[str, Any]]:
 
 
 def parse_prompt(text: str, field: str) -> list[dict[str, Any]]:
-    """The turns of a transcript that ends with the header of the turn to come, which is left out."""
+    """The turns of a transcript, without the empty assistant turn at its end, whose content the response will be.
+
+    Raises RowProblem where `text` does not begin with the header of a turn.
+    """
     turns = parse_transcript(text, field)
     return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip() and len(turns) > 1 else turns

@@ -1,6 +1,6 @@
-"""Whether pairs are of the tokenizer of a policy, and how many tokens that has.
+"""Tell whether pairs were made with the tokenizer of a policy, and how many token ids that tokenizer has.
 
-Embeddings are often padded, with rows that no text reaches.
+A policy's embedding does not tell the number: it is often padded with rows for ids that the tokenizer never makes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
 
 def is_foreign(folder: Path, digest: str | None) -> bool:
-    """Whether there is a tokenizer in `folder`, and it is not the one with `digest`: its ids may mean other texts."""
+    """True where `folder` has a tokenizer whose digest is not `digest`, so that its ids may stand for other texts.
+
+    False where `folder` has no readable tokenizer, or where `digest` is None.
+    """
     own = _digest(folder)
     return own is not None and digest is not None and own != digest
 
 
 @functools.cache
 def num_tokens(folder: Path, digest: str | None) -> int | None:
-    """One more than the largest id of the tokenizer in `folder`; None where there is none, or one with another digest.
+    """One more than the largest token id of the tokenizer in `folder`; None where its digest is not `digest`.
 
-    So it bounds the ids of pairs that this very tokenizer made. Another may have tokens where the policy has padding.
+    The number is a bound for the ids of pairs that this same tokenizer made. Another tokenizer may have tokens where the
+    policy's embedding has padding, so the bound would not hold for its pairs. None also where the tokenizer cannot be read.
     """
     if digest is None or _digest(folder) != digest:
         return None

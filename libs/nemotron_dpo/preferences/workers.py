@@ -1,8 +1,8 @@
 """Apply one function to a sequence of chunks, in threads or in processes, and hand the results back in order.
 
-Threads suffice while the tokenizer's own threads do the work: one thread renders while another tokenizes. Processes are
-for machines where rendering in one interpreter is too slow. Each process belongs to one thread of this process; it dies
-with it, because its end of the pipe closes.
+Threads suffice while the tokenizer's own threads do most of the work: one thread renders while another tokenizes. Processes are
+for machines where rendering in one interpreter is too slow. One thread of this process at a time sends a chunk to a worker
+process and waits for the result. A worker process ends when this process does, because its pipe closes then.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ _OVERLAPPING_THREADS = 2
 
 @contextlib.contextmanager
 def ordered_map(make: Callable[[Any], Callable[[T], R]], argument: Any, num_workers: int) -> Iterator[Any]:
-    """A function items -> results in order, computed by `make(argument)`: here when `num_workers` is 1, else in processes.
+    """A function that maps an iterable of items to their results, in order, by calling `make(argument)` on each item.
 
-    `make` must be importable and `argument`, items and results picklable. A few items a worker are under way at any time.
+    With `num_workers` 1 the calls run in threads of this process, else in that many worker processes. For processes, `make`,
+    `argument`, items and results must be picklable. To bound memory, only a few items for each worker are taken ahead of the
+    results.
     """
     with contextlib.ExitStack() as stack:
         if num_workers == 1:
@@ -53,7 +55,10 @@ def ordered_map(make: Callable[[Any], Callable[[T], R]], argument: Any, num_work
 
 @contextlib.contextmanager
 def _rare_collection() -> Iterator[None]:
-    """Let the cyclic garbage collector look rarely, and not at what is loaded by now: rows make many objects, no cycles."""
+    """Make the cyclic garbage collector run rarely, and skip the objects that exist by now.
+
+    Rows make many objects but no cycles, so frequent collections would cost time and free nothing.
+    """
     threshold = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -100,7 +105,10 @@ def _call(connection: Connection, item: Any) -> Any:
 
 
 def _serve(connection: Connection, make: Callable[[Any], Any], argument: Any) -> None:
-    """The life of a worker process: it ends when its parent's end of the pipe closes."""
+    """Serve items from the pipe until the parent's end closes; this is the main function of a worker process.
+
+    A result is sent back for each item. An exception is sent back in place of the result, and the parent raises it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
