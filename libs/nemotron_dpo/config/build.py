@@ -1,4 +1,4 @@
-"""A canonical tree becomes a RunConfig: types and choices checked, unknown keys refused, keys without effect collected."""
+"""Build a RunConfig from a canonical tree: check types and choices, refuse unknown keys, collect keys without effect."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "o
 
 
 def build_run(tree: Tree) -> tuple[RunConfig, dict[str, str]]:
-    """The RunConfig that the canonical `tree` describes, and the dotted keys in it that have no meaning, with the reason.
+    """The RunConfig that the canonical `tree` describes, and the keys in it without effect (dotted key -> reason).
 
-    Raises UserError whose field is the dotted key: a wrong type or value, a setting that is not built, an unknown key.
+    Takes the known keys out of `tree`. Raises UserError for a wrong type or value, a setting that is not built, and an unknown
+    key; the field of the error is the dotted key.
     """
     _refuse_unbuilt(tree)
     length = tree["data"].pop("max_input_seq_length", None) if isinstance(tree.get("data"), dict) else None
     run = _build(RunConfig, tree, "")
-    _refuse_unbuilt(tree)  # again, for validation sets have lost their names
+    _refuse_unbuilt(tree)  # again: _build has put the remaining keys of every set directly under data.validation
     _check_peft(run.policy.megatron_cfg.peft)
     _check_length(length, run.policy.max_total_sequence_length)
     idle: dict[str, str] = {}
@@ -64,9 +65,9 @@ def _check_length(length: Any, most: int) -> None:
 
 
 def build_plain(cls: Any, tree: Tree) -> Any:
-    """The dataclass `cls` that the plain `tree` describes, for steps whose keys have one spelling.
+    """The dataclass `cls` that the plain `tree` describes, for steps whose keys have only one spelling.
 
-    Raises UserError whose field is the dotted key: a wrong type or value, or an unknown key.
+    Raises UserError for a wrong type or value and for an unknown key; the field of the error is the dotted key.
     """
     built = _build(cls, tree, "")
     if tree:
@@ -82,7 +83,10 @@ def build_plain(cls: Any, tree: Tree) -> Any:
 
 
 def nearest(key: str) -> str:
-    """The remedy naming the known key nearest to `key`: in its own section first, then by its last part anywhere."""
+    """The remedy for the unknown `key`, which suggests the most similar known key.
+
+    It is a similar key of the same section; else a key of another section with the same last part; else any similar key.
+    """
     section, _, leaf = key.rpartition(".")
     known = sorted({*known_keys(), *foreign_keys()})
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
@@ -95,7 +99,7 @@ def nearest(key: str) -> str:
 
 
 def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key that means something, in the order of the dataclasses."""
+    """Every dotted key of the dataclass `cls` and its sections, in the order of their fields."""
     keys: list[str] = []
     for name, hint in get_type_hints(cls).items():
         nested = is_dataclass(hint)
@@ -113,7 +117,7 @@ def _refuse_unbuilt(tree: Tree) -> None:
 
 
 def _select(tree: Any, key: str) -> Any:
-    """The value of the dotted `key`, None where there is none."""
+    """The value of the dotted `key`; None if `tree` does not have it."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
@@ -121,12 +125,12 @@ def _select(tree: Any, key: str) -> Any:
 
 @functools.cache
 def foreign_keys() -> frozenset[str]:
-    """Every dotted key of NeMo-RL's schema that is none of ours, as whole subtrees."""
+    """Every dotted key that NeMo-RL's schema has and ours does not; each stands for its whole subtree."""
     return frozenset({*NO_MEANING, *(refused.key for refused in REFUSED)})
 
 
 def _build(cls: Any, tree: Tree, prefix: str) -> Any:
-    """Take from `tree` what `cls` knows; what is left in it afterwards is for the unknown-key check."""
+    """Build `cls` from the keys of `tree` that it knows, and delete them there. The caller checks the keys that remain."""
     hints = get_type_hints(cls)
     values: Tree = {}
     for item in fields(cls):
@@ -154,7 +158,7 @@ def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]
     built = tuple((str(name), _build(DatasetConfig, rows, f"data.validation.{name}.")) for name, rows in sets.items())
     left: Tree = {}
     for key, value in (item for rows in sets.values() for item in rows.items()):
-        left[key] = value if left.get(key) is None else left[key]  # one set's null hides nothing of another's
+        left[key] = value if left.get(key) is None else left[key]  # a null of one set must not hide another set's value
     if left:
         tree["validation"] = left
     return tuple((name, dataset) for name, dataset in built if dataset.path is not None)
@@ -194,14 +198,15 @@ def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ..
 
 
 def _expect(value: Any, kind: Any, key: str) -> Any:
-    """`value` as `kind`; numbers and switches may be given as text, as environment variables are."""
+    """`value` as `kind`. Numbers and booleans may be given as text, because environment variables are text."""
     if isinstance(value, str) and kind is not str:
         value = _parsed(value, kind)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _finite(value, key)
     if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
         return value
-    if kind is str and isinstance(value, int | float | datetime.date):  # 10:00:00 is 36000, yes is true, 2026-11-26 a day
+    # without quotes YAML reads 10:00:00 as the number 36000, yes as true, and 2026-11-26 as a date
+    if kind is str and isinstance(value, int | float | datetime.date):
         named = "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "a date"
         raise UserError(f"is {named} to YAML ({_shown(value)}) where text is due", field=key, remedy="quote it")
     raise UserError(f"is {_shown(value)} where {_DUE[kind]} is due", field=key)

@@ -1,7 +1,7 @@
-"""Keys of NeMo-RL's schema that are none of ours: known, so that its recipes load as they are.
+"""Keys that NeMo-RL's schema has and ours does not. We know them so that NeMo-RL's recipes load unchanged.
 
-NO_MEANING has those that cannot change the trained policy here, each with the reason; a run counts and lists them. Those of
-REFUSED would train something else, or keep something else, with another value than the listed ones.
+NO_MEANING holds the keys that cannot change the trained policy here, each with the reason; a run counts and lists them. REFUSED
+holds the keys that would change which policy is trained or which checkpoints are kept, unless they have a harmless value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MESSAGES = "is about overlap and messages between processes; the numbers are th
 _TRACKER = "belongs to trackers that are not written yet; metrics.jsonl has every metric"
 _LOADER = "belongs to NeMo-RL's loaders of data sets by name"
 
-# reason -> keys, as whole subtrees; {a b} stands for each.
+# reason -> keys, each of which stands for its whole subtree; "section {a b}" means section.a and section.b.
 _NO_MEANING = {
     _ROUNDING: """
 policy.megatron_cfg {moe_router_dtype moe_permute_fusion apply_rope_fusion bias_activation_fusion defer_fp32_logits
@@ -103,13 +103,13 @@ NO_MEANING: dict[str, str] = {
     for section, keys in re.findall(r"(\S+) \{([^}]*)\}", text)
     for key in keys.split()
 }
-# Keys of ours that nothing reads yet.
+# Keys of our own schema that no code reads yet, with the reason.
 TRACKERS = dict.fromkeys(("logger.log_dir", "logger.tensorboard_enabled", "logger.wandb_enabled"), _TRACKER)
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A key that is refused but for the `harmless` values of it: what it would do (`why`), and the `remedy`."""
+    """A key that is refused unless it has one of the `harmless` values. `why` says what another value would do."""
 
     key: str
     harmless: tuple[Any, ...]

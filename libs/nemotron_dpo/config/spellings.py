@@ -1,6 +1,7 @@
-"""The several spellings a config may use (NeMo-RL's, the documented default's, aliases), rewritten into the one of schema.py.
+"""Rewrite the spellings that a config may use (NeMo-RL's, the documented default's, aliases) into the one of schema.py.
 
-Works on the plain tree, in place, before the dataclasses are built. What it cannot place it leaves for the unknown-key check.
+This works on the plain tree, in place, before the dataclasses are built. A key that it does not know stays in the tree, for the
+unknown-key check.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ DTENSOR_NAMES = {
     "sequence_parallel": "sequence_parallel",
     "activation_checkpointing": "activation_checkpointing",
 }
-# lora_cfg's name -> (the peft section's, the default of lora_cfg)
+# name in lora_cfg -> (name in the peft section, default in lora_cfg)
 LORA_NAMES = {
     "enabled": ("enabled", True),
     "dim": ("dim", 8),
@@ -27,8 +28,8 @@ LORA_NAMES = {
     "lora_A_init": ("lora_A_init_method", "xavier"),
 }
 _ADAMW = ("adamw", "adam", "torch.optim.adamw")
-# What NeMo-RL makes of an explicit `chat_template: null`: the contents of the messages, joined as they are. It puts the
-# tokenizer's BOS before the first and its EOS after the last response, here by the template itself.
+# The template for an explicit `chat_template: null`. NeMo-RL then joins the contents of the messages unchanged. Its code puts
+# the tokenizer's BOS before the first message and its EOS after the last response; here the template does so.
 PASS_THROUGH = (
     "{{ bos_token or '' }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     "{% if messages and messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
@@ -36,14 +37,15 @@ PASS_THROUGH = (
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
 _DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format")
 _PATH_ALIASES = ("data_path", "prompt_file")
-# NeMo-RL's names for the form of files that `data_path` names -> ours; None where the rows tell it themselves
+# NeMo-RL's name for the form of the rows in the files of `data_path` -> our name; None if the rows show their form themselves
 _FORMS = {"PreferenceDataset": "ranked", "BinaryPreferenceDataset": None}
 
 
 def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
-    """`tree` with every accepted spelling rewritten, and the keys in it that another setting makes idle, with the reason.
+    """`tree` with every accepted spelling rewritten, and the keys that another setting makes idle (dotted key -> reason).
 
-    Sections that are no mappings are left for the type check.
+    A section that is no mapping is left for the type check. Raises UserError where two spellings of one key disagree, and for a
+    value that is not built.
     """
     policy, data = tree.get("policy"), tree.get("data")
     idle: dict[str, str] = {}
@@ -59,7 +61,7 @@ def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
 
 
 def spellings(key: str) -> list[str]:
-    """The names under which a value of the dotted `key` may have been given, its own first."""
+    """The dotted keys under which a config may give the value of the dotted `key`, beginning with `key`."""
     section, _, leaf = key.rpartition(".")
     if section == "policy.optimizer":
         theirs = {ours: name for name, ours in MEGATRON_ADAM.items()} | {"betas": "adam_beta1"}
@@ -77,7 +79,7 @@ def spellings(key: str) -> list[str]:
 
 
 def _template(policy: Tree) -> None:
-    """`chat_template`: "default" is the tokenizer's own, as where there is none; null is the contents as they are."""
+    """Rewrite `chat_template`: "default" means the tokenizer's own template, like a missing key; null means PASS_THROUGH."""
     tokenizer = policy.get("tokenizer")
     if isinstance(tokenizer, dict) and "chat_template" in tokenizer:
         template = tokenizer.pop("chat_template")
@@ -86,7 +88,7 @@ def _template(policy: Tree) -> None:
 
 
 def _hf_overrides(policy: Tree) -> None:
-    """Changes of the model's config: none but the one that switches an auxiliary loss off can be honoured."""
+    """Refuse every override of the model's config but one: router_aux_loss_coef 0, which switches an auxiliary loss off."""
     overrides = _mapping(policy, "hf_config_overrides", "policy")
     for key, value in overrides.items():
         if key != "router_aux_loss_coef" or value != 0:
@@ -99,7 +101,7 @@ def _hf_overrides(policy: Tree) -> None:
 
 
 def _megatron_backend(policy: Tree) -> dict[str, str]:
-    """Parallelism under one name; a backend's section with `enabled: false` does not count, as in NeMo-RL."""
+    """Move the settings of both backends into megatron_cfg. As in NeMo-RL, a section with `enabled: false` does not count."""
     idle: dict[str, str] = {}
     for name in ("megatron_cfg", "dtensor_cfg"):
         if _mapping(policy, name, "policy").get("enabled") is False:
@@ -120,9 +122,13 @@ def _megatron_backend(policy: Tree) -> dict[str, str]:
 
 
 def _peft(megatron: Tree, dtensor: Tree) -> dict[str, str]:
-    """LoRA of either backend; an enabled lora_cfg may only name all linear layers, for its names are other ones."""
+    """Move LoRA settings of the DTensor backend (lora_cfg) into the peft section.
+
+    An enabled lora_cfg can only apply to all linear layers, because its layers have other names than ours. Raises UserError
+    where it names layers.
+    """
     peft, lora = _mapping(megatron, "peft", "policy.megatron_cfg"), dtensor.get("lora_cfg")
-    if peft.get("lora_dtype") == "None":  # as NeMo-RL's own configs spell it
+    if peft.get("lora_dtype") == "None":  # NeMo-RL's own configs write null as this text
         peft["lora_dtype"] = None
     place = "policy.dtensor_cfg.lora_cfg"
     if not isinstance(lora, dict):
@@ -149,7 +155,7 @@ def _optimizer(policy: Tree) -> None:
     optimizer = _mapping(policy, "optimizer", "policy")
     drop_empty(policy, "optimizer")
     _mapping(optimizer, "kwargs", "policy.optimizer")
-    del optimizer["kwargs"]  # its entries are one level up already, merged layer by layer
+    del optimizer["kwargs"]  # its entries were copied one level up when the config layers were merged
     name = optimizer.get("name")
     if name is not None and str(name).lower() not in _ADAMW:
         raise UserError(f'is "{name}"', field="policy.optimizer.name", remedy="only AdamW is built")
@@ -184,7 +190,7 @@ def _torch_chain(entries: list[Any]) -> Tree:
 def _datasets(data: Tree) -> None:
     shared = _mapping(data, "default", "data")
     for alias in _PATH_ALIASES:
-        if shared.get(alias) is None:  # as NVIDIA's own configs have it
+        if shared.get(alias) is None:  # NVIDIA's own configs set it to null
             shared.pop(alias, None)
     given = {key: shared.pop(key) for key in (*_DATASET_KEYS, "dataset_name") if key in shared}
     given |= {"dataset_name": name} if (name := data.pop("dataset_name", None)) and not given.get("dataset_name") else {}
@@ -216,9 +222,9 @@ def _dataset(dataset: Tree, given: Tree, place: str) -> None:
 
 
 def _named(dataset: Tree) -> None:
-    """`dataset_name` says where data lies, unless a path does, or the form of the rows that lie there.
+    """Rewrite `dataset_name`, which is either the name of a form of rows (a key of _FORMS) or the place of the data.
 
-    A path counts before the name of a set that has its own place: who gives both means the path.
+    The place of the data is used only where no path is given: a config that gives both means the path.
     """
     name = dataset.pop("dataset_name", None)
     if name in _FORMS:
@@ -229,7 +235,7 @@ def _named(dataset: Tree) -> None:
 
 
 def _set(section: Tree, key: str, value: Any, place: str) -> None:
-    """Give `key` a value under its canonical name; another spelling that disagrees is an error, never a silent winner."""
+    """Set `key`, a canonical name, to `value`. Raises UserError where another spelling has set it to another value."""
     if section.get(key) is not None and section[key] != value:
         raise UserError(f"is {section[key]} and, under another name, {value}", field=f"{place}.{key}", remedy="set one of them")
     section[key] = value

@@ -1,10 +1,9 @@
 """Let megatron-core, which is written for CUDA, run on a CPU.
 
-megatron-core names the device "cuda" in its own source. Where there is none, `redirect()` maps those names to the CPU:
+megatron-core names the device "cuda" in its own source. Where there is no CUDA, `redirect()` maps that name to the CPU:
 device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimizers compare against, the current device and
-stream, synchronisation, and the CUDA random state. It is one torch function mode and six functions, so what runs on a CPU is
-otherwise the very code that runs on GPUs. torch.compile, which megatron-core applies to small fusions on import, does nothing
-on either.
+stream, synchronisation, and the CUDA random state. One torch function mode and six functions do this; otherwise the same code
+runs on a CPU and on GPUs. torch.compile, which megatron-core applies to small fusions on import, is switched off on both.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ def device() -> torch.device:
 
 
 def to_device(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor on this process's device; on its way there, nothing waits for it."""
+    """The array as a tensor on this process's device. The host does not wait for the copy to a GPU."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device(), non_blocking=True) if torch.cuda.is_available() else tensor
 
 
 def peak_memory() -> dict[str, float]:
-    """The most bytes that tensors of this process ever took of its GPU, as a metric; nothing on a CPU."""
+    """The most bytes that this process's tensors ever took on its GPU, as a metric; empty on a CPU."""
     if not torch.cuda.is_available():
         return {}
     return {"memory/train/max_allocated_bytes": float(torch.cuda.max_memory_allocated())}
@@ -47,17 +46,17 @@ def peak_memory() -> dict[str, float]:
 def redirect() -> None:
     """Prepare this process for megatron-core; call once, before importing it. Idempotent.
 
-    Raises UserError where torch lacks what would be mapped, or megatron-core lacks Triton.
+    Raises UserError if torch lacks a function that is to be replaced, or if Triton, which megatron-core needs, is missing.
     """
     global _active
     require_triton()
-    overwrite("torch:compile", _eager)  # it would double the time to start, too
+    overwrite("torch:compile", _eager)  # compiling would also double the time to start
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
         return
     if _active is not None:
         return
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its note on CUDA's tools without a GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # hides its note on missing CUDA tools
     overwrite("torch.cuda:current_device", lambda: _CPU)
     overwrite("torch.cuda:current_stream", lambda device=None: None)
     overwrite("torch.cuda:synchronize", lambda device=None: None)
@@ -69,7 +68,7 @@ def redirect() -> None:
 
 
 def without_cuda_random_state() -> None:
-    """Let megatron-core's recomputation, which keeps the CUDA random state over a layer, find none; for a CPU alone."""
+    """On a CPU, give megatron-core's recomputation, which saves and restores the CUDA random state, an empty one."""
     random = "megatron.core.tensor_parallel.random"
     overwrite(f"{random}:_get_cuda_rng_state", lambda *_, **__: torch.empty(0, dtype=torch.uint8))
     overwrite(f"{random}:_set_cuda_rng_state", lambda *_, **__: None)
@@ -92,7 +91,7 @@ class CudaNamesMeanCpu(TorchFunctionMode):
 
 
 def _eager(model: Any = None, **options: Any) -> Any:
-    """torch.compile, compiling nothing; as a decorator with or without options."""
+    """A torch.compile that compiles nothing; it works as a decorator with or without options."""
     return model if model is not None else _eager
 
 

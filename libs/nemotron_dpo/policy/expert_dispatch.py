@@ -1,8 +1,8 @@
-"""Let megatron-core's mixture of experts run without CUDA and without Transformer Engine; does nothing where they are.
+"""Let megatron-core's mixture of experts run without CUDA or without Transformer Engine. Where both exist nothing is changed.
 
-The router asks for a name that its module has only where Transformer Engine is installed (megatron-core 0.16).
-The dispatcher copies its counts of tokens to the host on a CUDA stream of its own. Without CUDA they are there already, and
-all that is left of that step is their form: numpy, as the all-to-all wants its split sizes.
+The router reads a name that its module defines only if Transformer Engine is installed (megatron-core 0.16).
+The dispatcher copies its token counts to the host on a separate CUDA stream. Without CUDA the counts are on the host already.
+Then they only have to become numpy arrays, which the all-to-all expects as split sizes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from nemotron_dpo.policy.patches import overwrite
 
 
 def prepare_dispatch() -> None:
-    """Prepare this process to build mixtures of experts. Idempotent."""
+    """Prepare this process to build policies with a mixture of experts. Idempotent."""
     if not hasattr(moe_utils, "te_general_gemm"):
         overwrite("megatron.core.transformer.moe.moe_utils:te_general_gemm", None)
     if torch.cuda.is_available():
         return
     dispatcher = "megatron.core.transformer.moe.token_dispatcher:MoEAlltoAllTokenDispatcher"
-    overwrite(f"{dispatcher}.cuda_dtoh_stream", _NO_STREAM)  # only its absence would make the dispatcher ask CUDA for one
+    overwrite(f"{dispatcher}.cuda_dtoh_stream", _NO_STREAM)  # if it were None, the dispatcher would ask CUDA for a stream
     overwrite(f"{dispatcher}._maybe_dtoh_and_synchronize", _counts_on_host)
 
 

@@ -1,12 +1,14 @@
-"""Log-probs of response tokens without the full logits: by blocks, forward and backward, vocabulary-parallel under TP.
+"""Log-probs of response tokens without the full logits [R, V]: block by block of the vocabulary, which may be split over ranks.
 
-What is known of a block of logits after the forward pass is its share of each token's probability, from which comes the
-gradient of every entry but the target's; that one is known exactly from the log-prob and is added by itself, as 1 - p must not
-be made of a rounded p. `response_logps` makes each block again in the backward pass. Where it is known what the loss makes of
-the log-probs of some pairs, `trained_logps` has their gradients as soon as their logits, and makes none twice.
+The forward pass keeps, for each token and block, the logarithm of the block's share of the token's probability. From this share
+and the softmax over the block follows the gradient of every logit but the target's. The gradient of the target's logit, 1 - p,
+is computed from the exact log-prob and added separately, because p in a block is rounded to the dtype of the weights.
 
-Legend: R response tokens, C tokens of a chunk, H hidden, V this rank's share of the vocabulary, B entries of a block of it,
-N such blocks. The reduction over the vocabulary is float32 whatever the weights are.
+`response_logps` computes each block of logits again in the backward pass. `trained_logps` computes each block only once: it is
+given the slope of the loss, so it can compute the gradients of some pairs as soon as it has their log-probs.
+
+Legend: R response tokens, C tokens of a chunk, H hidden, V this rank's share of the vocabulary, B entries of a block of
+V, N blocks. The reduction over the vocabulary is in float32, whatever the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.logits import Logits, blocks, chunks
 from nemotron_dpo.kernels.scratch import scratch
 
-# d loss / d log-prob, float32 [R], at log-probs float32 [R], where a pair's depend on its own log-probs alone
+# log-probs, float32 [R] -> d loss / d log-prob, float32 [R]. The slopes of a pair depend only on its own log-probs.
 Slope = Callable[[Tensor], Tensor]
 
 
 def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any = None) -> Tensor:
     """log softmax(hidden @ weight.T)[target] for each row, float32 [R], differentiable in hidden and weight.
 
-    `group` is the tensor-parallel process group over which the vocabulary is split in equal, ordered shares; the gradient
-    of `hidden` is then this rank's part, for the caller's layer to reduce. A weight with a `main_grad` gets its gradient
-    added there instead.
+    `group` is the tensor-parallel process group over which the vocabulary is split in equal, ordered shares. The gradient of
+    `hidden` is then only this rank's part, and the caller's layer must reduce it. If the weight has a `main_grad`, its gradient
+    is added there and not returned to autograd.
     """
     return _ResponseLogps.apply(hidden_RH, weight_VH, targets_R, group)  # type: ignore[return-value] - torch does not type Function.apply
 
@@ -39,16 +41,18 @@ def response_logps(hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, grou
 def trained_logps(
     hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, slope: Slope, parts: Sequence[slice], group: Any = None
 ) -> Tensor:
-    """`response_logps` of a loss with that slope, which must be the one that is differentiated, by 1.
+    """`response_logps` for a loss whose `slope` is known before the backward pass; gradients are computed in the forward pass.
 
-    `parts` divide R at the ends of pairs; the logits of one part are held whole, and the slope is asked with 0 for the
-    log-probs of the parts behind it. Gradients of weights are added before the backward pass begins.
+    The caller must differentiate exactly this loss, with 1 as the gradient of the loss itself. `parts` divide R between pairs.
+    The logits of one part are held in memory at a time; `slope` is then called with 0 for the log-probs of later parts. The
+    gradient of the weight is added to its `main_grad` already in the forward pass. Raises RuntimeError in the backward pass, on
+    a CPU only, if the gradient of the log-probs is not the slope.
     """
     return _TrainedLogps.apply(hidden_RH, weight_VH, targets_R, slope, parts, group)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def slope_of(loss: Callable[[Tensor], Tensor]) -> Slope:
-    """The slope of a loss that is a sum over pairs, by autograd."""
+    """The slope, computed by autograd, of a loss that is a sum over pairs."""
 
     def slope(logps_R: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -100,7 +104,7 @@ class _TrainedLogps(torch.autograd.Function):
             slope_R[part] = slope(logps_R)[part]
             gradients = _Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH)
             grad_hidden_RH[part] = gradients.add(logits, slope_R[part], logps_R[part], log_share_NC)
-            del logits  # before the next part's are made, which on a GPU take as much again
+            del logits  # frees their memory before the next part allocates its own
         ctx.save_for_backward(grad_hidden_RH, slope_R)
         ctx.grad_weight_VH = _returned(total_VH, weight_VH)
         return logps_R
@@ -108,14 +112,14 @@ class _TrainedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_RH, slope_R = ctx.saved_tensors
-        # on CPUs alone: a GPU would be waited for
+        # not on a GPU, where the comparison would make the host wait
         if not (slope_R.is_cuda or torch.allclose(grads[0], slope_R, rtol=0, atol=0, equal_nan=True)):
             raise RuntimeError("the loss is not the one whose slope was given, or not a sum over pairs")
         return grad_hidden_RH, ctx.grad_weight_VH, None, None, None, None
 
 
 def _logps(logits: Logits, local_C: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """Log-probs [C] of the targets, and the logarithm of each block's share of their tokens' probability [N, C]."""
+    """Log-probs [C] of the targets, and the logarithm of each block's share of each token's probability [N, C]."""
     log_z_NC = torch.empty(len(logits.blocks), len(local_C), device=local_C.device)
     target_logit_C = torch.zeros_like(log_z_NC[0])
     for index, block in enumerate(logits.blocks):
@@ -127,26 +131,26 @@ def _logps(logits: Logits, local_C: Tensor, group: Any) -> tuple[Tensor, Tensor]
 
 
 class _Gradients:
-    """The gradients that come from the log-probs of one chunk; that of the weight is added to `total_VH`, if there is one."""
+    """The gradients from the log-probs of one chunk. The gradient of the weight is added to `total_VH`, unless that is None."""
 
     def __init__(self, hidden_CH: Tensor, weight_VH: Tensor, local_C: Tensor, total_VH: Tensor | None) -> None:
         self._hidden_CH, self._weight_VH, self._local_C, self._total_VH = hidden_CH, weight_VH, local_C, total_VH
 
     def add(self, logits: Logits, slope_C: Tensor, logps_C: Tensor, log_share_NC: Tensor) -> Tensor:
-        """The gradient of `hidden`, float32 [C, H]; the logits are gone after it."""
+        """The gradient of `hidden`, float32 [C, H]. This overwrites what `logits` keeps, so do not use it again."""
         grad_CH = self._from_target(-slope_C * logps_C.expm1())  # expm1(log p) is p - 1
         for index, block in enumerate(logits.blocks):
             p_CB = logits.probabilities(index)
             _clear_targets(p_CB, *_within(block, self._local_C))
             scale_C1 = (-slope_C * log_share_NC[index].exp())[:, None]
             grad_CH.addcmul_(_float_product(p_CB, self._weight_VH[block]), scale_C1)
-            if self._total_VH is not None:  # a policy with adapters does not train it
+            if self._total_VH is not None:  # None with LoRA adapters, which do not train this weight
                 scaled_CH = scratch("scaled hidden", *self._hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
                 add_product(self._total_VH[block], p_CB, torch.mul(self._hidden_CH, scale_C1, out=scaled_CH))
         return grad_CH
 
     def _from_target(self, slope_C: Tensor) -> Tensor:
-        """What comes by the targets' own logits."""
+        """The part of the gradient of `hidden` that comes from the targets' logits; adds the weight's part to `total_VH`."""
         place_C1, here_C = _within(slice(0, len(self._weight_VH)), self._local_C)
         slope_C1, place_C = (slope_C * here_C)[:, None], place_C1.squeeze(1)
         if self._total_VH is not None:
@@ -155,20 +159,20 @@ class _Gradients:
 
 
 def _float_product(p_CB: Tensor, weight_BH: Tensor) -> Tensor:
-    """p @ weight, rounded to their dtype, as float32; valid until the next call."""
+    """p @ weight, rounded to the dtype of the factors, then widened to float32 [C, H]. The next call overwrites the result."""
     shape, where = (len(p_CB), weight_BH.shape[1]), p_CB.device
     product_CH = torch.mm(p_CB, weight_BH, out=scratch("hidden gradient", *shape, dtype=p_CB.dtype, device=where))
     return scratch("wide hidden gradient", *shape, device=where).copy_(product_CH)
 
 
 def _clear_targets(p_CB: Tensor, place_C1: Tensor, here_C: Tensor) -> None:
-    """Set to 0 what lies at the targets, in their own places of memory: scatter_ copies all of `p`."""
+    """Set the targets' entries of `p` to 0 in place. index_copy_ touches only these entries; scatter_ would copy all of `p`."""
     at_C = torch.arange(len(p_CB), device=p_CB.device) * p_CB.shape[1] + place_C1.squeeze(1)
     p_CB.view(-1).index_copy_(0, at_C, p_CB.view(-1)[at_C] * ~here_C)
 
 
 def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
-    """Where the weight's gradient is to be added up."""
+    """The tensor in which the gradient of the weight is summed; None if the weight is not trained."""
     if not is_trained:
         return None
     main_grad = getattr(weight_VH, "main_grad", None)
@@ -176,17 +180,17 @@ def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
 
 
 def _returned(total_VH: Tensor | None, weight_VH: Tensor) -> Tensor | None:
-    """What autograd is told of the weight's gradient."""
+    """The gradient of the weight to return to autograd; None if it was added to `main_grad` or is not computed."""
     return None if total_VH is None or hasattr(weight_VH, "main_grad") else total_VH.to(weight_VH.dtype)
 
 
 def _local(targets_R: Tensor, weight_VH: Tensor, group: Any) -> Tensor:
-    """Targets counted from the first entry of this rank's share of the vocabulary."""
+    """Target ids relative to the first entry of this rank's share of the vocabulary; out of range if another rank has it."""
     return targets_R - (dist.get_rank(group) * len(weight_VH) if _is_split(group) else 0)
 
 
 def _within(block: slice, local_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Places [C, 1] of targets within a block (clamped), and whether they lie in it at all [C]."""
+    """Index [C, 1] of each target within the block, clamped to it, and whether the target lies in the block at all [C]."""
     here_C = (local_C >= block.start) & (local_C < block.stop)
     return (local_C - block.start).clamp(0, block.stop - block.start - 1)[:, None], here_C
 

@@ -1,8 +1,8 @@
-"""Where the processes of a job meet.
+"""The rendezvous of the processes of a job.
 
-torch's own rendezvous waits in C++, where Python hears no signal, and says nothing. For a job that something other than
-torchrun started it therefore happens in a thread of its own. Under torchrun all processes are there already, and torchrun
-itself watches over them; but it names the machine by its host name, which need not resolve, or not to this machine.
+torch's own rendezvous waits in C++ without a message, and Python handles no signal meanwhile. So for a job that torchrun did
+not start, the connection is made in a thread of its own. Under torchrun all processes are there already, and torchrun watches
+them. But torchrun names the machine by its host name, which may not resolve, or may resolve to another machine.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _KEY = "nemotron_dpo_present"
 
 
 def keep_to_this_machine() -> None:
-    """Let a job of torchrun's that is on one machine meet on its loopback interface, where that is up.
+    """Let a torchrun job that is on one machine meet on the loopback interface, if the job's port can be reached there.
 
-    Changes MASTER_ADDR and, where nobody has set it, gloo's interface.
+    Changes the environment: sets MASTER_ADDR and, if it is not set, GLOO_SOCKET_IFNAME.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         return
@@ -43,9 +43,10 @@ def keep_to_this_machine() -> None:
 
 
 def meet(say: Callable[[str], object]) -> Store:
-    """The store of this job, when all its processes are there; what is waited for is told to `say`.
+    """Wait until all processes of this job are there, and return their store. `say` gets a line on what is waited for.
 
-    Raises UserError where the environment does not say where to meet, where that is no place to meet, and after 30 minutes.
+    Raises UserError if the environment does not name the address, if no connection to it can be made, if process 0 goes away,
+    and after 30 minutes.
     """
     (host, port), rank, size = launcher.master_address(), launcher.rank(), launcher.job_size()
     place = f"{host}:{port} (WORLD_SIZE={size})"
@@ -81,7 +82,10 @@ def _connected(host: str, port: int, rank: int, place: str, waiting: _Waiting) -
 
 
 class _Waiting:
-    """Short pauses, in which signals are heard; what they are for is said once it has taken a while, and when it changes."""
+    """Short pauses, in which Python handles signals.
+
+    After two seconds, `say` gets a line on what is waited for, and again whenever that line changes.
+    """
 
     def __init__(self, say: Callable[[str], object]) -> None:
         self._say = say

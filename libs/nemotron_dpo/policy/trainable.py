@@ -1,4 +1,4 @@
-"""A policy that learns: megatron-core's DistributedDataParallel, optimizer and pipeline schedule around a PairPolicy."""
+"""Train a PairPolicy with megatron-core's DistributedDataParallel, optimizer and pipeline schedule."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from nemotron_dpo.policy.weight_gradients import accumulate_in_place, skip_colle
 
 
 class MicroBatch(Protocol):
-    """One packed row and whatever its loss needs beside it."""
+    """One packed row, and whatever else its loss needs."""
 
     @property
     def row(self) -> PackedRow: ...
 
 
-# (micro batch, log-probs float32 [R]) -> (loss summed over the row's pairs, of which a pair's depends on its own log-probs
-# alone; what the caller gets of it). It may be called with the log-probs of some pairs missing, which are 0
+# (micro batch, log-probs float32 [R]) -> (loss summed over the row's pairs, a value for the caller). The loss of a pair may
+# depend only on its own log-probs, because the function is also called while those of later pairs are still 0.
 Loss = Callable[[Any, Tensor], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with decoupled weight decay; `max_grad_norm` None leaves gradients as they are."""
+    """AdamW with decoupled weight decay. Gradients are not clipped if `max_grad_norm` is None or 0."""
 
     lr: float
     weight_decay: float = 0.01
@@ -65,14 +65,17 @@ class TrainablePolicy:
         model.config.no_sync_func = self._ddp.no_sync
 
     def accumulate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Any]:
-        """Gradients of one global batch, of which `batches` is this rank's part (at least one); what `evaluate` gives."""
+        """Compute the gradients of one global batch, and return what `evaluate` returns.
+
+        `batches` is this rank's part of the global batch, at least one micro batch.
+        """
         self._ddp.train()
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         return self._schedule(batches, loss, forward_only=False)
 
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Any]:
-        """What `loss` gives for `batches` (at least one), without gradients; last stage only."""
+        """The second value of `loss` for each of `batches` (one or more), without gradients; empty before the last stage."""
         self._ddp.eval()
         with torch.no_grad():
             return self._schedule(batches, loss, forward_only=True)
@@ -91,7 +94,7 @@ class TrainablePolicy:
 def run_schedule(model: nn.Module, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Any]:
     """Run `batches` through this rank's part of the policy by megatron-core's schedule.
 
-    Gives what `loss` returned second for each batch on the pipeline's last stage, nothing on the others.
+    Returns the second value of `loss` for each batch on the last pipeline stage, and an empty list on the other stages.
     """
     return get_forward_backward_func()(
         forward_step_func=partial(_forward_step, loss),
@@ -108,8 +111,8 @@ def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callabl
     batch = next(batches)
 
     def counted(logps_R: Tensor) -> tuple[Tensor, Tensor, Any]:
-        # megatron-core divides the summed gradients by the global sum of this count: pairs, where it expects tokens. It sums
-        # over context-parallel ranks too, of which each has all pairs' losses and its own tokens' part of the gradients
+        # megatron-core divides the summed gradients by the global sum of this count. It expects tokens; we count pairs. The
+        # sum includes context-parallel ranks, each of which has the loss of every pair, so only the first one counts them.
         total, sums = loss(batch, logps_R)
         num_pairs = batch.row.num_pairs if parallel_state.get_context_parallel_rank() == 0 else 0
         return total, torch.full((), num_pairs, dtype=torch.int, device=total.device), sums

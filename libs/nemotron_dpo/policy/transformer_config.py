@@ -1,4 +1,4 @@
-"""megatron-core's TransformerConfig for a policy: what the architecture says, how it is cut, what a CPU needs."""
+"""Make megatron-core's TransformerConfig for a policy from its architecture, its parallel layout, and what a CPU needs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from nemotron_dpo.policy.recompute import Recompute
 def transformer_config(
     architecture: Architecture, dtype: torch.dtype, *, recompute: Recompute | None = None
 ) -> TransformerConfig:
-    """The config of this rank's part of the policy in `dtype`; process groups must exist.
+    """The config of this rank's part of the policy in `dtype`; the process groups must exist.
 
-    Raises UserError where heads, groups, layers or vocabulary do not divide over the ranks.
+    Raises UserError if heads, groups, layers or vocabulary do not divide over the ranks, or if layers differ in a setting that
+    megatron-core has only once.
     """
     layout = parallel.layout()
     _check_divisible(architecture, layout)
@@ -44,13 +45,13 @@ def _whole(architecture: Architecture) -> dict[str, Any]:
 
 
 def _sublayers(architecture: Architecture) -> dict[str, Any]:
-    """What the kinds of layers say. megatron-core has one config for all layers, so they must say the same."""
+    """The fields that the kinds of layers set. megatron-core has one config for all layers, so their values must agree."""
     fields: dict[str, Any] = {}
     for sublayer in dict.fromkeys(architecture.sublayers()):
         for name, value in sublayer.config().items():
             if fields.setdefault(name, value) != value:
                 raise UserError(f"layers that differ in {name} are not supported", remedy="layers with one value are")
-    if "ffn_hidden_size" not in fields:  # no layer is dense; megatron-core wants a number all the same
+    if "ffn_hidden_size" not in fields:  # no layer is dense, and megatron-core requires a number
         fields["ffn_hidden_size"] = fields["moe_ffn_hidden_size"]
     return fields
 
@@ -69,7 +70,7 @@ def _parallel(layout: Layout) -> dict[str, Any]:
         "expert_tensor_parallel_size": layout.expert_tensor,
         "calculate_per_token_loss": True,  # gradients are summed over ranks and divided by the global number of pairs
     }
-    if layout.pipeline > 1:  # rows differ in length; megatron-core wants this dispatcher with variable lengths, dense or not
+    if layout.pipeline > 1:  # rows differ in length, for which megatron-core requires this dispatcher, with experts or not
         fields |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall", "batch_p2p_sync": False}
         fields |= {
             "num_layers_in_first_pipeline_stage": layout.first_stage_layers,
@@ -85,7 +86,7 @@ def _recompute(recompute: Recompute | None) -> dict[str, Any]:
         if "layernorm" in recompute.modules and importlib.util.find_spec("transformer_engine") is None:
             remedy = "leave it out of policy.megatron_cfg.recompute_modules"
             raise UserError("megatron-core recomputes layernorm only with Transformer Engine", remedy=remedy)
-        # PairAttention keeps no scores as it is; what megatron-core would keep for it instead is more
+        # without core_attn: PairAttention keeps no scores anyway, and megatron-core would keep more to recompute it
         modules = [module for module in recompute.modules if module != "core_attn"]
         return {"recompute_granularity": "selective", "recompute_modules": modules} if modules else {}
     method, num_layers = recompute.method, recompute.num_layers
@@ -105,7 +106,7 @@ _CPU_TOO = {
 
 
 def _check_divisible(architecture: Architecture, layout: Layout) -> None:
-    """Raise UserError where ranks cannot share the policy evenly."""
+    """Raise UserError if the policy does not divide evenly over the ranks."""
     if layout.expert > 1 and not any(layer.num_experts for layer in architecture.layers):
         raise UserError(f"the policy has no experts to divide over {layout.expert} ranks", remedy="it is no mixture of experts")
     kinds = dict.fromkeys(architecture.sublayers())

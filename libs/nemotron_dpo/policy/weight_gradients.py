@@ -1,7 +1,8 @@
-"""Add gradients of weights where they are summed up, instead of making a tensor of each weight's size for every micro batch.
+"""Add the gradient of a weight directly to its sum (`main_grad`), without a tensor of the weight's size for every micro batch.
 
-megatron-core does so for linear layers on GPUs with Apex, by a compiled extension it calls fused_weight_gradient_mlp_cuda;
-here is one of torch operations, and the same for the token embedding, of which a micro batch touches few rows.
+For linear layers, megatron-core does so only on GPUs with Apex, by a compiled extension named fused_weight_gradient_mlp_cuda.
+This module replaces that extension by torch operations. It does the same for the token embedding, of which a micro batch
+touches only a few rows.
 
 Legend: S tokens, N output and K input features, V vocabulary entries, H hidden.
 """
@@ -30,7 +31,7 @@ from nemotron_dpo.policy.patches import overwrite
 
 
 def accumulate_in_place(model: nn.Module) -> None:
-    """Make the layers of a model whose weights have a `main_grad` add to it themselves."""
+    """Make each layer of `model` whose weight has a `main_grad` add the gradient of the weight to it."""
     if not layers._grad_accum_fusion_available:
         overwrite("megatron.core.tensor_parallel.layers:fused_weight_gradient_mlp_cuda", _PRODUCTS)
         overwrite("megatron.core.tensor_parallel.layers:_grad_accum_fusion_available", True)
@@ -40,7 +41,7 @@ def accumulate_in_place(model: nn.Module) -> None:
 
 
 def update_in_one_pass(optimizer: Any) -> None:
-    """Let torch's AdamW, where megatron-core falls back to it, update a weight in one pass and without temporaries."""
+    """Where megatron-core falls back to torch's AdamW, make that update a weight in one pass, without temporary tensors."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part.optimizer, torch.optim.AdamW):
             for group in part.optimizer.param_groups:
@@ -48,7 +49,7 @@ def update_in_one_pass(optimizer: Any) -> None:
 
 
 def skip_collectives_of_one() -> None:
-    """Let the distributed optimizer of a single replica leave its buffers alone, which gloo would copy. Idempotent."""
+    """Skip the distributed optimizer's collectives in a group of one process, where gloo would only copy. Idempotent."""
     for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
         collective = getattr(param_and_grad_buffer, name)
         if not isinstance(collective, _UnlessAlone):
@@ -57,7 +58,7 @@ def skip_collectives_of_one() -> None:
 
 @dataclass(frozen=True)
 class _UnlessAlone:
-    """A collective that copies `given` over `into`; with one process in the group both are the same memory already."""
+    """A collective from `given` into `into`. It is skipped in a group of one process where both are the same memory."""
 
     collective: Callable[..., Any]
 
@@ -68,10 +69,10 @@ class _UnlessAlone:
 
 
 class TokenEmbedding(VocabParallelEmbedding):
-    """megatron-core's VocabParallelEmbedding, whose gradient is added to the rows that were looked up and to no others."""
+    """megatron-core's VocabParallelEmbedding, except that its gradient is added only to the rows that were looked up."""
 
     def forward(self, input_: Tensor) -> Tensor:
-        """Token ids [1, S] -> embeddings [1, S, H], or [S, 1, H] where they are divided over the tokens."""
+        """Token ids [1, S] -> embeddings [1, S, H]; under sequence parallelism this rank's tokens, [S / ranks, 1, H]."""
         is_share = len(self.weight) < self.num_embeddings
         rows_SH = _Lookup.apply(input_, self.weight, self.vocab_start_index, is_share)
         if self.reduce_scatter_embeddings:
@@ -80,7 +81,7 @@ class TokenEmbedding(VocabParallelEmbedding):
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a weight, or of this rank's share of it. An id that it does not have is an error, or 0 in a share."""
+    """Rows of a weight, or of this rank's share of it. An id outside a share gives zeros; outside a whole weight, an error."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight_VH: Tensor, first: int, is_share: bool) -> Tensor:
@@ -98,7 +99,7 @@ class _Lookup(torch.autograd.Function):
         total_VH = torch.zeros_like(ctx.weight) if main_grad is None else main_grad
         rows_SH = grads[0]
         if ctx.elsewhere is not None:
-            rows_SH = rows_SH.masked_fill(ctx.elsewhere[..., None], 0)  # no choice of rows: GPUs would wait for it
+            rows_SH = rows_SH.masked_fill(ctx.elsewhere[..., None], 0)  # selecting rows would make the host wait for the GPU
         add_rows(total_VH, ctx.local.flatten(), rows_SH.flatten(0, 1))
         return None, total_VH if main_grad is None else None, None, None
 

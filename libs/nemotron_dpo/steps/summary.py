@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of metrics.jsonl, none where there is no such file; a line cut by a crash is left out."""
+    """The rows of metrics.jsonl; empty where the file does not exist. A line that a crash cut short is skipped."""
     rows: list[Row] = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
@@ -27,7 +27,10 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def summarize(rows: Sequence[Row], checkpoint: Path | None) -> str:
-    """First and last loss, accuracy and reward margin, each validation set's, speed, and where the policy is."""
+    """A table of the first and last loss, accuracy and reward margin, with the loss and accuracy of each validation set.
+
+    Below it stand the number of steps, the speed in pairs per second, and the path of the trained policy.
+    """
     train = [row for row in rows if "train/loss" in row]
     lines = [_series(train, "loss", "train/loss"), _series(train, "accuracy", "train/accuracy")]
     margins = [_marked(margin, row) for row in train if (margin := _margin(row)) is not None]
@@ -56,12 +59,15 @@ def _margin(row: Row) -> float | None:
 
 
 def _marked(margin: float, row: Row) -> str:
-    """With "~" where it is below the noise floor: that of a difference of two means, each of which is known to the record's."""
+    """The margin as text, with "~" before it where it is below its noise floor.
+
+    The record has the noise floor of one mean reward. The margin is a difference of two, so its floor is sqrt(2) times that.
+    """
     shown, floor = f"{margin:.4f}", sqrt(2) * row.get("train/reward_noise_floor", 0.0)
     return f"~{shown}" if abs(margin) < floor and float(shown) else shown
 
 
 def _speed(train: Sequence[Row]) -> str:
-    """The median over steps, the first left out where there are more: it warms up."""
+    """The median of pairs per second over the steps, without the first step, which warms up, unless it is the only one."""
     speeds = [row["timing/train/pairs_per_sec"] for row in train if row.get("timing/train/pairs_per_sec") is not None]
     return f"{median(speeds[1:] or speeds):.1f}" if speeds else "unknown"

@@ -1,4 +1,4 @@
-"""What must hold, or the run stops: the first step's readings, and nothing NaN. Numbers and remedies are in the message."""
+"""Checks that stop a run: the first step's loss terms must have their known values, and all numbers must be finite."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from nemotron_dpo.objective.protocol import FirstReading
 STRATEGY = "raise dpo.reference_policy_kl_penalty to 0.1-0.3 or lower the learning rate"
 
 
-# By how much the reading of a term with a slope of 1/2 or less may differ: bfloat16 rounds log-probs differently in differently
-# packed rows.
+# How far the reading of a term with a slope of 1/2 or less may be off. The reference was scored in differently packed rows,
+# where bfloat16 rounds log-probs differently.
 _BOUND = {"float32": 1e-5, "bfloat16": 0.02}
 
 
 def check_first_step(metrics: Mapping[str, float], terms: Mapping[str, FirstReading | None], precision: str) -> None:
-    """Raise UserError unless each term reads what it must where policy and reference are the same weights.
+    """Raise UserError unless each term has the value it must have while policy and reference have the same weights.
 
-    Rounding of the rewards enters through the slope of the term, so that the bound is wider where the term is steeper.
+    `terms` maps the name of a term to that value, or to None if it is not known. A rounding error in the rewards changes the
+    term in proportion to its slope, so the bound is wider for a steeper term.
     """
     for name, first in terms.items():
         if first is None:
@@ -35,7 +36,10 @@ def check_first_step(metrics: Mapping[str, float], terms: Mapping[str, FirstRead
 
 
 def check_finite(step: int, metrics: Mapping[str, float], lines: Sequence[int]) -> None:
-    """Raise UserError where the loss or the gradient norm is not finite; `lines` are the input lines of the pairs to blame."""
+    """Raise UserError if the loss or the gradient norm is not finite, or if `lines` is not empty.
+
+    `lines` are the input lines of the pairs whose loss or gradient is not finite.
+    """
     if not lines and all(math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "grad_norm")):
         return
     shown = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")

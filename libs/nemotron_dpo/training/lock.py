@@ -1,4 +1,4 @@
-"""One run in a folder at a time: a lock that dies with its process."""
+"""Let only one run at a time work in a folder. The lock is released when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold `folder`, made where it is missing, for the block; what the block leaves empty of what was made is removed.
+    """Hold the lock of `folder` during the block. Create the folder and its parents if they are missing.
 
-    Raises UserError where another process holds it. A file system without locks is told to `say`.
+    Of the folders that were created, those that the block leaves empty are removed. Raises UserError if another process holds
+    the lock. On a file system without locks, `say` gets a warning and the block runs without one.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / NAME).unlink(missing_ok=True)  # while it is still held: whoever has opened it looks again
+        (folder / NAME).unlink(missing_ok=True)  # before unlocking: who locks this file next sees that it lost its name
         os.close(file)
         with contextlib.suppress(OSError):
             for path in made:
@@ -36,7 +37,7 @@ def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 
 def _locked(folder: Path, say: Callable[[str], object]) -> int:
-    """A descriptor of the lock file, which is locked and has its name."""
+    """A descriptor of the lock file. It is locked, and the file still has its name; without locks it is only open."""
     path = folder / NAME
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, by NeMo-RL's rules."""
+"""Delete the checkpoints that NeMo-RL's rules do not keep."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from nemotron_dpo.errors import UserError
 
 
 def prune(checkpoint_dir: Path, keep_top_k: int | None, metric_name: str | None, *, higher_is_better: bool) -> list[Path]:
-    """Delete all step folders but the best `keep_top_k` by `metric_name` and return what was deleted.
+    """Delete all step folders but the best `keep_top_k` by `metric_name`, and return the deleted folders.
 
-    Ties go to the newest, a missing metric counts as worst, the newest is always kept, and None keeps all. Without a metric
-    the newest are the best.
+    A newer checkpoint wins a tie, a checkpoint without the metric counts as worst, and the newest one is always kept. Without a
+    `metric_name` the newest are the best. If `keep_top_k` is None, all are kept. Raises UserError where a training_info.json
+    is missing or damaged, and deletes nothing then.
     """
     if keep_top_k is None:
         return []
@@ -30,7 +31,7 @@ def prune(checkpoint_dir: Path, keep_top_k: int | None, metric_name: str | None,
 
 
 def step_folders(checkpoint_dir: Path) -> list[Path]:
-    """The step_N folders there are, oldest first."""
+    """The existing step_N folders, oldest first."""
     numbers = [path.name.removeprefix("step_") for path in checkpoint_dir.glob("step_*")]
     return [checkpoint_dir / f"step_{step}" for step in sorted(int(number) for number in numbers if number.isdigit())]
 
@@ -45,7 +46,7 @@ def _badness(folder: Path, metric_name: str | None, higher_is_better: bool) -> f
 
 
 def _measured(folder: Path) -> Mapping[str, float | None]:
-    """The numbers of training_info.json. Raises UserError where they are no numbers or another step's: the best is unknown."""
+    """The numbers of training_info.json. Raises UserError if it is damaged or of another step."""
     path, step = folder / "training_info.json", int(folder.name.removeprefix("step_"))
     try:
         info = {name: None if value is None else float(value) for name, value in orjson.loads(path.read_bytes()).items()}

@@ -1,4 +1,4 @@
-"""`<checkpoint_dir>/step_N/`: the policy as a checkpoint_megatron beside what the run knew, published by rename."""
+"""Write `<checkpoint_dir>/step_N/`: the policy as a checkpoint_megatron and the state of the run. It is published by rename."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from nemotron_dpo.training.retention import prune
 class Checkpoints:
     """Where the checkpoints of a run go, what they hold, and which of them stay.
 
-    With an `identity`, which says whose they are, a run can be resumed from them; without, they hold weights alone.
+    With an `identity`, which says whose run they belong to, a run can be resumed from them. Without it they hold only weights.
     """
 
     folder: Path
@@ -40,20 +40,20 @@ class Checkpoints:
 
     @property
     def can_resume(self) -> bool:
-        """Whether a run goes on from them."""
+        """Whether a run can be resumed from these checkpoints."""
         return self.identity is not None
 
     @property
     def kept(self) -> str:
-        """Which of them stay, besides the newest."""
+        """In words, which checkpoints stay besides the newest."""
         return f"best {self.keep_top_k} by {self.metric_name}" if self.metric_name else f"newest {self.keep_top_k}"
 
     def save(self, step: int, policy: TrainablePolicy, info: TrainingInfo) -> tuple[Path, list[Path]]:
-        """Write step_N, delete what need not stay, and return the one and the others; every rank calls it.
+        """Write step_N, delete the checkpoints that do not stay, and return step_N and what was deleted; every rank calls it.
 
-        step_N is {policy/, training_info.json, config.yaml} and, to resume, {optimizer/, resume.json}. An older step_N is
-        replaced. Raises UserError where it cannot be written or a weight is not finite; nothing of the step is left then, and
-        all other steps are.
+        step_N holds policy/, training_info.json and config.yaml; to resume, also optimizer/ and resume.json. It replaces an
+        older step_N. Raises UserError if it cannot be written or a weight is not finite. The new step_N is removed then, and
+        all other checkpoints stay.
         """
         if parallel.any_rank(not _are_finite(policy.model)):
             raise UserError(f"step {step} left weights that are not finite; it is not saved", remedy=STRATEGY)
@@ -91,6 +91,6 @@ class Checkpoints:
 
 
 def _are_finite(model: nn.Module) -> bool:
-    """Whether all weights of this rank are numbers."""
+    """Whether all weights of this rank are finite."""
     ends = [torch.stack(torch.aminmax(parameter.detach())).float() for parameter in model.parameters()]
     return bool(torch.stack(ends).isfinite().all())

@@ -1,4 +1,4 @@
-"""Step manifests: find every `step.toml` under the configs, read one, resolve the name a user typed, list its configs."""
+"""Step manifests: find and read every `step.toml` under the configs, and resolve step and config names that a user typed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemotron_dpo.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """One step; the lists hold the tables of its manifest as they are."""
+    """One step. The tuples hold the tables of its manifest unchanged, and `folder` is where the manifest lies."""
 
     id: str
     name: str
@@ -35,21 +35,21 @@ class Step:
 
 
 def configs_root() -> Path:
-    """The folder of shipped configs: a wheel has it beside this file, a checkout at its root."""
+    """The folder of shipped configs: in an installed wheel it lies in the package, in a checkout at the root."""
     here = Path(__file__).resolve()
     installed = here.parents[1] / "configs"
     return installed if installed.is_dir() else here.parents[4] / "configs"
 
 
 def discover(root: Path) -> list[Step]:
-    """Every step under `root`, by id."""
+    """Every step under `root`, sorted by id. Raises UserError for a manifest that is no TOML or lacks a key."""
     return sorted((_read(path) for path in root.rglob("step.toml")), key=lambda step: step.id)
 
 
 def matching(
     steps: list[Step], *, category: str | None, consumes: str | None, produces: str | None, tag: str | None
 ) -> list[Step]:
-    """Those of `steps` that have everything that is not None."""
+    """Those of `steps` that match every argument that is not None."""
     return [
         step
         for step in steps
@@ -61,7 +61,10 @@ def matching(
 
 
 def find_step(name: str, steps: list[Step]) -> Step:
-    """The step whose id is `name`, or ends in it where that is unambiguous. Raises UserError naming the nearest."""
+    """The step whose id is `name`; else the only step whose id ends in `/name`.
+
+    Raises UserError where several ids end so, and where none does; the error then suggests the most similar name.
+    """
     exact = [step for step in steps if step.id == name]
     ending = exact or [step for step in steps if step.id.endswith(f"/{name}")]
     if len(ending) == 1:
@@ -76,7 +79,10 @@ def find_step(name: str, steps: list[Step]) -> Step:
 
 
 def find_config(step: Step, name_or_path: str | None) -> Path:
-    """The config file: an existing path, else a name among the step's configs. Raises UserError naming the nearest."""
+    """The config file that the user means: an existing path, else a name among the step's configs, `default` for None.
+
+    Raises UserError where there is no such file; it suggests the most similar config of the step.
+    """
     name = "default" if name_or_path is None else name_or_path
     path = Path(name)
     if path.is_file():

@@ -1,7 +1,7 @@
-"""Content digests of what stages read: rows, tokenizers, policies. Large files are read once and remembered.
+"""Content digests of what stages read: rows, tokenizers, policies. The digest of a large file is remembered on disk.
 
-A remembered digest serves as long as path, size, modification time and inode are the same; it saves reading, and decides
-nothing by itself.
+A remembered digest is used as long as the path, size, modification time and inode of the file are the same. It only saves
+reading the file again.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from nemotron_dpo.preferences.data_sources import all_files, is_of_hub, resolve_
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
 _REMEMBERED_BYTES = 1 << 20
-# A file changed this recently could change again within the granularity of its time stamp.
+# A file that changed this recently could change again with the same time stamp, so its digest is not remembered.
 _SETTLED_SECONDS = 2
 _POLICY_SUFFIXES = (".safetensors", ".distcp", ".pt", ".json", ".yaml", ".metadata", ".jinja", ".model")
 _DATED = "strftime_now"
 
 
 class Unknown(Exception):
-    """The digest is not remembered, and making it would take long reading or the network, which a dry run must not use."""
+    """The digest is not remembered, and to compute it would take a long read or the network, which a dry run must not use."""
 
 
 class Digests:
-    """sha256 by content. With `peek`, large files and models on the hub that are not remembered are Unknown."""
+    """sha256 digests by content, remembered in the file `memo`.
+
+    With `peek`, for a dry run, methods raise Unknown for a large file, or data or a model of the hub, that is not remembered.
+    """
 
     def __init__(self, memo: Path, *, peek: bool = False) -> None:
         self._memo_file = memo
@@ -40,7 +43,7 @@ class Digests:
         self._changed = False
 
     def file(self, path: Path) -> str:
-        """Of the bytes of one file."""
+        """The digest of the bytes of one file."""
         state = path.stat()
         if state.st_size < _REMEMBERED_BYTES:
             return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -57,27 +60,27 @@ class Digests:
         return digest
 
     def data(self, name: str, split: str | None = None, subset: str | None = None) -> str:
-        """Of the files of rows that are read of the data `name`, in their order; their names do not count."""
+        """The digest of the row files that are read for the data `name`, in order; the names of the files do not count."""
         return _joined(self.file(Path(file)) for file in self._data_files(name, split, subset))
 
     def tokenizer(self, id_or_dir: str) -> str:
-        """Of the tokenizer's files and its template; and of the day, where the template prints it."""
+        """The digest of the tokenizer's files and its chat template, and of today's date if the template prints it."""
         folder = open_folder(self._folder(id_or_dir))
         return _joined([*folder.digests.values(), *_day(folder.template)])
 
     def template(self, text: str) -> str:
-        """Of a chat template; and of the day, where it prints it."""
+        """The digest of a chat template, and of today's date if the template prints it."""
         return _joined([hashlib.sha256(text.encode()).hexdigest(), *_day(text)])
 
     def policy(self, id_or_dir: str) -> str:
-        """Of weights, architecture and tokenizer of a policy, or of the last step of a run folder."""
+        """The digest of the weights, architecture and tokenizer of a policy; in a run folder, of its last checkpoint."""
         source = sources.resolve_run(self._folder(id_or_dir))
         folders = dict.fromkeys((source.path, source.tokenizer_folder))
         files = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if _counts(path))
         return _joined(f"{path.name}\0{self.file(path)}" for path in files)
 
     def save(self) -> None:
-        """Write down what was learned."""
+        """Write new digests to the memo file, merged with what other processes wrote there, and publish it by rename."""
         if not self._changed:
             return
         self._memo_file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,7 @@ class Digests:
         self._changed = False
 
     def _data_files(self, name: str, split: str | None, subset: str | None) -> list[str]:
-        """The files of data; a set of the hub is asked for there, or with `peek` taken from where it was last."""
+        """The row files of the data. A data set of the hub is resolved there, or with `peek` to its last known files."""
         if not is_of_hub(name):
             return all_files(resolve_data([name], split, subset))
         noted = f"data\0{name}\0{split}\0{subset}"
@@ -100,7 +103,7 @@ class Digests:
         return files
 
     def _folder(self, id_or_dir: str) -> str:
-        """The folder of a model; a Hugging Face id is asked for on the hub, or with `peek` taken from where it was last."""
+        """The folder of a model. A Hugging Face id is resolved on the hub, or with `peek` to the folder it last resolved to."""
         if Path(id_or_dir).expanduser().is_dir():
             return id_or_dir
         name = f"model\0{id_or_dir}"

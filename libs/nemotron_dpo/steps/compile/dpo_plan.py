@@ -1,6 +1,6 @@
-"""Compile a run into stages: what is executed, in which order, on which files. Touches nothing.
+"""Compile a run into stages: which commands run, in which order, on which files. Compiling writes no file and starts nothing.
 
-The stages are the executables in bin/; no library of theirs is imported, and a printed plan can be pasted and run by hand.
+Each stage is an executable in bin/. This module imports none of their libraries, and a printed plan can be run by hand.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ UNSET_DATA = "TRAIN.jsonl"
 
 
 def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
-    """The plan of `run` in the job folder `job`; what the tiny SFT policy is made from lies in `step_folder`.
+    """The plan of `run` in the job folder `job`; `step_folder` holds the files that the tiny SFT policy is made from.
 
-    Everything is tokenized before anything is scored, so that a mistake in the last file is found before the long work.
+    All data sets are tokenized before any is scored, so that a mistake in the last file is found before the long work.
+
+    Raises UserError where the processes or the batch do not divide, or the file of the chat template is missing.
     """
     check_processes(run)
     prelude = tiny_sft_prelude(step_folder) if run.policy.model_name == TINY_SFT else None
@@ -53,12 +55,15 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
 
 
 def num_processes(run: RunConfig) -> int:
-    """Processes of the stages that run a model, over all nodes."""
+    """The number of processes, over all nodes, of each stage that runs a model."""
     return run.cluster.gpus_per_node * run.cluster.num_nodes
 
 
 def check_processes(run: RunConfig) -> None:
-    """Raise UserError where processes or batch do not divide, before torchrun would say so once a process."""
+    """Raise UserError where the processes do not divide into parallel groups, or the batch over the data-parallel ranks.
+
+    Without this check every process under torchrun would report the same error.
+    """
     size, copies = num_processes(run), _copies(run)
     for what, group in copies.items():
         if size % group:
@@ -71,7 +76,7 @@ def check_processes(run: RunConfig) -> None:
 
 
 def _copies(run: RunConfig) -> dict[str, int]:
-    """How many processes hold one copy of the model, and one of its experts."""
+    """The number of processes that hold one copy of the model, and the number that hold one copy of its experts."""
     megatron = run.policy.megatron_cfg
     tensor, pipeline = megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size
     experts = megatron.expert_model_parallel_size * (megatron.expert_tensor_parallel_size or tensor)
@@ -82,7 +87,11 @@ def _copies(run: RunConfig) -> dict[str, int]:
 
 
 def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
-    """What the plan would stumble on at once: data that is not named or, where we can `look`, not there, one remedy a line."""
+    """Why the plan would fail at once, a line with its remedy for each reason.
+
+    One reason is training data that is not named. With `look`, which needs the files of the run on this machine, further
+    reasons are data that does not exist and a router key that training would refuse.
+    """
     lines = []
     if run.data.train.path is None:
         lines.append("data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL")
@@ -93,19 +102,19 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
 
 
 def _unbuilt_router(run: RunConfig) -> list[str]:
-    """The key of the router that training would refuse, where the small files of the policy are here to say so."""
+    """The router key that training would refuse, if any. It is known only where the policy's config can be read here."""
     from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 
     refusal = router_refusal(run)
     try:
         has_experts = refusal is not None and any(layer.num_experts for layer in policy_architecture(run).layers)
-    except (UserError, OSError):  # dpo-train says it then
+    except (UserError, OSError):  # the architecture is not known here: dpo-train reports the key
         return []
     return [str(refusal)] if has_experts else []
 
 
 def data_options(dataset: DatasetConfig) -> list[str]:
-    """What preference-tokenize is told of `dataset` besides its path."""
+    """The options of preference-tokenize that describe `dataset`, without its path."""
     given = {
         "--split": dataset.split,
         "--subset": dataset.subset,
@@ -151,12 +160,12 @@ def _score_stage(run: RunConfig, name: str, job: Path) -> Stage:
 
 
 def _weights(run: RunConfig) -> str:
-    """What holds the weights that training starts from."""
+    """The folder or id of the weights that training starts from."""
     return run.checkpointing.pretrained_checkpoint.path or run.policy.model_name
 
 
 def _layout_options(megatron: MegatronConfig) -> list[str]:
-    """How ref-logprobs is to divide the policy: as training does, so that it fits and rounds as there."""
+    """The options that make ref-logprobs divide the policy as training does, so that it fits in memory and rounds alike."""
     sizes = {
         "--tensor-parallel": megatron.tensor_model_parallel_size,
         "--pipeline-parallel": megatron.pipeline_model_parallel_size,
@@ -175,14 +184,14 @@ def _layout_options(megatron: MegatronConfig) -> list[str]:
 def _train_stage(run: RunConfig, job: Path) -> Stage:
     suffix = "scored.arrow" if objective_of(run.dpo).needs.reference else "pairs.arrow"
     data, policy, config = str(job / f"train.{suffix}"), run.policy.model_name, str(job / "train.yaml")
-    weights = _weights(run)  # where they are a pretrained checkpoint's, train.yaml says so
+    weights = _weights(run)  # dpo-train reads from train.yaml whether they are a pretrained checkpoint's
     inputs = {data: Input("stage", data), weights: Input("policy", weights), config: Input("file", config)}
     argv = ["dpo-train", data, "--policy", policy, "--run-dir", str(job / "run")]
     for name, _ in run.data.validation:
         path = str(job / f"validation-{name}.{suffix}")
         argv += ["--validation", f"{name}={path}"]
         inputs[f"{name}={path}"] = Input("stage", path)
-    # With a folder of its own for checkpoints the run folder is not all that training makes.
+    # With a checkpoint_dir, training also writes outside the run folder. That cannot be cached, so the stage has no outputs.
     outputs = () if run.checkpointing.checkpoint_dir else (job / "run",)
     keep = run.checkpointing
     stage = Stage("dpo-train", (*argv, "-c", config), inputs=inputs, outputs=outputs)
@@ -197,7 +206,7 @@ def _export_stage(run: RunConfig, job: Path, export_dir: Path) -> Stage:
 
 
 def _launched(run: RunConfig, stage: Stage) -> Stage:
-    """`stage` under torchrun where the config asks for several processes, which share this machine's cores."""
+    """`stage` with its launcher: torchrun if the config asks for several processes, which then share this machine's cores."""
     return launched(stage, num_processes(run))
 
 

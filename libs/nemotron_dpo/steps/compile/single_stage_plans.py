@@ -1,4 +1,4 @@
-"""Plans of the steps around DPO: checkpoints converted, rows checked, a policy scored on held-out pairs, env.toml written."""
+"""Plans of the steps around DPO: convert a checkpoint, check rows, score a policy on held-out pairs, write env.toml."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.profiles.env_toml import checked_settings
 
-# Stands in a dry run for what has not been named yet.
+# Placeholders that a dry run prints for values that are not set yet.
 _UNSET = {"data.path": "PAIRS.jsonl", "hf_model_id": "HF_MODEL", "megatron_path": "CHECKPOINT", "policy.model_name": "POLICY"}
 
 
@@ -44,7 +44,7 @@ def plan_megatron_to_hf(config: MegatronToHfConfig, job: Path, folder: Path) -> 
 
 
 def plan_tokenize(config: PreferenceTokenizeConfig, job: Path, folder: Path) -> Plan:
-    """Tokenize, with the audit written beside the pairs."""
+    """One preference-tokenize that also writes its audit, stats.json and rejects.jsonl, beside the pairs."""
     argv = [
         "--num-workers",
         str(config.num_workers),
@@ -59,7 +59,7 @@ def plan_tokenize(config: PreferenceTokenizeConfig, job: Path, folder: Path) -> 
 
 
 def plan_score(config: PreferenceScoreConfig, job: Path, folder: Path) -> Plan:
-    """Tokenize once, score under the policy and the reference, compare."""
+    """Tokenize the pairs once, score them under the policy and, where one is named, the reference; then report the margins."""
     policy = config.policy.model_name or _UNSET["policy.model_name"]
     stages = [_tokenize(config.data, policy, config.max_length, (job / "pairs.arrow",), [], None)]
     models = {"policy": policy} | ({"reference": config.reference.model_name} if config.reference.model_name else {})
@@ -75,7 +75,7 @@ def plan_score(config: PreferenceScoreConfig, job: Path, folder: Path) -> Plan:
 
 
 def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
-    """One command that writes the file; it is made anew every time."""
+    """One command that writes env.toml. It has no outputs in the plan, so it is never up to date and runs every time."""
     target = _env_target(config)
     argv = [
         sys.executable,
@@ -89,7 +89,11 @@ def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
 
 
 def missing(config: Any, *, look: bool = True) -> list[str]:
-    """What must be named or, where we can `look`, must be there before the step can run, one remedy a line."""
+    """Why the step cannot run yet, a line with its remedy for each reason.
+
+    One reason is a required key that is not set. With `look`, which needs the files of the step on this machine, further
+    reasons are data that does not exist and an env.toml that exists already and must not be replaced.
+    """
     lines = [f"{key} is not set: give {key}={example}" for key, example in _required(config).items()]
     if not look:
         return lines
@@ -102,7 +106,7 @@ def missing(config: Any, *, look: bool = True) -> list[str]:
 
 
 def report(plan: Plan) -> str:
-    """What came of the step: the figures of its report, then where its artifacts are."""
+    """The result of the step as text: the figures of its JSON reports, then the path of each artifact."""
     facts = [line for path in plan.artifacts.values() if path.suffix == ".json" for line in _figures(path)]
     return "\n".join([*facts, *(f"{name}: {path}" for name, path in plan.artifacts.items())])
 
@@ -170,7 +174,7 @@ def _score(config: PreferenceScoreConfig, name: str, model: str, job: Path) -> S
 
 
 def _figures(path: Path) -> list[str]:
-    """The figures of a JSON report, those of its sections indented under their names."""
+    """The numbers of a JSON report, one a line; the numbers of a section share the line that begins with its name."""
     lines: list[str] = []
     for key, value in orjson.loads(path.read_bytes()).items():
         if isinstance(value, dict):

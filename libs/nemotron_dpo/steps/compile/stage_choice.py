@@ -1,4 +1,4 @@
-"""Choose the stages of a plan that run: those that --from, --to and --force name, else those that are not up to date."""
+"""Choose which stages of a plan run: those that --from, --to and --force ask for, and those that are not up to date."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nemotron_dpo.steps.compile.stages import Plan, Stage
 
 @dataclass(frozen=True)
 class StageChoice:
-    """A stage up to --to. `is_forced`: it runs even where it is up to date. `is_given`: it must be up to date."""
+    """A stage up to --to. If `is_forced`, it runs even if it is up to date. If `is_given`, it must be up to date."""
 
     stage: Stage
     is_forced: bool = False
@@ -25,9 +25,9 @@ class StageChoice:
 
 @dataclass(frozen=True)
 class StageDecision:
-    """What happens to a stage. Its outputs are taken from `entry`; where that is None it runs, from its start if `is_forced`.
+    """What happens to a stage: its outputs are taken from the cache `entry`; if that is None, the stage runs.
 
-    `key` is the name of its outputs in the cache; None, they have none.
+    If `is_forced`, it runs from its start, and does not resume. `key` names its outputs in the cache; None if they have no key.
     """
 
     stage: Stage
@@ -37,9 +37,10 @@ class StageDecision:
 
 
 def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> list[StageChoice]:
-    """The stages up to `last`; those from `first` on are run in any case, those before it are not run.
+    """The stages up to `last`. The stages from `first` on are forced to run; those before `first` are not run.
 
-    `first` and `last` are names of stages, or of programs. Raises UserError for a name that no stage has.
+    `first` and `last` are names of stages, or of programs. `force` forces every stage. Raises UserError for a name that no
+    stage has, and where `first` comes after `last`.
     """
     start = _matches(plan.stages, first, "--from")[0] if first is not None else None
     end = _matches(plan.stages, last, "--to")[-1] if last is not None else len(plan.stages) - 1
@@ -53,9 +54,10 @@ def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> l
 
 
 def decide(plan: Plan, choices: Sequence[StageChoice], digests: Digests, env: Mapping[str, str]) -> Iterator[StageDecision]:
-    """One decision after the other; each may depend on what the caller made of the last. Stages run with `env` added.
+    """Yield the decision for each stage in order. `env` is added to the environment of the stages.
 
-    Raises UserError for a stage that must be up to date and is not.
+    The caller carries out each decision before it takes the next one, which may depend on the outputs. Raises UserError for a
+    stage that must be up to date and is not.
     """
     made: dict[str, str] = {}
     for choice in choices:

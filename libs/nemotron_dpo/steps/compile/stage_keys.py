@@ -1,8 +1,8 @@
-"""The key of a stage: its command with every path replaced by a digest of what lies there, the version of its program, and
-the machine where that computes.
+"""The key of a stage, under which its outputs are cached: a digest of its command, its program's version and its machine.
 
-So whatever is said on the command line counts, and where files lie does not. A stage that reads what another made takes
-over that stage's key.
+In the command, each path is replaced by a digest of the content at that path. So every option of the command line counts, and
+the place of a file does not. The output of an earlier stage counts by that stage's key. The machine counts only for a program
+that computes, because another machine may round differently.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from nemotron_dpo.steps.compile.stages import Input, Plan, Stage
 def stage_key(plan: Plan, stage: Stage, made: Mapping[str, str], digests: Digests, env: Mapping[str, str]) -> str | None:
     """The key of `stage`, run with `env` added to the environment; `made` maps what earlier stages make to their keys.
 
-    None where it has none, or none yet. A mistake in what it reads is left for the stage itself to name.
+    None for a stage without outputs, and where an input cannot be digested yet. An input that is missing or wrong also gives
+    None, so that the stage itself reports the mistake.
     """
     if not stage.outputs:
         return None

@@ -1,4 +1,4 @@
-"""What a plan is made of: stages in order, each with its command, what it reads and what it makes."""
+"""The parts of a plan: stages in order, each with its command, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nemotron_dpo.steps.compile.tiny_sft import Prelude
 
 @dataclass(frozen=True)
 class Input:
-    """One thing a command reads: data, a tokenizer, a policy, one file, or what a stage before made.
+    """One thing that a command reads: data, a tokenizer, a policy, one file, or the output of an earlier stage.
 
-    `split` and `subset` say what of data is read.
+    For data, `split` and `subset` say which part of it is read.
     """
 
     kind: Literal["data", "tokenizer", "policy", "file", "stage"]
@@ -30,10 +30,11 @@ class Input:
 class Stage:
     """One command; `env` is added to the environment.
 
-    `inputs` says what the words of `argv` that name something to read stand for, `outputs` are the files or folders it makes;
-    together with the other words they decide whether it is up to date. Without outputs it never is. The first
-    `num_launcher_words` only start processes. One that `resumes` goes on from what an interrupted run left in its output
-    folder; one that `may_stop_early` ends well without being done, so it is never up to date.
+    `inputs` maps each word of `argv` that names something to read to what it names. `outputs` are the files or folders that
+    the command makes. The inputs and the other words of `argv` decide whether the stage is up to date. A stage without outputs
+    never is. The first `num_launcher_words` words of `argv` only start processes, and do not count. A stage that `resumes` goes
+    on from what an interrupted run left in its output folder. A stage that `may_stop_early` can exit 0 before its work is
+    done, so it is never up to date.
     """
 
     name: str
@@ -47,15 +48,16 @@ class Stage:
 
     @property
     def program(self) -> str:
-        """The part of its name that is the program."""
+        """The name of the program: the first word of the stage's name."""
         return self.name.partition(" ")[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, after `prelude` (what must be in the cache); `files` are written into `job` before them.
+    """Stages in order. `files` (name -> text) are written into `job` before the stages run.
 
-    `artifacts` maps the types that the step produces to where they will lie.
+    `prelude` makes a policy that must be in the cache before the stages run. `artifacts` maps each type that the step produces
+    to the path where it will lie. `num_processes` counts the processes of a stage that runs a model, over all nodes.
     """
 
     job: Path
@@ -69,7 +71,7 @@ class Plan:
 
 
 def launched(stage: Stage, num_processes: int) -> Stage:
-    """`stage`, its program where it lies; several processes run under torchrun and share this machine's cores."""
+    """`stage` with the path of its program. Several processes run under torchrun and share this machine's cores evenly."""
     argv = (executable(stage.argv[0]), *stage.argv[1:])
     if num_processes == 1:
         return replace(stage, argv=argv)
@@ -78,7 +80,7 @@ def launched(stage: Stage, num_processes: int) -> Stage:
     return replace(stage, argv=launcher + argv, env={"OMP_NUM_THREADS": threads}, num_launcher_words=len(launcher))
 
 
-# torchrun would give its machine's host name to the processes, and that need not resolve.
+# Loopback has IPv4 -> options. Without them torchrun gives the processes this machine's host name, which may not resolve.
 _ON_LOOPBACK = {
     True: ("--standalone", "--local-addr", "127.0.0.1"),
     False: ("--rdzv-backend", "c10d", "--rdzv-endpoint", "[::1]:0", "--local-addr", "::1"),
@@ -86,7 +88,7 @@ _ON_LOOPBACK = {
 
 
 def _has_ipv4() -> bool:
-    """Whether this machine's loopback interface has an address of IPv4."""
+    """Whether the loopback interface of this machine has an IPv4 address."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", 0))

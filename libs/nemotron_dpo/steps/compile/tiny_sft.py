@@ -1,7 +1,7 @@
-"""The policy that `tiny` starts from: random weights, fine-tuned by our own stages on the sample pairs, once, and cached.
+"""The policy that the config `tiny` starts from: random weights, fine-tuned on the sample pairs by our own stages.
 
-The cache entry is named by a digest of everything it is made from and appears by rename, so a cut run leaves nothing
-that looks like one.
+The policy is made once and cached. The cache entry is named by a digest of everything that it is made from. It is published by
+rename, so an interrupted run leaves no incomplete entry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nemotron_dpo.steps.compile.programs import executable, machine, program_ver
 
 @dataclass(frozen=True)
 class Prelude:
-    """Commands that make `target` when it is missing; they work in `scratch`, the last one renames it."""
+    """Commands, each with its name, that make the folder `target`. They work in `scratch`, which the last one renames."""
 
     target: Path
     scratch: Path
@@ -33,7 +33,7 @@ class Prelude:
 
     @property
     def is_cached(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the policy exists already, so that no command has to run."""
         return self.checkpoint.is_dir()
 
 
@@ -47,7 +47,7 @@ def cache_root() -> Path:
 
 
 def tiny_sft_prelude(step_folder: Path) -> Prelude:
-    """How the tiny policy is made from the sample pairs and the recipe in `step_folder`."""
+    """The commands that make the tiny policy from the sample pairs and the recipe in `step_folder`."""
     data, recipe = step_folder / "data" / "train.jsonl", step_folder / "tiny_sft" / "sft.yaml"
     target = cache_root() / f"tiny-sft-{_digest(data, recipe)}"
     scratch = target.with_name(f"{target.name}.partial")
@@ -66,7 +66,7 @@ def tiny_sft_prelude(step_folder: Path) -> Prelude:
 
 
 def _digest(*files: Path) -> str:
-    """Of all it is made from: rows, recipe, the programs, and the machine where these would train it."""
+    """The digest of all that the policy is made from: rows, recipe, programs, and the machine on which they would train it."""
     programs = ("preference-tokenize", "dpo-train", "ckpt-export")
     words = [word for name in programs for word in (program_version(name), machine(name, os.environ))]
     digest = hashlib.sha256("\0".join(words).encode())
