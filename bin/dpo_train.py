@@ -96,7 +96,7 @@ def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str,
     run, warnings = load_run(path, overrides, validation=list(held_out))
     for warning in warnings:
         SAY(f"warning: {warning}")
-    if idle := idle_keys(path, overrides):
+    if idle := idle_keys(path, overrides, validation=list(held_out)):
         SAY(f"no meaning here: {', '.join(key.key for key in idle)}; `nemotron-steps run dpo -d -v -c {path}` says why")
     return with_home(run)
 

@@ -66,9 +66,11 @@ def idle_keys(
     *,
     with_run_env: bool = False,
     shipped: Path | None = None,
+    validation: Collection[str] | None = None,
 ) -> list[IdleKey]:
     """The keys without meaning here of the run that `load_run` makes of the same arguments, but those it warns of."""
-    return [key for key in _loaded(config, overrides, base, shipped, with_run_env=with_run_env)[1] if not key.unexpected]
+    _, idle, _ = _loaded(config, overrides, base, shipped, with_run_env=with_run_env, validation=validation)
+    return [key for key in idle if not key.unexpected]
 
 
 def _loaded(
