@@ -22,7 +22,7 @@ COMMON = (
     "checkpointing.keep_top_k=null",
     "checkpointing.save_optimizer=true",
 )
-CUT = "checkpointing.checkpoint_must_save_by=00:00:00:01"
+CUT = "checkpointing.checkpoint_must_save_by=00:00:00:00"
 
 
 def main() -> None:
