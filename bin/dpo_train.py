@@ -91,12 +91,12 @@ def command(
 
 def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path]) -> RunConfig:
     """The checked configuration of the run; what it warns of is said."""
-    from nemotron_dpo.config import idle_keys, load_run, with_home
+    from nemotron_dpo.config import load_run_and_idle, with_home
 
-    run, warnings = load_run(path, overrides, validation=list(held_out))
+    run, warnings, idle = load_run_and_idle(path, overrides, list(held_out))
     for warning in warnings:
         SAY(f"warning: {warning}")
-    if idle := idle_keys(path, overrides, validation=list(held_out)):
+    if idle:
         SAY(f"no meaning here: {', '.join(key.key for key in idle)}; `nemotron-steps run dpo -d -v -c {path}` says why")
     return with_home(run)
 

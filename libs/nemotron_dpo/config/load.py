@@ -66,11 +66,19 @@ def idle_keys(
     *,
     with_run_env: bool = False,
     shipped: Path | None = None,
-    validation: Collection[str] | None = None,
 ) -> list[IdleKey]:
     """The keys without meaning here of the run that `load_run` makes of the same arguments, but those it warns of."""
-    _, idle, _ = _loaded(config, overrides, base, shipped, with_run_env=with_run_env, validation=validation)
+    _, idle, _ = _loaded(config, overrides, base, shipped, with_run_env=with_run_env)
     return [key for key in idle if not key.unexpected]
+
+
+def load_run_and_idle(
+    config: str | Path | None, overrides: Sequence[str], validation: Collection[str]
+) -> tuple[RunConfig, list[str], list[IdleKey]]:
+    """What `load_run` and `idle_keys` give, of one reading, for a run that validates the sets named in `validation`."""
+    run, idle, remarks = _loaded(config, overrides, None, None, with_run_env=False, validation=validation)
+    warnings = [*(str(key) for key in idle if key.unexpected), *remarks]
+    return run, warnings, [key for key in idle if not key.unexpected]
 
 
 def _loaded(
