@@ -91,7 +91,7 @@ def _inputs(logps_R: Tensor, objective: Objective) -> LossInputs:
 
 
 def test_every_objective_has_golden_rows() -> None:
-    assert {row.name for row in GOLDEN} == set(registry.makers())
+    assert {row.name for row in GOLDEN} == set(registry.entries())
 
 
 @each

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nemotron_dpo.objective.protocol import FirstReading, Needs, PairLosses
+from nemotron_dpo.objective.registry import Entry
 
 if TYPE_CHECKING:
     from nemotron_dpo.objective.inputs import LossInputs
@@ -39,4 +40,13 @@ class Dpo:
         return PairLosses(loss, {"preference": loss}, rewards)
 
 
-OBJECTIVES = {"dpo": Dpo}
+OBJECTIVES = (
+    Entry(
+        "dpo",
+        Dpo,
+        formula="-log sigmoid(beta (r_c - r_r))",
+        source="arXiv 2305.18290, eq. 7",
+        use="the one to begin with",
+        aliases=("sigmoid",),
+    ),
+)

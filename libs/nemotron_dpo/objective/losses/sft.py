@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nemotron_dpo.objective.protocol import FirstReading, Needs, PairLosses
+from nemotron_dpo.objective.registry import Entry
 
 if TYPE_CHECKING:
     from nemotron_dpo.objective.inputs import LossInputs
@@ -32,4 +33,12 @@ class Sft:
         return PairLosses(loss, {"sft": loss})
 
 
-OBJECTIVES = {"sft": Sft}
+OBJECTIVES = (
+    Entry(
+        "sft",
+        Sft,
+        formula="-l_c",
+        source="NeMo-RL",
+        use="fine-tuning on the chosen responses, alone or beside a preference loss",
+    ),
+)
