@@ -16,8 +16,9 @@ The run folder receives metrics.jsonl (a record a step and a validation) and che
 well rewards are known (train/reward_noise); records have what their mean rewards are noise below (reward_noise_floor). With
 checkpointing.save_optimizer=true a run that was interrupted is resumed by the same command, exactly and on any number of
 processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the step it is in, with a
-checkpoint and status 143, and so does checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold
-weights alone, and a run folder that has any is refused.
+checkpoint and status 143, and so do Ctrl-C, with status 130 (a second one ends it at once), and
+checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold weights alone, and a run folder that
+has any is refused.
 
 NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; without it that is the fastest the machine has.
 """
@@ -206,16 +207,19 @@ def _train(
     """Train to the end, or until SIGTERM or the time limit, and return the exit status."""
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
+    from nemotron_dpo.progress import Work
     from nemotron_dpo.training.run import train
     from nemotron_dpo.training.stopping import Stop, deadline
 
     checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
+    progress = cli.show_progress(PROGRAM, Work("training", "step", settings.num_steps, resumed.step if resumed else 0))
+    progress.phase("loading")
     trainable = _open_trainable(run, policy, resumed)
     keep_freed_memory()
     can_resume = checkpoints is not None and checkpoints.can_resume
-    with cli.sigterm_noted() if can_resume else contextlib.nullcontext() as terminated:
+    with cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext() as terminated:
         stop = Stop(save_by, terminated)
         train(
             trainable,
@@ -227,7 +231,7 @@ def _train(
             resumed=resumed,
             stop=stop,
             say=SAY,
-            count=cli.counter(unit="step", label="training", total=settings.num_steps),
+            progress=progress,
         )
     return 128 + stop.signal if stop.signal else 0  # the exit status, as shells give it
 

@@ -47,6 +47,7 @@ and template travel with the stream. Input that can be read only once (stdin, a 
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import sys
 from pathlib import Path
@@ -139,7 +140,8 @@ def command(**options: Any) -> None:
         num_shown=options["num_shown"],
         beside=(options["tokenizer"], options["chat_template"], options["system_prompt_file"]),
     )
-    tally = tokenize_files(job, settings, _shower(settings) if job.num_shown else _no_show)
+    show = _shower(settings) if job.num_shown else _no_show
+    tally = tokenize_files(job, settings, show, functools.partial(cli.show_progress, PROGRAM))
     cli.say(PROGRAM, tally.closing_line())
 
 

@@ -126,6 +126,7 @@ def _score(
     from nemotron_dpo.preferences.checks import check_scores
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.preferences.vocabulary import num_tokens
+    from nemotron_dpo.progress import Work
     from nemotron_dpo.scoring import score, windows
     from nemotron_dpo.streams import SCORED_PAIRS
 
@@ -133,14 +134,13 @@ def _score(
     architecture, max_tokens = model.architecture, max_tokens or score.row_tokens()
     vocab_size = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer")) or architecture.vocab_size
     num_pairs = num_new = 0
-    bar = cli.counter(unit="pair", label="scoring")
+    shown = cli.show_progress(PROGRAM, Work("scoring", "pair", total=reader.count_rows()))
     for window in windows.windows(reader, windows.window_tokens(max_tokens, parallel.data_size())):
         windows.check_fits(window, min(vocab_size, architecture.vocab_size), architecture.max_length, reader.source)
-        scores, computed = score.score_window(model, window, max_tokens, known)
+        scores, computed = score.score_window(model, window, max_tokens, known, shown.advance)
         scored = pa.RecordBatch.from_arrays(score.with_scores(window, scores), schema=SCORED_PAIRS)
         check_scores(Pairs.of(scored), policy.name, "are its weights damaged?")
         num_pairs, num_new = num_pairs + window.num_rows, num_new + computed
-        bar(window.num_rows)
         if writer is not None:
             writer.write(scored)
     return num_pairs, num_new

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, paths, standard_streams, versions
+from nemotron_dpo import launcher, paths, progress, standard_streams, versions
 from nemotron_dpo.errors import UserError
 
 _HUNG_UP = 128 + signal.SIGHUP  # the exit status, as shells give it
@@ -81,7 +82,7 @@ def is_first_rank() -> bool:
 def say(program: str, text: str) -> None:
     """Write one line of facts to stderr, on rank 0 only."""
     if is_first_rank():
-        print(f"{program}: {text}", file=sys.stderr, flush=True)
+        progress.write_line(f"{program}: {text}")
 
 
 def warn_of_untried(program: str) -> None:
@@ -90,26 +91,35 @@ def warn_of_untried(program: str) -> None:
         say(program, f"warning: {line}")
 
 
-def counter(*, unit: str, label: str, total: int | None = None) -> Callable[[int], object]:
-    """A function that adds finished work to a progress bar. The bar shows on rank 0 alone, where stderr is a terminal."""
-    if not (is_first_rank() and sys.stderr.isatty()):
-        return lambda done: None
-    from tqdm import tqdm
+def show_progress(program: str, work: progress.Work) -> progress.Progress:
+    """How the work of `program` is shown: on rank 0 alone."""
+    return progress.shown(work, functools.partial(say, program)) if is_first_rank() else progress.Silent()
 
-    bar = tqdm(total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
-    atexit.register(bar.close)
-    return bar.update
+
+# torchrun hands on the Ctrl-C that the terminal gave to all processes already: what comes so soon after is the same one.
+_SAME_CTRL_C_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def sigterm_noted() -> Iterator[Callable[[], int]]:
-    """Inside the block SIGTERM, and SIGHUP where it is not ignored, are only noted. Ctrl-C works as ever.
+def signals_noted(program: str) -> Iterator[Callable[[], int]]:
+    """Inside the block SIGTERM, Ctrl-C, and SIGHUP where it is not ignored, are only noted. A second Ctrl-C ends at once.
 
     The yielded function returns the number of the first that came, 0 before.
     """
     came: list[int] = []
-    noted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda signum, frame: came.append(signum)) for number in noted}
+    interrupted: list[float] = []
+
+    def note(signum: int, frame: object) -> None:
+        if signum == signal.SIGINT:
+            if interrupted and time.monotonic() - interrupted[0] > _SAME_CTRL_C_SECONDS:
+                raise KeyboardInterrupt
+            if not interrupted:
+                say(program, "interrupted: ends with a checkpoint once this step is done; Ctrl-C again ends at once")
+            interrupted.append(time.monotonic())
+        came.append(signum)
+
+    noted = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in noted}
     try:
         yield lambda: came[0] if came else 0
     finally:
@@ -217,7 +227,7 @@ def _complain(program: str, line: str, status: int) -> int:
         except (KeyboardInterrupt, Terminated):
             return status
         line = f"rank {os.environ.get('RANK')}: {line}"
-    print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+    progress.write_line(f"{program}: error: {line}")
     return status
 
 

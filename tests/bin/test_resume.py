@@ -62,10 +62,13 @@ def terminated(base: tuple[object, ...], tmp_path_factory: pytest.TempPathFactor
     return run_dir
 
 
-def test_a_closed_terminal_ends_a_run_as_sigterm_does(base: tuple[object, ...], tmp_path: Path) -> None:
-    done = struck("SIGHUP", 1, "dpo-train", *base, "--run-dir", tmp_path / "run", *COMMON)
-    assert done.returncode == 129, done.stderr.decode()
-    assert done.stderr.decode().endswith("dpo-train: ended after step 1 of 6 by SIGHUP: the same command resumes it\n")
+@pytest.mark.parametrize(("name", "status"), [("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_closed_terminal_and_ctrl_c_end_a_run_as_sigterm_does(
+    base: tuple[object, ...], tmp_path: Path, name: str, status: int
+) -> None:
+    done = struck(name, 1, "dpo-train", *base, "--run-dir", tmp_path / "run", *COMMON)
+    assert done.returncode == status, done.stderr.decode()
+    assert done.stderr.decode().endswith(f"dpo-train: ended after step 1 of 6 by {name}: the same command resumes it\n")
 
 
 def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, cold: bool = False) -> Done:

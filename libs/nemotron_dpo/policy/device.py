@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,9 @@ def to_device(array: np.ndarray) -> torch.Tensor:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most bytes that this process's tensors ever took on its GPU, as a metric; empty on a CPU."""
+    """The most bytes that this process's tensors ever took on its GPU, as a metric; on a CPU the most of the whole process."""
     if not torch.cuda.is_available():
-        return {}
+        return {"memory/train/max_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
     return {"memory/train/max_allocated_bytes": float(torch.cuda.max_memory_allocated())}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -91,14 +91,21 @@ class TrainablePolicy:
         return run_schedule(self._ddp, batches, loss, forward_only=forward_only)
 
 
-def run_schedule(model: nn.Module, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Any]:
-    """Run `batches` through this rank's part of the policy by megatron-core's schedule.
+def run_schedule(
+    model: nn.Module,
+    batches: Sequence[MicroBatch],
+    loss: Loss,
+    *,
+    forward_only: bool,
+    through: Callable[[Iterable[Any]], Iterator[Any]] = iter,
+) -> list[Any]:
+    """Run `batches` through this rank's part of the policy by megatron-core's schedule, which takes them from `through`.
 
     Returns the second value of `loss` for each batch on the last pipeline stage, and an empty list on the other stages.
     """
     return get_forward_backward_func()(
         forward_step_func=partial(_forward_step, loss),
-        data_iterator=iter(batches),
+        data_iterator=through(batches),
         model=[model],
         num_microbatches=len(batches),
         seq_length=batches[0].row.num_tokens,

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -71,23 +71,33 @@ def states(files: Sequence[str]) -> list[tuple[int, int, int] | None]:
     return [state and (state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
 
 
-def read_chunks(files: Sequence[str], max_line_bytes: int, columns: Collection[str] | None = None) -> Iterator[Chunk]:
+def read_chunks(
+    files: Sequence[str],
+    max_line_bytes: int,
+    columns: Collection[str] | None = None,
+    reached: Callable[[int], object] = lambda place: None,
+) -> Iterator[Chunk]:
     """The rows of all `files`, in order. A file without rows gives an empty chunk.
 
-    Of a table only the columns in `columns` are read, or all where it is None. Raises UserError where a file is cut or
+    Of a table only the columns in `columns` are read, or all where it is None. `reached` hears how many bytes of all `files`,
+    as they are stored, were read; of tables and pipes it hears nothing. Raises UserError where a file is cut or
     cannot be read, or where no file has rows.
     """
-    is_empty = True
+    is_empty, before = True, 0
     for file in files:
+        is_file = Path(file).is_file()
         name = STDIN if file == "-" else file
         with _opened(file) as raw:
             num_rows = 0
             for chunk in file_chunks(raw, name, max_line_bytes, columns):
                 num_rows += len(chunk.rows)
+                if is_file and chunk.rows and isinstance(chunk.rows[0], bytes):
+                    reached(before + raw.tell())
                 yield chunk
             if not num_rows:
                 yield Chunk(name, 1, [])
             is_empty = is_empty and not num_rows
+        before += Path(file).stat().st_size if is_file else 0
     if is_empty:
         names = [STDIN if file == "-" else file for file in files]
         raise UserError("is empty" if len(names) == 1 else "are all empty", source=", ".join(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemotron_dpo import __version__
@@ -20,6 +21,7 @@ from nemotron_dpo.preferences.splits import is_blank, sliced
 from nemotron_dpo.preferences.tally import Tally
 from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
 from nemotron_dpo.preferences.workers import ordered_map
+from nemotron_dpo.progress import Progress, Silent, Work
 from nemotron_dpo.streams import StreamInfo, open_writer, published_file
 
 Show = Callable[[Any, Any], None]
@@ -46,9 +48,12 @@ class Job:
     beside: tuple[str | None, ...] = ()
 
 
-def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
+def tokenize_files(
+    job: Job, settings: Settings, show: Show, progress: Callable[[Work], Progress] = lambda work: Silent()
+) -> Tally:
     """Write the tokenized pairs of `job` and return the counts; `show` is called with the texts and ids of the first pairs.
 
+    `progress` is told what work there is, and gives what hears how it goes on.
     Raises UserError for what a user can fix, such as a broken row or a file that changes while it is read. In that case no file
     is left under the output's name.
     """
@@ -60,16 +65,20 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     info = stream_info(job, settings, files)
     tally = Tally(for_report=job.stats is not None)
     columns = columns_read(settings.keys)
-    raw = limit_rows(_rows(sources, settings.max_line_bytes, columns), job.limit)
+    place = _Place()
+    raw = limit_rows(_rows(sources, settings.max_line_bytes, columns, place.reach), job.limit)
     row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
     chunks = with_row_formats(raw, row_format, settings.keys, settings.max_line_bytes)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
         rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
+        is_measured = _is_measured(job, sources)
+        shown = progress(_work(sources, is_measured=is_measured))
         for result in _results(stack, chunks, job, settings):
             _note(result, job, tally, rejects, show)
             for batch in result.batches:
                 writer.write(batch)
+            shown.advance(place.moved() if is_measured else result.num_rows, f"{tally.num_pairs} pairs")
         for file in (file for file, old, new in zip(files, before, states(files), strict=True) if old != new):
             raise UserError("was changed while it was read", source=file)
         if not tally.num_pairs:
@@ -79,14 +88,46 @@ def tokenize_files(job: Job, settings: Settings, show: Show) -> Tally:
     return tally
 
 
-def _rows(sources: list[RowSource], max_line_bytes: int, columns: Collection[str]) -> Iterator[Chunk]:
+@dataclass
+class _Place:
+    """How far the files were read, in bytes."""
+
+    now: int = 0
+    told: int = 0
+
+    def reach(self, place: int) -> None:
+        self.now = place
+
+    def moved(self) -> float:
+        """Megabytes since the last call."""
+        amount, self.told = self.now - self.told, self.now
+        return amount / 1e6
+
+
+def _is_measured(job: Job, sources: list[RowSource]) -> bool:
+    """Whether the work is as much as the files are long: they are text, and read to their ends."""
+    files = all_files(sources)
+    is_text = all(file != "-" and Path(file).is_file() and not file.endswith((".parquet", ".arrow")) for file in files)
+    return is_text and job.limit is None and all(source.part.is_whole for source in sources)
+
+
+def _work(sources: list[RowSource], *, is_measured: bool) -> Work:
+    if not is_measured:
+        return Work("tokenizing", "row", announced=False)
+    size = sum(Path(file).stat().st_size for file in all_files(sources))
+    return Work("tokenizing", "MB", total=size / 1e6, announced=False)
+
+
+def _rows(
+    sources: list[RowSource], max_line_bytes: int, columns: Collection[str], reached: Callable[[int], object]
+) -> Iterator[Chunk]:
     """The rows of all `sources`, in order.
 
     Sources that are all whole splits are read as one list of files, so that some of the files may be empty.
     """
     whole = [file for source in sources for file in source.files]
     if all(source.part.is_whole for source in sources):
-        yield from read_chunks(whole, max_line_bytes, columns)
+        yield from read_chunks(whole, max_line_bytes, columns, reached)
         return
     for source in sources:
         start, stop = source.part.bounds(lambda source=source: _num_rows(source, max_line_bytes))

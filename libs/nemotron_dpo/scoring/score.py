@@ -5,7 +5,7 @@ Legend: R response tokens of a packed row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +32,24 @@ def row_tokens() -> int:
 
 
 def score_window(
-    model: PairPolicy, window: pa.RecordBatch, max_tokens: int, known: Mapping[bytes, Scores]
+    model: PairPolicy,
+    window: pa.RecordBatch,
+    max_tokens: int,
+    known: Mapping[bytes, Scores],
+    done: Callable[[int], object] = lambda num_pairs: None,
 ) -> tuple[list[Scores], int]:
     """Scores of every pair of the window in its order, on every rank, and how many were not found in `known` by pair_id.
 
+    `done` hears of so many more pairs as they come; they add up to those of the window.
     Every data-parallel replica computes the scores of about the same work, and gets the others' from them.
     """
     pairs = Pairs.of(window)
     missing = [i for i, pair_id in enumerate(pairs.pair_ids) if pair_id not in known]
-    computed = _score(model, pairs, _bins(model, pairs, missing, max_tokens))
+    told = _Told(window.num_rows, done)
+    computed = _score(model, pairs, _bins(model, pairs, missing, max_tokens), told)
     for part in _gathered(computed):
         computed.update(part)
+    told.rest()
     return [known[key] if key in known else computed[i] for i, key in enumerate(pairs.pair_ids)], len(missing)
 
 
@@ -69,6 +76,29 @@ class _Batch:
     row: PackedRow
 
 
+@dataclass
+class _Told:
+    """Tells how many pairs of a window were scored. Of other replicas as many are taken to be done as here."""
+
+    left: int
+    done: Callable[[int], object]
+
+    def through(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
+        """`batches`, each of which is done when the next is asked for."""
+        for batch in batches:
+            yield batch
+            self._tell(min(self.left, batch.row.num_pairs * parallel.data_size()))
+
+    def rest(self) -> None:
+        """All of the window is done."""
+        self._tell(self.left)
+
+    def _tell(self, num_pairs: int) -> None:
+        self.left -= num_pairs
+        if num_pairs:
+            self.done(num_pairs)
+
+
 def _bins(model: PairPolicy, pairs: Pairs, missing: list[int], max_tokens: int) -> list[list[int]]:
     """Those of the `missing` pairs that this replica scores, by packed row."""
     if not missing:
@@ -78,14 +108,14 @@ def _bins(model: PairPolicy, pairs: Pairs, missing: list[int], max_tokens: int) 
     return [[mine[i] for i in members] for members in pack([int(pairs.num_tokens[i]) for i in mine], max_tokens)]
 
 
-def _score(model: PairPolicy, pairs: Pairs, bins: Sequence[list[int]]) -> dict[int, Scores]:
+def _score(model: PairPolicy, pairs: Pairs, bins: Sequence[list[int]], told: _Told) -> dict[int, Scores]:
     """Scores of the pairs in `bins`, on one of the ranks that hold them; nothing on the others."""
     num_empty = parallel.num_micro_batches(len(bins)) - len(bins)
     batches = [_Batch(pack_row(*pairs.columns(members), parallel.row_cut())) for members in [*bins, *[[]] * num_empty]]
     if not batches:
         return {}
     with torch.inference_mode():
-        rows = run_schedule(model, batches, lambda batch, logps_R: (logps_R, logps_R), forward_only=True)
+        rows = run_schedule(model, batches, lambda batch, logps_R: (logps_R, logps_R), forward_only=True, through=told.through)
     if not (parallel.is_last_stage() and parallel.is_first_copy()):
         return {}
     scores: dict[int, Scores] = {}

@@ -1,73 +1,70 @@
-"""The short table at the end of a run, read from the metrics.jsonl that dpo-train wrote."""
+"""The short report at the end of a run: what dpo-train measured, what that comes to, where it lies, and what to do next."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-import orjson
+from nemotron_dpo.outcome import Outcome, Validation, is_noise, margin, sentence
+from nemotron_dpo.steps.text import counted, table
 
-from nemotron_dpo.steps.text import table
-
-Row = Mapping[str, Any]
+# Rows of the table beside the losses of an objective's terms.
+_LOSS, _ACCURACY = "loss", "accuracy"
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of metrics.jsonl; empty where the file does not exist. A line that a crash cut short is skipped."""
-    rows: list[Row] = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            rows.append(orjson.loads(line))
-        except orjson.JSONDecodeError:
-            continue
-    return rows
+def summarize(made: Outcome, places: Mapping[str, Path | None], commands: Sequence[str] = ()) -> str:
+    """Tables of training and validation, a sentence, the facts of the run with its `places`, and the next `commands`."""
+    facts = [("steps", str(made.num_steps)), ("pairs/s", _rate(made.pairs_per_second))]
+    facts += [("tokens/s", _rate(made.tokens_per_second))]
+    facts += [(name, str(path or "none")) for name, path in places.items()]
+    training = _training(made) if made.num_steps else ""
+    legend = "~ is noise: what rounding alone may make of it" if "~" in training else ""
+    validation = "\n\n".join(_validation(one) for one in made.validations)
+    next_ = "next\n" + "\n".join(f"  {command}" for command in commands) if commands else ""
+    said = sentence(made)
+    parts = (training, legend, validation, f"{said[0].upper()}{said[1:]}.", table(facts), next_)
+    return "\n\n".join(part for part in parts if part)
 
 
-def summarize(rows: Sequence[Row], checkpoint: Path | None) -> str:
-    """A table of the first and last loss, accuracy and reward margin, with the loss and accuracy of each validation set.
-
-    Below it stand the number of steps, the speed in pairs per second, and the path of the trained policy.
-    """
-    train = [row for row in rows if "train/loss" in row]
-    lines = [_series(train, "loss", "train/loss"), _series(train, "accuracy", "train/accuracy")]
-    margins = [_marked(margin, row) for row in train if (margin := _margin(row)) is not None]
-    lines.append(("reward margin", margins[0], margins[-1]) if margins else None)
-    for name in sorted({key.rpartition("/")[0] for row in rows for key in row if key.startswith("validation-")}):
-        label = name.replace("validation-default", "validation").replace("validation-", "validation ")
-        lines += [_series(rows, f"{label} {metric}", f"{name}/{metric}") for metric in ("loss", "accuracy")]
-    shown = table([line for line in lines if line], head=("", "first", "last"))
-    steps = f"{len(train)} steps" if len(train) != 1 else "1 step"
-    facts = [("steps", steps.split()[0]), ("pairs/s", _speed(train)), ("checkpoint", str(checkpoint or "none"))]
-    legend = "~ is noise: what rounding alone may make of it\n\n" if "~" in shown else ""
-    return f"{shown}\n\n{legend}{table(facts)}"
+def _training(made: Outcome) -> str:
+    first, last, window = made.ends.first, made.ends.last, made.ends.window
+    names = [_LOSS, *_terms(first), _ACCURACY]
+    rows = [(_label(name), f"{first[name]:.4f}", f"{last[name]:.4f}") for name in names if name in first and name in last]
+    if margin(first) is not None and margin(last) is not None:
+        rows.append(("reward margin", _margin(first), _margin(last)))
+    heads = ("first", "last") if window == 1 else (f"first {counted(window, 'step')}", f"last {counted(window, 'step')}")
+    return table(rows, head=("", *heads))
 
 
-def _series(rows: Sequence[Row], label: str, key: str) -> tuple[str, str, str] | None:
-    return _cells(label, [row[key] for row in rows if row.get(key) is not None])
+def _validation(one: Validation) -> str:
+    """The set as it was first, at its best where that is neither, and last."""
+    columns = [("first", one.first)]
+    if one.best is not one.first and one.best is not one.last:
+        columns.append((f"best (step {one.best_step})", one.best))
+    columns += [("last", one.last)] if one.last is not one.first else []
+    rows = [
+        (f"{one.name} {_label(name)}", *(f"{values[name]:.4f}" for _, values in columns))
+        for name in (_LOSS, *_terms(one.first), _ACCURACY)
+        if all(name in values for _, values in columns)
+    ]
+    return table(rows, head=("", *(head for head, _ in columns)))
 
 
-def _cells(label: str, values: Sequence[float]) -> tuple[str, str, str] | None:
-    return (label, f"{values[0]:.4f}", f"{values[-1]:.4f}") if values else None
+def _terms(metrics: Mapping[str, float]) -> list[str]:
+    """The losses of the objective's terms, where there are several: one alone is the loss. One that is always 0 is none."""
+    terms = [name for name, value in metrics.items() if name.endswith("_loss") and value]
+    return terms if len(terms) > 1 else []
 
 
-def _margin(row: Row) -> float | None:
-    chosen, rejected = row.get("train/rewards_chosen_mean"), row.get("train/rewards_rejected_mean")
-    return None if chosen is None or rejected is None else chosen - rejected
+def _label(name: str) -> str:
+    return name.removesuffix("_loss") + " loss" if name.endswith("_loss") else name
 
 
-def _marked(margin: float, row: Row) -> str:
-    """The margin as text, with "~" before it where it is below its noise floor.
-
-    The record has the noise floor of one mean reward. The margin is a difference of two, so its floor is sqrt(2) times that.
-    """
-    shown, floor = f"{margin:.4f}", sqrt(2) * row.get("train/reward_noise_floor", 0.0)
-    return f"~{shown}" if abs(margin) < floor and float(shown) else shown
+def _margin(metrics: Mapping[str, float]) -> str:
+    """As text, with "~" before it where it is noise."""
+    shown = f"{margin(metrics) or 0.0:.4f}"
+    return f"~{shown}" if is_noise(metrics) and float(shown) else shown
 
 
-def _speed(train: Sequence[Row]) -> str:
-    """The median of pairs per second over the steps, without the first step, which warms up, unless it is the only one."""
-    speeds = [row["timing/train/pairs_per_sec"] for row in train if row.get("timing/train/pairs_per_sec") is not None]
-    return f"{median(speeds[1:] or speeds):.1f}" if speeds else "unknown"
+def _rate(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"

@@ -52,10 +52,14 @@ class Reader:
         Of the rows of other parts this process sees to the structure alone. So the file is whole where no part was refused,
         and no process may look into the table before it knows that.
         """
-        num_batches = self._num_batches() if parts > 1 else 0
+        num_batches = self._count()[0] if parts > 1 else 0
         mine = range(part * num_batches // parts, (part + 1) * num_batches // parts)
         batches = self._rows(lambda number: parts == 1 or number in mine)
         return pa.Table.from_batches(list(batches), schema=self.schema)
+
+    def count_rows(self) -> int | None:
+        """The rows of a file, up to where it is cut; None for a pipe, which can be read only once."""
+        return self._count()[1] if self._file.seekable() else None
 
     def _rows(self, is_mine: Callable[[int], bool]) -> Iterator[pa.RecordBatch]:
         """The batches that have rows; those whose number `is_mine` are checked whole."""
@@ -77,18 +81,18 @@ class Reader:
         if self._file.read(1):
             raise self._damaged("is followed by something else, as where two files were joined")
 
-    def _num_batches(self) -> int:
-        """How many batches the file has, up to its end or to where it is cut; the trailer is one of them."""
-        place, number = self._file.tell(), 0
+    def _count(self) -> tuple[int, int]:
+        """How many batches and rows the file has, up to its end or to where it is cut; the trailer is one of the batches."""
+        place, number, num_rows = self._file.tell(), 0, 0
         self._file.seek(0)
         try:
-            for _ in pa.ipc.open_stream(self._file):
-                number += 1
+            for batch in pa.ipc.open_stream(self._file):
+                number, num_rows = number + 1, num_rows + batch.num_rows
         except _DAMAGE:
             pass  # who reads the rows says what is wrong
         finally:
             self._file.seek(place)
-        return number
+        return number, num_rows
 
     def _batches(self, is_mine: Callable[[int], bool]) -> Iterator[tuple[pa.RecordBatch, Any]]:
         """Every batch with its metadata. The buffers of each have been validated: they are as long as its rows need."""

@@ -25,6 +25,7 @@ def records(
     save: Callable[[int], None],
     *,
     stop: Stop,
+    enter: Callable[[str], object],
     done: int = 0,
     reward_noise: float | None = None,
 ) -> Iterator[Record]:
@@ -32,20 +33,25 @@ def records(
 
     The first `done` steps were taken by the run that is resumed. `save` is called with the step where a checkpoint is due,
     after all records of that step were taken. Where no `reward_noise` is given, the first step measures it and has it in its
-    record; all records after it have the floor of their mean rewards.
+    record; all records after it have the floor of their mean rewards. `enter` hears what comes next: "validating", "saving", ""
+    for the next step.
     """
     last = settings.num_steps
     if done == 0 and settings.validation.is_due(0, last):
+        enter("validating")
         yield from validate(policy, validation, settings, 0, reward_noise)
     for step in range(done + 1, last + 1):
         started = time.time()
+        enter("")
         record = train_step(policy, data, settings, step, reward_noise)
         reward_noise = record.reward_noise if record.reward_noise is not None else reward_noise
         yield record
         ends_early = step < last and stop.due(time.time() - started)
         if settings.validation.is_due(step, last):
+            enter("validating")
             yield from validate(policy, validation, settings, step, reward_noise)
         if ends_early or settings.saves(step):
+            enter("saving")
             save(step)
         if ends_early:
             return

@@ -75,12 +75,3 @@ class TrainingInfo:
             "total_valid_tokens": self.totals.valid_tokens,
             **self.totals.latest,
         }
-
-    def summary(self, *, compares: bool = True) -> str:
-        """One line of facts for the end of a run; accuracy is one where the objective `compares` responses."""
-        totals, latest = self.totals, self.totals.latest
-        rate = totals.steps * self.batch_size / totals.seconds if totals.seconds else 0.0
-        preferred = f"accuracy {latest['train:accuracy']:.3f}, " if compares else ""
-        losses = f"loss {totals.first_loss:.4f} -> {latest['train:loss']:.4f}"
-        steps = "1 step" if totals.steps == 1 else f"{totals.steps} steps"
-        return f"{steps}, {losses}, {preferred}{rate:.2f} pairs/s"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
+from nemotron_dpo.outcome import outcome, read_metrics
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.training import loop, sinks
+from nemotron_dpo.progress import Progress
+from nemotron_dpo.training import loop, narration, sinks
 from nemotron_dpo.training.record import Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
 from nemotron_dpo.training.saving import Checkpoints
 from nemotron_dpo.training.settings import LoopSettings
+from nemotron_dpo.training.sinks.jsonl import NAME as METRICS
 from nemotron_dpo.training.stopping import Stop
 
 
@@ -26,24 +29,34 @@ def train(
     resumed: ResumeState | None,
     stop: Stop,
     say: Callable[[str], None],
-    count: Callable[[int], object],
+    progress: Progress,
 ) -> None:
     """Train `policy`, saying what is saved and how it went; every rank calls it, and the first says what is `recorded`.
 
-    `policy` must already be what `resumed` says. Raises UserError from the loop's guards and from saving.
+    `policy` must already be what `resumed` says. `progress` counts steps. Raises UserError from the loop's guards and from
+    saving.
     """
     size = settings.batches.size
     info = TrainingInfo(len(data) // size, size, resumed.totals if resumed else Totals())
     done, noise = resumed.step if resumed else 0, info.totals.reward_noise
     with sinks.opened(recorded) as recording:
         save = functools.partial(_save, recording, checkpoints, policy, info, say)
-        for record in loop.records(policy, data, validation, settings, save, stop=stop, done=done, reward_noise=noise):
+        records = loop.records(
+            policy, data, validation, settings, save, stop=stop, enter=progress.phase, done=done, reward_noise=noise
+        )
+        for record in records:
             if record.reward_noise is not None:
                 say(_noise_floor(record, policy))
             recording.write(record)
             info.add(record)
-            count(int(record.is_training))
-    say(info.summary(compares=settings.objective.needs.rejected))
+            if record.is_training:
+                progress.advance(1, narration.step_facts(record))
+            else:
+                say(narration.validation_line(record))
+        progress.phase("")
+    if recorded is not None:
+        for line in narration.ending(outcome(read_metrics(recorded.folder / METRICS))):
+            say(line)
     if stop.reason is not None:
         say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
 

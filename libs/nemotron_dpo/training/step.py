@@ -65,6 +65,7 @@ def _record(step: int, values: dict[str, float], num_pairs: int, seconds: float)
         **{f"{TRAIN}/{name}": value for name, value in values.items()},
         "timing/train/total_step_time": seconds,
         "timing/train/pairs_per_sec": num_pairs / seconds,
+        "timing/train/valid_tokens_per_sec": values["global_valid_toks"] / seconds,
         "timing/train/valid_tokens_per_sec_per_gpu": values["global_valid_toks"] / seconds / parallel.world_size(),
         **peak_memory(),
     }

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import RunEnv, load_run_env, with_home, with_job_folder
+from nemotron_dpo.config import RunEnv, load_run_env, redact_argv, with_home, with_job_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue import manifest
 from nemotron_dpo.steps.compile.arguments import sort_arguments
@@ -69,6 +69,10 @@ class CompiledRun:
     def ends_early(self) -> bool:
         """Whether stages at the end are left out."""
         return self.choices[-1].stage != self.plan.stages[-1]
+
+    def report(self, plan: Plan) -> str:
+        """What came of the run, whose outputs lie where `plan` says, and what can be done next."""
+        return self.planner.report(plan, self.config, ["nemotron-steps", *redact_argv(self.request.argv[1:])])
 
 
 def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:

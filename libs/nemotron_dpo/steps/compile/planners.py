@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from nemotron_dpo.config.steps import (
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step
 from nemotron_dpo.steps.compile import dpo_plan, single_stage_plans
+from nemotron_dpo.steps.compile.dpo_report import report as dpo_report
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
-from nemotron_dpo.steps.summary import read_metrics, summarize
 
 # Of (config, overrides, a profile's settings), and the step's folder as `shipped`.
 Load = Callable[..., tuple[Any, list[str]]]
@@ -33,7 +33,8 @@ class Planner:
 
     `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
-    `report` tells what came of it; `forecast` what it will cost, on a profile and with the tokenized pairs where there are any.
+    `report` tells what came of it, and what to do next after the command as it was typed; `forecast` what it will cost, on a
+    profile and with the tokenized pairs where there are any.
     `idle` names the keys of its files that have no meaning here, `programs` are those that its stages may run, in their order.
     """
 
@@ -43,7 +44,7 @@ class Planner:
     tree: Callable[[Any], dict[str, Any]]
     compile: Callable[[Any, Path, Path], Plan]
     missing: Callable[..., list[str]]
-    report: Callable[[Plan], str]
+    report: Callable[[Plan, Any, Sequence[str]], str]
     programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
     idle: Callable[..., list[IdleKey]] | None = None
@@ -58,10 +59,6 @@ def planner_of(step: Step) -> Planner:
 
 _load_dpo = partial(load_run, with_run_env=True)
 _idle_dpo = partial(idle_keys, with_run_env=True)
-
-
-def _dpo_report(made: Plan) -> str:
-    return summarize(read_metrics(made.run_dir / "metrics.jsonl"), made.export_dir)
 
 
 def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
@@ -83,7 +80,7 @@ _PLANNERS = {
         run_tree,
         dpo_plan.compile_plan,
         dpo_plan.missing_inputs,
-        _dpo_report,
+        dpo_report,
         ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export"),
         _dpo_forecast,
         _idle_dpo,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def missing(config: Any, *, look: bool = True) -> list[str]:
     return lines
 
 
-def report(plan: Plan) -> str:
+def report(plan: Plan, config: Any, typed: Sequence[str]) -> str:
     """The result of the step as text: the figures of its JSON reports, then the path of each artifact."""
     facts = [line for path in plan.artifacts.values() if path.suffix == ".json" for line in _figures(path)]
     return "\n".join([*facts, *(f"{name}: {path}" for name, path in plan.artifacts.items())])

@@ -67,6 +67,6 @@ EXECUTOR = LocalExecutor()
 
 def _report(run: CompiledRun) -> str:
     if not run.ends_early:
-        return run.planner.report(run.plan)
+        return run.report(run.plan)
     last = run.choices[-1].stage
     return f"stopped after {last.name}: {', '.join(map(str, last.outputs))}"

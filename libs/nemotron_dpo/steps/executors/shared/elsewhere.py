@@ -72,7 +72,7 @@ class ElsewhereExecutor(Generic[J]):
         squash = request.force_squash
         status = self.place.launch(prepared, attached=request.attached, force_squash=squash, say=say, show=_show)
         if request.attached and status == 0 and not run.ends_early:
-            print(prepared.report(run.planner.report))
+            print(prepared.report(run.report))
         return status
 
     def _prepared(self, run: CompiledRun, say: Say) -> J:
