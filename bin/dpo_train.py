@@ -62,7 +62,9 @@ SAY = functools.partial(cli.say, PROGRAM)
 )
 @click.option("--run-dir", required=True, type=cli.PATH, help="Folder of this run.")
 @click.option("--validation", multiple=True, metavar="[NAME=]INPUT", help="Scored pairs to validate on [NAME: default].")
-@click.option("-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file of the run's configuration.")
+@click.option(
+    "-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file, or a name that `nemotron-steps run dpo -c` takes."
+)
 def command(
     source: str, overrides: tuple[str, ...], policy: str, run_dir: str, validation: tuple[str, ...], config: str | None
 ) -> int:
@@ -93,7 +95,10 @@ def command(
 def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path]) -> RunConfig:
     """The checked configuration of the run; what it warns of is said."""
     from nemotron_dpo.config import load_run_and_idle, with_home
+    from nemotron_dpo.steps.catalogue import manifest
 
+    if path is not None and not Path(path).is_file():
+        path = str(manifest.find_config(manifest.find_step("rl/nemo_rl/dpo", manifest.discover(manifest.configs_root())), path))
     run, warnings, idle = load_run_and_idle(path, overrides, list(held_out))
     for warning in warnings:
         SAY(f"warning: {warning}")

@@ -110,9 +110,11 @@ def with_hf_model(source: ModelSource, hf_model: str | Path) -> ModelSource:
 def resolve_run(source: str | Path) -> ModelSource:
     """As `resolve`, and for folders of dpo-train: a run or its checkpoints mean the policy of the last step.
 
-    A step_N folder means its own policy.
+    A step_N folder means its own policy, and the folder of a job the run in it.
     """
     folder = Path(source)
+    if (folder / "job.yaml").is_file() and (folder / "run").is_dir():
+        folder = source = folder / "run"
     if (folder / "policy" / TRACKER).is_file():
         return resolve(folder / "policy")
     steps = [p for p in (*folder.glob("checkpoints/step_*"), *folder.glob("step_*")) if _step(p) is not None]

@@ -78,6 +78,10 @@ def test_shipped_configs_are_clean(name: str):
     assert load_run(configs_root() / "rl" / "nemo_rl" / "dpo" / f"{name}.yaml", [])[1] == []
 
 
+NO_ENV_TOML = (
+    "no env.toml from here up to the folder with pyproject.toml: `nemotron-steps run env/env_toml -c slurm` writes one to fill "
+    "in; NEMOTRON_ENV_FILE names one elsewhere"
+)
 FAILURES = [
     (["run", "dpo", "-r", "a", "-b", "b"], 2, "-r follows a run and -b leaves it alone: give one of them"),
     (["run", "dop"], 1, "dop: no such step: did you mean rl/nemo_rl/dpo? `nemotron-steps list` shows all"),
@@ -86,6 +90,8 @@ FAILURES = [
     (["run", "dpo", "cluster.gpus_per_node=3"], 1, '"policy.train_global_batch_size" 32 does not divide over 3 data-parallel ranks: make it a multiple of 3'),
     (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline x context parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),
     (["run", "dpo"], 1, "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"),
+    (["run", "dpo", "policy.model_name=''"], 1, 'policy.model_name=\'\': "policy.model_name" is empty: name one; is an environment variable of it set to nothing?'),
+    (["run", "dpo", "policy.model_name=${oc.env:NOPE}"], 1, "policy.model_name=${oc.env:NOPE}: \"policy.model_name\" Environment variable 'NOPE' not found: set it, or give another value after it: ${oc.env:NAME,value}"),
     (["run", "dpo", "data.train.path=none.jsonl"], 1, "none.jsonl: no such file: it is the data of train"),
     (["run", "dpo", "-d", "--from", "train"], 2, "--from train: no such stage: did you mean dpo-train?"),
     (["run", "dpo", "-d", "--to", "x"], 2, "--to x: no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),
@@ -94,11 +100,11 @@ FAILURES = [
     (["run", "megatron_to_hf", "mgatron_path=x"], 1, 'mgatron_path=x: "mgatron_path" is no known key: did you mean megatron_path?'),
     (["run", "preference_tokenize", "tokenizer=t", "data.path=none"], 1, "none: no such file: it is data.path"),
     (["run", "dpo", f"dpo.seed={SECRET}"], 1, "dpo.seed=***: \"dpo.seed\" is '***' where a whole number is due"),
-    (["run", "dpo", "-r", "x"], 1, "no env.toml from here up to the folder with pyproject.toml: write one, or set NEMOTRON_ENV_FILE"),
+    (["run", "dpo", "-r", "x"], 1, NO_ENV_TOML),
     (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps run --help'"),
     (["run", "dpo", "-c", ""], 1, "-c: no such config: rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),
     (["run", "dpo", "-d", "--to", ""], 2, "--to (empty): no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),
-    (["run", "dpo", "-r", ""], 1, "no env.toml from here up to the folder with pyproject.toml: write one, or set NEMOTRON_ENV_FILE"),
+    (["run", "dpo", "-r", ""], 1, NO_ENV_TOML),
     (["run", ""], 1, "STEP: no such step: `nemotron-steps list` shows all"),
     (["run", "dpo", "run.env.acount=x"], 1, 'run.env.acount=x: "run.env.acount" is no known key: did you mean account?'),
     (["run", "dpo", "run.env.env_vars=secret"], 1, 'run.env.env_vars=***: "run.env.env_vars" is no table'),

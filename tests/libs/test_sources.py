@@ -50,6 +50,8 @@ def test_a_run_is_its_last_step_by_number(source: str, tmp_path: Path) -> None:
         checkpoint(tmp_path / "run" / "checkpoints" / f"step_{step}" / "policy", step, tracked=step)
     (tmp_path / "run" / "checkpoints" / "step_x").mkdir()
     assert resolve_run(tmp_path / source).iteration == 10
+    (tmp_path / "job.yaml").write_text("step: rl/nemo_rl/dpo")
+    assert resolve_run(tmp_path).iteration == 10
 
 
 @pytest.mark.parametrize("source", ["run", "run/checkpoints", "run/checkpoints/step_10"])

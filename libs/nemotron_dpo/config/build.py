@@ -165,6 +165,8 @@ def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]
 
 
 def _checked(item: Field[Any], value: Any, key: str) -> Any:
+    if item.metadata.get("is_path") and value == "":
+        raise UserError("is empty", field=key, remedy="name one; is an environment variable of it set to nothing?")
     parts = value if isinstance(value, tuple) else (value,)
     for name, (words, holds) in _BOUNDS.items():
         bound = item.metadata.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,10 @@ def resolve_layers(layers: Sequence[ConfigLayer]) -> Tree:
     except OmegaConfBaseException as error:
         key = error.full_key or None
         source, line = origin(key, layers) if key else (layers[-1].source, None)
-        raise UserError(_reason(error), source=source, line=line, field=key) from None
+        remedy = (
+            "set it, or give another value after it: ${oc.env:NAME,value}" if "Environment variable" in str(error) else None
+        )
+        raise UserError(_reason(error), source=source, line=line, field=key, remedy=remedy) from None
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
@@ -142,4 +146,7 @@ def _hoisted(tree: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "msg", None) or error).splitlines()[0]
+    """What OmegaConf says, without the name of the exception that a resolver raised."""
+    said = str(getattr(error, "msg", None) or error).splitlines()[0]
+    raised = re.fullmatch(r"\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?", said)
+    return raised[1] if raised else said

@@ -35,9 +35,7 @@ class Reader:
             self._stream = pa.ipc.open_stream(file)
             self.schema = self._stream.schema
         except _DAMAGE:
-            raise UserError(
-                "is not an Arrow stream or is empty", source=source, remedy="did the stage before it fail?"
-            ) from None
+            raise _foreign(source) from None
         self._seed = _seed(self.schema, source)
         self.info = _checked_info(self.schema, source, accept)
         remedy = f"write it again with this version of {self.info.producer}, or a flipped bit goes unseen"
@@ -185,6 +183,18 @@ def _existing(source: str | Path) -> Path:
     if path.stat().st_size == 0:
         raise UserError("is empty", source=source, remedy="did the stage before it fail?")
     return path
+
+
+def _foreign(source: str) -> UserError:
+    """The error where `source` is no Arrow stream."""
+    head = b""
+    if Path(source).is_file():
+        with open(source, "rb") as file:
+            head = file.read(64).lstrip()
+    if head.startswith((b"{", b"[")):
+        remedy = "make a stream of it with preference-tokenize"
+        return UserError("is JSON where an Arrow stream is due", source=source, remedy=remedy)
+    return UserError("is not an Arrow stream or is empty", source=source, remedy="did the stage before it fail?")
 
 
 def _has_nulls(array: pa.Array) -> bool:

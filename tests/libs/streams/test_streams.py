@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "missing": (lambda path: None, (), "no such file"),
     "folder": (lambda path: path.mkdir(), (), "is a folder where an Arrow stream is due"),
     "empty": (lambda path: path.write_bytes(b""), (), "is empty: did the stage before it fail?"),
-    "text": (lambda path: path.write_text("{}\n" * 99), (), "is not an Arrow stream or is empty: did the stage"),
+    "text": (lambda path: path.write_text("{}\n" * 99), (), "is JSON where an Arrow stream is due: make a stream of it with preference-tokenize"),
     "foreign": (foreign, (), "is an Arrow stream but not one of tokenized_pairs"),
     "newer": (newer, (), "holds tokenized_pairs/2; this program reads tokenized_pairs/1: write it again with this version"),
     "other columns": (other_columns, (), "holds tokenized_pairs/1; this program reads tokenized_pairs/1"),

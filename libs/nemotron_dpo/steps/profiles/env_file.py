@@ -59,7 +59,8 @@ def _env_file() -> Path:
             return folder / "env.toml"
         if (folder / "pyproject.toml").is_file():
             break
-    raise UserError("no env.toml from here up to the folder with pyproject.toml", remedy="write one, or set NEMOTRON_ENV_FILE")
+    remedy = "`nemotron-steps run env/env_toml -c slurm` writes one to fill in; NEMOTRON_ENV_FILE names one elsewhere"
+    raise UserError("no env.toml from here up to the folder with pyproject.toml", remedy=remedy)
 
 
 def _tables(path: Path) -> dict[str, Any]:
