@@ -27,6 +27,7 @@ class Responses:
     given_log_ratio: Tensor | None = None
     given_row_reward: Tensor | None = None
     token_means: Mapping[str, Tensor] = field(default_factory=dict)  # by the names in `needs.token_values`
+    given_score: Tensor | None = None  # what a divergence makes of the log-ratio
 
     @property
     def log_ratio(self) -> Tensor:
@@ -37,6 +38,11 @@ class Responses:
         return _asked_for(self.given_log_ratio, "reference")
 
     @property
+    def score(self) -> Tensor:
+        """The log-ratio, or what another divergence than the KL puts in its place."""
+        return self.log_ratio if self.given_score is None else self.given_score
+
+    @property
     def row_reward(self) -> Tensor:
         """What the row of the data says that the response is worth."""
         return _asked_for(self.given_row_reward, "row_rewards")
@@ -44,14 +50,41 @@ class Responses:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """P pairs, each as its chosen and its rejected response."""
+    """P pairs, each as its chosen and its rejected response.
+
+    `offset` is added to beta times the margin: see `logit`.
+    """
 
     chosen: Responses
     rejected: Responses
+    offset: Tensor | None = None
 
     def rewards(self, *, average: bool = False) -> Rewards:
         """Log-ratios, summed over a response's tokens or averaged; NOT multiplied by beta, as NeMo-RL reports them."""
-        chosen, rejected = self.chosen.log_ratio, self.rejected.log_ratio
+        return self._rewards(self.chosen.log_ratio, self.rejected.log_ratio, average)
+
+    def logps(self, *, average: bool = False) -> Rewards:
+        """Log-probs, summed or averaged: the rewards of an objective without a reference."""
+        return self._rewards(self.chosen.logp, self.rejected.logp, average)
+
+    def margin(self, *, average: bool = False) -> Tensor:
+        """d: how much more the chosen response scores than the rejected one, summed over tokens or averaged."""
+        assert self.offset is None, "an offset belongs to `logit` alone"
+        scores = self._rewards(self.chosen.score, self.rejected.score, average)
+        return scores.chosen - scores.rejected
+
+    def logit(self, beta: float, *, average: bool = False) -> Tensor:
+        """beta d, and the offset where there is one."""
+        scores = self._rewards(self.chosen.score, self.rejected.score, average)
+        logit = beta * (scores.chosen - scores.rejected)
+        return logit if self.offset is None else logit + self.offset
+
+    @property
+    def row_margin(self) -> Tensor:
+        """G: how much more the row of the data says that the chosen response is worth."""
+        return self.chosen.row_reward - self.rejected.row_reward
+
+    def _rewards(self, chosen: Tensor, rejected: Tensor, average: bool) -> Rewards:
         if average:
             chosen, rejected = chosen / self.chosen.num_tokens, rejected / self.rejected.num_tokens
         return Rewards(chosen, rejected, self.rounding(average=average))

@@ -1,8 +1,11 @@
-"""Objectives by name. Each file in losses/ describes its own, and no other list of them exists."""
+"""Objectives by name. Each file in losses/ describes its own, and no other list of them exists.
+
+A setting out of its range, or one that an objective does not take, is a `settings.SettingError`: a ValueError that has the name
+of the setting, for a config to say in its own words.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -10,8 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_dpo.objective import losses
+from nemotron_dpo.objective import losses, settings
 from nemotron_dpo.objective.protocol import Objective
+
+# What goes across objectives: see modifiers/. An objective whose loss is a function of beta d takes all of it. One that reads
+# the log-ratios in another way has no meaning with a divergence or an offset of lengths; one without a reference has weights.
+WEIGHTED = ("wpo_weighting",)
+ON_RATIOS = ("ld_alpha", *WEIGHTED)
+ON_MARGIN = ("f_divergence", "length_alpha", *ON_RATIOS)
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,11 @@ class Entry:
 
     name, aliases: what a config may call it. make: the dataclass that it is, whose fields are its settings, by the names that
     they have in a config. formula, source: the loss of a pair, and the paper that it is from. use: when it is the one to take.
+    modifiers: the names of those in modifiers/ that have a meaning with it.
+
+    In a formula, l_c and l_r are log pi(y|x) of the chosen and of the rejected response, r_c and r_r the same minus
+    log pi_ref(y|x), n_c and n_r the numbers of their tokens, d = r_c - r_r, G the difference of the rewards that the row brings
+    along, and eps the label smoothing.
     """
 
     name: str
@@ -28,11 +42,12 @@ class Entry:
     source: str
     use: str
     aliases: tuple[str, ...] = ()
+    modifiers: tuple[str, ...] = ()
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The names of its settings."""
-        return tuple(field.name for field in dataclasses.fields(self.make))  # type: ignore[arg-type] - every objective is a dataclass
+        """The names of its settings, as they are in a config."""
+        return settings.names(self.make)
 
 
 @functools.cache
@@ -54,9 +69,17 @@ def find(name: str) -> Entry:
     return _by_any_name()[name]
 
 
-def make(name: str, **settings: Any) -> Objective:
-    """The objective called `name`. Raises KeyError where there is none."""
-    return find(name).make(**settings)
+def make(name: str, **values: Any) -> Objective:
+    """The objective called `name`. Raises KeyError where there is none, and SettingError for a value that it does not take."""
+    entry = find(name)
+    for setting in values:
+        if setting not in entry.settings:
+            raise settings.SettingError(
+                setting, f"means nothing to {entry.name}, whose settings are {', '.join(entry.settings)}"
+            )
+    objective = entry.make(**values)
+    settings.check(objective)
+    return objective
 
 
 def _modules() -> list[str]:

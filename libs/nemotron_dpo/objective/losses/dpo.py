@@ -1,4 +1,4 @@
-"""Direct preference optimization."""
+"""Direct preference optimization, of summed and of averaged log-ratios."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nemotron_dpo.objective import settings
+from nemotron_dpo.objective.formulas import logistic, one_term, reading
 from nemotron_dpo.objective.protocol import FirstReading, Needs, PairLosses
-from nemotron_dpo.objective.registry import Entry
+from nemotron_dpo.objective.registry import ON_MARGIN, Entry
 
 if TYPE_CHECKING:
     from nemotron_dpo.objective.inputs import LossInputs
@@ -16,37 +18,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dpo:
-    """-log sigmoid(beta * (r_c - r_r)), r the log-ratio of a response (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
+    """-log sigmoid(beta d), r the log-ratio of a response (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
-    With `average`, r is divided by the number of the response's tokens.
+    With label smoothing eps it is conservative DPO: -(1-eps) log sigmoid(beta d) - eps log sigmoid(-beta d). With `average`, r
+    is divided by the number of the response's tokens.
     """
 
-    beta: float
-    average: bool = False
+    beta: float = settings.beta()
+    average: bool = settings.average()
+    label_smoothing: float = settings.label_smoothing()
 
     needs = Needs(reference=True)
 
     @property
     def terms(self) -> Mapping[str, FirstReading | None]:
-        """Without a difference of rewards the loss is -log sigmoid(0); its slope there is -beta * sigmoid(0)."""
-        return {"preference": FirstReading(math.log(2), "ln 2", slope=self.beta / 2)}
+        """Without a margin the loss is -log sigmoid(0); its slope by beta d there is eps sigmoid(0) - (1-eps) sigmoid(0)."""
+        return reading(math.log(2), "ln 2", slope=self.beta * (1 - 2 * self.label_smoothing) / 2)
 
     def losses(self, pairs: LossInputs) -> PairLosses:
         """See the class."""
-        from torch.nn.functional import logsigmoid
+        loss = logistic(pairs.logit(self.beta, average=self.average), self.label_smoothing)
+        return one_term(loss, pairs.rewards(average=self.average))
 
-        rewards = pairs.rewards(average=self.average)
-        loss = -logsigmoid(self.beta * (rewards.chosen - rewards.rejected))
-        return PairLosses(loss, {"preference": loss}, rewards)
+
+@dataclass(frozen=True)
+class DpoNorm:
+    """DPO of log-ratios that are averaged over tokens, as Tulu 3 has it (Lambert et al. 2024, arXiv 2411.15124)."""
+
+    beta: float = settings.beta()
+    label_smoothing: float = settings.label_smoothing()
+
+    needs = Needs(reference=True)
+
+    @property
+    def terms(self) -> Mapping[str, FirstReading | None]:
+        """As of DPO."""
+        return self._dpo.terms
+
+    def losses(self, pairs: LossInputs) -> PairLosses:
+        """See the class."""
+        return self._dpo.losses(pairs)
+
+    @property
+    def _dpo(self) -> Dpo:
+        return Dpo(self.beta, True, self.label_smoothing)
 
 
 OBJECTIVES = (
     Entry(
         "dpo",
         Dpo,
-        formula="-log sigmoid(beta (r_c - r_r))",
-        source="arXiv 2305.18290, eq. 7",
+        formula="-(1-eps) log sigmoid(beta d) - eps log sigmoid(-beta d)",
+        source="arXiv 2305.18290, eq. 7; with eps its authors' note on cDPO",
         use="the one to begin with",
         aliases=("sigmoid",),
+        modifiers=ON_MARGIN,
+    ),
+    Entry(
+        "dpo_norm",
+        DpoNorm,
+        formula="-(1-eps) log sigmoid(beta (r_c/n_c - r_r/n_r)) - eps log sigmoid(-beta (r_c/n_c - r_r/n_r))",
+        source="arXiv 2411.15124 (Tulu 3)",
+        use="responses of very different lengths; beta is then 2 to 10, Tulu 3 has 5",
+        aliases=("sigmoid_norm",),
+        modifiers=ON_MARGIN,
     ),
 )

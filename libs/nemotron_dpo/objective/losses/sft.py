@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nemotron_dpo.objective import settings
 from nemotron_dpo.objective.protocol import FirstReading, Needs, PairLosses
 from nemotron_dpo.objective.registry import Entry
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Sft:
     """-log pi(y_c|x) of each pair, as NeMo-RL has it; with `average`, divided by the number of the response's tokens."""
 
-    average: bool = False
+    average: bool = settings.setting(False, about="divide the log-prob of a response by the number of its tokens")
 
     needs = Needs(rejected=False)
 
