@@ -37,20 +37,24 @@ class Logits:
             device=weight_VH.device,
         )
 
-    def read(self, index: int, place_C1: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each token the logit of one entry of block `index`, and log(sum(exp(logits))) over the block; float32 [C] each."""
-        return self._read(index, place_C1, self._at(index) if self._keep else None)
+    def read(self, index: int, place_C1: Tensor, sums_5C: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of each token the logit of one entry of block `index`, and log(sum(exp(logits))) over the block; float32 [C] each.
+
+        `sums_5C` is as in `Kernels.read_logits`.
+        """
+        return self._read(index, place_C1, self._at(index) if self._keep else None, sums_5C)
 
     def probabilities(self, index: int) -> Tensor:
         """softmax over block `index`, computed in float32 and rounded to the weight's dtype [C, B]; it may be changed."""
         probabilities_CB = self._at(index)
         if not self._keep:
             anywhere_C1 = torch.zeros(len(self._hidden_CH), 1, dtype=torch.long, device=self._hidden_CH.device)
-            self._read(index, anywhere_C1, probabilities_CB)
+            self._read(index, anywhere_C1, probabilities_CB, None)
         return probabilities_CB
 
-    def _read(self, index: int, place_C1: Tensor, softmax_CB: Tensor | None) -> tuple[Tensor, Tensor]:
-        return kernels().read_logits(self._hidden_CH, self._weight_VH[self.blocks[index]], place_C1, softmax_CB)
+    def _read(self, index: int, place_C1: Tensor, softmax_CB: Tensor | None, sums_5C: Tensor | None) -> tuple[Tensor, Tensor]:
+        weight_BH = self._weight_VH[self.blocks[index]]
+        return kernels().read_logits(self._hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C)
 
     def _at(self, index: int) -> Tensor:
         """Memory for the probabilities of a block."""

@@ -31,8 +31,11 @@ class Kernels:
     swiglu_backward(gate_and_up, grad, owner): the gradient [..., 2H] of both halves.
     rotate(x, cosines, sines, direction): queries or keys [T, 1, N, D], of which the first entries are turned by angles
         [T, 1, 1, as many], times 1 or -1.
-    read_logits(hidden_CH, weight_BH, place_C1, softmax_CB): of logits hidden @ weight.T one of each token's and
-        log(sum(exp(logits))), float32 [C] each. Their softmax is written to `softmax_CB`, unless it is None.
+    read_logits(hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C): of logits hidden @ weight.T one of each token's and
+        log(sum(exp(logits))), float32 [C] each. Their softmax is written to `softmax_CB`, unless it is None. Unless `sums_5C`
+        is None, it gets of each token's logits, float32: the highest, the highest before the token's place (-inf where there
+        is none) and, of e = exp(logit - highest), the sums of e, of e * (highest - logit) and of e * e. These are sums of what
+        is not negative, so no digits are lost in them. What is asked for besides changes no bit of the rest.
     add_rounded(total, part): total += part, where `total` is float32 and `part` is narrower.
     """
 
@@ -44,7 +47,7 @@ class Kernels:
     swiglu: Callable[[Tensor, object], Tensor]
     swiglu_backward: Callable[[Tensor, Tensor, object], Tensor]
     rotate: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
     add_rounded: Callable[[Tensor, Tensor], None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -101,15 +102,28 @@ class LossInputs:
         return unit * (chosen + rejected).sqrt()
 
 
-def loss_inputs(logps_R: Tensor, ref_logps_R: Tensor | None, by_response: Callable[[Tensor], Tensor]) -> LossInputs:
+def loss_inputs(
+    logps_R: Tensor,
+    ref_logps_R: Tensor | None,
+    by_response: Callable[[Tensor], Tensor],
+    token_values: Mapping[str, Tensor] = MappingProxyType({}),
+) -> LossInputs:
     """What an objective is given of a packed row. `by_response` sums a value [R] over each response: [P, 2], chosen first.
 
-    `ref_logps_R` are the log-probs under the reference policy, None where the objective does not need them.
+    `ref_logps_R` are the log-probs under the reference policy, None where the objective does not need them. `token_values` are
+    values [R] by the names in `needs.token_values`.
     """
     logp_P2, num_tokens_P2 = by_response(logps_R), by_response(torch.ones_like(logps_R))
     ratio_P2 = None if ref_logps_R is None else by_response(logps_R - ref_logps_R)
+    means_P2 = {name: by_response(value_R) / num_tokens_P2 for name, value_R in token_values.items()}
     chosen, rejected = (
-        Responses(logp_P2[:, side], num_tokens_P2[:, side], None if ratio_P2 is None else ratio_P2[:, side]) for side in (0, 1)
+        Responses(
+            logp_P2[:, side],
+            num_tokens_P2[:, side],
+            None if ratio_P2 is None else ratio_P2[:, side],
+            token_means={name: mean_P2[:, side] for name, mean_P2 in means_P2.items()},
+        )
+        for side in (0, 1)
     )
     return LossInputs(chosen, rejected)
 

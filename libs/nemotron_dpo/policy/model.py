@@ -25,6 +25,7 @@ from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
 from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.policy.rotary import rotate_in_few_passes
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
+from nemotron_dpo.policy.token_values import TokenValues
 from nemotron_dpo.policy.transformer_config import transformer_config
 
 
@@ -37,11 +38,11 @@ class PairPolicy(GPTModel):
 
     architecture: Architecture
 
-    def forward(self, row: PackedRow, slope: Slope | None = None) -> Tensor:  # type: ignore[override] - one row is all that a forward takes
+    def forward(self, row: PackedRow, slope: Slope | None = None, values: TokenValues | None = None) -> Tensor:  # type: ignore[override] - one row is all that a forward takes
         """Log-probs float32 [R] on the last pipeline stage, hidden states [L, 1, H] on the others.
 
         Under sequence parallelism the hidden states are this rank's part of L. With the slope of the loss that is going to be
-        differentiated the output layer has its gradients at once.
+        differentiated the output layer has its gradients at once. `values` takes what it asks for of the response tokens.
         """
         hidden = None
         if self.pre_process:
@@ -53,9 +54,9 @@ class PairPolicy(GPTModel):
             rotary_pos_emb=rotary[row.positions_L],
             packed_seq_params=row,
         )
-        return self._logps(hidden, row, slope) if self.post_process else hidden
+        return self._logps(hidden, row, slope, values) if self.post_process else hidden
 
-    def _logps(self, hidden: Tensor, row: PackedRow, slope: Slope | None) -> Tensor:
+    def _logps(self, hidden: Tensor, row: PackedRow, slope: Slope | None, values: TokenValues | None) -> Tensor:
         """Log-probs [R]: of the tokens predicted here, then of all, where context-parallel ranks predict some each."""
         share, group = row.share, parallel_state.get_tensor_model_parallel_group()
         predictors, targets = row.predictors_R, row.targets_R
@@ -68,11 +69,13 @@ class PairPolicy(GPTModel):
         weight = self.output_weight()
         parts = None if slope is None or share is not None else parts_of_pairs(row, kept_tokens(weight))
         if slope is not None and parts is not None:
-            return trained_logps(hidden_MH, weight, targets, slope, parts, group)
-        logps_M = response_logps(hidden_MH, weight, targets, group)
+            return trained_logps(hidden_MH, weight, targets, slope, parts, group, values)
+        logps_M = response_logps(hidden_MH, weight, targets, group, values)
         if share is None:
             return logps_M
         spread_R = torch.zeros(len(row.targets_R), device=logps_M.device).index_copy(0, share.held_M, logps_M)
+        if values is not None:
+            values.spread(share.held_M, len(row.targets_R), parallel_state.get_context_parallel_group())
         return reduce_from_tensor_model_parallel_region(spread_R, parallel_state.get_context_parallel_group())
 
     def output_weight(self) -> Tensor:

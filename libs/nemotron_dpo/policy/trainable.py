@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nemotron_dpo.policy.logprobs import slope_of
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow
+from nemotron_dpo.policy.token_values import TokenValues
 from nemotron_dpo.policy.weight_gradients import accumulate_in_place, skip_collectives_of_one, update_in_one_pass
 
 
@@ -28,8 +29,10 @@ class MicroBatch(Protocol):
 
 
 # (micro batch, log-probs float32 [R]) -> (loss summed over the row's pairs, a value for the caller). The loss of a pair may
-# depend only on its own log-probs, because the function is also called while those of later pairs are still 0.
-Loss = Callable[[Any, Tensor], tuple[Tensor, Any]]
+# depend only on its own log-probs, because the function is also called while those of later pairs are still 0. Where
+# token values are asked for, it gets these as well, by name: float32 [R] each, without gradient, 0 for later pairs as well.
+Loss = Callable[..., tuple[Tensor, Any]]
+NO_VALUES: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,22 @@ class TrainablePolicy:
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self._ddp.no_sync
 
-    def accumulate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Any]:
+    def accumulate(self, batches: Sequence[MicroBatch], loss: Loss, token_values: frozenset[str] = NO_VALUES) -> list[Any]:
         """Compute the gradients of one global batch, and return what `evaluate` returns.
 
-        `batches` is this rank's part of the global batch, at least one micro batch.
+        `batches` is this rank's part of the global batch, at least one micro batch. `token_values` are names of
+        `token_values.NAMES` that the loss is given.
         """
         self._ddp.train()
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return self._schedule(batches, loss, forward_only=False)
+        return run_schedule(self._ddp, batches, loss, token_values, forward_only=False)
 
-    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> list[Any]:
+    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss, token_values: frozenset[str] = NO_VALUES) -> list[Any]:
         """The second value of `loss` for each of `batches` (one or more), without gradients; empty before the last stage."""
         self._ddp.eval()
         with torch.no_grad():
-            return self._schedule(batches, loss, forward_only=True)
+            return run_schedule(self._ddp, batches, loss, token_values, forward_only=True)
 
     def step(self, lr: float) -> float:
         """Apply the accumulated gradients at learning rate `lr` and return their norm before clipping."""
@@ -87,14 +91,12 @@ class TrainablePolicy:
         _, norm, _ = self.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues] - the base class returns nothing
         return float(norm)
 
-    def _schedule(self, batches: Sequence[MicroBatch], loss: Loss, *, forward_only: bool) -> list[Any]:
-        return run_schedule(self._ddp, batches, loss, forward_only=forward_only)
-
 
 def run_schedule(
     model: nn.Module,
     batches: Sequence[MicroBatch],
     loss: Loss,
+    token_values: frozenset[str] = NO_VALUES,
     *,
     forward_only: bool,
     through: Callable[[Iterable[Any]], Iterator[Any]] = iter,
@@ -104,7 +106,7 @@ def run_schedule(
     Returns the second value of `loss` for each batch on the last pipeline stage, and an empty list on the other stages.
     """
     return get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, loss),
+        forward_step_func=partial(_forward_step, loss, token_values),
         data_iterator=through(batches),
         model=[model],
         num_microbatches=len(batches),
@@ -114,18 +116,23 @@ def run_schedule(
     )
 
 
-def _forward_step(loss: Loss, batches: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Any]]]:
-    batch = next(batches)
+def _forward_step(
+    loss: Loss, token_values: frozenset[str], batches: Any, model: Any
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Any]]]:
+    batch, values = next(batches), TokenValues(token_values) if token_values else None
+
+    def given(logps_R: Tensor) -> tuple[Tensor, Any]:
+        return loss(batch, logps_R) if values is None else loss(batch, logps_R, values.by_name)
 
     def counted(logps_R: Tensor) -> tuple[Tensor, Tensor, Any]:
         # megatron-core divides the summed gradients by the global sum of this count. It expects tokens; we count pairs. The
         # sum includes context-parallel ranks, each of which has the loss of every pair, so only the first one counts them.
-        total, sums = loss(batch, logps_R)
+        total, sums = given(logps_R)
         num_pairs = batch.row.num_pairs if parallel_state.get_context_parallel_rank() == 0 else 0
         return total, torch.full((), num_pairs, dtype=torch.int, device=total.device), sums
 
-    slope = slope_of(lambda logps_R: loss(batch, logps_R)[0]) if torch.is_grad_enabled() else None
-    return model(batch.row, slope=slope), counted
+    slope = slope_of(lambda logps_R: given(logps_R)[0]) if torch.is_grad_enabled() else None
+    return model(batch.row, slope=slope, values=values), counted
 
 
 def _optimizer_config(model: PairPolicy, settings: Optimization) -> OptimizerConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels import logits
 from nemotron_dpo.kernels.c import logits as c_logits
+from nemotron_dpo.kernels.torch_ops.logits import read_logits
 from nemotron_dpo.policy.logprobs import response_logps, slope_of, trained_logps
 
 # tokens, features, entries: of a tile, a panel and a block of features less, as many, more; none at all
@@ -54,9 +56,40 @@ def test_the_kernel_agrees_with_float64(c_library: ctypes.CDLL) -> None:
         assert torch.allclose(at.double(), expected.gather(1, places[:, None])[:, 0], rtol=0, atol=bound)
         assert torch.allclose(sums.double(), expected.logsumexp(1), rtol=0, atol=bound)
         assert torch.allclose(softmax.double(), expected.softmax(1), rtol=1.02 * 2**-8, atol=1e-37)
-        alone, sums_alone = c_logits.read_logits(c_library, hidden, weight, places[:, None], None)
+        alone, sums_alone = c_logits.read_logits(c_library, hidden, weight, places[:, None], None, torch.empty(5, tokens))
         assert torch.equal(alone, at)
         assert torch.equal(sums_alone, sums)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_over_a_block_are_those_of_float64(c_library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """In C, beside its own products and beside those of torch, and by torch."""
+    for tokens, size, entries in SIZES:
+        hidden, weight, places = draw(tokens, size, entries)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        x = hidden.double() @ weight.double().t()
+        highest = x.amax(1, keepdim=True)
+        e, before = (x - highest).exp(), x.masked_fill(torch.arange(entries) >= places[:, None], -math.inf).amax(1)
+        expected = torch.stack((highest[:, 0], before, e.sum(1), (e * (highest - x)).sum(1), e.square().sum(1)))
+        for read in (partial(c_logits.read_logits, c_library), read_logits):
+            for softmax in (None, torch.empty(tokens, entries, dtype=dtype)):
+                got = torch.full((5, tokens), torch.nan)
+                read(hidden, weight, places[:, None], softmax, got)
+                bound = 4e-6 * math.sqrt(size)
+                assert torch.allclose(got[:2].double(), expected[:2], rtol=0, atol=bound)
+                assert torch.allclose(got[2:].double(), expected[2:], rtol=4 * bound, atol=bound)
+
+
+def test_what_is_asked_for_besides_changes_no_bit_of_the_rest(c_library: ctypes.CDLL) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, weight, places = draw(100, 34, 200)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        for read in (partial(c_logits.read_logits, c_library), read_logits):
+            kept = torch.empty(2, 100, 200, dtype=dtype)
+            plain = read(hidden, weight, places[:, None], kept[0], None)
+            asked = read(hidden, weight, places[:, None], kept[1], torch.empty(5, 100))
+            assert all(torch.equal(one, other) for one, other in zip(plain, asked, strict=True))
+            assert torch.equal(kept[0], kept[1])
 
 
 def test_a_token_does_not_depend_on_its_neighbours_nor_on_threads(c_library: ctypes.CDLL) -> None:

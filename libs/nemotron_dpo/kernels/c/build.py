@@ -33,7 +33,8 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_floats return an int6
     "add_half": "ppii",
     "panels_floats": "ii",
     "tiles_floats": "ii",
-    "read_logits": "ppppppppiiii",
+    "read_logits": "pppppppppiiii",
+    "sum_up_logits": "pppiii",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=gnu11")

@@ -21,6 +21,47 @@ INLINE Sizes sizes_of(i64 entries, i64 depth) {
     return (Sizes){up(entries, PANEL) * depth, row, TOKENS * (row + depth)};
 }
 
+/* LANES logits, of which those from `count` on are below all others and not read */
+INLINE vec get_logits(const float *from, i64 count) {
+    vec x = splat(-INFINITY);
+    if (count >= LANES) x = load(from);
+    else memcpy(&x, from, count * sizeof(float));
+    return x;
+}
+
+static float highest_logit(const float *logits, i64 count) {
+    vec most = splat(-INFINITY);
+    float highest = -INFINITY;
+    for (i64 v = 0; v < count; v += LANES) {
+        vec x = get_logits(logits + v, count - v);
+        most = choose(x > most, x, most);
+    }
+    for (int i = 0; i < LANES; i++) highest = most[i] > highest ? most[i] : highest;
+    return highest;
+}
+
+/* of a row of logits, `apart` from one another: the highest, the highest before `place`, and of e = exp(logit - highest) the
+   sums of e, of e * (highest - logit) and of e * e */
+static void sum_up(const float *logits, i64 count, i64 place, float *sums, i64 apart) {
+    float highest = highest_logit(logits, count);
+    vec total = splat(0), weighted = splat(0), squares = splat(0);
+    for (i64 v = 0; v < count; v += LANES) {
+        vec x = get_logits(logits + v, count - v) - highest, part = exponential(x);
+        total += part;
+        weighted -= part * choose(x < -88.f, splat(-88), x); /* there e is 0, and x may be infinite */
+        squares += part * part;
+    }
+    float all[] = {highest, highest_logit(logits, place), sum(total), sum(weighted), sum(squares)};
+    for (int i = 0; i < 5; i++) sums[i * apart] = all[i];
+}
+
+/* `sums` [5, C] of float32 logits [C, V] as of `sum_up`, which other code multiplied */
+void sum_up_logits(const float *logits, const i64 *places, float *sums, i64 num_tokens, i64 num_entries, i64 num_threads) {
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+    for (i64 token = 0; token < num_tokens; token++)
+        sum_up(logits + token * num_entries, num_entries, places[token], sums + token, num_tokens);
+}
+
 #if defined __AVX512BF16__ && !defined __AMX_BF16__
 
 typedef uint32_t word; /* a pair of bfloat16 */
@@ -109,9 +150,10 @@ static float log_sum_exp(float *logits, half *softmax, i64 count) {
 }
 
 /* logits = hidden [C, 2K] @ weight [V, 2K].T: of each token the logit `at` its place, `log_sums` [C] over the block, and
-   unless NULL `softmax` [C, V] over it. `panels` and `tiles` are `panels_floats` floats and `tiles_floats` for each thread. */
+   unless NULL `softmax` [C, V] over it and `sums` [5, C] as of `sum_up`. `panels` and `tiles` are `panels_floats` floats and
+   `tiles_floats` for each thread. */
 void read_logits(const half *hidden, const half *weight, const i64 *places, float *at, float *log_sums, half *softmax,
-                 float *panels, float *tiles, i64 num_tokens, i64 num_entries, i64 size, i64 num_threads) {
+                 float *sums, float *panels, float *tiles, i64 num_tokens, i64 num_entries, i64 size, i64 num_threads) {
     i64 depth = size / 2, rows = up((num_tokens - 1) / (4 * num_threads) + 1, ROWS); /* few tokens are divided more finely */
     Sizes sizes = sizes_of(num_entries, depth);
     if (rows > TOKENS) rows = TOKENS;
@@ -133,6 +175,7 @@ void read_logits(const half *hidden, const half *weight, const i64 *places, floa
                                tile + r * sizes.row + n, sizes.row, k > 0);
             for (i64 r = 0, token = first; r < count; r++, token++) {
                 at[token] = tile[r * sizes.row + places[token]];
+                if (sums) sum_up(tile + r * sizes.row, num_entries, places[token], sums + token, num_tokens);
                 log_sums[token] = log_sum_exp(tile + r * sizes.row, softmax ? softmax + token * num_entries : 0, num_entries);
             }
         }
@@ -144,7 +187,7 @@ i64 panels_floats(i64 entries, i64 size) { return sizes_of(entries, size / 2).pa
 #else
 
 void read_logits(const half *hidden, const half *weight, const i64 *places, float *at, float *log_sums, half *softmax,
-                 float *panels, float *tiles, i64 num_tokens, i64 num_entries, i64 size, i64 num_threads) {}
+                 float *sums, float *panels, float *tiles, i64 num_tokens, i64 num_entries, i64 size, i64 num_threads) {}
 
 i64 panels_floats(i64 entries, i64 size) { return 0; } /* there is no kernel */
 
