@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,15 @@ from nemotron_dpo.objective.protocol import Rewards
 # The rounding of one token's log-prob, in units of its dtype's roundoff (2^-24 for float32). A logit may have 2^5 nats, 30
 # layers make 2^2 of their own roundings (measured, rms), and 2^3 standard deviations are allowed.
 ROUNDINGS = 2.0**10
+_Given = TypeVar("_Given")
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Float32 [P]: the parts of the sums that are of tokens past the number of tokens that the pair's shorter response has."""
+
+    logp: Tensor
+    log_ratio: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Responses:
     given_row_reward: Tensor | None = None
     token_means: Mapping[str, Tensor] = field(default_factory=dict)  # by the names in `needs.token_values`
     given_score: Tensor | None = None  # what a divergence makes of the log-ratio
+    given_tails: Tails | None = None
 
     @property
     def log_ratio(self) -> Tensor:
@@ -48,6 +59,11 @@ class Responses:
         """What the row of the data says that the response is worth."""
         return _asked_for(self.given_row_reward, "row_rewards")
 
+    @property
+    def tails(self) -> Tails:
+        """What the tokens count for that the other response is too short to have."""
+        return _asked_for(self.given_tails, "tails")
+
 
 @dataclass(frozen=True)
 class LossInputs:
@@ -62,33 +78,29 @@ class LossInputs:
 
     def rewards(self, *, average: bool = False) -> Rewards:
         """Log-ratios, summed over a response's tokens or averaged; NOT multiplied by beta, as NeMo-RL reports them."""
-        return self._rewards(self.chosen.log_ratio, self.rejected.log_ratio, average)
+        chosen, rejected = self._each(lambda side: side.log_ratio, average)
+        return Rewards(chosen, rejected, self.rounding(average=average))
 
     def logps(self, *, average: bool = False) -> Rewards:
         """Log-probs, summed or averaged: the rewards of an objective without a reference."""
-        return self._rewards(self.chosen.logp, self.rejected.logp, average)
+        chosen, rejected = self._each(lambda side: side.logp, average)
+        return Rewards(chosen, rejected, self.rounding(average=average))
 
     def margin(self, *, average: bool = False) -> Tensor:
-        """d: how much more the chosen response scores than the rejected one, summed over tokens or averaged."""
-        assert self.offset is None, "an offset belongs to `logit` alone"
-        scores = self._rewards(self.chosen.score, self.rejected.score, average)
-        return scores.chosen - scores.rejected
+        """d, without the offset: how much more the chosen response scores than the rejected one, summed or averaged."""
+        chosen, rejected = self._each(lambda side: side.score, average)
+        return chosen - rejected
 
     def logit(self, beta: float, *, average: bool = False) -> Tensor:
         """beta d, and the offset where there is one."""
-        scores = self._rewards(self.chosen.score, self.rejected.score, average)
-        logit = beta * (scores.chosen - scores.rejected)
+        chosen, rejected = self._each(lambda side: side.score, average)
+        logit = beta * (chosen - rejected)
         return logit if self.offset is None else logit + self.offset
 
     @property
     def row_margin(self) -> Tensor:
         """G: how much more the row of the data says that the chosen response is worth."""
         return self.chosen.row_reward - self.rejected.row_reward
-
-    def _rewards(self, chosen: Tensor, rejected: Tensor, average: bool) -> Rewards:
-        if average:
-            chosen, rejected = chosen / self.chosen.num_tokens, rejected / self.rejected.num_tokens
-        return Rewards(chosen, rejected, self.rounding(average=average))
 
     def rounding(self, *, average: bool = False) -> Tensor:
         """ROUNDINGS * u * sqrt(n) for a sum of n tokens, whose roundings are independent; u is half the epsilon of the dtype.
@@ -100,6 +112,14 @@ class LossInputs:
         counts = (self.chosen.num_tokens, self.rejected.num_tokens)
         chosen, rejected = (1 / count if average else count for count in counts)
         return unit * (chosen + rejected).sqrt()
+
+    def each(self, change: Callable[[Responses], Responses]) -> LossInputs:
+        """The same pairs with both responses changed."""
+        return replace(self, chosen=change(self.chosen), rejected=change(self.rejected))
+
+    def _each(self, value: Callable[[Responses], Tensor], average: bool) -> tuple[Tensor, Tensor]:
+        chosen, rejected = value(self.chosen), value(self.rejected)
+        return (chosen / self.chosen.num_tokens, rejected / self.rejected.num_tokens) if average else (chosen, rejected)
 
 
 def loss_inputs(
@@ -128,7 +148,22 @@ def loss_inputs(
     return LossInputs(chosen, rejected)
 
 
-def _asked_for(values: Tensor | None, need: str) -> Tensor:
+def with_tails(
+    pairs: LossInputs, logps_R: Tensor, ref_logps_R: Tensor | None, by_response: Callable[[Tensor], Tensor], is_tail_R: Tensor
+) -> LossInputs:
+    """What `loss_inputs` gave, and the sums over the tails for an objective that has `needs.tails`.
+
+    `is_tail_R` is 1 for a token that is past the number of tokens of the pair's shorter response, else 0.
+    """
+    logp_P2 = by_response(logps_R * is_tail_R)
+    ratio_P2 = None if ref_logps_R is None else by_response((logps_R - ref_logps_R) * is_tail_R)
+    chosen, rejected = (Tails(logp_P2[:, side], None if ratio_P2 is None else ratio_P2[:, side]) for side in (0, 1))
+    return replace(
+        pairs, chosen=replace(pairs.chosen, given_tails=chosen), rejected=replace(pairs.rejected, given_tails=rejected)
+    )
+
+
+def _asked_for(values: _Given | None, need: str) -> _Given:
     if values is None:
         raise AttributeError(f"not given, because the objective does not ask for it: say {need} in its needs")
     return values

@@ -25,6 +25,7 @@ class Needs:
     row_rewards: rewards of both responses that the rows of the data bring along.
     whole_batch: all pairs of the global batch in one call, because the loss of a pair depends on the other pairs.
     state: numbers that go from step to step; the objective is then `Stateful`.
+    tails: the parts of the sums that are of tokens past the number that the shorter response of the pair has.
     """
 
     reference: bool = False
@@ -33,6 +34,7 @@ class Needs:
     row_rewards: bool = False
     whole_batch: bool = False
     state: bool = False
+    tails: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What two objectives need together."""
@@ -43,6 +45,7 @@ class Needs:
             row_rewards=self.row_rewards or other.row_rewards,
             whole_batch=self.whole_batch or other.whole_batch,
             state=self.state or other.state,
+            tails=self.tails or other.tails,
         )
 
 

@@ -2,6 +2,10 @@
 
 A setting out of its range, or one that an objective does not take, is a `settings.SettingError`: a ValueError that has the name
 of the setting, for a config to say in its own words.
+
+A config makes an objective from names in three steps: `make` for each part of a mixture; `modified.modified` for what goes
+across objectives (f_divergence, f_alpha, ld_alpha, length_alpha, wpo_weighting), which an entry says in `modifiers` that it
+takes; and `weighted_sum.mixture`, which names the terms, where there are several.
 """
 
 from __future__ import annotations

@@ -93,6 +93,14 @@ class PackedRow:
         return sums.index_add(0, self.response_R, values_R).view(self.num_pairs, 2)
 
     @property
+    def is_tail_R(self) -> torch.Tensor:
+        """Float32: 1 for a response token that is past the number of tokens of its pair's shorter response, else 0."""
+        counts = torch.bincount(self.response_R, minlength=2 * self.num_pairs)
+        places_R = torch.arange(len(self.response_R), device=counts.device) - (counts.cumsum(0) - counts)[self.response_R]
+        shorter_P = counts.view(self.num_pairs, 2).amin(1)
+        return (places_R >= shorter_P[self.response_R // 2]).float()
+
+    @property
     def chunks(self) -> tuple[slice, ...]:
         """The runs of packed tokens that this rank holds, in the order it holds them."""
         return (slice(0, self.num_tokens),) if self.share is None else self.share.chunks
