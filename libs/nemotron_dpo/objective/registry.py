@@ -14,7 +14,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_dpo.objective import losses, settings
@@ -33,7 +33,8 @@ class Entry:
 
     name, aliases: what a config may call it. make: the dataclass that it is, whose fields are its settings, by the names that
     they have in a config. formula, source: the loss of a pair, and the paper that it is from. use: when it is the one to take.
-    modifiers: the names of those in modifiers/ that have a meaning with it.
+    modifiers: the names of those in modifiers/ that have a meaning with it. notes: what to tell a person who uses one of its
+    names, where the field means two things by it.
 
     In a formula, l_c and l_r are log pi(y|x) of the chosen and of the rejected response, r_c and r_r the same minus
     log pi_ref(y|x), n_c and n_r the numbers of their tokens, d = r_c - r_r, G the difference of the rewards that the row brings
@@ -47,6 +48,7 @@ class Entry:
     use: str
     aliases: tuple[str, ...] = ()
     modifiers: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> tuple[str, ...]:

@@ -91,16 +91,20 @@ OBJECTIVES = (
         AotPaired,
         formula=_SORTED + "sort(l_c - l_r) - sort(the same of the reference), over the global batch",
         source="arXiv 2406.05882",
-        use="the chosen responses are to be better on the whole, not each in its pair; `aot` means this one, as in TRL 1.16",
+        use="the chosen responses are to be better on the whole, not each in its pair; aot and aot_pair mean this one",
         aliases=("aot", "aot_pair"),
         modifiers=("ld_alpha",),
+        notes={
+            "aot": "means aot_paired, as in TRL",
+            "aot_pair": "means aot_paired; TRL before 0.29 had what is aot_unpaired here under this name",
+        },
     ),
     Entry(
         "aot_unpaired",
         AotUnpaired,
         formula=_SORTED + "sort(r_c) - sort(r_r), over the global batch",
         source="arXiv 2406.05882",
-        use="as aot_paired, where chosen and rejected responses do not belong together; older TRL called this one aot",
+        use="as aot_paired, where chosen and rejected responses do not belong together; TRL before 0.29 called it aot_pair",
         modifiers=("ld_alpha",),
     ),
 )

@@ -41,7 +41,8 @@ class Bco:
     """-log sigmoid(beta r_c - delta) - log sigmoid(delta - beta r_r) (Jung et al. 2024, arXiv 2404.04656, eq. 9).
 
     delta is the mean of beta r over all responses of the run so far, those of this step included, as TRL's BCOTrainer had it
-    (which halves the sum: it averages over responses, and not over pairs).
+    (which halves the sum: it averages over responses, and not over pairs). TRL's DPOTrainer had it as `bco_pair`, until that
+    became the one above.
     """
 
     beta: float = settings.beta()
