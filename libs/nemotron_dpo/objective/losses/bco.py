@@ -38,7 +38,7 @@ class BcoPair:
 
 @dataclass(frozen=True)
 class Bco:
-    """-log sigmoid(beta r_c - delta) - log sigmoid(delta - beta r_r) (Jung et al. 2024, arXiv 2404.04656, eq. 9).
+    """-log sigmoid(beta r_c - delta) - log sigmoid(delta - beta r_r) (Jung et al. 2024, arXiv 2404.04656).
 
     delta is the mean of beta r over all responses of the run so far, those of this step included, as TRL's BCOTrainer had it
     (which halves the sum: it averages over responses, and not over pairs). TRL's DPOTrainer had it as `bco_pair`, until that
@@ -97,7 +97,7 @@ OBJECTIVES = (
         "bco",
         Bco,
         formula="-log sigmoid(beta r_c - delta) - log sigmoid(delta - beta r_r), delta the mean of beta r over the run so far",
-        source="arXiv 2404.04656, eq. 9",
+        source="arXiv 2404.04656",
         use="each response is to be good or bad by itself, measured against the mean",
         modifiers=ON_RATIOS,
     ),

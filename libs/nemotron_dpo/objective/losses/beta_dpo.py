@@ -21,7 +21,7 @@ LEAST_BETA = 1e-3  # the authors' code has the same: a beta of 0 or less would t
 
 @dataclass(frozen=True)
 class BetaDpo:
-    """-log sigmoid(beta' d), beta' = beta (1 + alpha (M - M0)) (Wu et al. 2024, arXiv 2407.08639, eq. 8).
+    """-log sigmoid(beta' d), beta' = beta (1 + alpha (M - M0)) (Wu et al. 2024, arXiv 2407.08639).
 
     M is the mean of d over the global batch, not multiplied by beta, as in the authors' code. M0 is its moving average, this
     batch included: M0 = momentum M0 + (1 - momentum) M, from 0. beta' is at least 0.001 and has no gradient. The filter of
@@ -69,7 +69,7 @@ OBJECTIVES = (
         "beta_dpo",
         BetaDpo,
         formula="-log sigmoid(beta (1 + alpha (M - M0)) d), M the mean of d over the batch, M0 its moving average",
-        source="arXiv 2407.08639, eq. 8",
+        source="arXiv 2407.08639",
         use="pairs of very different difficulty",
         modifiers=ON_MARGIN,
     ),

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cpo:
-    """-log sigmoid(beta (l_c - l_r)) - alpha l_c/n_c (Xu et al. 2024, arXiv 2401.08417, eq. 6). Label smoothing is DPO's.
+    """-log sigmoid(beta (l_c - l_r)) - alpha l_c/n_c (Xu et al. 2024, arXiv 2401.08417). Label smoothing is DPO's.
 
-    The negative log-likelihood is a mean over the tokens of each chosen response; TRL and the authors' code have the mean over
-    all chosen tokens of a micro batch, and the paper the sum. alpha is 1 in the paper and in TRL.
+    The negative log-likelihood is a mean over the tokens of each chosen response; TRL has the mean over all chosen tokens of a
+    micro batch. alpha is 1 in TRL.
     """
 
     beta: float = settings.beta()
@@ -46,7 +46,7 @@ OBJECTIVES = (
         "cpo",
         Cpo,
         formula="-log sigmoid(beta (l_c - l_r)) - alpha l_c/n_c; with eps as dpo",
-        source="arXiv 2401.08417, eq. 6",
+        source="arXiv 2401.08417",
         use="no reference, and the chosen responses are worth imitating; its authors translate",
         modifiers=WEIGHTED,
     ),

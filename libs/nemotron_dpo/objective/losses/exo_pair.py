@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ExoPair:
     """q (log q - log(1-eps)) + (1-q) (log(1-q) - log eps) with q = sigmoid(beta d) (Ji et al. 2024, arXiv 2402.00856, eq. 16).
 
-    It is the divergence of (q, 1-q) from the labels (1-eps, eps), infinite with eps = 0. The default is the paper's.
+    It is the divergence of (q, 1-q) from the labels (1-eps, eps), infinite with eps = 0. The default is what older TRL took.
     """
 
     beta: float = settings.beta()

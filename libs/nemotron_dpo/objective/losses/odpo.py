@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Odpo:
-    """-log sigmoid(beta d - alpha f(G)), f the log or the gap itself (Amini et al. 2024, arXiv 2402.10571, eq. 8).
+    """-log sigmoid(beta d - alpha f(G)), f the log or the gap itself (Amini et al. 2024, arXiv 2402.10571).
 
     The log of a gap below 0 is NaN: a row whose chosen response has the lower reward is an error. A gap of 0 asks for nothing.
-    alpha is 1 in the paper's first experiment.
+    That alpha is 1 where it is not given is ours.
     """
 
     beta: float = settings.beta()
@@ -47,7 +47,7 @@ OBJECTIVES = (
         "odpo",
         Odpo,
         formula="-log sigmoid(beta d - alpha log G); with odpo_gap=identity, G in place of log G",
-        source="arXiv 2402.10571, eq. 8",
+        source="arXiv 2402.10571",
         use="rows have rewards, and the better response is to win by as much as it is better",
         modifiers=ON_MARGIN,
     ),

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Orpo:
     """-l_c/n_c - lambda log sigmoid(log odds(p_c) - log odds(p_r)), p = e^(l/n) (Hong et al. 2024, arXiv 2403.07691, eq. 6).
 
-    odds(p) = p / (1 - p). The negative log-likelihood is of the chosen response's tokens, as eq. 2 has it; TRL and the authors'
-    code have that of prompt and chosen response. lambda is 0.1 in the paper; TRL calls it beta.
+    odds(p) = p / (1 - p). The negative log-likelihood is a mean over the tokens of the chosen response, TRL's over those of the
+    prompt as well. lambda is TRL's beta, with its default.
     """
 
     orpo_lambda: float = settings.setting(0.1, about="weight of ORPO's odds ratio; TRL calls it beta", minimum=0)

@@ -45,12 +45,12 @@ class Simpo:
 class AlphaPo:
     """-log sigmoid(beta (R_c - R_r) - gamma), R = (1 - p^-alpha) / alpha, p = e^(l/n) (Gupta et al. 2025, arXiv 2501.03884).
 
-    alpha = 0, TRL's default, is SimPO; the paper has 0.25 for Llama 3 and 0.1 for Gemma 2. The exponent of p^-alpha ends at 80.
+    The default of alpha is ours; TRL's is 0, which is SimPO. The exponent of p^-alpha ends at 80.
     """
 
     beta: float = settings.beta()
     gamma: float = _gamma()
-    alphapo_alpha: float = settings.setting(0.25, about="alpha of AlphaPO's reward: 0 is SimPO's; the paper's for Llama 3")
+    alphapo_alpha: float = settings.setting(0.25, about="alpha of AlphaPO's reward: 0 is SimPO's, and TRL's default")
     label_smoothing: float = settings.label_smoothing()
 
     needs = Needs()

@@ -21,7 +21,7 @@ _ALPHA = "alpha_divergence"
 
 @dataclass(frozen=True)
 class FDivergence:
-    """f'(e^r) in place of r in d (Wang et al. 2023, arXiv 2309.16240, table 1), as TRL names and computes it.
+    """f'(e^r) in place of r in d (Wang et al. 2023, arXiv 2309.16240), as TRL names and computes it.
 
     forward_kl: 1 - e^(-r). js_divergence: ln 2 + log sigmoid(r). alpha_divergence: (e^((alpha - 1) r) - 1) / (alpha - 1), which
     is forward_kl for alpha = 0 and the reverse KL for alpha = 1. The exponents end at 80, where the slope becomes 0; TRL does

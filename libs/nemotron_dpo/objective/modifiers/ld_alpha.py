@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LdAlpha:
-    """Tokens past min(n_c, n_r) count alpha, for policy and reference (Liu et al. 2024, arXiv 2409.06411, eq. 10)."""
+    """Tokens past min(n_c, n_r) count alpha, for policy and reference (Liu et al. 2024, arXiv 2409.06411)."""
 
     ld_alpha: float = settings.setting(
         1.0, about="what tokens past the length of the shorter response count", minimum=0, maximum=1
@@ -51,5 +51,5 @@ MODIFIER = Modifier(
     "ld_alpha",
     LdAlpha,
     formula="in r and l, tokens past min(n_c, n_r) count ld_alpha",
-    source="arXiv 2409.06411, eq. 10",
+    source="arXiv 2409.06411",
 )

@@ -19,7 +19,7 @@ _LOG_SUM_SQUARES = "log_sum_squares"
 
 @dataclass(frozen=True)
 class WpoWeighting:
-    """A pair's loss times w_c w_r (Zhou et al. 2024, arXiv 2406.11827, eq. 2, with the alignment of its section 3.2).
+    """A pair's loss times w_c w_r (Zhou et al. 2024, arXiv 2406.11827, eq. 2, as TRL aligns it).
 
     w = e^(mean over tokens of [log pi(y_t) - log sum_v pi(v)^2]) of a response, without gradient. In a mixture, a part that
     compares no responses, as sft, is not weighted.
