@@ -75,6 +75,7 @@ def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSett
         validation=_validation(run),
         save_period=run.checkpointing.save_period,
         gate_precision=policy.precision if _reference_is_policy(run) else None,
+        token_metrics=run.logger.token_metrics,
     )
 
 

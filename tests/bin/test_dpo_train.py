@@ -42,7 +42,8 @@ def scored(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single(scored: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one process."""
     run_dir = tmp_path_factory.mktemp("runs") / "single"
-    check("dpo-train", scored, "--policy", llama, "--run-dir", run_dir, "--validation", scored, *COMMON)
+    settings = (*COMMON, "logger.token_metrics=true")
+    check("dpo-train", scored, "--policy", llama, "--run-dir", run_dir, "--validation", scored, *settings)
     return run_dir
 
 
@@ -70,7 +71,10 @@ def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path) -> N
 
 
 def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Path, llama: Path) -> None:
-    """Steps 1-6 by plain transformers forwards, autograd and torch.optim.AdamW, in the order of the sampler."""
+    """Steps 1-6 by plain transformers forwards, autograd and torch.optim.AdamW, in the order of the sampler.
+
+    So are entropy and accuracy of tokens, as TRL's DPOTrainer means them: of both responses, and of chosen ones.
+    """
     import torch
 
     from nemotron_dpo.preferences.pairs import Pairs
@@ -86,15 +90,21 @@ def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Pa
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
     rates = [0.003 * 0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
     optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
-    curve = []
+    curve, of_tokens = [], []
     for step in range(6):
-        margins = []
+        margins, entropies, hits = [], [], []
         for i in batch_indices(step, 24, 8, seed=42, shuffle=True):
             sides = []
             for ids, ref in ((pairs.chosen[i], pairs.ref_chosen[i]), (pairs.rejected[i], pairs.ref_rejected[i])):
-                logps = small.reference_logps(model, pairs.prompt[i], ids)
+                log_p = small.reference_log_p(model, pairs.prompt[i], ids)
+                tokens = torch.from_numpy(ids.astype(np.int64))
+                logps = log_p.gather(1, tokens[:, None]).squeeze(1)
                 sides.append((logps - torch.from_numpy(np.array(ref))).sum())
+                entropies.append(-(log_p.exp() * log_p).sum(1).detach())
+                if len(sides) == 1:
+                    hits.append((log_p.argmax(1) == tokens).double())
             margins.append(sides[0] - sides[1])
+        of_tokens.append([torch.cat(entropies).mean().item(), torch.cat(hits).mean().item()])
         loss = -torch.nn.functional.logsigmoid(0.3 * torch.stack(margins)).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -104,13 +114,33 @@ def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Pa
         optimizer.step()
         curve.append(loss.item())
     assert losses(single) == pytest.approx(curve, abs=1e-4)
+    records = [record for record in metrics(single) if "train/loss" in record]
+    for record, (entropy, accuracy) in zip(records, of_tokens, strict=True):
+        assert record["train/entropy"] == pytest.approx(entropy, abs=2e-4)
+        assert record["train/mean_token_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert len({accuracy for _, accuracy in of_tokens}) > 3
 
 
 @pytest.mark.slow
 def test_metrics_do_not_depend_on_packing(single: Path, scored: Path, llama: Path, tmp_path: Path) -> None:
-    loose = ("policy.sequence_packing.enabled=false", "policy.train_micro_batch_size=1")
+    loose = ("policy.sequence_packing.enabled=false", "policy.train_micro_batch_size=1", "logger.token_metrics=true")
     check("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path, "--validation", scored, *COMMON, *loose)
-    assert losses(tmp_path) == pytest.approx(losses(single), abs=1e-4)
+    for ours, theirs in zip(metrics(tmp_path), metrics(single), strict=True):
+        for name in theirs:
+            if name.endswith(("/loss", "/entropy", "/mean_token_accuracy")):
+                assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_token_metrics_change_no_other_number(single: Path, scored: Path, llama: Path, tmp_path: Path) -> None:
+    """Not one bit, in training, in validation and of the weights; without them there are none."""
+    check("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path, "--validation", scored, *COMMON)
+    for without, having in zip(metrics(tmp_path), metrics(single), strict=True):
+        section = "train" if "train/loss" in having else "validation-default"
+        assert having.keys() - without.keys() == {f"{section}/entropy", f"{section}/mean_token_accuracy"}
+        assert {name: having[name] for name in without if "timing" not in name and "memory" not in name} == {
+            name: value for name, value in without.items() if "timing" not in name and "memory" not in name
+        }
 
 
 @pytest.mark.slow
@@ -206,7 +236,7 @@ def test_metrics_that_checkpoints_may_be_ranked_by_are_those_there_are(single: P
     info = orjson.loads((single / "checkpoints" / "step_6" / "training_info.json").read_bytes())
     measured = {name for name in info if name.startswith(("train:", "val:"))}
     noise = {name for name in measured if "reward_noise" in name}  # of the measuring: nothing to rank by
-    assert measured - noise == set(selectors(["default"], ["preference"]))
+    assert measured - noise == set(selectors(["default"], ["preference"], token_metrics=True))
 
 
 @pytest.mark.slow

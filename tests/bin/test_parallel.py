@@ -26,6 +26,7 @@ COMMON = (
     "dpo.reference_policy_kl_penalty=0.3",
     "dpo.max_num_steps=5",
     "dpo.max_num_epochs=2",
+    "logger.token_metrics=true",
 )
 SCORING = ("--precision", "float32", "--micro-batch-tokens", 128)
 NINE: dict[str, Any] = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72, "intermediate_size": 96}

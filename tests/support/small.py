@@ -97,6 +97,11 @@ def write_pairs(path: Path, tokens: Tokens) -> Path:
 
 def reference_logps(model, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
     """Log-probs of each response token by one plain transformers forward over prompt + response."""
+    log_p = reference_log_p(model, prompt, response)
+    return log_p.gather(1, torch.from_numpy(response.astype(np.int64))[:, None]).squeeze(1)
+
+
+def reference_log_p(model, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
+    """Log-probs of the whole vocabulary at each response token, by the same."""
     ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
-    logps = model(ids[None]).logits[0].log_softmax(-1)
-    return logps[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).squeeze(1)
+    return model(ids[None]).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]

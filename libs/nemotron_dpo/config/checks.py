@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterator
+from functools import partial
 
 from nemotron_dpo.config.objective import objective_of
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
@@ -70,18 +71,23 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
     if name in unmeasured(sets, terms, compares=objective.needs.rejected):
         message = f"is {name!r}, which is 0 at every step with the objective of this run ({', '.join(terms)})"
         raise UserError(message, field=_METRIC, remedy="rank by the loss, which all have")
-    if name in selectors(running, terms):
+    has = partial(selectors, terms=terms, token_metrics=run.logger.token_metrics)
+    if name in has(running):
         return
-    if name in selectors(sets, terms):
+    if name in selectors(sets, terms, token_metrics=True) and name not in has(sets):
+        message = f"is {name!r}, which is measured where it is asked for"
+        raise UserError(message, field=_METRIC, remedy="set logger.token_metrics=true")
+    if name in has(sets):
         if run.checkpointing.keep_top_k is None:  # no checkpoint is removed, so none is ranked
             return
         remedy = "set dpo.val_period or dpo.val_at_end, or metric_name=null to keep the newest"
         raise UserError(f"is {name!r}, of a validation that never runs while training", field=_METRIC, remedy=remedy)
     if name == CheckpointingConfig.metric_name:  # which nobody need have written
         return
-    close = difflib.get_close_matches(name, selectors(running, terms), n=1, cutoff=0.8)
+    close = difflib.get_close_matches(name, has(running), n=1, cutoff=0.8)
     guess = f"did you mean {close[0]}? " if close else ""
-    remedy = f"{guess}{'there are' if running else 'without validation there are'} {selectors_text(running, terms)}"
+    listed = selectors_text(running, terms, token_metrics=run.logger.token_metrics)
+    remedy = f"{guess}{'there are' if running else 'without validation there are'} {listed}"
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
 
 
@@ -100,7 +106,8 @@ def router_refusal(run: RunConfig) -> UserError | None:
 def ranking(run: RunConfig, sets: Collection[str]) -> str | None:
     """The metric by which checkpoints are best; None, the newest are, also where no set is there for the default one."""
     name = run.checkpointing.metric_name
-    return name if name in selectors(sets, objective_of(run.dpo).terms) else None
+    measured = selectors(sets, objective_of(run.dpo).terms, token_metrics=run.logger.token_metrics)
+    return name if name in measured else None
 
 
 def _validates(run: RunConfig) -> bool:

@@ -198,11 +198,15 @@ class CheckpointingConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """metrics.jsonl is always written; these name what else is."""
+    """metrics.jsonl is always written; these name what else is.
+
+    With `token_metrics` a record has entropy and mean_token_accuracy too.
+    """
 
     log_dir: str | None = field(default=None, metadata=PATH)
     tensorboard_enabled: bool = False
     wandb_enabled: bool = False
+    token_metrics: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 # Means over pairs. The losses of the terms "preference" and "sft" are in every record, as in NeMo-RL.
 LOSSES = ("loss", "preference_loss", "sft_loss")
 REWARDS = ("accuracy", "rewards_chosen_mean", "rewards_rejected_mean")
+# Means over response tokens where they are asked for, by what the output layer says of each: TRL's names and definitions.
+TOKEN_METRICS = {"entropy": "entropy", "mean_token_accuracy": "is_most_probable"}
+TOKEN_VALUES = frozenset(TOKEN_METRICS.values())
 COUNTS = ("num_valid_samples", "global_valid_seqs", "global_valid_toks")
 # What a training step has besides.
 OF_STEPS = ("grad_norm", "lr", "wd")
@@ -20,9 +23,10 @@ def loss_metric(term: str) -> str:
     return f"{term}_loss"
 
 
-def of_pairs(terms: Iterable[str]) -> tuple[str, ...]:
-    """What training and validation measure with an objective of these `terms`."""
-    return tuple(dict.fromkeys((*LOSSES, *map(loss_metric, terms), *REWARDS, *COUNTS)))
+def of_pairs(terms: Iterable[str], *, token_metrics: bool = False) -> tuple[str, ...]:
+    """What training and validation measure with an objective of these `terms`, with or without TOKEN_METRICS."""
+    of_tokens = TOKEN_METRICS if token_metrics else ()
+    return tuple(dict.fromkeys((*LOSSES, *map(loss_metric, terms), *REWARDS, *of_tokens, *COUNTS)))
 
 
 def selector(name: str) -> str:
@@ -31,9 +35,9 @@ def selector(name: str) -> str:
     return f"val:{section}_{metric}" if section.startswith("validation-") else f"{section}:{metric}"
 
 
-def selectors(sets: Iterable[str], terms: Iterable[str]) -> list[str]:
+def selectors(sets: Iterable[str], terms: Iterable[str], *, token_metrics: bool = False) -> list[str]:
     """The names that checkpoints can be ranked by in a run that validates `sets`."""
-    return [f"{start}{metric}" for start, metrics in _sections(sets, terms) for metric in metrics]
+    return [f"{start}{metric}" for start, metrics in _sections(sets, terms, token_metrics) for metric in metrics]
 
 
 def unmeasured(sets: Iterable[str], terms: Iterable[str], *, compares: bool) -> list[str]:
@@ -43,9 +47,9 @@ def unmeasured(sets: Iterable[str], terms: Iterable[str], *, compares: bool) -> 
     return [f"{start}{name}" for start in starts for name in sorted(names)]
 
 
-def selectors_text(sets: Iterable[str], terms: Iterable[str]) -> str:
+def selectors_text(sets: Iterable[str], terms: Iterable[str], *, token_metrics: bool = False) -> str:
     """The same for a person, those of one section together."""
-    return " and ".join(f"{start}{{{', '.join(metrics)}}}" for start, metrics in _sections(sets, terms))
+    return " and ".join(f"{start}{{{', '.join(metrics)}}}" for start, metrics in _sections(sets, terms, token_metrics))
 
 
 def keeps_the_worst(name: str, *, higher_is_better: bool) -> bool:
@@ -53,7 +57,7 @@ def keeps_the_worst(name: str, *, higher_is_better: bool) -> bool:
     return name.endswith("loss") if higher_is_better else name.endswith("accuracy")
 
 
-def _sections(sets: Iterable[str], terms: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _sections(sets: Iterable[str], terms: Iterable[str], token_metrics: bool) -> list[tuple[str, tuple[str, ...]]]:
     """How the names of a section begin, and its metrics."""
-    metrics = of_pairs(terms)
+    metrics = of_pairs(terms, token_metrics=token_metrics)
     return [(selector("train/"), (*metrics, *OF_STEPS)), *((selector(f"validation-{name}/"), metrics) for name in sets)]

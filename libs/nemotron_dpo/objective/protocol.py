@@ -21,7 +21,8 @@ class Needs:
 
     reference: log-probs of the same tokens under the reference policy.
     rejected: the rejected responses as well. An objective that compares two responses has rewards.
-    token_values: names of what the output layer is to compute for each response token, besides its log-prob.
+    token_values: names of what the output layer is to compute for each response token, besides its log-prob: `entropy`,
+        `log_sum_squares` (of the probabilities of the vocabulary), `is_most_probable` (1 or 0).
     row_rewards: rewards of both responses that the rows of the data bring along.
     whole_batch: all pairs of the global batch in one call, because the loss of a pair depends on the other pairs.
     state: numbers that go from step to step; the objective is then `Stateful`.

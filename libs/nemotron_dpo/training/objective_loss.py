@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective import metrics
 from nemotron_dpo.objective.inputs import loss_inputs
 from nemotron_dpo.objective.protocol import Needs, Objective
-from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy import parallel, token_values
 from nemotron_dpo.policy.trainable import Loss
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training.batches import PairBatch
 
-_GIVEN = Needs(reference=True, rejected=True)
+_GIVEN = Needs(reference=True, rejected=True, token_values=token_values.NAMES)
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ def check_needs(objective: Objective) -> None:
 def loss_of(objective: Objective) -> Loss:
     """The sum of the objective over the pairs of a packed row, and the report of these pairs."""
 
-    def loss(batch: PairBatch, logps_R: Tensor) -> tuple[Tensor, PairReport]:
+    def loss(batch: PairBatch, logps_R: Tensor, values: Mapping[str, Tensor] = _NONE) -> tuple[Tensor, PairReport]:
         ref_logps_R = batch.ref_logps_R if objective.needs.reference else None
-        pairs = loss_inputs(logps_R, ref_logps_R, batch.row.sums_of_responses)
+        pairs = loss_inputs(logps_R, ref_logps_R, batch.row.sums_of_responses, values)
         losses = objective.losses(pairs)
         rewards = losses.rewards
         rewards_2P = None if rewards is None else torch.stack((rewards.chosen, rewards.rejected)).detach()
@@ -52,13 +54,17 @@ def loss_of(objective: Objective) -> Loss:
     return loss
 
 
-def means_over_job(reports: Sequence[PairReport], objective: Objective) -> dict[str, float]:
-    """The metrics of all micro batches of all ranks; ranks before the last pipeline stage have no reports of their own."""
-    names = metrics.summed_names(objective)
+def means_over_job(reports: Sequence[PairReport], objective: Objective, *, token_metrics: bool = False) -> dict[str, float]:
+    """The metrics of all micro batches of all ranks; ranks before the last pipeline stage have no reports of their own.
+
+    With `token_metrics`, for which the loss must have been given TOKEN_VALUES, TOKEN_METRICS are among them.
+    """
+    names = metrics.summed_names(objective, token_metrics=token_metrics)
     mine = torch.zeros(len(names), dtype=torch.float64)
     if parallel.is_last_stage():
         mine = torch.stack([torch.stack([report.sums[name] for name in names]) for report in reports]).sum(0)
-    return metrics.means(dict(zip(names, parallel.sum_over_job(mine).tolist(), strict=True)), objective)
+    total = dict(zip(names, parallel.sum_over_job(mine).tolist(), strict=True))
+    return metrics.means(total, objective, token_metrics=token_metrics)
 
 
 def lines_not_finite(pairs: Pairs, batches: Sequence[PairBatch], reports: Sequence[PairReport]) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.metric_names import TOKEN_VALUES
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batches_per_epoch
@@ -77,6 +78,7 @@ class LoopSettings:
 
     save_period: steps from one checkpoint to the next; the last step has one in any case.
     gate_precision: check the readings of step 1 to this precision; None where the reference is another policy.
+    token_metrics: measure TOKEN_METRICS of `metric_names` too.
     """
 
     objective: Objective
@@ -85,6 +87,12 @@ class LoopSettings:
     validation: ValidationSettings = ValidationSettings()
     save_period: int = 0
     gate_precision: str | None = None
+    token_metrics: bool = False
+
+    @property
+    def token_values(self) -> frozenset[str]:
+        """What the output layer is to compute of each response token besides its log-prob."""
+        return self.objective.needs.token_values | (TOKEN_VALUES if self.token_metrics else frozenset())
 
     @property
     def num_steps(self) -> int:

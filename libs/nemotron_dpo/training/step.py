@@ -27,8 +27,8 @@ def train_step(policy: TrainablePolicy, data: Pairs, settings: LoopSettings, ste
     """
     started, objective = time.perf_counter(), settings.objective
     batches = _batches(policy, data, settings.batches, step)
-    reports = policy.accumulate(batches, loss_of(objective))
-    values = means_over_job(reports, objective)
+    reports = policy.accumulate(batches, loss_of(objective), settings.token_values)
+    values = means_over_job(reports, objective, token_metrics=settings.token_metrics)
     guards.check_finite(step, values, lines_not_finite(data, batches, reports))
     if step == 1 and settings.gate_precision:
         guards.check_first_step(values, objective.terms, settings.gate_precision)
@@ -54,7 +54,7 @@ def _reward_noise(
 ) -> float:
     """Measured on the first micro batch, whose rewards the weights as they are gave already: it costs one forward pass."""
     with noise.moved_by_one_unit(policy.model):
-        moved = policy.evaluate(batches[:1], loss_of(objective))
+        moved = policy.evaluate(batches[:1], loss_of(objective), objective.needs.token_values)
     if not parallel.is_last_stage():
         return noise.rms_over_job(torch.zeros(0))
     return noise.rms_over_job(moved[0].rewards_2P - reports[0].rewards_2P)

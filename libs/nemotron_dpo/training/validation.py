@@ -22,8 +22,9 @@ def validate(
         rows = list(range(settings.validation.num_pairs(len(pairs))))
         mine = share(policy.model, pairs, rows)
         started = time.perf_counter()
-        reports = policy.evaluate(micro_batches(pairs, mine, settings.batches.packing), loss_of(settings.objective))
-        values = means_over_job(reports, settings.objective)
+        batches = micro_batches(pairs, mine, settings.batches.packing)
+        reports = policy.evaluate(batches, loss_of(settings.objective), settings.token_values)
+        values = means_over_job(reports, settings.objective, token_metrics=settings.token_metrics)
         values |= noise.floor_metric(reward_noise, values["num_valid_samples"])
         split = f"validation-{name}"
         named = {f"{split}/{key}": value for key, value in values.items()}

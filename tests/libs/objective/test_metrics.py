@@ -11,7 +11,7 @@ from nemotron_dpo.objective import metrics
 from nemotron_dpo.objective.inputs import ROUNDINGS, LossInputs, Responses, loss_inputs
 from nemotron_dpo.objective.losses.dpo import Dpo
 from nemotron_dpo.objective.losses.sft import Sft
-from nemotron_dpo.objective.metric_names import keeps_the_worst, of_pairs, selectors
+from nemotron_dpo.objective.metric_names import TOKEN_METRICS, keeps_the_worst, of_pairs, selectors
 from nemotron_dpo.objective.protocol import Needs, Objective
 from nemotron_dpo.objective.weighted_sum import weighted_sum
 from support.responses import by_response
@@ -25,9 +25,9 @@ PAIRS = loss_inputs(LOGPS, REF, by_response(RESPONSE, 2))
 LOSS = 0.31326169  # -log sigmoid(0.5 * (1 - (-1))), of pair 0; pair 1 has no margin: ln 2
 
 
-def _means(objective: Objective, pairs: LossInputs) -> dict[str, float]:
+def _means(objective: Objective, pairs: LossInputs, *, token_metrics: bool = False) -> dict[str, float]:
     sums = metrics.sums(objective.losses(pairs), pairs)
-    return metrics.means({name: value.item() for name, value in sums.items()}, objective)
+    return metrics.means({name: value.item() for name, value in sums.items()}, objective, token_metrics=token_metrics)
 
 
 def test_sums_by_response() -> None:
@@ -72,6 +72,48 @@ def test_metrics_have_the_names_of_nemo_rl_and_are_means() -> None:
         }
     )
     assert list(values) == list(of_pairs(["preference", "sft"]))
+
+
+# Entropy and whether it was the most probable one, of each of the tokens above.
+VALUES = {
+    "entropy": torch.tensor([1.0, 2.0, 4.0, 0.5, 0.25, 0.0, 0.75]),
+    "is_most_probable": torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0]),
+}
+
+
+def test_values_of_tokens_are_means_of_each_response() -> None:
+    pairs = loss_inputs(LOGPS, REF, by_response(RESPONSE, 2), {"entropy": VALUES["entropy"]})
+    assert {name: value.tolist() for name, value in pairs.chosen.token_means.items()} == {"entropy": [1.5, 0.5]}
+    assert pairs.rejected.token_means["entropy"].tolist() == pytest.approx([4.0, 1.0 / 3])
+    assert PAIRS.chosen.token_means == {}
+
+
+def test_token_metrics_are_means_over_tokens_as_trl_has_them() -> None:
+    """Not over pairs or responses: entropy (1 + 2 + 4 + 0.5 + 0.25 + 0.75) / 7; accuracy of the chosen tokens, 1 of 3."""
+    pairs = loss_inputs(LOGPS, REF, by_response(RESPONSE, 2), VALUES)
+    values = _means(Dpo(beta=0.5), pairs, token_metrics=True)
+    assert values["entropy"] == pytest.approx(8.5 / 7)
+    assert values["mean_token_accuracy"] == pytest.approx(1 / 3)
+    assert {name: value for name, value in values.items() if name not in TOKEN_METRICS} == _means(Dpo(beta=0.5), PAIRS)
+    assert list(values) == list(of_pairs(["preference", "sft"], token_metrics=True))
+    alone = _means(Sft(), pairs, token_metrics=True)
+    assert alone["entropy"] == pytest.approx(3.5 / 3)  # of the chosen tokens, which alone are learned
+    assert alone["mean_token_accuracy"] == pytest.approx(1 / 3)
+    names = metrics.summed_names(Dpo(beta=0.5), token_metrics=True)
+    assert set(names) == metrics.sums(Dpo(beta=0.5).losses(pairs), pairs).keys()
+    assert not {*TOKEN_METRICS} & {*metrics.summed_names(Dpo(beta=0.5))}
+
+
+def test_token_metrics_do_not_depend_on_how_pairs_are_grouped() -> None:
+    """A mean of the means of micro batches would be (7 / 3 + 1.5 / 4) / 2 for the entropy, and 1 / 4 for the accuracy."""
+    objective, total = Dpo(beta=0.5), {}
+    for pair, tokens in enumerate((slice(0, 3), slice(3, 7))):
+        values = {name: value[tokens] for name, value in VALUES.items()}
+        pairs = loss_inputs(LOGPS[tokens], REF[tokens], by_response(RESPONSE[tokens] - 2 * pair, 1), values)
+        for name, value in metrics.sums(objective.losses(pairs), pairs).items():
+            total[name] = total.get(name, 0.0) + value.item()
+    means = metrics.means(total, objective, token_metrics=True)
+    assert (means["entropy"], means["mean_token_accuracy"]) == pytest.approx((8.5 / 7, 1 / 3))
 
 
 def test_terms_are_reported_without_their_weights() -> None:

@@ -186,7 +186,6 @@ def test_values_of_a_policy_are_those_of_transformers(llama: Path) -> None:
 
 def response_values(model, prompt, response) -> dict[str, Tensor]:
     """By one plain forward over prompt and response."""
-    ids = torch.tensor([*prompt.tolist(), *response.tolist()])
     with torch.no_grad():
-        x = model(ids[None]).logits[0][len(prompt) - 1 : -1]
-    return wanted(x, ids[len(prompt) :])
+        log_p = small.reference_log_p(model, prompt, response)
+    return wanted(log_p, torch.from_numpy(response).long())

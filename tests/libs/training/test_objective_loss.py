@@ -28,10 +28,11 @@ class Asking:
 
 
 def test_needs_that_training_does_not_meet_are_refused() -> None:
-    for objective in (Dpo(0.1), Sft(), Asking(Needs())):
+    values = frozenset({"entropy", "is_most_probable", "log_sum_squares"})
+    for objective in (Dpo(0.1), Sft(), Asking(Needs()), Asking(Needs(token_values=values))):
         check_needs(objective)
     for needs in (
-        Needs(token_values=frozenset({"entropy"})),
+        Needs(token_values=frozenset({"entropy", "margin"})),
         Needs(row_rewards=True),
         Needs(whole_batch=True),
         Needs(reference=True, state=True),

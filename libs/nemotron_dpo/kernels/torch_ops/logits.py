@@ -14,6 +14,7 @@ from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops.float32_matmul import float_product
 
 _SLAB_LOGITS = 2**17  # that a CPU's cache holds in several copies
+_NEVER = 88.0  # nats below the highest logit, where e is 0 in float32, and a logit may be -inf
 
 
 def read_logits(
@@ -61,7 +62,7 @@ def _sum_up(logits_CB: Tensor, place_C1: Tensor, sums_5C: Tensor) -> None:
         part = slice(start, start + rows)
         below_CB, highest_C1 = logits_CB[part], logits_CB[part].amax(1, keepdim=True)
         before_C = below_CB.masked_fill(column_B >= place_C1[part], -torch.inf).amax(1)
-        below_CB = highest_C1 - below_CB
+        below_CB = (highest_C1 - below_CB).clamp_(max=_NEVER)
         e_CB = below_CB.neg().exp_()
         squares_C = torch.linalg.vecdot(e_CB, e_CB)
         sums_5C[:, part] = torch.stack(
