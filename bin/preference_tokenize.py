@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tokenize preference pairs: JSON, Parquet or Arrow rows to a stream of tokenized_pairs/1.
+"""Tokenize preference pairs: JSON, Parquet or Arrow rows to a stream of tokenized_pairs/2.
 
 \b
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct

@@ -36,7 +36,7 @@ ALLOWED = {
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
-    "scoring": {"errors", "policy", "preferences"},
+    "scoring": {"errors", "policy", "preferences", "streams"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy"},
     "training": {"streams", "sources", "errors", "outcome", "policy", "preferences", "progress", "objective", "checkpoint"},
     "steps": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -24,20 +25,30 @@ def pair_id(ids: PairIds) -> bytes:
     return hashlib.blake2b(packed, digest_size=16).digest()
 
 
-def to_batches(rows: Iterable[tuple[int, PairIds, bytes]]) -> Iterator[pa.RecordBatch]:
-    """Record batches of `rows`, each of which is (source line, ids, pair id).
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One pair as it is written. `rewards` are those of the chosen and of the rejected response, None where there is none."""
+
+    line: int
+    ids: PairIds
+    pair_id: bytes
+    rewards: tuple[float | None, float | None] = (None, None)
+
+
+def to_batches(rows: Iterable[Row], source: str = "") -> Iterator[pa.RecordBatch]:
+    """Record batches of `rows`, which are all of the data set or file `source`.
 
     A batch has at most MAX_BATCH_TOKENS tokens. A pair that is longer is a batch of its own.
     """
     columns = _Columns()
-    for line, ids, digest in rows:
-        length = len(ids.prompt) + len(ids.chosen) + len(ids.rejected)
+    for row in rows:
+        length = len(row.ids.prompt) + len(row.ids.chosen) + len(row.ids.rejected)
         if columns.lines and columns.num_tokens + length > MAX_BATCH_TOKENS:
-            yield columns.batch()
+            yield columns.batch(source)
             columns = _Columns()
-        columns.append(line, ids, digest)
+        columns.append(row)
     if columns.lines:
-        yield columns.batch()
+        yield columns.batch(source)
 
 
 class _Lists:
@@ -64,27 +75,30 @@ class _Columns:
         self.lines: list[int] = []
         self.prompts, self.chosen, self.rejected = _Lists(), _Lists(), _Lists()
         self.truncated: list[tuple[bool, bool]] = []
+        self.rewards: list[tuple[float | None, float | None]] = []
 
     @property
     def num_tokens(self) -> int:
         return sum(len(column.values) for column in (self.prompts, self.chosen, self.rejected))
 
-    def append(self, line: int, ids: PairIds, digest: bytes) -> None:
-        self.digests.append(digest)
-        self.lines.append(line)
-        self.prompts.append(ids.prompt)
-        self.chosen.append(ids.chosen)
-        self.rejected.append(ids.rejected)
-        self.truncated.append((ids.chosen_truncated, ids.rejected_truncated))
+    def append(self, row: Row) -> None:
+        self.digests.append(row.pair_id)
+        self.lines.append(row.line)
+        self.prompts.append(row.ids.prompt)
+        self.chosen.append(row.ids.chosen)
+        self.rejected.append(row.ids.rejected)
+        self.truncated.append((row.ids.chosen_truncated, row.ids.rejected_truncated))
+        self.rewards.append(row.rewards)
 
-    def batch(self) -> pa.RecordBatch:
+    def batch(self, source: str) -> pa.RecordBatch:
         columns = [
             pa.array(self.digests, pa.binary(16)),
             pa.array(self.lines, pa.int64()),
             self.prompts.column(),
             self.chosen.column(),
             self.rejected.column(),
-            pa.array([chosen for chosen, _ in self.truncated], pa.bool_()),
-            pa.array([rejected for _, rejected in self.truncated], pa.bool_()),
+            *(pa.array([sides[side] for sides in self.truncated], pa.bool_()) for side in (0, 1)),
+            pa.array([source] * len(self.lines), pa.string()),
+            *(pa.array([sides[side] for sides in self.rewards], pa.float32()) for side in (0, 1)),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)

@@ -62,18 +62,45 @@ class IdColumn:
                 yield from chunk.slice(start, _IDS_AT_ONCE).to_pylist()
 
 
+@dataclass(frozen=True)
+class NameColumn:
+    """Names of few different values, left in Arrow's buffers. Where a row has none its name is empty."""
+
+    column: pa.ChunkedArray
+
+    @classmethod
+    def of(cls, column: pa.Array | pa.ChunkedArray) -> NameColumn:
+        """A view of an array of texts or of the chunks of one."""
+        return cls(column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]))
+
+    def __getitem__(self, row: int) -> str:
+        return self.column[row].as_py() or ""
+
+    def counts(self) -> dict[str, int]:
+        """The number of rows of each name, in the order in which the names first occur."""
+        named = self.column.fill_null("").value_counts()
+        return dict(zip(named.field("values").to_pylist(), named.field("counts").to_pylist(), strict=True))
+
+
 _IDS_AT_ONCE = 4096  # how many ids an iteration converts to Python objects at once, to bound its memory
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Columns of `tokenized_pairs` or, with the two reference columns, `scored_pairs`."""
+    """Columns of `tokenized_pairs` or, with the two reference columns, `scored_pairs`.
+
+    `source` names the data set or file of each pair. `chosen_reward` and `rejected_reward` (float32 [P]) are what the data say
+    of its responses, NaN where they say nothing.
+    """
 
     pair_ids: IdColumn
     source_lines: np.ndarray
     prompt: Ragged
     chosen: Ragged
     rejected: Ragged
+    source: NameColumn
+    chosen_reward: np.ndarray
+    rejected_reward: np.ndarray
     ref_chosen: Ragged | None = None
     ref_rejected: Ragged | None = None
 
@@ -87,6 +114,9 @@ class Pairs:
             prompt=Ragged.of(table.column("prompt_ids")),
             chosen=Ragged.of(table.column("chosen_ids")),
             rejected=Ragged.of(table.column("rejected_ids")),
+            source=NameColumn.of(table.column("source")),
+            chosen_reward=table.column("chosen_reward").to_numpy(zero_copy_only=False),
+            rejected_reward=table.column("rejected_reward").to_numpy(zero_copy_only=False),
             ref_chosen=Ragged.of(table.column("ref_chosen_logps")) if scored else None,
             ref_rejected=Ragged.of(table.column("ref_rejected_logps")) if scored else None,
         )

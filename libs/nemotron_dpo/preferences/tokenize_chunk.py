@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from nemotron_dpo.preferences.beside import refuse_repeated_keys
 from nemotron_dpo.preferences.boundary import Texts
-from nemotron_dpo.preferences.columns import pair_id, to_batches
+from nemotron_dpo.preferences.columns import Row, pair_id, to_batches
 from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
 from nemotron_dpo.preferences.lines import Chunk, TooLong
 from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
@@ -100,12 +100,12 @@ class Worker:
         facts: list[tuple[Any, ...]] = []
         shown: list[tuple[Texts, PairIds]] = []
 
-        def noted() -> Iterator[tuple[int, PairIds, bytes]]:
+        def noted() -> Iterator[Row]:
             for line, texts, ids in self._encoded(rendered, chunk.source, rejects):
                 facts.append(_facts(texts, ids))
                 if len(shown) < self.num_shown:
                     shown.append((texts, ids))
-                yield line, ids, pair_id(ids)
+                yield Row(line, ids, pair_id(ids))
 
         batches = list(to_batches(noted()))
         rejects.sort(key=lambda r: r.line)

@@ -21,6 +21,7 @@ from nemotron_dpo.policy.rows import PackedRow, pack_row, split_responses
 from nemotron_dpo.policy.trainable import run_schedule
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.streams import TOKENIZED_PAIRS
 
 # (chosen, rejected) log-probs of one pair, float32, one a response token
 Scores = tuple[np.ndarray, np.ndarray]
@@ -55,7 +56,7 @@ def score_window(
 
 def with_scores(window: pa.RecordBatch, scores: list[Scores]) -> list[pa.Array]:
     """The columns of `scored_pairs`: those of the window and the two reference columns."""
-    columns = list(window.columns[:7])
+    columns = [window.column(name) for name in TOKENIZED_PAIRS.names]
     for side in (0, 1):
         lengths = [len(pair[side]) for pair in scores]
         values = np.concatenate([pair[side] for pair in scores])

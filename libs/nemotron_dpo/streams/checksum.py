@@ -37,7 +37,7 @@ def extended(checksum: int, batch: pa.RecordBatch) -> int:
 
 
 def _extended(checksum: int, array: pa.Array) -> int:
-    """Extend by the length, the number of nulls, which values are null, and the values. A null counts as 0 or an empty list."""
+    """Extend by the length, the number of nulls, which values are null, and the values. A null counts as 0 or as empty."""
     checksum = zlib.crc32(struct.pack("<qq", len(array), array.null_count), checksum)
     if not len(array):
         return checksum  # such a list array may lack its first offset, or hold an arbitrary one
@@ -47,9 +47,20 @@ def _extended(checksum: int, array: pa.Array) -> int:
         offsets = array.offsets.to_numpy()
         checksum = zlib.crc32(np.diff(offsets), checksum)
         return _extended(checksum, array.values.slice(offsets[0], offsets[-1] - offsets[0]))
+    if pa.types.is_string(array.type):
+        return _of_texts(checksum, array)
     if pa.types.is_boolean(array.type):
         return zlib.crc32(_bits(array.fill_null(False)), checksum)
     return zlib.crc32(_values(array), checksum)
+
+
+def _of_texts(checksum: int, array: pa.Array) -> int:
+    """Extend by the lengths in bytes, and by the bytes."""
+    array = array.fill_null("") if array.null_count else array
+    _, ends, text = array.buffers()
+    offsets = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
+    checksum = zlib.crc32(np.diff(offsets).tobytes(), checksum)
+    return zlib.crc32(memoryview(text or b"")[offsets[0] : offsets[-1]], checksum)
 
 
 def _bits(array: Any) -> bytes:

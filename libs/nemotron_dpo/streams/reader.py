@@ -15,7 +15,7 @@ import pyarrow as pa
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.streams.checksum import CHECKSUM_KEY, decoded, encoded, extended
 from nemotron_dpo.streams.publish import published_file
-from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checksum_of
+from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, VERSION, StreamInfo, checksum_of, columns_of, in_columns_of
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
 
 # what pyarrow raises over bytes that are not, or no longer, a valid stream
@@ -25,6 +25,7 @@ _DAMAGE = (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError)
 class Reader:
     """Iterates over the record batches of one stream. Raises UserError where a checksum, the trailer or the end is wrong.
 
+    `schema` and the batches have the columns of this version; those that the stream's version lacks hold nulls.
     `warning` is a line for the user where the stream has no checksums: earlier versions wrote none.
     """
 
@@ -33,11 +34,12 @@ class Reader:
         self._file = file
         try:
             self._stream = pa.ipc.open_stream(file)
-            self.schema = self._stream.schema
+            stored = self._stream.schema
         except _DAMAGE:
             raise _foreign(source) from None
-        self._seed = _seed(self.schema, source)
-        self.info = _checked_info(self.schema, source, accept)
+        self._seed = _seed(stored, source)
+        self.info = _checked_info(stored, source, accept)
+        self.schema = SCHEMAS[self.info.schema].with_metadata(stored.metadata)
         remedy = f"write it again with this version of {self.info.producer}, or a flipped bit goes unseen"
         self.warning = None if self._seed is not None else f"{source}: has no checksums: {remedy}"
 
@@ -71,7 +73,7 @@ class Reader:
                 continue
             num_rows += batch.num_rows
             if batch.num_rows:
-                yield batch
+                yield batch if self.info.version == VERSION else in_columns_of(self.schema, batch)
         if promised is None:
             raise self._incomplete(num_rows, "ends without its trailer")
         if promised != str(num_rows):
@@ -215,11 +217,11 @@ def _checked_info(schema: pa.Schema, source: str, accept: tuple[str, ...]) -> St
     if info.schema not in accept:
         hint = "run ref-logprobs on it first" if info.schema == "tokenized_pairs" else None
         raise UserError(f"holds {info.schema} where {' or '.join(accept)} is due", source=source, remedy=hint)
-    version, columns = SCHEMAS[info.schema]
-    if info.version != version or not schema.equals(columns):
-        raise UserError(
-            f"holds {info.schema}/{info.version}; this program reads {info.schema}/{version}",
-            source=source,
-            remedy=f"write it again with this version of {info.producer}",
-        )
+    columns = columns_of(info.schema, info.version)
+    if columns is None:
+        what = f"holds {info.schema}/{info.version}; this program reads {info.schema}/1 to /{VERSION}"
+        raise UserError(what, source=source, remedy="read it with the version that wrote it, or write it again with this one")
+    if not schema.equals(columns):
+        what = f"says that it holds {info.schema}/{info.version}, and has other columns"
+        raise UserError(what, source=source, remedy=f"write it again with this version of {info.producer}")
     return info

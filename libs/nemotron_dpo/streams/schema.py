@@ -17,7 +17,9 @@ TRAILER_KEY = b"rows"
 _TOKENS = pa.list_(pa.int32())
 _LOGPS = pa.list_(pa.float32())
 
-# pair_id is the digest of the three id lists; *_ids hold token ids, the prompt stored once.
+# pair_id is the digest of the three id lists; *_ids hold token ids, the prompt stored once. source names the data set or file
+# of the pair; it is plain text, since a name takes a hundredth of what the tokens of its pair take, and checksums and readers
+# then need to know nothing of dictionaries that grow on the way. Rewards are what the data say of the two responses.
 TOKENIZED_PAIRS = pa.schema(
     [
         pa.field("pair_id", pa.binary(16), nullable=False),
@@ -27,6 +29,9 @@ TOKENIZED_PAIRS = pa.schema(
         pa.field("rejected_ids", _TOKENS, nullable=False),
         pa.field("chosen_truncated", pa.bool_(), nullable=False),
         pa.field("rejected_truncated", pa.bool_(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("chosen_reward", pa.float32()),
+        pa.field("rejected_reward", pa.float32()),
     ]
 )
 
@@ -39,7 +44,9 @@ SCORED_PAIRS = pa.schema(
     ]
 )
 
-SCHEMAS = {"tokenized_pairs": (1, TOKENIZED_PAIRS), "scored_pairs": (1, SCORED_PAIRS)}
+SCHEMAS = {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS}
+VERSION = 2
+_ADDED = {2: ("source", "chosen_reward", "rejected_reward")}  # columns by the version that added them, all nullable
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class StreamInfo:
     producer_version: str
     digests: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    version: int = 1
+    version: int = VERSION
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
         """`schema` with this information and its checksum in the metadata. That checksum announces those of the rows."""
@@ -81,3 +88,18 @@ def checksum_of(schema: pa.Schema) -> int | None:
     if encoded(checksum) != metadata[CHECKSUM_KEY]:
         raise ValueError("the checksum of the description differs")
     return checksum
+
+
+def columns_of(name: str, version: int) -> pa.Schema | None:
+    """The columns that the schema `name` had in `version`; None where there is no such version."""
+    if not 1 <= version <= VERSION:
+        return None
+    later = {column for added, columns in _ADDED.items() if added > version for column in columns}
+    return pa.schema([column for column in SCHEMAS[name] if column.name not in later])
+
+
+def in_columns_of(schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows of an earlier version, in the columns of `schema`: those that the earlier version lacked hold nulls."""
+    have = set(batch.schema.names)
+    columns = [batch.column(f.name) if f.name in have else pa.nulls(batch.num_rows, f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -21,7 +21,7 @@ class Writer:
     """Writes batches and counts their rows, for the trailer and for the closing line of the program."""
 
     def __init__(self, sink: BinaryIO, info: StreamInfo) -> None:
-        self.schema = info.attach(SCHEMAS[info.schema][1])
+        self.schema = info.attach(SCHEMAS[info.schema])
         self.num_rows = 0
         self._checksum = checksum_of(self.schema) or 0
         self._stream = pa.ipc.new_stream(sink, self.schema)

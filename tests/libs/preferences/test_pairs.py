@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
+from nemotron_dpo.preferences.pairs import IdColumn, NameColumn, Pairs, Ragged
+from nemotron_dpo.streams import SCORED_PAIRS
 
+NO_NAMES, NO_REWARDS = NameColumn.of(pa.nulls(3, pa.string())), np.full(3, np.nan, np.float32)
 LISTS = [[[1, 2], [], [3]], [], [[4, 5, 6]], [[7], [8, 9]]]
 
 
@@ -44,7 +46,33 @@ def test_ids_are_bytes_where_arrow_has_them() -> None:
 def test_tokens_of_some_rows_are_those_of_all() -> None:
     lists = Ragged.of(pa.array([[1, 2], [3], [4, 5, 6]], pa.list_(pa.int32())))
     others = Ragged.of(pa.array([[1], [2, 3, 4], []], pa.list_(pa.int32())))
-    pairs = Pairs(IdColumn.of(pa.array([b"0" * 16] * 3, pa.binary(16))), np.arange(3), lists, others, lists)
+    pairs = Pairs(
+        IdColumn.of(pa.array([b"0" * 16] * 3, pa.binary(16))),
+        np.arange(3),
+        lists,
+        others,
+        lists,
+        NO_NAMES,
+        NO_REWARDS,
+        NO_REWARDS,
+    )
     assert pairs.num_tokens.tolist() == [5, 5, 6]
     assert pairs.num_tokens_of([2, 0, 2]).tolist() == [6, 5, 6]
     assert pairs.num_tokens_of([]).tolist() == []
+
+
+def test_names_are_counted_over_chunks_and_a_missing_one_is_empty() -> None:
+    chunks = [pa.array(part, pa.string()) for part in (["b", "a", None], [], ["a", "", "c"])]
+    names = NameColumn.of(pa.chunked_array([*chunks[:2], chunks[2].slice(0, 2)]))
+    assert [names[row] for row in range(5)] == ["b", "a", "", "a", ""]
+    assert names.counts() == {"b": 1, "a": 2, "": 2}
+    assert NameColumn.of(pa.chunked_array([], pa.string())).counts() == {}
+
+
+def test_rewards_are_nan_where_there_are_none() -> None:
+    rows = [{**dict.fromkeys(SCORED_PAIRS.names), "chosen_reward": chosen} for chosen in (0.1, None, -2)]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([field.with_nullable(True) for field in SCORED_PAIRS]))
+    pairs = Pairs.of(pa.concat_tables([table.slice(1), table.slice(0, 1)]))
+    assert pairs.chosen_reward.dtype == pairs.rejected_reward.dtype == np.float32
+    assert pairs.chosen_reward.tolist()[1:] == [-2, np.float32(0.1)]
+    assert np.isnan([pairs.chosen_reward[0], *pairs.rejected_reward]).all()

@@ -142,10 +142,17 @@ def test_nulls_are_refused_where_there_are_no_checksums(tmp_path: Path) -> None:
 
 def test_a_checksum_is_of_the_rows_and_not_of_how_they_are_stored() -> None:
     """Slices, which begin in the middle of bytes of bits, against copies; and every value counts, a null and a length too."""
-    types = {"n": pa.int64(), "id": pa.binary(2), "x": pa.float32(), "b": pa.bool_(), "l": pa.list_(pa.int32())}
+    types = {
+        "n": pa.int64(),
+        "id": pa.binary(2),
+        "x": pa.float32(),
+        "b": pa.bool_(),
+        "l": pa.list_(pa.int32()),
+        "t": pa.string(),
+    }
     columns: dict[str, list] = {
         "n": [1, 2, None, 4, 5], "id": [b"ab", b"cd", b"ef", None, b"gh"], "x": [0.5, None, -0.5, 1.5, 2.5],
-        "b": [True, False, None, True, True], "l": [[1], [2, 3], None, [], [4, None]],
+        "b": [True, False, None, True, True], "l": [[1], [2, 3], None, [], [4, None]], "t": ["ab", "c", None, "", "ab"],
     }  # fmt: skip
 
     def checksum(values: dict[str, list], start: int = 0, stop: int = 5) -> int:
@@ -155,6 +162,7 @@ def test_a_checksum_is_of_the_rows_and_not_of_how_they_are_stored() -> None:
     for start, stop in ((0, 5), (1, 4), (2, 5), (3, 3)):
         assert checksum(columns, start, stop) == checksum({name: v[start:stop] for name, v in columns.items()}, 0, stop - start)
     others = {"n": [1, 0, 9], "id": [b"\0\0", b"ba"], "x": [0.0, 7.0], "b": [False, True], "l": [[0], [3, 2], [], None]}
+    others["t"] = ["a", "bc", ""]
     sums = [checksum(columns)]
     for name, values in others.items():
         for place in range(5):

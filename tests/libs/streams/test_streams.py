@@ -11,11 +11,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo, open_reader, open_writer, published_file, spool
+from support import version_1
 from support.stream_rows import INFO, batch, lines_read, unannounced, write
 
 
@@ -26,6 +29,31 @@ def test_rows_and_provenance_come_back(tmp_path: Path, batches: list[pa.RecordBa
         assert reader.info == INFO
         assert reader.read_all()["source_line"].to_pylist() == list(range(sum(b.num_rows for b in batches)))
     assert os.listdir(tmp_path) == ["a.arrow"]
+
+
+@pytest.mark.parametrize("name", version_1.STREAMS)
+def test_version_1_is_read_in_the_columns_of_this_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(version_1.STREAMS[name])
+    with open_reader(path, name) as reader:
+        table = reader.read_all()
+        assert (reader.info.version, reader.info.settings, reader.warning) == (1, {"max_length": 8}, None)
+        assert table.schema == reader.schema == {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS}[name]
+    ids = {"prompt_ids": [1], "chosen_ids": [1, 2], "rejected_ids": [3], "chosen_truncated": False, "rejected_truncated": True}
+    added = {"source": None, "chosen_reward": None, "rejected_reward": None}
+    scores = {"ref_chosen_logps": [-0.5, -1.0], "ref_rejected_logps": [-2.0]} if name == "scored_pairs" else {}
+    assert table.to_pylist()[1] == {"pair_id": (1).to_bytes(16, "big"), "source_line": 2, **ids, **added, **scores}
+    pairs = Pairs.of(table)
+    assert (pairs.source[0], pairs.source.counts()) == ("", {"": 2})
+    assert np.isnan([pairs.chosen_reward, pairs.rejected_reward]).all()
+    copy = write(tmp_path / "copy", *table.to_batches(), info=StreamInfo(name, "tests", "0"))
+    with open_reader(copy, name) as reader:
+        assert (reader.info.version, reader.read_all()) == (2, table)
+    content = bytearray(path.read_bytes())
+    content[content.index((1).to_bytes(16, "big")) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged in rows 1 to 2: its checksum differs"):
+        lines_read(path, name)
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
@@ -77,7 +105,7 @@ def foreign(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    write(path, batch(1), info=StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", version=2))
+    write(path, batch(1), info=StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", version=3))
 
 
 def other_columns(path: Path) -> None:
@@ -91,8 +119,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "empty": (lambda path: path.write_bytes(b""), (), "is empty: did the stage before it fail?"),
     "text": (lambda path: path.write_text("{}\n" * 99), (), "is JSON where an Arrow stream is due: make a stream of it with preference-tokenize"),
     "foreign": (foreign, (), "is an Arrow stream but not one of tokenized_pairs"),
-    "newer": (newer, (), "holds tokenized_pairs/2; this program reads tokenized_pairs/1: write it again with this version"),
-    "other columns": (other_columns, (), "holds tokenized_pairs/1; this program reads tokenized_pairs/1"),
+    "newer": (
+        newer, (), "holds tokenized_pairs/3; this program reads tokenized_pairs/1 to /2: read it with the version that",
+    ),
+    "other columns": (other_columns, (), "says that it holds tokenized_pairs/2, and has other columns: write it again"),
     "not scored": (
         lambda path: write(path), ("scored_pairs",), "holds tokenized_pairs where scored_pairs is due: run ref-logprobs on it",
     ),
