@@ -30,24 +30,28 @@ def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
     from nemotron_dpo.config import objective_of
     from nemotron_dpo.training.data import DataRules
 
+    needs = objective_of(run.dpo).needs
     return DataRules(
         policy,
-        scored=objective_of(run.dpo).needs.reference,
+        scored=needs.reference,
         max_length=run.policy.max_total_sequence_length,
         own_reference=_reference_is_policy(run),
         own_tokenizer=run.policy.tokenizer.name is None,
+        row_rewards=needs.row_rewards,
     )
 
 
 def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
     """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
-    from nemotron_dpo.config import identity
+    from nemotron_dpo.config import identity, objective_of
     from nemotron_dpo.policy.parallel import kernels_of_job, rank
     from nemotron_dpo.training.data import weights_digest
     from nemotron_dpo.training.resume import Identity, digest
 
+    with_rewards = objective_of(run.dpo).needs.row_rewards
+
     def of(pairs: Pairs) -> str:
-        return digest(pairs) if rank() == 0 else ""
+        return digest(pairs, with_rewards=with_rewards) if rank() == 0 else ""
 
     fixed, free = identity(run)
     validation = {name: of(pairs) for name, pairs in sets.items()}

@@ -24,10 +24,10 @@ def check_ids(pairs: Pairs, source: object) -> None:
     for name, column in (("prompt", pairs.prompt), ("chosen", pairs.chosen), ("rejected", pairs.rejected)):
         empty = np.flatnonzero(column.lengths == 0)
         if len(empty):
-            raise UserError(f"has a pair without {name}_ids ({_line(pairs, empty[0])})", source=source, remedy=_REMEDY)
+            raise UserError(f"has a pair without {name}_ids ({pairs.place(empty[0])})", source=source, remedy=_REMEDY)
     for row, (stated, computed) in enumerate(zip(pairs.pair_ids, digests(pairs), strict=True)):
         if stated != computed:
-            what = f"has a pair_id that is not the digest of its token ids ({_line(pairs, row)})"
+            what = f"has a pair_id that is not the digest of its token ids ({pairs.place(row)})"
             raise UserError(what, source=source, remedy=_REMEDY)
 
 
@@ -37,7 +37,7 @@ def check_vocabulary(pairs: Pairs, vocab_size: int, source: object) -> None:
         for first, ids, (_, offsets) in zip(column.firsts, column.by_part(), column.parts, strict=True):
             outside = np.flatnonzero(ids.view(np.uint32) >= vocab_size)  # a negative id is very large as uint32
             if len(outside):
-                line = _line(pairs, _row(first, offsets, outside[0]))
+                line = pairs.place(_row(first, offsets, outside[0]))
                 what = f"has token id {ids[outside[0]]}; the policy knows {vocab_size} tokens ({line})"
                 raise UserError(what, source=source, remedy="tokenize with the policy's own tokenizer")
 
@@ -52,13 +52,26 @@ def check_scores(pairs: Pairs, source: object, remedy: str = "score it again wit
         uneven = np.flatnonzero(ids.lengths != scores.lengths)
         if len(uneven):
             counts = f"{scores.lengths[uneven[0]]} log-probs for {ids.lengths[uneven[0]]} tokens"
-            raise UserError(f"has ref_{name}_logps of {counts} ({_line(pairs, uneven[0])})", source=source, remedy=remedy)
+            raise UserError(f"has ref_{name}_logps of {counts} ({pairs.place(uneven[0])})", source=source, remedy=remedy)
         for first, values, (_, offsets) in zip(scores.firsts, scores.by_part(), scores.parts, strict=True):
             wrong = np.flatnonzero(~((values >= LEAST) & (values <= MOST)))
             if len(wrong):
-                line = _line(pairs, _row(first, offsets, wrong[0]))
+                line = pairs.place(_row(first, offsets, wrong[0]))
                 what = f"has {values[wrong[0]]:g} in ref_{name}_logps ({line}), which is no log-prob"
                 raise UserError(what, source=source, remedy=remedy)
+
+
+def check_rewards(pairs: Pairs, source: object, *, needed: bool) -> None:
+    """Raise UserError for a reward that is no finite number and, where they are `needed`, for a response without a reward."""
+    for name, rewards in (("chosen", pairs.chosen_reward), ("rejected", pairs.rejected_reward)):
+        infinite = np.flatnonzero(np.isinf(rewards))
+        if len(infinite):
+            what = f"has {rewards[infinite[0]]:g} as {name}_reward ({pairs.place(infinite[0])})"
+            raise UserError(what, source=source, remedy=_REMEDY)
+        missing = np.flatnonzero(np.isnan(rewards))
+        if needed and len(missing):
+            what = f"has no reward of the {name} response ({pairs.place(missing[0])}), and the objective needs one"
+            raise UserError(what, source=source, remedy="tokenize with --chosen-reward-key and --rejected-reward-key")
 
 
 def digests(pairs: Pairs) -> Iterator[bytes]:
@@ -80,7 +93,3 @@ def digests(pairs: Pairs) -> Iterator[bytes]:
 def _row(first: int, offsets: np.ndarray, place: int) -> int:
     """The row that has the value at index `place` of a part; the part begins with row `first`."""
     return int(first) + int(np.searchsorted(offsets - offsets[0], place, side="right")) - 1
-
-
-def _line(pairs: Pairs, row: int) -> str:
-    return f"line {pairs.source_lines[row]} of the input"

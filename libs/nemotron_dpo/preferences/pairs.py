@@ -124,6 +124,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.pair_ids)
 
+    def place(self, row: int) -> str:
+        """Where the user finds the row: its line in the data set or file that it comes from."""
+        return f"line {self.source_lines[row]} of {self.source[row] or 'the input'}"
+
     @property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each packed pair, int64 [P]: prompt + chosen + rejected."""

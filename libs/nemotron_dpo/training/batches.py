@@ -1,4 +1,4 @@
-"""From rows of a pairs file to this rank's micro batches. Legend: R response tokens of a packed row."""
+"""From rows of a pairs file to this rank's micro batches. Legend: R response tokens of a packed row, P pairs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ from nemotron_dpo.training.settings import Packing
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A packed row, its reference log-probs float32 [R] (zeros where the pairs are not scored), and its rows in the file."""
+    """A packed row, its reference log-probs float32 [R] (zeros where the pairs are not scored), and its rows in the file.
+
+    `row_rewards_P2` are the rewards of chosen and rejected response that the data bring along, float32 [P, 2]; None where no
+    pair of the row has any.
+    """
 
     row: PackedRow
     ref_logps_R: Tensor
     pairs: tuple[int, ...]
+    row_rewards_P2: Tensor | None = None
 
 
 def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:
@@ -46,4 +51,5 @@ def _batch(pairs: Pairs, members: list[int]) -> PairBatch:
         ref = torch.zeros(len(row.targets_R), device=device())
     else:
         ref = to_device(join_responses([pairs.ref_chosen[i] for i in members], [pairs.ref_rejected[i] for i in members]))
-    return PairBatch(row, ref, tuple(members))
+    rewards_P2 = np.stack([pairs.chosen_reward[members], pairs.rejected_reward[members]], axis=1)
+    return PairBatch(row, ref, tuple(members), None if np.isnan(rewards_P2).all() else to_device(rewards_P2))

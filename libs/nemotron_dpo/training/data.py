@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
-from nemotron_dpo.preferences.checks import check_ids, check_scores, check_vocabulary
+from nemotron_dpo.preferences.checks import check_ids, check_rewards, check_scores, check_vocabulary
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.vocabulary import is_foreign, num_tokens
 from nemotron_dpo.sources import ModelSource
@@ -27,7 +27,8 @@ class DataRules:
     """What pairs must be, for a run that starts from `policy`.
 
     scored: they have reference log-probs. max_length: tokens of a sequence. own_reference: the policy itself scored them.
-    own_tokenizer: its tokenizer is the one they should be of, and the user is warned where they are not.
+    own_tokenizer: its tokenizer is the one they should be of, and the user is warned where they are not. row_rewards: the
+    objective needs the rewards that the data bring along.
     """
 
     policy: ModelSource
@@ -35,10 +36,12 @@ class DataRules:
     max_length: int
     own_reference: bool
     own_tokenizer: bool
+    row_rewards: bool = False
 
     def open(self, path: Path, say: Callable[[str], None]) -> Pairs:
         """All pairs of the file. Raises UserError as `open_pairs`, and where policy and pairs do not go together."""
-        pairs, info = open_pairs(path, scored=self.scored, max_length=self.max_length, vocab_size=self._vocab_size, say=say)
+        needed = {"scored": self.scored, "row_rewards": self.row_rewards}
+        pairs, info = open_pairs(path, **needed, max_length=self.max_length, vocab_size=self._vocab_size, say=say)
         tokenizer = info.digests.get("tokenizer")
         if self.own_tokenizer and is_foreign(self.policy.tokenizer_folder, tokenizer):
             say(f"warning: {path}: was tokenized with another tokenizer than {self.policy.name} has")
@@ -64,13 +67,16 @@ def open_pairs(
     scored: bool,
     max_length: int,
     vocab_size: Callable[[str | None], int] | None = None,
+    row_rewards: bool = False,
     say: Callable[[str], None],
 ) -> tuple[Pairs, StreamInfo]:
-    """All pairs of a complete stream. `scored` asks for reference log-probs; sequences must fit `max_length` tokens.
+    """All pairs of a complete stream; sequences must fit `max_length` tokens.
 
+    `scored` asks for reference log-probs, `row_rewards` for the rewards that the data bring along.
     `vocab_size` gives the number of tokens by the digest of the tokenizer; `say` hears of a stream without checksums. Raises
     UserError, the same on all ranks, for an incomplete or damaged stream, unscored pairs, a response whose scores are missing
-    or no log-probs, ids that are not those of their pair_id or none of the vocabulary, an over-long pair, or no pairs at all.
+    or no log-probs or whose reward is missing, ids that are not those of their pair_id or none of the vocabulary, an over-long
+    pair, or no pairs at all.
     """
     table, info = parallel.agreed(lambda: _read(path, scored, say))
     pairs, mine = Pairs.of(table), Pairs.of(_share(table))
@@ -80,6 +86,7 @@ def open_pairs(
     _check_lengths(pairs, path, max_length)
     if mine.ref_chosen is not None:
         parallel.agreed(lambda: check_scores(mine, path))
+    parallel.agreed(lambda: check_rewards(mine, path, needed=row_rewards))
     if vocab_size is not None:
         parallel.agreed(lambda: check_vocabulary(mine, vocab_size(info.digests.get("tokenizer")), path))
     return pairs, info
@@ -123,7 +130,7 @@ def _check_lengths(pairs: Pairs, path: Path, max_length: int) -> None:
     if len(too_long):
         first = too_long[0]
         raise UserError(
-            f"{len(too_long)} pairs exceed {max_length} tokens, the first (line {pairs.source_lines[first]} of the input) "
+            f"{len(too_long)} pairs exceed {max_length} tokens, the first ({pairs.place(int(first))}) "
             f"with {pairs.sequence_lengths[first]}",
             source=path,
             remedy="tokenize with --max-length or raise policy.max_total_sequence_length",

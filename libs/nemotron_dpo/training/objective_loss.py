@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective import metrics
-from nemotron_dpo.objective.inputs import loss_inputs
+from nemotron_dpo.objective.inputs import LossInputs, loss_inputs
 from nemotron_dpo.objective.protocol import Needs, Objective
 from nemotron_dpo.policy import parallel, token_values
 from nemotron_dpo.policy.trainable import Loss
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training.batches import PairBatch
 
-_GIVEN = Needs(reference=True, rejected=True, token_values=token_values.NAMES)
+_GIVEN = Needs(reference=True, rejected=True, token_values=token_values.NAMES, row_rewards=True)
 _NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -46,12 +46,21 @@ def loss_of(objective: Objective) -> Loss:
     def loss(batch: PairBatch, logps_R: Tensor, values: Mapping[str, Tensor] = _NONE) -> tuple[Tensor, PairReport]:
         ref_logps_R = batch.ref_logps_R if objective.needs.reference else None
         pairs = loss_inputs(logps_R, ref_logps_R, batch.row.sums_of_responses, values)
+        if objective.needs.row_rewards:
+            pairs = _with_row_rewards(pairs, batch.row_rewards_P2)
         losses = objective.losses(pairs)
         rewards = losses.rewards
         rewards_2P = None if rewards is None else torch.stack((rewards.chosen, rewards.rejected)).detach()
         return losses.loss.sum(), PairReport(metrics.sums(losses, pairs), losses.loss.detach().isfinite(), rewards_2P)
 
     return loss
+
+
+def _with_row_rewards(pairs: LossInputs, rewards_P2: Tensor | None) -> LossInputs:
+    if rewards_P2 is None:  # of a micro batch without pairs, for data without rewards were refused when they were opened
+        rewards_P2 = pairs.chosen.logp.detach().new_zeros((len(pairs.chosen.logp), 2))
+    sides = zip((pairs.chosen, pairs.rejected), rewards_P2.unbind(1), strict=True)
+    return LossInputs(*(replace(responses, given_row_reward=rewards_P) for responses, rewards_P in sides))
 
 
 def means_over_job(reports: Sequence[PairReport], objective: Objective, *, token_metrics: bool = False) -> dict[str, float]:

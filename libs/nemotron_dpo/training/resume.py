@@ -142,14 +142,16 @@ def check_identity(saved: Identity, given: Identity, folder: Path) -> list[str]:
     return [f"{change}: the rest of the run follows the new value" for change in _changes(saved.free, given.free)] + others
 
 
-def digest(pairs: Pairs) -> str:
-    """sha256 of all ids and reference log-probs, in the order of the file."""
+def digest(pairs: Pairs, *, with_rewards: bool = False) -> str:
+    """sha256 of all ids and reference log-probs, in the order of the file; of the rows' rewards where training uses them."""
     whole = hashlib.sha256()
     for column in (pairs.prompt, pairs.chosen, pairs.rejected, pairs.ref_chosen, pairs.ref_rejected):
         if column is not None:
             whole.update(np.ascontiguousarray(column.lengths, dtype=np.int64).data)
             for values in column.by_part():
                 whole.update(np.ascontiguousarray(values).data)
+    if with_rewards:
+        whole.update(np.stack([pairs.chosen_reward, pairs.rejected_reward]).data)
     return f"sha256:{whole.hexdigest()}"
 
 

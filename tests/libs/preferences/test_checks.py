@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.checks import check_ids, check_scores, check_vocabulary, digests
+from nemotron_dpo.preferences.checks import check_ids, check_rewards, check_scores, check_vocabulary, digests
 from nemotron_dpo.preferences.columns import pair_id
 from nemotron_dpo.preferences.encoding import PairIds
 from nemotron_dpo.preferences.pairs import Pairs
@@ -49,6 +49,7 @@ def check(pairs: Pairs) -> None:
     check_ids(pairs, "a")
     check_vocabulary(pairs, 14, "a")
     check_scores(pairs, "a")
+    check_rewards(pairs, "a", needed=False)
 
 
 def test_good_pairs_pass_however_they_are_stored() -> None:
@@ -96,6 +97,10 @@ WRONG: dict[str, tuple[dict, str]] = {
         )
         for value in (6.99, 0.01, -1.3e20, -2e4, float("nan"), float("inf"), float("-inf"))
     },
+    "an infinite reward": (
+        {"rejected_reward": float("-inf"), "source": "prefs.jsonl"},
+        f"has -inf as rejected_reward (line 30 of prefs.jsonl): {RETOKENIZE}",
+    ),
 }
 
 
@@ -113,3 +118,18 @@ def test_scores_moved_from_one_response_to_the_next_are_refused() -> None:
     made[0]["ref_chosen_logps"], made[1]["ref_chosen_logps"] = [-1.0], [-1.0, -1.0]
     with pytest.raises(UserError, match=r"has ref_chosen_logps of 1 log-probs for 2 tokens \(line 10 of the input\)"):
         check(stored(made)[0])
+
+
+def test_a_missing_reward_is_refused_where_one_is_needed_and_its_line_named() -> None:
+    remedy = "tokenize with --chosen-reward-key and --rejected-reward-key"
+    for changes, side in (({"rejected_reward": None}, "rejected"), ({"chosen_reward": float("nan")}, "chosen")):
+        made = [{"chosen_reward": 1.5, "rejected_reward": 0.0, **row} for row in rows()]
+        for pairs in stored(made):
+            check_rewards(pairs, "a", needed=True)
+        made[2] |= {**changes, "source": "prefs.jsonl"}
+        for pairs in stored(made):
+            check_rewards(pairs, "a", needed=False)
+            with pytest.raises(UserError) as caught:
+                check_rewards(pairs, "a", needed=True)
+            where = f"has no reward of the {side} response (line 30 of prefs.jsonl), and the objective needs one"
+            assert str(caught.value) == f"a: {where}: {remedy}"
