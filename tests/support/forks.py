@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     request = {"argv": list(argv), "env": dict(os.environ if env is None else env), "cwd": str(cwd or Path.cwd())}
     with theirs:
-        socket.send_fds(_server().requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno()])
+        with _ONE_STARTS_IT:
+            server = _server()
+        socket.send_fds(server.requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno()])
     (pid,) = fork_server.WORD.unpack(ours.recv(fork_server.WORD.size))
     return Fork(argv, pid, ours)
 
@@ -93,6 +96,9 @@ def stop() -> None:
         server.requests.close()
         server.process.wait(30)
         _server.cache_clear()
+
+
+_ONE_STARTS_IT = threading.Lock()  # the ranks of a job are started from threads at once
 
 
 @functools.cache

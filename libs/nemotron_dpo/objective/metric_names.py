@@ -13,6 +13,8 @@ REWARDS = ("accuracy", "rewards_chosen_mean", "rewards_rejected_mean")
 # Means over response tokens where they are asked for, by what the output layer says of each: TRL's names and definitions.
 TOKEN_METRICS = {"entropy": "entropy", "mean_token_accuracy": "is_most_probable"}
 TOKEN_VALUES = frozenset(TOKEN_METRICS.values())
+# Log-ratios to the reference, where there are scores that the objective itself does not read.
+LOG_RATIOS = ("log_ratio_chosen_mean", "log_ratio_rejected_mean")
 COUNTS = ("num_valid_samples", "global_valid_seqs", "global_valid_toks")
 # What a training step has besides.
 OF_STEPS = ("grad_norm", "lr", "wd")

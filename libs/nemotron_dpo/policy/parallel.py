@@ -195,6 +195,19 @@ def sum_over_job(values: torch.Tensor) -> torch.Tensor:
     return total / (_layout.tensor * _layout.context)
 
 
+def placed_over_job(values_CP: torch.Tensor, places_P: torch.Tensor, size: int) -> torch.Tensor:
+    """The values of all data-parallel ranks, each at its place: float64 [C, size], the same bit for bit on every process.
+
+    Stages other than the pipeline's last pass no values. The ranks of a tensor- or context-parallel group have the same pairs:
+    the values of the first are taken. No place may be another replica's too.
+    """
+    whole_CB = torch.zeros(len(values_CP), size, dtype=torch.float64, device=device())
+    if is_first_copy():
+        whole_CB[:, places_P] = values_CP.double()
+    dist.all_reduce(whole_CB)
+    return whole_CB
+
+
 def any_rank(flag: bool) -> bool:
     """True on every process where `flag` is on one of them."""
     return bool(largest_of_ranks(int(flag)))

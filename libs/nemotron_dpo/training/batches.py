@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +21,40 @@ from nemotron_dpo.training.settings import Packing
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A packed row, its reference log-probs float32 [R] (zeros where the pairs are not scored), and its rows in the file.
+    """A packed row, its reference log-probs float32 [R] (None where the pairs are not scored), and its rows in the file.
 
     `row_rewards_P2` are the rewards of chosen and rejected response that the data bring along, float32 [P, 2]; None where no
     pair of the row has any.
     """
 
     row: PackedRow
-    ref_logps_R: Tensor
+    ref_logps_R: Tensor | None
     pairs: tuple[int, ...]
     row_rewards_P2: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The rows of the file that are one global batch, in its order, and this rank's micro batches of it, one or more."""
+
+    rows: Sequence[int]
+    mine: Sequence[PairBatch]
+
+    @functools.cached_property
+    def place(self) -> Mapping[int, int]:
+        """Where in the global batch a row of the file is."""
+        found = {row: place for place, row in enumerate(self.rows)}
+        assert len(found) == len(self.rows), "a global batch has a row twice"
+        return found
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether its pairs have reference log-probs."""
+        return self.mine[0].ref_logps_R is not None
+
+    def places(self, batch: PairBatch) -> Tensor:
+        """The places in the global batch of the P pairs of `batch`, int64 [P]."""
+        return torch.tensor([self.place[pair] for pair in batch.pairs], dtype=torch.long, device=device())
 
 
 def share(policy: PairPolicy, pairs: Pairs, rows: Sequence[int]) -> list[int]:
@@ -47,9 +72,14 @@ def micro_batches(pairs: Pairs, rows: Sequence[int], packing: Packing) -> list[P
 
 def _batch(pairs: Pairs, members: list[int]) -> PairBatch:
     row = pack_row(*pairs.columns(members), parallel.row_cut())
-    if pairs.ref_chosen is None or pairs.ref_rejected is None or not members:
-        ref = torch.zeros(len(row.targets_R), device=device())
-    else:
-        ref = to_device(join_responses([pairs.ref_chosen[i] for i in members], [pairs.ref_rejected[i] for i in members]))
     rewards_P2 = np.stack([pairs.chosen_reward[members], pairs.rejected_reward[members]], axis=1)
-    return PairBatch(row, ref, tuple(members), None if np.isnan(rewards_P2).all() else to_device(rewards_P2))
+    row_rewards_P2 = None if np.isnan(rewards_P2).all() else to_device(rewards_P2)
+    return PairBatch(row, _ref_logps(pairs, members), tuple(members), row_rewards_P2)
+
+
+def _ref_logps(pairs: Pairs, members: list[int]) -> Tensor | None:
+    if pairs.ref_chosen is None or pairs.ref_rejected is None:
+        return None
+    if not members:
+        return torch.zeros(0, device=device())
+    return to_device(join_responses([pairs.ref_chosen[i] for i in members], [pairs.ref_rejected[i] for i in members]))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.training.carried import Carried
 from nemotron_dpo.training.record import Record
 from nemotron_dpo.training.settings import LoopSettings
 from nemotron_dpo.training.step import train_step
@@ -26,30 +27,29 @@ def records(
     *,
     stop: Stop,
     enter: Callable[[str], object],
+    carried: Carried,
     done: int = 0,
-    reward_noise: float | None = None,
 ) -> Iterator[Record]:
     """Train to the last step, or until `stop`, yielding a record a step and a record a validation.
 
-    The first `done` steps were taken by the run that is resumed. `save` is called with the step where a checkpoint is due,
-    after all records of that step were taken. Where no `reward_noise` is given, the first step measures it and has it in its
-    record; all records after it have the floor of their mean rewards. `enter` hears what comes next: "validating", "saving", ""
-    for the next step.
+    The first `done` steps were taken by the run that is resumed, and left `carried`. `save` is called with the step where a
+    checkpoint is due, after all records of that step were taken. Where the noise of rewards is not known, the first step
+    measures it and has it in its record; all records after it have the floor of their mean rewards. `enter` hears what comes
+    next: "validating", "saving", "" for the next step.
     """
     last = settings.num_steps
     if done == 0 and settings.validation.is_due(0, last):
         enter("validating")
-        yield from validate(policy, validation, settings, 0, reward_noise)
+        yield from validate(policy, validation, settings, 0, carried)
     for step in range(done + 1, last + 1):
         started = time.time()
         enter("")
-        record = train_step(policy, data, settings, step, reward_noise)
-        reward_noise = record.reward_noise if record.reward_noise is not None else reward_noise
+        record, carried = train_step(policy, data, settings, step, carried)
         yield record
         ends_early = step < last and stop.due(time.time() - started)
         if settings.validation.is_due(step, last):
             enter("validating")
-            yield from validate(policy, validation, settings, step, reward_noise)
+            yield from validate(policy, validation, settings, step, carried)
         if ends_early or settings.saves(step):
             enter("saving")
             save(step)

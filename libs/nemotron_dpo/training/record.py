@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from nemotron_dpo.objective.metric_names import selector
 
 TRAIN = "train"
+STATE = "state/"  # before the names of the objective's numbers that go from step to step
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,19 @@ class Record:
         """By how much a response's reward is uncertain, where this step measured it."""
         return self.values.get(f"{TRAIN}/reward_noise")
 
+    @property
+    def state(self) -> dict[str, float]:
+        """The numbers of the objective that go from step to step, as this step left them."""
+        start = f"{TRAIN}/{STATE}"
+        return {name.removeprefix(start): value for name, value in self.values.items() if name.startswith(start)}
+
 
 @dataclass
 class Totals:
-    """What a run counted and measured so far, and its last step's metrics under the names of checkpointing.metric_name."""
+    """What a run counted and measured so far, and its last step's metrics under the names of checkpointing.metric_name.
+
+    state: the numbers of the objective that go from step to step, as the last step left them.
+    """
 
     steps: int = 0
     valid_tokens: float = 0
@@ -42,6 +52,7 @@ class Totals:
     first_loss: float | None = None
     latest: dict[str, float] = field(default_factory=dict)
     reward_noise: float | None = None
+    state: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,6 +71,7 @@ class TrainingInfo:
             totals.steps += 1
             totals.first_loss = values["train/loss"] if totals.first_loss is None else totals.first_loss
             totals.reward_noise = record.reward_noise if record.reward_noise is not None else totals.reward_noise
+            totals.state = record.state
             totals.valid_tokens += values["train/global_valid_toks"]
             totals.seconds += values["timing/train/total_step_time"]
         totals.latest.update({selector(name): value for name, value in values.items()})

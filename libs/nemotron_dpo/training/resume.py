@@ -18,7 +18,8 @@ from nemotron_dpo.training.record import Totals
 from nemotron_dpo.training.retention import step_folders
 
 FILE = "resume.json"
-_FORMAT = 2
+_FORMAT = 3
+_READ = (2, _FORMAT)  # in format 2, totals are without the state of an objective, which none had then
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class ResumeState:
         path, remedy = folder / FILE, f"without {folder.name} the run goes on from the checkpoint before it"
         try:
             tree = orjson.loads(path.read_bytes())
-            if tree["format"] != _FORMAT:
-                what = f"has format {tree['format']}; this program reads {_FORMAT}"
+            if tree["format"] not in _READ:
+                what = f"has format {tree['format']}; this program reads {' and '.join(map(str, _READ))}"
                 raise UserError(what, source=path, remedy="resume it with the version that saved it")
             if tree.pop("digest") != _digest(tree):
                 raise UserError("was changed since it was saved: its digest differs", source=path, remedy=remedy)

@@ -10,6 +10,7 @@ from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.progress import Progress
 from nemotron_dpo.training import loop, narration, sinks
+from nemotron_dpo.training.carried import Carried, goes_on
 from nemotron_dpo.training.record import Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
 from nemotron_dpo.training.saving import Checkpoints
@@ -38,11 +39,13 @@ def train(
     """
     size = settings.batches.size
     info = TrainingInfo(len(data) // size, size, resumed.totals if resumed else Totals())
-    done, noise = resumed.step if resumed else 0, info.totals.reward_noise
+    done, carried = 0, Carried(settings.objective)
+    if resumed:
+        done, carried = resumed.step, goes_on(settings.objective, info.totals, resumed.folder)
     with sinks.opened(recorded) as recording:
         save = functools.partial(_save, recording, checkpoints, policy, info, say)
         records = loop.records(
-            policy, data, validation, settings, save, stop=stop, enter=progress.phase, done=done, reward_noise=noise
+            policy, data, validation, settings, save, stop=stop, enter=progress.phase, carried=carried, done=done
         )
         for record in records:
             if record.reward_noise is not None:

@@ -76,6 +76,7 @@ class ValidationSettings:
 class LoopSettings:
     """Everything that the loop is told.
 
+    objective: as a run begins with it; where it has a state, a step leaves another one.
     save_period: steps from one checkpoint to the next; the last step has one in any case.
     gate_precision: check the readings of step 1 to this precision; None where the reference is another policy.
     token_metrics: measure TOKEN_METRICS of `metric_names` too.

@@ -3,61 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-
-from nemotron_dpo.objective.protocol import Objective
+from nemotron_dpo.objective.weighted_sum import state_of
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.device import peak_memory
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batch_indices
 from nemotron_dpo.training import guards, noise
-from nemotron_dpo.training.batches import PairBatch, micro_batches, share
-from nemotron_dpo.training.objective_loss import PairReport, lines_not_finite, loss_of, means_over_job
-from nemotron_dpo.training.record import TRAIN, Record
+from nemotron_dpo.training.batches import GlobalBatch, micro_batches, share
+from nemotron_dpo.training.carried import Carried
+from nemotron_dpo.training.gradients import Gradients, gradients
+from nemotron_dpo.training.record import STATE, TRAIN, Record
 from nemotron_dpo.training.settings import BatchSettings, LoopSettings
 
 
-def train_step(policy: TrainablePolicy, data: Pairs, settings: LoopSettings, step: int, reward_noise: float | None) -> Record:
+def train_step(
+    policy: TrainablePolicy, data: Pairs, settings: LoopSettings, step: int, carried: Carried
+) -> tuple[Record, Carried]:
     """Move `policy` by one global batch. Raises UserError, before anything moves, where the guards refuse what it gives.
 
-    Where `reward_noise` is None it is measured, and is in the record.
+    `carried` is what the step before left. Where the noise of rewards is not known it is measured, and is in the record.
     """
-    started, objective = time.perf_counter(), settings.objective
-    batches = _batches(policy, data, settings.batches, step)
-    reports = policy.accumulate(batches, loss_of(objective), settings.token_values)
-    values = means_over_job(reports, objective, token_metrics=settings.token_metrics)
-    guards.check_finite(step, values, lines_not_finite(data, batches, reports))
+    started = time.perf_counter()
+    batch = _global_batch(policy, data, settings.batches, step)
+    computed = gradients(policy, data, batch, carried.objective, settings)
+    carried, values = replace(carried, objective=computed.objective), computed.values
+    values |= {f"{STATE}{name}": value for name, value in state_of(carried.objective).items()}
+    guards.check_finite(step, values, computed.lines_not_finite)
     if step == 1 and settings.gate_precision:
-        guards.check_first_step(values, objective.terms, settings.gate_precision)
+        guards.check_first_step(values, settings.objective.terms, settings.gate_precision)
     paused = time.perf_counter()
-    if reward_noise is None and objective.needs.rejected:
-        values["reward_noise"] = reward_noise = _reward_noise(policy, batches, reports, objective)
+    if carried.reward_noise is None and carried.objective.needs.rejected:
+        values["reward_noise"] = _reward_noise(policy, computed)
+        carried = replace(carried, reward_noise=values["reward_noise"])
     started += time.perf_counter() - paused  # it is measured once a run and not counted as the step's
-    values |= noise.floor_metric(reward_noise, values["num_valid_samples"])
+    values |= noise.floor_metric(carried.reward_noise, values["num_valid_samples"])
     lr = settings.updates.learning_rates[step - 1]
     values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.updates.weight_decay}
     guards.check_finite(step, values, [])
-    return _record(step, values, settings.batches.size, time.perf_counter() - started)
+    return _record(step, values, settings.batches.size, time.perf_counter() - started), carried
 
 
-def _batches(policy: TrainablePolicy, data: Pairs, settings: BatchSettings, step: int) -> list[PairBatch]:
-    """This rank's micro batches of the global batch of `step`."""
+def _global_batch(policy: TrainablePolicy, data: Pairs, settings: BatchSettings, step: int) -> GlobalBatch:
     rows = batch_indices(step - 1, len(data), settings.size, seed=settings.seed, shuffle=settings.shuffle).tolist()
-    return micro_batches(data, share(policy.model, data, rows), settings.packing)
+    return GlobalBatch(rows, micro_batches(data, share(policy.model, data, rows), settings.packing))
 
 
-def _reward_noise(
-    policy: TrainablePolicy, batches: Sequence[PairBatch], reports: Sequence[PairReport], objective: Objective
-) -> float:
+def _reward_noise(policy: TrainablePolicy, computed: Gradients) -> float:
     """Measured on the first micro batch, whose rewards the weights as they are gave already: it costs one forward pass."""
     with noise.moved_by_one_unit(policy.model):
-        moved = policy.evaluate(batches[:1], loss_of(objective), objective.needs.token_values)
-    if not parallel.is_last_stage():
-        return noise.rms_over_job(torch.zeros(0))
-    return noise.rms_over_job(moved[0].rewards_2P - reports[0].rewards_2P)
+        moved_2P = computed.rewards()
+    assert moved_2P is not None
+    assert computed.rewards_2P is not None
+    return noise.rms_over_job(moved_2P - computed.rewards_2P)
 
 
 def _record(step: int, values: dict[str, float], num_pairs: int, seconds: float) -> Record:

@@ -62,6 +62,20 @@ def test_anything_not_finite_stops_and_names_the_pairs(loss: float, norm: float,
     assert guards.STRATEGY in str(caught.value)
 
 
+def test_a_large_value_may_be_rounded_itself() -> None:
+    """1 / (2 beta^2) with beta 0.001 is 500000, where a float32 is known to 0.03; its slope 1 / beta would allow 0.02."""
+    terms = {"far": FirstReading(500000.0, "1 / (2 beta^2)", slope=1000.0)}
+    guards.check_first_step({"far_loss": 500000.25}, terms, "float32")
+    with pytest.raises(UserError, match="far loss at step 1"):
+        guards.check_first_step({"far_loss": 500001.0}, terms, "float32")
+
+
+def test_a_state_that_is_not_finite_stops() -> None:
+    guards.check_finite(3, {"loss": 0.7, "state/mean": -2.0}, [])
+    with pytest.raises(UserError, match=r"^step 3: loss 0\.7 or its gradient is not finite: .*state/mean nan"):
+        guards.check_finite(3, {"loss": 0.7, "state/mean": math.nan}, [])
+
+
 def test_finite_numbers_pass() -> None:
     guards.check_finite(3, {"loss": 0.7, "grad_norm": 1e30}, [])
 

@@ -38,12 +38,12 @@ class Asking:
 
 def test_needs_that_training_does_not_meet_are_refused() -> None:
     values = frozenset({"entropy", "is_most_probable", "log_sum_squares"})
-    for objective in (Dpo(0.1), Sft(), Asking(Needs()), Asking(Needs(token_values=values)), Asking(Needs(row_rewards=True))):
+    everything = Needs(True, True, values, row_rewards=True, whole_batch=True, state=True, tails=True)
+    for objective in (Dpo(0.1), Sft(), Asking(Needs()), Asking(everything)):
         check_needs(objective)
     for needs in (
         Needs(token_values=frozenset({"entropy", "margin"})),
-        Needs(whole_batch=True),
-        Needs(reference=True, state=True),
+        Needs(reference=True, token_values=frozenset({"margin"})),
     ):
         with pytest.raises(UserError, match="the objective needs more than training gives"):
             check_needs(Asking(needs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ import orjson
 import pytest
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.losses.dpo import Dpo
+from nemotron_dpo.training.carried import Carried, goes_on
 from nemotron_dpo.training.record import Totals
 from nemotron_dpo.training.resume import Identity, ResumeState, check_identity
+from support.objective_runs import Shifted
 
 
 def saved(run: Path, step: int) -> Path:
@@ -21,7 +25,7 @@ def saved(run: Path, step: int) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"of step {step}")
     (folder / "policy" / "latest_checkpointed_iteration.txt").write_text(str(step))
-    totals = Totals(step, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 1 / step})
+    totals = Totals(step, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 1 / step}, state={"mean": 1 / 3e-7})
     ResumeState(folder, step, totals, Identity("data", "policy", {"a": [1, 2]}, {"b": None}, {"v": "x"})).write()
     return folder
 
@@ -70,7 +74,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no digest": (edited("resume.json", lambda tree: tree.pop("digest")), "resume.json: is damaged"),
     "an earlier format": (
         edited("resume.json", lambda tree: tree.update(format=1)),
-        "resume.json: has format 1; this program reads 2: resume it with the version that saved it",
+        "resume.json: has format 1; this program reads 2 and 3: resume it with the version that saved it",
     ),
     "no object": (lambda folder: (folder / "resume.json").write_text("[]"), "resume.json: is damaged"),
     "cut": (
@@ -95,7 +99,8 @@ def test_a_step_is_read_as_it_was_saved_also_from_a_copy_but_under_no_other_name
     folder = saved(tmp_path, 2)
     shutil.copytree(folder, tmp_path / "copy" / "step_2")
     first, second = ResumeState.read(folder), ResumeState.read(tmp_path / "copy" / "step_2")
-    assert first.totals == second.totals == Totals(2, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 0.5})
+    totals = Totals(2, 123.0, 0.1 + 0.2, 0.6931471805599453, {"train:loss": 0.5}, state={"mean": 1 / 3e-7})
+    assert first.totals == second.totals == totals
     assert first.identity == Identity("data", "policy", {"a": [1, 2]}, {"b": None}, {"v": "x"})
     assert first.identity.kernels == ""  # as in steps that were saved before it was recorded
     folder.rename(tmp_path / "step_7")
@@ -108,3 +113,29 @@ def test_other_kernels_are_said_and_no_reason_to_refuse() -> None:
     line = "kernels were torch, are c 1: from here on numbers are rounded otherwise"
     for before, expected in zip(saved_by, ([], [line], []), strict=True):
         assert check_identity(before, saved_by[0], Path("step_2")) == expected
+
+
+def test_a_step_of_format_2_is_read_and_has_no_state(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 2)
+    tree = orjson.loads((folder / "resume.json").read_bytes())
+    tree["format"] = 2
+    del tree["digest"], tree["totals"]["state"]
+    tree["digest"] = hashlib.sha256(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    (folder / "resume.json").write_bytes(orjson.dumps(tree))
+    state = ResumeState.read(folder)
+    assert (state.step, state.totals.state) == (2, {})
+
+
+def test_a_state_of_another_objective_is_refused() -> None:
+    """Each objective goes on with its own numbers alone, and one without a state with none."""
+    assert goes_on(Shifted(), Totals(state={"mean": 0.25}), Path("step_2")) == Carried(Shifted(0.25))
+    assert goes_on(Dpo(0.1), Totals(reward_noise=0.5), Path("step_2")) == Carried(Dpo(0.1), 0.5)
+    refusals = [
+        (Shifted(), {}, "step_2: has none for the state of the objective, which is mean: "),
+        (Shifted(), {"mean": 1.0, "other": 2.0}, "step_2: has mean, other for the state of the objective, which is mean: "),
+        (Dpo(0.1), {"mean": 1.0}, "step_2: has mean for the state of the objective, which is none: "),
+    ]
+    for objective, state, words in refusals:
+        with pytest.raises(UserError) as caught:
+            goes_on(objective, Totals(state=state), Path("step_2"))
+        assert str(caught.value).startswith(words)
