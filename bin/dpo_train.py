@@ -6,9 +6,12 @@
     dpo-train scored.arrow --policy P --run-dir run --validation held_out.arrow -c tiny.yaml
     torchrun --nproc-per-node 8 --no-python dpo-train scored.arrow --policy P --run-dir run -c tiny.yaml
     dpo-train pairs.arrow --policy P --run-dir sft dpo.preference_loss_weight=0 dpo.sft_loss_weight=1
+    dpo-train scored.arrow --policy P --run-dir run 'dpo.preference_loss={dpo: 0.8, sft: 1.0}'
+    dpo-train scored.arrow --policy P --run-dir run --objective mine.py:Margin dpo.reference_policy_kl_penalty=0.1
 
-INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the run folder first). With
-dpo.preference_loss_weight=0 it may be tokenized_pairs: that is supervised fine-tuning on the chosen responses.
+INPUT is scored_pairs from ref-logprobs, a path or "-" (it is spooled into the run folder first). It may be tokenized_pairs
+where dpo.preference_loss names objectives without a reference, and with dpo.preference_loss_weight=0, which is supervised
+fine-tuning on the chosen responses. `nemotron-steps show dpo` lists the objectives.
 --validation may be repeated with names; a path that exists is one, even with "=" in it. Keys are NeMo-RL's; KEY.PATH=VALUE
 wins over the config.
 
@@ -62,11 +65,16 @@ SAY = functools.partial(cli.say, PROGRAM)
 )
 @click.option("--run-dir", required=True, type=cli.PATH, help="Folder of this run.")
 @click.option("--validation", multiple=True, metavar="[NAME=]INPUT", help="Scored pairs to validate on [NAME: default].")
-@click.option(
-    "-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file, or a name that `nemotron-steps run dpo -c` takes."
-)
+@click.option("-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file, or the name of a shipped config.")
+@click.option("--objective", metavar="FILE.py:NAME", help="Objective of your own: runs FILE.py. No config can say this.")
 def command(
-    source: str, overrides: tuple[str, ...], policy: str, run_dir: str, validation: tuple[str, ...], config: str | None
+    source: str,
+    overrides: tuple[str, ...],
+    policy: str,
+    run_dir: str,
+    validation: tuple[str, ...],
+    config: str | None,
+    objective: str | None,
 ) -> int:
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy import parallel
@@ -77,11 +85,12 @@ def command(
     cli.warn_of_untried(PROGRAM)
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
     held_out, folder = _validation_sets(validation), Path(run_dir)
-    run = _config(config, overrides, held_out)
+    run = _config(config, overrides, held_out, objective)
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
     _check_router(run, initial)
     with parallel.joined(SAY), _held(run, folder):
+        _check_own_objective(run)
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
         data, sets = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
         settings = _settings(run, data, sets)
@@ -92,19 +101,39 @@ def command(
         return _train(run, initial, folder, data, sets, settings, identity, resumed)
 
 
-def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path]) -> RunConfig:
+def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path], objective: str | None) -> RunConfig:
     """The checked configuration of the run; what it warns of is said."""
-    from nemotron_dpo.config import load_run_and_idle, with_home
+    from nemotron_dpo.config import load_objective, load_run_and_idle, with_home
     from nemotron_dpo.steps.catalogue import manifest
 
     if path is not None and not Path(path).is_file():
         path = str(manifest.find_config(manifest.find_step("rl/nemo_rl/dpo", manifest.discover(manifest.configs_root())), path))
-    run, warnings, idle = load_run_and_idle(path, overrides, list(held_out))
+    own = None if objective is None else load_objective(objective)
+    run, warnings, idle = load_run_and_idle(path, overrides, list(held_out), own)
     for warning in warnings:
         SAY(f"warning: {warning}")
     if idle:
         SAY(f"no meaning here: {', '.join(key.key for key in idle)}; `nemotron-steps run dpo -d -v -c {path}` says why")
     return with_home(run)
+
+
+def _check_own_objective(run: RunConfig) -> None:
+    """Raise UserError where the user's own objective is not the same on all ranks, or does not work on two made-up pairs."""
+    from nemotron_dpo.config import blamed, objective_of
+    from nemotron_dpo.objective.trial import problem
+    from nemotron_dpo.policy import parallel
+
+    own = run.dpo.own_objective
+    if own is None:
+        return
+    digests = parallel.gather(own.digest) if parallel.job_size() > 1 else [own.digest]
+    if len(set(digests)) > 1:
+        where = ", ".join(f"rank {rank}: {digest[:17]}" for rank, digest in enumerate(digests))
+        raise UserError(f"is not the same file on all ranks ({where})", source=own.entry.source, remedy="give all the same")
+    with blamed(own.entry.source):
+        found = problem(objective_of(run.dpo))
+    if found is not None:
+        raise UserError(f"{own.entry.name} {found}", source=own.entry.source)
 
 
 def _initial_policy(run: RunConfig, policy: str) -> ModelSource:

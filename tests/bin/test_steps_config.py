@@ -43,7 +43,7 @@ def test_overrides_before_and_after_options_with_the_origin_of_every_value(tmp_p
         "dpo.seed 3 # dpo.seed=3",
         "dpo.val_period 4 # dpo.val_period=4",
         f"dpo.max_num_steps 10 # tiny.yaml:{tiny.index('  max_num_steps: 10') + 1}",
-        "dpo.preference_loss_weight 1.0 # default.yaml:14",
+        "dpo.preference_loss_weight 1.0 # default.yaml:15",
         "cluster.gpus_per_node 2 # profile two",
         "cluster.num_nodes 1",
     ):

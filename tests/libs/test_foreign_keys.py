@@ -108,8 +108,8 @@ IDLE = [
     f"{MEGATRON}.distributed_data_parallel_config.data_parallel_sharding_strategy",
     f"{MEGATRON}.optimizer.optimizer_cpu_offload",
     f"{MEGATRON}.optimizer.use_precision_aware_optimizer",
-    "dpo.preference_loss",
     "dpo.gt_reward_scale",
+    "dpo.label_smoothing",
     "policy.reward_model_cfg",
 ]
 TEXT = """
@@ -123,7 +123,7 @@ policy:
     checkpoint: {async_save: true}
     distributed_data_parallel_config: {overlap_grad_reduce: true, data_parallel_sharding_strategy: optim}
     optimizer: {optimizer_cpu_offload: true, use_precision_aware_optimizer: true}
-dpo: {preference_loss: dpo, gt_reward_scale: 1.0}
+dpo: {preference_loss: apo_zero, gt_reward_scale: 1.0, label_smoothing: 0}
 """
 
 
@@ -136,12 +136,15 @@ def test_keys_without_meaning_have_a_reason_and_a_place(tmp_path: Path):
     assert str(found["checkpointing.is_async"]).startswith(f'{path}:4: "checkpointing.is_async" has no meaning here: it is ')
     assert all(key.reason and key.line for key in found.values())
     ours = load_run(path, [])[0]
-    assert (ours.dpo, ours.checkpointing) == (RunConfig().dpo, RunConfig().checkpointing)
+    assert ours.checkpointing == RunConfig().checkpointing
     assert ours.policy.max_grad_norm == PolicyConfig().max_grad_norm
 
 
 REFUSALS = [
-    ("dpo.preference_loss=ipo", "which is another objective and is not built: leave it 'dpo'"),
+    (
+        "dpo.objective=mine.py:Margin",
+        "which runs code of a file and is not built: give it as dpo-train --objective FILE.py:NAME",
+    ),
     ("policy.hf_config_overrides={rope_theta: 1e6}", "changes the model and is not built: write it into config.json"),
     ("policy.hf_config_overrides={router_aux_loss_coef: 0.01}", "is 0.01, which changes the model"),
     ("checkpointing.ft_save_period=10", "is 10, which keeps other steps and is not built: leave it null, and set"),

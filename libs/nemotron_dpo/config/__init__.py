@@ -19,7 +19,8 @@ from nemotron_dpo.config.load import (
     run_tree,
     to_yaml,
 )
-from nemotron_dpo.config.objective import objective_of
+from nemotron_dpo.config.objective import objective_names, objective_of
+from nemotron_dpo.config.own_objective import blamed, load_objective
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
 from nemotron_dpo.config.run_env import RunEnv, leaves, load_run_env
 from nemotron_dpo.config.schema import (
@@ -54,15 +55,18 @@ __all__ = [
     "ScheduleConfig",
     "SequencePackingConfig",
     "TokenizerConfig",
+    "blamed",
     "dump_run",
     "identity",
     "idle_keys",
     "known_keys",
     "leaves",
+    "load_objective",
     "load_plain",
     "load_run",
     "load_run_and_idle",
     "load_run_env",
+    "objective_names",
     "objective_of",
     "plain_origins",
     "ranking",

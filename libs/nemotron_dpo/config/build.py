@@ -11,9 +11,10 @@ import re
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from nemotron_dpo.config.dpo import OwnObjective, is_key
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
@@ -29,8 +30,10 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
-def build_run(tree: Tree) -> tuple[RunConfig, dict[str, str]]:
+def build_run(tree: Tree, own: OwnObjective | None = None) -> tuple[RunConfig, dict[str, str]]:
     """The RunConfig that the canonical `tree` describes, and the keys in it without effect (dotted key -> reason).
+
+    It trains the user's `own` objective where there is one.
 
     Takes the known keys out of `tree`. Raises UserError for a wrong type or value, a setting that is not built, and an unknown
     key; the field of the error is the dotted key.
@@ -38,6 +41,7 @@ def build_run(tree: Tree) -> tuple[RunConfig, dict[str, str]]:
     _refuse_unbuilt(tree)
     length = tree["data"].pop("max_input_seq_length", None) if isinstance(tree.get("data"), dict) else None
     run = _build(RunConfig, tree, "")
+    run = replace(run, dpo=replace(run.dpo, own_objective=own))
     _refuse_unbuilt(tree)  # again: _build has put the remaining keys of every set directly under data.validation
     _check_peft(run.policy.megatron_cfg.peft)
     _check_length(length, run.policy.max_total_sequence_length)
@@ -101,7 +105,8 @@ def nearest(key: str) -> str:
 def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the dataclass `cls` and its sections, in the order of their fields."""
     keys: list[str] = []
-    for name, hint in get_type_hints(cls).items():
+    hints = get_type_hints(cls)
+    for name, hint in ((item.name, hints[item.name]) for item in fields(cls) if is_key(item)):
         nested = is_dataclass(hint)
         keys += known_keys(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return keys
@@ -135,7 +140,7 @@ def _build(cls: Any, tree: Tree, prefix: str) -> Any:
     values: Tree = {}
     for item in fields(cls):
         key = f"{prefix}{item.name}"
-        if item.name not in tree:
+        if item.name not in tree or not is_key(item):
             continue
         if is_dataclass(hints[item.name]):
             section = tree[item.name]
@@ -182,13 +187,17 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return _convert(value, next(a for a in args if a is not type(None)), key)
+        kinds = [kind for kind in args if kind is not type(None)]
+        mappings = [kind for kind in kinds if get_origin(kind) is dict]
+        return _convert(value, (mappings if isinstance(value, dict) and mappings else kinds)[0], key)
     if origin is Literal:
         if value not in args:
             raise UserError(f"is {value!r} where {' or '.join(map(repr, args))} is due", field=key)
         return value
     if origin is tuple:
         return _convert_tuple(value, args, key)
+    if origin is dict and args[1] is not Any:
+        return {str(name): _convert(part, args[1], f"{key}.{name}") for name, part in _expect(value, dict, key).items()}
     return _expect(value, origin or hint, key)
 
 

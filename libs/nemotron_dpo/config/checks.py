@@ -10,7 +10,8 @@ import re
 from collections.abc import Collection, Iterator
 from functools import partial
 
-from nemotron_dpo.config.objective import objective_of
+from nemotron_dpo.config.objective import objective_of, parts_of
+from nemotron_dpo.config.objective_settings import objective_remarks
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, selectors_text, unmeasured
@@ -39,9 +40,10 @@ def seconds_until(text: str) -> float:
 
 
 def _check_objective(run: RunConfig) -> None:
-    if run.dpo.preference_loss_weight == run.dpo.sft_loss_weight == 0:
+    if not parts_of(run.dpo):
         message = "is 0, and so is dpo.sft_loss_weight: nothing would be trained"
         raise UserError(message, field="dpo.preference_loss_weight")
+    objective_of(run.dpo)
 
 
 def _check_schedule(run: RunConfig) -> None:
@@ -117,9 +119,7 @@ def _validates(run: RunConfig) -> bool:
 
 def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
     dpo, keep, schedule = run.dpo, run.checkpointing, run.policy.scheduler
-    if dpo.reference_policy_kl_penalty == 0 and objective_of(dpo).needs.reference:
-        text = "is 0: the preference loss is ln 2 whatever the policy does, and moves nothing"
-        yield "dpo.reference_policy_kl_penalty", text
+    yield from objective_remarks(dpo)
     if schedule.warmup_steps >= dpo.max_num_steps:
         text = f"is {schedule.warmup_steps}, and the run has no more than {dpo.max_num_steps} steps: all of it is warm-up"
         yield "policy.scheduler.warmup_steps", text

@@ -48,8 +48,6 @@ policy {offload_optimizer_for_logprob}""",
     "generates text, which DPO does not": """
 policy {generation refit_buffer_size_gb}
 policy.megatron_cfg {clear_memory_caches_before_refit}""",
-    "scales rewards of objectives that are refused": """
-dpo {gt_reward_scale}""",
     "chooses among backends of NeMo-RL; there is one here": """
 policy.dtensor_cfg {enabled _v2}
 policy.megatron_cfg {enabled}""",
@@ -124,7 +122,7 @@ _SYSTEM = tuple(
 _KEEP = "keeps other steps"
 _GROUPS = "chooses other experts than the model was trained with"
 REFUSED: tuple[Refused, ...] = (
-    Refused("dpo.preference_loss", ("dpo", None), "is another objective"),
+    Refused("dpo.objective", (None,), "runs code of a file", "give it as dpo-train --objective FILE.py:NAME"),
     Refused("policy.optimizer.amsgrad", (False, None), "is another optimizer"),
     Refused("policy.optimizer.maximize", (False, None), "climbs the loss"),
     Refused("policy.megatron_cfg.optimizer.fp16", (False, None), "computes in another precision"),

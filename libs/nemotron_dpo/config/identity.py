@@ -7,6 +7,9 @@ from functools import reduce
 from typing import Any
 
 from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.dpo import DpoConfig
+from nemotron_dpo.config.objective import canonical_name
+from nemotron_dpo.config.objective_settings import settings_of
 from nemotron_dpo.config.schema import RunConfig
 
 # May change, with a warning: how long the run is and what is measured on the way.
@@ -36,7 +39,19 @@ def identity(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """(fixed, free) settings of `run` by dotted key; a key that is not listed here is fixed."""
     keys = [key for key in known_keys() if not f"{key}.".startswith(_SECTIONS)]
     fixed = {key: _value(run, key) for key in keys if key not in _FREE}
-    return fixed, {key: _value(run, key) for key in _FREE}
+    return fixed | _objective(run.dpo), {key: _value(run, key) for key in _FREE}
+
+
+def _objective(dpo: DpoConfig) -> dict[str, Any]:
+    """What is trained, by whatever alias it was named and whether its defaults were written out or not."""
+    found: dict[str, Any] = {f"dpo.{key}": value for key, value in settings_of(dpo).items()}
+    if dpo.own_objective is not None:
+        found["--objective"] = f"{dpo.own_objective.entry.name} of a file {dpo.own_objective.digest}"
+    elif isinstance(dpo.preference_loss, str):
+        found["dpo.preference_loss"] = canonical_name(dpo.preference_loss)
+    else:
+        found["dpo.preference_loss"] = {canonical_name(name): weight for name, weight in dpo.preference_loss.items()}
+    return found
 
 
 def _value(run: RunConfig, key: str) -> Any:

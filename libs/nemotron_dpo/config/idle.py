@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from nemotron_dpo.config.foreign_keys import TRACKERS
 from nemotron_dpo.config.layer import ConfigLayer
-from nemotron_dpo.config.schema import DpoConfig, MegatronConfig, RunConfig
+from nemotron_dpo.config.objective_settings import idle_settings as idle_objective
+from nemotron_dpo.config.schema import MegatronConfig, RunConfig
 
 # section -> its keys that count even where its `enabled` is false
 _SWITCHED = {
@@ -33,7 +34,7 @@ def idle_settings(run: RunConfig) -> dict[str, str]:
     )
     idle = {key: reason for key, is_asked, reason in asked if is_asked}
     idle |= dict.fromkeys(_idle_recompute(megatron), "counts for nothing with the other recompute keys as they are")
-    return idle | dict.fromkeys(_idle_objective(run.dpo), "belongs to a term of the loss that has no weight")
+    return idle | idle_objective(run.dpo)
 
 
 def switched_off(run: RunConfig, layers: Sequence[ConfigLayer]) -> dict[str, str]:
@@ -63,11 +64,3 @@ def _idle_recompute(megatron: MegatronConfig) -> list[str]:
     if not megatron.activation_checkpointing:
         idle = ("recompute_granularity", "recompute_modules", *full)
     return [f"policy.megatron_cfg.{name}" for name in idle if getattr(megatron, name) is not None]
-
-
-def _idle_objective(dpo: DpoConfig) -> list[str]:
-    """Settings of a term of the loss that has no weight; averaging is often set for both terms at once."""
-    idle = ("reference_policy_kl_penalty", "preference_average_log_probs") if dpo.preference_loss_weight == 0 else ()
-    if dpo.sft_loss_weight == 0 and not dpo.preference_average_log_probs:
-        idle = (*idle, "sft_average_log_probs")
-    return [f"dpo.{name}" for name in idle if getattr(dpo, name) != getattr(DpoConfig, name)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config.build import build_plain, build_run
 from nemotron_dpo.config.checks import Remark, check
+from nemotron_dpo.config.dpo import DpoConfig, OwnObjective
+from nemotron_dpo.config.dpo_spellings import trl_remarks
 from nemotron_dpo.config.idle import switched_off
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.merge import read_layers, resolve_layers
@@ -73,10 +75,13 @@ def idle_keys(
 
 
 def load_run_and_idle(
-    config: str | Path | None, overrides: Sequence[str], validation: Collection[str]
+    config: str | Path | None, overrides: Sequence[str], validation: Collection[str], own: OwnObjective | None = None
 ) -> tuple[RunConfig, list[str], list[IdleKey]]:
-    """What `load_run` and `idle_keys` give, of one reading, for a run that validates the sets named in `validation`."""
-    run, idle, remarks = _loaded(config, overrides, None, None, with_run_env=False, validation=validation)
+    """What `load_run` and `idle_keys` give, of one reading, for a run that validates the sets named in `validation`.
+
+    It trains the user's `own` objective where there is one.
+    """
+    run, idle, remarks = _loaded(config, overrides, None, None, with_run_env=False, validation=validation, own=own)
     warnings = [*(str(key) for key in idle if key.unexpected), *remarks]
     return run, warnings, [key for key in idle if not key.unexpected]
 
@@ -89,17 +94,20 @@ def _loaded(
     *,
     with_run_env: bool,
     validation: Collection[str] | None = None,
+    own: OwnObjective | None = None,
 ) -> tuple[RunConfig, list[IdleKey], list[str]]:
     """The run, its keys without meaning, and the remarks on it."""
     layers = read_layers(config, overrides, base, shipped)
     try:
         tree = resolve_layers(layers)
         tree, replaced = canonical(split_run_env(tree)[0] if with_run_env else tree)
-        run, idle = build_run(tree)
+        run, idle = build_run(tree, own)
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
     try:
         remarks = check(run, [name for name, _ in run.data.validation] if validation is None else validation)
+        sections = [layer.plain.get("dpo") for layer in layers if isinstance(layer.plain, dict)]
+        remarks += trl_remarks([one for one in sections if isinstance(one, dict)], averages=bool(run.dpo.sft_average_log_probs))
     except UserError as error:
         raise _located(error, layers, exact=True) from None
     unsaid = switched_off(run, layers)
@@ -161,7 +169,10 @@ def dump_run(run: RunConfig) -> str:
 
 def run_tree(run: RunConfig) -> dict[str, Any]:
     """`run` as plain data in the spelling of a config file."""
-    tree = asdict(run)
+    tree = asdict(replace(run, dpo=replace(run.dpo, own_objective=None)))
+    unset = [item.name for item in fields(DpoConfig) if "is_setting" in item.metadata and getattr(run.dpo, item.name) is None]
+    for name in ("own_objective", *unset):
+        del tree["dpo"][name]
     if run.policy.tokenizer.chat_template is None:  # null would mean none at all
         tree["policy"]["tokenizer"]["chat_template"] = "default"
     tree["data"]["validation"] = dict(tree["data"]["validation"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.config.dpo_spellings import TRL_NAMES, in_our_names, replaced
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.redact import redact_override
 from nemotron_dpo.config.spellings import Tree
@@ -120,7 +121,8 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = _hoisted(layer.tree)
+    tree = _renamed(_hoisted(layer.tree), layer)
+    _make_room(below, tree, layer)
     old, new = (OmegaConf.select(config, "policy.scheduler") for config in (below, tree))
     if None not in (old, new) and OmegaConf.is_list(old) != OmegaConf.is_list(new):
         if OmegaConf.is_dict(new) and "name" not in new:
@@ -131,6 +133,32 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
         return OmegaConf.merge(below, tree)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"cannot be merged ({_reason(error)})", source=layer.source) from None
+
+
+def _renamed(tree: Any, layer: ConfigLayer) -> Any:
+    """`tree` with TRL's names in the section dpo rewritten into ours."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(tree)
+    dpo = plain.get("dpo") if isinstance(plain, dict) else None
+    if not isinstance(dpo, dict) or not dpo.keys() & TRL_NAMES.keys():
+        return tree
+    return OmegaConf.create({**plain, "dpo": in_our_names(dpo, layer.source)})
+
+
+def _make_room(below: Any, tree: Any, layer: ConfigLayer) -> None:
+    """Remove from `below` what `layer`, whose tree is `tree`, says anew as a whole. Raises UserError for a part of nothing."""
+    from omegaconf import OmegaConf
+
+    old, new = (OmegaConf.select(config, "dpo") for config in (below, tree))
+    if not OmegaConf.is_dict(new):
+        return
+    path, key = ("" if layer.is_file else layer.text.partition("=")[0].strip()), "dpo.preference_loss"
+    for name in replaced(new, path) if OmegaConf.is_dict(old) else ():
+        old.pop(name, None)
+    if path.startswith(f"{key}.") and not OmegaConf.is_dict(OmegaConf.select(below, key)):
+        remedy = f"give all of it: {key}={{NAME: WEIGHT, NAME: WEIGHT}}"
+        raise UserError("leads into a mixture, and none is below", source=layer.source, field=path, remedy=remedy)
 
 
 def _hoisted(tree: Any) -> Any:

@@ -9,31 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nemotron_dpo.config.dpo import DpoConfig
+
 # Of a field that names a file, a folder or a model: see `with_home`.
 PATH = {"is_path": True}
-
-
-@dataclass(frozen=True)
-class DpoConfig:
-    """The objective and the length of the run; batch sizes count pairs.
-
-    `val_batches` <= 0 means all, `val_period` <= 0 never.
-    """
-
-    max_num_epochs: int = field(default=1, metadata={"minimum": 1})
-    max_num_steps: int = field(default=500, metadata={"minimum": 1})
-    val_period: int = 50
-    val_batches: int = 8
-    val_global_batch_size: int = field(default=8, metadata={"minimum": 1})
-    val_at_start: bool = True
-    val_at_end: bool = True
-    seed: int = field(default=42, metadata={"minimum": 0, "less_than": 2**63})
-    reference_policy_kl_penalty: float = field(default=0.05, metadata={"minimum": 0})
-    preference_average_log_probs: bool = False
-    sft_average_log_probs: bool = False
-    preference_loss_weight: float = field(default=1.0, metadata={"minimum": 0})
-    sft_loss_weight: float = field(default=0.0, metadata={"minimum": 0})
-    allow_reference_mismatch: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +200,7 @@ class ClusterConfig:
 class RunConfig:
     """Everything a run is."""
 
-    dpo: DpoConfig = DpoConfig()
+    dpo: DpoConfig = field(default_factory=DpoConfig)
     policy: PolicyConfig = PolicyConfig()
     data: DataConfig = DataConfig()
     checkpointing: CheckpointingConfig = CheckpointingConfig()

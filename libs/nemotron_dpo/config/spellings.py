@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nemotron_dpo.config.dpo_spellings import canonical_dpo, dpo_spellings
 from nemotron_dpo.config.megatron_spellings import MEGATRON_ADAM, MEGATRON_SCHEDULE, Tree, drop_empty, megatron_optimizer
 from nemotron_dpo.errors import UserError
 
@@ -57,12 +58,16 @@ def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
         _scheduler(policy)
     if isinstance(data, dict):
         _datasets(data)
+    if isinstance(dpo := tree.get("dpo"), dict):
+        canonical_dpo(dpo)
     return tree, idle
 
 
 def spellings(key: str) -> list[str]:
     """The dotted keys under which a config may give the value of the dotted `key`, beginning with `key`."""
     section, _, leaf = key.rpartition(".")
+    if section == "dpo":
+        return [f"dpo.{name}" for name in dpo_spellings(leaf)]
     if section == "policy.optimizer":
         theirs = {ours: name for name, ours in MEGATRON_ADAM.items()} | {"betas": "adam_beta1"}
         return [key, f"{section}.kwargs.{leaf}", f"policy.megatron_cfg.optimizer.{theirs.get(leaf, leaf)}"]

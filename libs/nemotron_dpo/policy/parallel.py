@@ -239,9 +239,9 @@ def agreed(work: Callable[[], T]) -> T:
     return result[0]
 
 
-def gather(mine: list[int]) -> list[list[int]]:
+def gather(mine: T) -> list[T]:
     """`mine` of every process."""
-    parts: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    parts = [mine] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return parts
 

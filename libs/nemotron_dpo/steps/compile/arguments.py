@@ -62,6 +62,9 @@ def _refuse_slip(token: str, name: str, value: str | None, sections: Collection[
         meant = redact_override(f"{name}={value or 'VALUE'}")
         raise _slip(token, "is a key of the config behind dashes", f"write {meant}")
     typed = token.partition("=")[0]
+    if typed == "--objective":
+        remedy = "run the stages with --to ref-logprobs, then dpo-train by hand as --dry-run prints it, with --objective"
+        raise _slip(token, "is dpo-train's: a job runs on other machines too, which have no such file", remedy)
     close = difflib.get_close_matches(typed, options, n=1, cutoff=0.75) if typed.startswith("--") else []
     if close and name.replace("-", "_") not in sections:
         raise _slip(token, "is no option", f"did you mean {close[0]}?")

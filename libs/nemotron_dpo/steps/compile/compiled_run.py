@@ -99,6 +99,8 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     for warning in warnings:
         say(f"warning: {warning}")
     plan = planner.compile(config, job, found.folder)
+    for note in plan.notes:
+        say(note)
     choices = choose(plan, request.first, request.last, force=request.force)
     provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)
     idle = planner.idle(path, arguments.overrides, profile.cluster(), shipped=found.folder) if planner.idle else []

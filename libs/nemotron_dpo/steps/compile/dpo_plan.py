@@ -13,6 +13,7 @@ from nemotron_dpo.config import (
     DatasetConfig,
     MegatronConfig,
     RunConfig,
+    objective_names,
     objective_of,
     redact,
     router_refusal,
@@ -51,7 +52,15 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
     if export_dir:
         stages.append(_export_stage(run, job, export_dir))
     made = {"checkpoint_megatron": export_dir} if export_dir else {}
-    return Plan(job, job / "run", export_dir, files, prelude, tuple(stages), made, num_processes(run))
+    return Plan(job, job / "run", export_dir, files, prelude, tuple(stages), made, num_processes(run), _notes(run))
+
+
+def _notes(run: RunConfig) -> tuple[str, ...]:
+    """That nothing is scored, where it is so."""
+    if objective_of(run.dpo).needs.reference:
+        return ()
+    names = " and ".join(objective_names(run.dpo))
+    return (f"{names}: no reference is needed, so no pairs are scored",)
 
 
 def num_processes(run: RunConfig) -> int:

@@ -58,6 +58,7 @@ class Plan:
 
     `prelude` makes a policy that must be in the cache before the stages run. `artifacts` maps each type that the step produces
     to the path where it will lie. `num_processes` counts the processes of a stage that runs a model, over all nodes.
+    `notes` say to a person what may surprise in the stages.
     """
 
     job: Path
@@ -68,6 +69,7 @@ class Plan:
     stages: tuple[Stage, ...]
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     num_processes: int = 1
+    notes: tuple[str, ...] = ()
 
 
 def launched(stage: Stage, num_processes: int) -> Stage:

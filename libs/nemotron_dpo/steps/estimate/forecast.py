@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nemotron_dpo.config import RunConfig, objective_of
+from nemotron_dpo.config import RunConfig, objective_names, objective_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora_targets import check_targets
@@ -74,13 +74,18 @@ def _flops(
     batch, steps, most = run.policy.train_global_batch_size, run.dpo.max_num_steps, "at most "
     if num_pairs is not None:
         steps, most = min(steps, run.dpo.max_num_epochs * (num_pairs // batch)), ""
-    step = batch * flops.training(architecture, sizes, lengths)
+    needs, names = objective_of(run.dpo).needs, " and ".join(objective_names(run.dpo))
+    before = batch * flops.scoring(architecture, lengths) if needs.whole_batch else 0.0
+    step = batch * flops.training(architecture, sizes, lengths) + before
     total = f"{_scaled(step * steps)}FLOP in {most}{counted(steps, 'step')}"
-    yield "training", f"{_scaled(step)}FLOP a step of {counted(batch, 'pair')}, {total}"
-    if objective_of(run.dpo).needs.reference:
+    first = f"; {_scaled(before)}FLOP of a step are a forward pass before it, which {names} takes" if before else ""
+    yield "training", f"{_scaled(step)}FLOP a step of {counted(batch, 'pair')}, {total}{first}"
+    if needs.reference:
         pair = flops.scoring(architecture, lengths)
         total = f", {_scaled(pair * num_pairs)}FLOP in all" if num_pairs is not None else ""
         yield "reference", f"{_scaled(pair)}FLOP a pair{total}"
+    else:
+        yield "reference", f"not scored: {names} needs none"
 
 
 def _memory(architecture: Architecture, sizes: Sizes) -> str:

@@ -1,0 +1,66 @@
+"""The section `dpo` of a config: which objective is trained, with which settings, and how long the run is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemotron_dpo.objective.registry import Entry
+
+
+def _setting() -> Any:
+    """A setting of some of the objectives: None is the default of the objective that has it, which checks it as well."""
+    return field(default=None, metadata={"is_setting": True})
+
+
+@dataclass(frozen=True)
+class OwnObjective:
+    """A user's objective, from a file that the command line named; `digest` is the file's."""
+
+    entry: Entry
+    digest: str
+
+
+@dataclass(frozen=True)
+class DpoConfig:
+    """The objective and the length of the run; batch sizes count pairs.
+
+    `preference_loss` is a name, or maps several names to their weights. `val_batches` <= 0 means all, `val_period` <= 0 never.
+    `own_objective` stands in place of `preference_loss`; it is no key of a config, because a config may be a stranger's.
+    """
+
+    max_num_epochs: int = field(default=1, metadata={"minimum": 1})
+    max_num_steps: int = field(default=500, metadata={"minimum": 1})
+    val_period: int = 50
+    val_batches: int = 8
+    val_global_batch_size: int = field(default=8, metadata={"minimum": 1})
+    val_at_start: bool = True
+    val_at_end: bool = True
+    seed: int = field(default=42, metadata={"minimum": 0, "less_than": 2**63})
+    preference_loss: str | dict[str, float] = "dpo"
+    reference_policy_kl_penalty: float = field(default=0.05, metadata={"minimum": 0})
+    preference_average_log_probs: bool | None = _setting()
+    sft_average_log_probs: bool | None = None
+    preference_loss_weight: float = field(default=1.0, metadata={"minimum": 0})
+    sft_loss_weight: float = field(default=0.0, metadata={"minimum": 0})
+    label_smoothing: float | None = _setting()
+    gamma: float | None = _setting()
+    gt_reward_scale: float | None = _setting()
+    alphapo_alpha: float | None = _setting()
+    beta_dpo_alpha: float | None = _setting()
+    beta_dpo_momentum: float | None = _setting()
+    chi_po_r_max: float | None = _setting()
+    cpo_alpha: float | None = _setting()
+    discopop_tau: float | None = _setting()
+    dpop_lambda: float | None = _setting()
+    odpo_alpha: float | None = _setting()
+    odpo_gap: str | None = _setting()
+    orpo_lambda: float | None = _setting()
+    allow_reference_mismatch: bool = False
+    own_objective: OwnObjective | None = field(default=None, metadata={"is_typed": True})
+
+
+def is_key(item: dataclasses.Field[Any]) -> bool:
+    """Whether a config may set this field."""
+    return not item.metadata.get("is_typed", False)
