@@ -75,7 +75,7 @@ ROOMS = {
 }
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
-    ("config", "objective"): {"metric_names", "protocol", "registry", "settings", "weighted_sum"},
+    ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
     ("steps", "kernels"): {"choice"},
     ("steps", "policy"): {"architecture", "flops", "layout", "lora_targets", "recompute", "sublayers"},
     ("steps", "checkpoint"): {"families", "run_config"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from nemotron_dpo.config import DpoConfig, dump_run, identity, load_run, objective_of
 from nemotron_dpo.config.objective import MEANT, Part
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.modified import modifiers
 from nemotron_dpo.objective.registry import entries, find
 
 MPO = "dpo.preference_loss={dpo: 0.8, bco_pair: 0.2, sft: 1.0}"
@@ -66,8 +68,6 @@ def _pairs() -> Any:
 
 
 def _softplus(x: float) -> float:
-    import math
-
     return math.log1p(math.exp(x))
 
 
@@ -90,6 +90,13 @@ LOSSES = [
     (["dpo.loss_type=[sigmoid, sft]", "dpo.loss_weights=[1.0, 0.5]"], _softplus(-0.6) + 0.5 * 4 / 2),
     (["dpo.loss_type=[sigmoid, hinge]"], _softplus(-0.6) + 0.4),
     (["dpo.rpo_alpha=0.5"], _softplus(-0.6) + 0.5 * 4 / 2),
+    (["dpo.f_divergence_type=forward_kl"], _softplus(-0.3 * (math.exp(-1) - math.exp(-3)))),  # 1 - e^-r in place of r
+    (
+        ["dpo={f_divergence_type: alpha_divergence, f_alpha_divergence_coef: 0.5}"],
+        _softplus(-0.3 * 2 * (math.exp(-0.5) - math.exp(-1.5))),
+    ),
+    (["dpo.length_alpha=0.1"], _softplus(-(0.6 + 0.1 * (2 - 1)))),
+    ([MPO, "dpo.length_alpha=0"], 0.8 * _softplus(-0.6) + 0.2 * (_softplus(-0.9) + _softplus(0.3)) + 4),
 ]
 
 
@@ -100,6 +107,13 @@ def test_settings_reach_the_loss():
 
 
 REFUSED = [
+    (["dpo.preference_loss=apo_zero", "dpo.f_divergence=js_divergence"], '"dpo.f_divergence" has no meaning with apo_zero: it goes with'),
+    ([MPO, "dpo.f_divergence=forward_kl"], "has no meaning with bco_pair: it goes with"),
+    (["dpo.f_divergence=js"], "is 'js': there are reverse_kl, forward_kl, js_divergence, alpha_divergence"),
+    (["dpo.f_alpha=0.3"], '"dpo.f_alpha" belongs to f_divergence=alpha_divergence, which is reverse_kl'),
+    (["dpo.ld_alpha=1.5"], '"dpo.ld_alpha" is 1.5: must be at most 1'),
+    (["dpo.preference_loss=simpo", "dpo.ld_alpha=0.5"], "has no meaning with simpo: it goes with"),
+    (["dpo.preference_loss=sft", "dpo.label_smoothing=0.1"], "is 0.1, which sft does not use: what it uses is dpo.sft_average_log_probs"),
     # overrides, of which the last is named; what is said
     (["dpo.preference_loss=IPO"], "\"dpo.preference_loss\" is 'IPO', no objective: did you mean ipo? there are alphapo, "),
     (["dpo.preference_loss=simp0"], "did you mean simpo?"),
@@ -155,6 +169,9 @@ def test_what_cannot_be_meant_is_one_line():
 
 def test_settings_that_ask_for_nothing_are_counted_and_said():
     for overrides, key, reason in (
+        (["dpo.f_alpha_divergence_coef=0.5"], "f_alpha", "is a setting of alpha_divergence, and asks for nothing"),
+        (["dpo.preference_loss=apo_zero", "dpo.f_divergence=reverse_kl"], "f_divergence", "of other objectives than apo_zero"),
+        (["dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1", "dpo.ld_alpha=0.5"], "ld_alpha", "that has no weight"),
         (["dpo.gt_reward_scale=1"], "gt_reward_scale", "is a setting of other objectives than dpo, and asks for nothing"),
         (
             ["dpo.preference_loss=bco_pair", "dpo.label_smoothing=0"],
@@ -226,13 +243,14 @@ def test_the_last_layer_counts_whatever_it_calls_a_key(tmp_path: Path):
 
 
 def test_every_setting_of_an_objective_is_a_key_and_the_other_way_round():
-    keys = {key for entry in entries().values() for key in Part(entry).settings}
+    across = {item.name: item for one in modifiers().values() for item in dataclasses.fields(one.make)}  # type: ignore[arg-type] - a dataclass
+    keys = {key for entry in entries().values() for key in Part(entry).settings} | across.keys()
     fields = {item.name: item for item in dataclasses.fields(DpoConfig)}
     assert keys <= set(fields)
     assert {name for name, item in fields.items() if "is_setting" in item.metadata} <= keys
     for entry in entries().values():
-        for key, item in Part(entry).settings.items():
-            assert str(fields[key].type).removesuffix(" | None") == item.type, (entry.name, key)
+        for key, item in {**Part(entry).settings, **across}.items():
+            assert str(fields[key].type).removesuffix(" | None") == str(item.type).removesuffix(" | None"), (entry.name, key)
 
 
 def test_names_of_elsewhere_lead_to_what_there_is():
@@ -253,7 +271,15 @@ def test_identity_is_of_what_is_trained():
         return identity(load_run(None, overrides)[0])[0]
 
     same = [
-        ([], ["dpo.preference_loss=sigmoid", "dpo.label_smoothing=0", "dpo.preference_average_log_probs=false"]),
+        (
+            [],
+            [
+                "dpo.preference_loss=sigmoid",
+                "dpo.label_smoothing=0",
+                "dpo.ld_alpha=1",
+                "dpo.preference_average_log_probs=false",
+            ],
+        ),
         (["dpo.preference_loss=ipo"], ["dpo.loss_type=ipo", "dpo.preference_average_log_probs=true"]),
         (
             [MPO],
@@ -264,6 +290,7 @@ def test_identity_is_of_what_is_trained():
         assert fixed(*one) == fixed(*other)
     others = [[], ["dpo.preference_loss=ipo"], [MPO], ["dpo.label_smoothing=0.1"], ["dpo.preference_loss={dpo: 1}"]]
     others += [["dpo.preference_loss=ipo", "dpo.preference_average_log_probs=false"], [MPO, "dpo.preference_loss.sft=0.5"]]
+    others += [["dpo.ld_alpha=0.5"], ["dpo.f_divergence=forward_kl"]]
     others += [["dpo.preference_loss=simpo"], ["dpo.preference_loss=simpo", "dpo.gamma=1"], ["dpo.beta=0.1"]]
     assert all(fixed(*one) != fixed(*other) for n, one in enumerate(others) for other in others[:n])
 

@@ -22,7 +22,6 @@ TRL_NAMES = {
 }
 # ours -> TRL's keys that say the same; the first of these stands for it
 _SEVERAL = {"preference_loss": ("loss_type", "loss_weights"), "sft_loss_weight": ("rpo_alpha",)}
-_DIVERGENCES = {"js_divergence": "js", "alpha_divergence": "alpha"}
 _LOSS = "preference_loss"
 
 
@@ -32,7 +31,6 @@ def in_our_names(dpo: Mapping[str, Any], source: str) -> dict[str, Any]:
     for theirs, name in TRL_NAMES.items():
         if (value := dpo.get(theirs)) is None:  # TRL writes out null where nothing is asked for
             continue
-        value = _DIVERGENCES.get(str(value), value) if name == "f_divergence" else value
         if ours.get(name, value) != value:
             message = f"is {value}, and dpo.{name}, its name here, is {ours[name]}"
             raise UserError(message, source=source, field=f"dpo.{theirs}", remedy="set one of them")

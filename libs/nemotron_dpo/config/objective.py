@@ -11,6 +11,7 @@ from typing import Any
 
 from nemotron_dpo.config.dpo import DpoConfig
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.modified import modified, modifiers
 from nemotron_dpo.objective.protocol import Objective
 from nemotron_dpo.objective.registry import Entry, entries, find
 from nemotron_dpo.objective.settings import SettingError, check
@@ -21,10 +22,14 @@ MEANT = {
     "cdpo": "it is dpo with dpo.label_smoothing",
     "kto": "it takes single responses, not pairs; bco_pair is built alike",
     "kto_pair": "TRL has it no more; bco_pair is built alike",
+    "ld_dpo": "it is dpo with dpo.ld_alpha",
     "mpo": "it is {dpo: 0.8, bco_pair: 0.2, sft: 1.0}",
+    "rdpo": "it is dpo with dpo.length_alpha",
     "rpo": "with rewards of rows it is rpo_bwd_kl, rpo_fwd_kl or rpo_sq; TRL's is dpo with dpo.sft_loss_weight",
+    "wpo": "it is dpo with dpo.wpo_weighting=true",
 }
 LOSS, SFT = "dpo.preference_loss", "sft"
+TRL_F_ALPHA = 0.5
 _ALONE = "preference"  # the term of an objective that is in no mixture
 # Setting of an objective -> key below dpo where the names differ.
 _KEYS = {"beta": "reference_policy_kl_penalty", "average": "preference_average_log_probs"}
@@ -51,7 +56,26 @@ class Part:
 
 def objective_of(dpo: DpoConfig) -> Objective:
     """The objectives of the run, each times its weight. Raises UserError where the settings make none."""
-    return weighted_sum(*((part.weight, made(part, dpo)) for part in parts_of(dpo)))
+    parts = parts_of(dpo)
+    plain = [(part.entry, _made(part, dpo)) for part in parts]
+    try:
+        objectives = modified(plain, **modifier_values(dpo))
+    except SettingError as error:
+        raise UserError(error.problem, field=f"dpo.{error.setting}") from None
+    named = [one if part.term in (_ALONE, SFT) else Named(part.term, one) for part, one in zip(parts, objectives, strict=True)]
+    return weighted_sum(*((part.weight, one) for part, one in zip(parts, named, strict=True)))
+
+
+def modifier_values(dpo: DpoConfig) -> dict[str, Any]:
+    """The settings that go across objectives, where they say something.
+
+    Left out is what TRL writes out for f_alpha where there is no alpha_divergence, and all of them where only sft has a weight.
+    """
+    keys = [key for modifier in modifiers().values() for key in modifier.settings]
+    values = {key: value for key in keys if (value := getattr(dpo, key)) is not None}
+    if values.get("f_alpha") == TRL_F_ALPHA and values.get("f_divergence") != "alpha_divergence":
+        del values["f_alpha"]
+    return {} if dpo.preference_loss_weight == 0 else values
 
 
 def objective_names(dpo: DpoConfig) -> list[str]:
@@ -73,8 +97,12 @@ def parts_of(dpo: DpoConfig) -> tuple[Part, ...]:
     return tuple(part for part in parts if part.weight)
 
 
-def made(part: Part, dpo: DpoConfig) -> Objective:
-    """The objective of `part`. Raises UserError for a setting out of its range, and for one that must be set."""
+def canonical_name(name: str) -> str:
+    """The objective's own name, of a name or an alias that `parts_of` took."""
+    return find(name).name
+
+
+def _made(part: Part, dpo: DpoConfig) -> Objective:
     given: dict[str, Any] = {}
     for key, item in part.settings.items():
         value = getattr(dpo, key, None)
@@ -88,12 +116,7 @@ def made(part: Part, dpo: DpoConfig) -> Objective:
     except SettingError as error:
         message = f"{error.problem} with {LOSS}={part.entry.name}"
         raise UserError(message, field=f"dpo.{part.key(error.setting)}") from None
-    return objective if part.term in (_ALONE, SFT) else Named(part.term, objective)
-
-
-def canonical_name(name: str) -> str:
-    """The objective's own name, of a name or an alias that `parts_of` took."""
-    return find(name).name
+    return objective
 
 
 def _preferences(dpo: DpoConfig) -> list[Part]:

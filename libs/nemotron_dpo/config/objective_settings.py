@@ -12,14 +12,13 @@ from dataclasses import MISSING
 from typing import Any
 
 from nemotron_dpo.config.dpo import DpoConfig
-from nemotron_dpo.config.objective import LOSS, SFT, Part, made, parts_of
+from nemotron_dpo.config.objective import LOSS, SFT, TRL_F_ALPHA, Part, modifier_values, objective_of, parts_of
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.modified import modifiers
 from nemotron_dpo.objective.registry import entries
 
 _NO_WEIGHT = "belongs to a term of the loss that has no weight"
 _BETA, _AVERAGE = "reference_policy_kl_penalty", "preference_average_log_probs"
-# They change what a log-ratio is: the objectives of a mixture must mean the same by it.
-_OF_ALL = ("f_divergence", "f_alpha", "ld_alpha")
 _SHOWN = 12  # of the names in a message
 
 
@@ -31,7 +30,7 @@ def settings_of(dpo: DpoConfig) -> dict[str, Any]:
             given = getattr(dpo, key, None)
             value = _default(item) if given is None else given
             found[key] = value if found.get(key, value) == value else None
-    return found
+    return {**found, **{key: _default(item) for key, item in _of_modifiers().items()}, **modifier_values(dpo)}
 
 
 def idle_settings(dpo: DpoConfig) -> dict[str, str]:
@@ -42,19 +41,21 @@ def idle_settings(dpo: DpoConfig) -> dict[str, str]:
     parts = parts_of(dpo)
     if not parts:
         return {}
-    counting = {key for part in parts for key in part.settings}
-    only_sft = all(part.entry.name == SFT for part in parts)
+    counting = {key for part in parts for key in part.settings} | modifier_values(dpo).keys()
+    has_preference = dpo.preference_loss_weight != 0
     idle = {}
     for key, value in _given(dpo).items():
-        if key in counting:
-            _check_all_have(key, value, parts)
-        elif value == neutral(key):
-            idle[f"dpo.{key}"] = f"is a setting of other objectives than {_names(parts)}, and asks for nothing"
-        elif only_sft:
-            idle[f"dpo.{key}"] = _NO_WEIGHT
-        else:
+        takes = objectives_with(key)
+        if key in counting and not (value == neutral(key) and not any(part.entry.name in takes for part in parts)):
+            continue
+        if value == neutral(key):
+            others = "alpha_divergence" if key == "f_alpha" else f"other objectives than {_names(parts)}"
+            idle[f"dpo.{key}"] = f"is a setting of {others}, and asks for nothing"
+        elif has_preference:
             raise _unused(key, value, parts)
-    if only_sft and dpo.preference_loss_weight == 0 and dpo.preference_loss != DpoConfig.preference_loss:
+        else:
+            idle[f"dpo.{key}"] = _NO_WEIGHT
+    if not has_preference and dpo.preference_loss != DpoConfig.preference_loss:
         idle[LOSS] = _NO_WEIGHT
     if dpo.sft_average_log_probs and "sft_average_log_probs" not in counting and not dpo.preference_average_log_probs:
         idle["dpo.sft_average_log_probs"] = _NO_WEIGHT  # it is often set for both terms at once
@@ -65,7 +66,7 @@ def objective_remarks(dpo: DpoConfig) -> Iterator[tuple[str, str]]:
     """(dotted key, what its value comes to) where few will mean it."""
     preferences = [part for part in parts_of(dpo) if part.entry.name != SFT]
     if dpo.reference_policy_kl_penalty == 0 and any(_BETA in part.settings for part in preferences):
-        yield f"dpo.{_BETA}", _without_beta([first for part in preferences for first in made(part, dpo).terms.values()])
+        yield f"dpo.{_BETA}", _without_beta([first for name, first in objective_of(dpo).terms.items() if name != SFT])
     averaging = [part for part in preferences if _AVERAGE in part.settings and part.settings[_AVERAGE].default is True]
     if averaging and dpo.preference_average_log_probs is False:
         text = f"is false: {_names(averaging)} then sums log-ratios over tokens, and averages them by its own default"
@@ -73,14 +74,25 @@ def objective_remarks(dpo: DpoConfig) -> Iterator[tuple[str, str]]:
 
 
 def objectives_with(key: str) -> list[str]:
-    """The objectives that `key`, below dpo, is a setting of."""
-    return [entry.name for entry in entries().values() if key in Part(entry).settings]
+    """The objectives that `key`, below dpo, is a setting of, or of a modifier that has a meaning with them."""
+    of = next((modifier.name for modifier in modifiers().values() if key in modifier.settings), key)
+    return [entry.name for entry in entries().values() if key in Part(entry).settings or of in entry.modifiers]
 
 
 def neutral(key: str) -> Any:
     """The value of `key` that asks for nothing: the default of the first objective that has it, dpo before the others."""
+    if key == "f_alpha":
+        return TRL_F_ALPHA
+    if key in _of_modifiers():
+        return _default(_of_modifiers()[key])
     having = sorted(objectives_with(key), key=lambda name: name != "dpo")
     return _default(Part(entries()[having[0]]).settings[key]) if having else None
+
+
+def _of_modifiers() -> dict[str, dataclasses.Field[Any]]:
+    """Key below dpo -> the field of the modifier that it sets."""
+    fields = [item for modifier in modifiers().values() for item in dataclasses.fields(modifier.make)]  # type: ignore[arg-type] - a dataclass
+    return {item.name: item for item in fields}
 
 
 def _given(dpo: DpoConfig) -> dict[str, Any]:
@@ -100,13 +112,6 @@ def _without_beta(firsts: Sequence[Any]) -> str:
         return "is 0: it takes the difference of the two responses out of the loss"
     readings = " and ".join(dict.fromkeys(first.formula for first in firsts))
     return f"is 0: the preference loss is {readings} whatever the policy does, and moves nothing"
-
-
-def _check_all_have(key: str, value: Any, parts: Sequence[Part]) -> None:
-    lacking = [part for part in parts if part.entry.name != SFT and key not in part.settings]
-    if key in _OF_ALL and value != neutral(key) and lacking:
-        message = f"is {value}, which has no meaning with {_names(lacking)}, and a mixture has one kind of log-ratio"
-        raise UserError(message, field=f"dpo.{key}", remedy=_those_with(key))
 
 
 def _unused(key: str, value: Any, parts: Sequence[Part]) -> UserError:

@@ -15,7 +15,7 @@ from nemotron_dpo.config.dpo import DpoConfig, OwnObjective
 from nemotron_dpo.config.objective import Part
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.protocol import Needs, Objective
-from nemotron_dpo.objective.registry import Entry
+from nemotron_dpo.objective.registry import ON_RATIOS, Entry
 
 OPTION = "--objective"
 _IS_ONE = "a frozen dataclass with needs, terms and losses, as those in objective/losses"
@@ -72,7 +72,8 @@ def _checked(made: Any, name: str, path: str) -> Entry:
         raise UserError(f"{name} has no {' and no '.join(missing)}: it must be {_IS_ONE}", source=path)
     if not isinstance(vars(made).get("needs"), Needs | property):
         raise UserError(f"{name}.needs is no Needs(...) of nemotron_dpo.objective.protocol", source=path)
-    entry = Entry(name, cast(Callable[..., Objective], made), formula="", source=path, use="")
+    modifiers = tuple(getattr(made, "modifiers", ON_RATIOS))
+    entry = Entry(name, cast(Callable[..., Objective], made), formula="", source=path, use="", modifiers=modifiers)
     known = {item.name for item in dataclasses.fields(DpoConfig)}
     settings = Part(entry).settings.items()
     without = [item.name for key, item in settings if key not in known and item.default is dataclasses.MISSING]
