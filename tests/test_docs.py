@@ -75,6 +75,7 @@ def test_commands_work_in_order_as_they_are_written(clone: Path):
         "work/adapters/adapter_config.json",
         "work/env.slurm.toml",
         "work/resumable/checkpoints/step_2/policy",
+        "work/own/checkpoints/step_2/policy",
         "work/stats.json",
         "work/by-files/checkpoint_megatron",
     ):

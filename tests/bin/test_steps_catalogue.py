@@ -22,6 +22,8 @@ LISTED = [
     (["list", "--tree"], "    dpo  Direct preference optimization"),
     (["list", "--category", "convert"], "convert/hf_to_megatron"),
     (["show", "dpo"], "dpo.reference_policy_kl_penalty"),
+    (["show", "dpo"], "\nObjectives (dpo.preference_loss)\n  alphapo       no reference                as simpo"),
+    (["show", "dpo"], "\n  rpo_sq        reference, rewards of rows  rows have rewards"),
     (["show", "dpo"], "  convert/hf_to_megatron  checkpoint_megatron\n"),
     (["show", "dpo"], "  eval/preference_score   checkpoint_megatron\n"),
     (["help", "dpo"], "rl/nemo_rl/dpo: Direct preference optimization\n"),
@@ -56,6 +58,8 @@ def test_help_of_run_says_it_all():
 def test_json():
     listed = {step["id"]: step for step in json.loads(check(PROGRAM, "list", "--json").stdout)}
     dpo = listed["rl/nemo_rl/dpo"]
+    assert {"name": "dpo", "needs": "reference", "use": "the one to begin with"} in dpo["objectives"]
+    assert listed["convert/hf_to_megatron"]["objectives"] == []
     assert dpo == json.loads(check(PROGRAM, "show", "dpo", "--json").stdout)
     assert [item["type"] for item in dpo["produces"]] == ["checkpoint_megatron"]
     assert {"step": "convert/megatron_to_hf", "artifact": "checkpoint_megatron"} in dpo["after"]
@@ -82,7 +86,7 @@ def test_nemotron_is_the_group_above():
 COMPLETED = [
     ("nemotron-steps run rl/", 2, ["rl/nemo_rl/dpo"]),
     ("nemotron-steps show conv", 2, ["convert/hf_to_megatron", "convert/megatron_to_hf"]),
-    ("nemotron-steps run dpo -c ", 4, ["default", "smollm2", "tiny"]),
+    ("nemotron-steps run dpo -c ", 4, ["default", "ipo", "mpo", "orpo", "simpo", "smollm2", "tiny", "tulu3"]),
     ("nemotron-steps run -r tw", 3, ["two"]),
     ("nemotron-steps run dpo -b ", 4, ["two", "three"]),
     ("nemotron-steps run dpo --from ref", 4, ["ref-logprobs"]),

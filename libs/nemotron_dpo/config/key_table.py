@@ -10,15 +10,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.dpo_spellings import TRL_NAMES
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED, TRACKERS
 from nemotron_dpo.config.megatron_spellings import MEGATRON_ADAM, MEGATRON_SCHEDULE
+from nemotron_dpo.config.objective_table import objective_tables
 from nemotron_dpo.config.spellings import DTENSOR_NAMES, LORA_NAMES
 
-_BEGIN, _END = "<!-- keys: made by nemotron_dpo.config.key_table -->\n", "<!-- end of keys -->\n"
+# what stands between two marks in the README -> what makes it
+_MADE = "<!-- {}: made by nemotron_dpo.config.key_table -->\n"
 
 _MEGATRON = "policy.megatron_cfg"
 # Other names of our keys, for the table of all keys: what `canonical` rewrites.
 _OTHER_NAMES = {
+    "dpo.loss_type: [A, B], dpo.loss_weights: [1.0, 0.5]": "dpo.preference_loss: {A: 1.0, B: 0.5}",
+    "dpo.rpo_alpha": "dpo.sft_loss_weight, with dpo.sft_average_log_probs",
+    **{f"dpo.{theirs}": f"dpo.{ours}" for theirs, ours in TRL_NAMES.items()},
     "data.<set>.prompt_file, data.<set>.data_path": "data.<set>.path",
     "data.default.<key>": "data.train.<key> and data.validation.<name>.<key> where they do not say",
     "data.val_data_paths.<name>": "data.validation.<name>.path",
@@ -46,7 +52,7 @@ def key_table() -> str:
         reasons.setdefault(reason, []).append(key)
     counting = [key for key in known_keys() if key not in TRACKERS]
     parts = [
-        "These count, and mean what they mean in NeMo-RL:\n",
+        "These count, and mean what they mean in NeMo-RL where it has them:\n",
         _table(("section", "keys"), ((f"`{section}`", names) for section, names in _by_section(counting).items())),
         "These are other names of them:\n",
         _table(("key", "means"), ((f"`{theirs}`", f"`{ours}`") for theirs, ours in _OTHER_NAMES.items())),
@@ -59,9 +65,12 @@ def key_table() -> str:
 
 
 def with_table(text: str) -> str:
-    """`text`, a README, with the table as it must be between its two marks."""
-    before, _, rest = text.partition(_BEGIN)
-    return f"{before}{_BEGIN}\n{key_table()}\n{_END}{rest.partition(_END)[2]}"
+    """`text`, a README, with the tables as they must be, each between its two marks."""
+    for what, table in (("objectives", objective_tables()), ("keys", key_table())):
+        begin, end = _MADE.format(what), f"<!-- end of {what} -->\n"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

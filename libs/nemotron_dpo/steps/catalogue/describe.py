@@ -43,6 +43,7 @@ def describe(step: Step, steps: Sequence[Step]) -> str:
     parts.append(_section("After it", after(step, steps)))
     rows = [(p["name"], spelled(p.get("default")), p.get("description", "") + _choices(p)) for p in step.parameters]
     parts.append(_section("Parameters", rows))
+    parts.append(_section("Objectives (dpo.preference_loss)", _objectives(step)))
     parts.append(_section("Resources", [(name, spelled(value)) for name, value in step.resources.items()]))
     parts.append(_section("When", [(f"{s['when']}:", s["then"]) for s in step.strategies]))
     parts.append(_section("Errors", [(f"{e['name']}:", e["recovery"]) for e in step.errors]))
@@ -54,7 +55,15 @@ def as_data(step: Step, steps: Sequence[Step]) -> dict[str, Any]:
     names = ("id", "name", "category", "description", "tags", "consumes", "produces", "parameters", "strategies", "errors")
     told = {name: getattr(step, name) for name in (*names, "resources")} | {"configs": step.configs}
     beside = {"before": before(step, steps), "after": after(step, steps)}
+    told |= {"objectives": [dict(zip(("name", "needs", "use"), row, strict=True)) for row in _objectives(step)]}
     return told | {name: [{"step": other, "artifact": kind} for other, kind in found] for name, found in beside.items()}
+
+
+def _objectives(step: Step) -> list[tuple[str, str, str]]:
+    """What the step may train, where it is told by dpo.preference_loss."""
+    from nemotron_dpo.config.objective_table import objectives_in_short
+
+    return objectives_in_short() if any(one["name"] == "dpo.preference_loss" for one in step.parameters) else []
 
 
 def before(step: Step, steps: Sequence[Step]) -> list[tuple[str, str]]:
