@@ -105,13 +105,13 @@ def test_completion(tmp_path: Path, words: str, at: int, offered: list[str]):
 
 BASH = """
     eval "$(_NEMOTRON_STEPS_COMPLETE=bash_source nemotron-steps)"
-    COMP_WORDS=(nemotron-steps run dpo -c t) COMP_CWORD=4
-    _nemotron_steps_completion nemotron-steps t -c
+    COMP_WORDS=(nemotron-steps run dpo -c ti) COMP_CWORD=4
+    _nemotron_steps_completion nemotron-steps ti -c
     echo "${COMPREPLY[@]}"
 """
 FISH = """
     _NEMOTRON_STEPS_COMPLETE=fish_source nemotron-steps | source
-    complete -C 'nemotron-steps run dpo -c t'
+    complete -C 'nemotron-steps run dpo -c ti'
 """
 # A terminal of its own for a zsh in which Tab is pressed.
 ZSH = r"""
@@ -119,7 +119,7 @@ ZSH = r"""
     zpty inner zsh -f -i
     zpty -w inner "autoload -U compinit; compinit -D -u"
     zpty -w inner "source <(_NEMOTRON_STEPS_COMPLETE=zsh_source nemotron-steps); PS1=READY"
-    zpty -r -m inner line '*READY*' && zpty -w -n inner $'nemotron-steps run dpo -c t\t'
+    zpty -r -m inner line '*READY*' && zpty -w -n inner $'nemotron-steps run dpo -c ti\t'
     zpty -r -m inner line '*-c tiny*' && echo tiny
     zpty -d inner
 """
