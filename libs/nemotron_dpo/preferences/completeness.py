@@ -65,15 +65,13 @@ class Completeness:
         proved = self._framed(text, turns) if framed and not tools and set(map(len, turns)) == _PLAIN else None
         if proved is not None:
             return proved
-        changed: set[str] = set()
-        start = before = 0
-        for number, turn in enumerate(_without_open_end(turns), 1):
-            past = not (number == len(turns) and turn["role"] == "assistant")
-            # Gemma 4 writes a tool's result in front of the text of the turn that called the tool
-            place = before if turn["role"] == "tool" else start
-            end = _check_turn(text, turn, place, f"turn {number} ({turn['role']})", changed, past=past)
-            before = start if turn["role"] == "assistant" else before
-            start = max(start, end)
+        try:
+            changed = _check_turns(text, _without_open_end(turns), nearest=False)
+        except RowProblem as problem:
+            try:  # a text may have been taken for the like one of a later turn, so that the turns between found no place
+                changed = _check_turns(text, _without_open_end(turns), nearest=True)
+            except RowProblem:
+                raise problem from None
         for name, texts in tool_texts(tools or []):
             if missing := next((t for t in texts if not is_written(text, t)), None):
                 raise left_out(f'the tool "{name}"', missing)
@@ -162,7 +160,27 @@ def _filled(frame: list[Any], texts: list[str]) -> str:
     return "".join(filled)
 
 
-def _check_turn(text: str, turn: Message, start: int, where: str, changed: set[str], *, past: bool) -> int:
+def _check_turns(text: str, turns: list[Message], *, nearest: bool) -> set[str]:
+    """What the template changed in `turns`, all of whose texts are in `text`, each after those of the turns before it.
+
+    With `nearest` every text is searched where it ends first: if the turns have places in order at all, that finds them, but
+    it may take a text for left out or changed that stands further on as it is. Raises RowProblem where a text is missing.
+    """
+    changed: set[str] = set()
+    start = before = 0
+    for number, turn in enumerate(turns, 1):
+        past = not (number == len(turns) and turn["role"] == "assistant")
+        # Gemma 4 writes a tool's result in front of the text of the turn that called the tool
+        place = before if turn["role"] == "tool" else start
+        end = _check_turn(text, turn, place, f"turn {number} ({turn['role']})", changed, past=past, nearest=nearest)
+        before = start if turn["role"] == "assistant" else before
+        start = max(start, end)
+    return changed
+
+
+def _check_turn(
+    text: str, turn: Message, start: int, where: str, changed: set[str], *, past: bool, nearest: bool = False
+) -> int:
     """Search `text` from `start` on for all texts of `turn`, and return the index where the next turn can begin.
 
     `where` names the turn in error messages. What the template changed is added to `changed`. In a `past` turn some text may
@@ -171,12 +189,14 @@ def _check_turn(text: str, turn: Message, start: int, where: str, changed: set[s
     if len(turn) > 2 or "content" not in turn:
         _check_fields(text, turn, where, changed, past=past)
     role, content = turn["role"], turn.get("content") or ""
-    found = find_content(text, content, 0 if role == "system" else start, role)
-    if found is None and past and role == "assistant":
+    found = find_content(text, content, 0 if role == "system" else start, role, nearest=nearest)
+    if content and past and role == "assistant" and (found is None or nearest):
         if turn.get("tool_calls"):
             changed.add(NO_TALK)
             return start
-        if found := find_without_reasoning(text, content, start):
+        bare = find_without_reasoning(text, content, start, nearest=nearest)
+        if bare and (found is None or bare.end < found.end):
+            found = bare
             changed.add(NO_REASONING)
     if found is None:
         raise left_out(where, first_missing(text, content.strip(), start))

@@ -28,27 +28,34 @@ class Found:
     changed: str | None = None
 
 
-def find_content(text: str, content: str, start: int, role: str) -> Found | None:
-    """The first place of `content` in `text` from `start` on; None where it is not there.
+def find_content(text: str, content: str, start: int, role: str, *, nearest: bool = False) -> Found | None:
+    """A place of `content` in `text` from `start` on; None where it is not there.
 
     `content` may stand in `text` as it is or without the white space at its ends. In a system, user or assistant turn it may
     also stand there piece by piece: thinking tags part the pieces, because templates rewrite the line ends around the tags.
-    In other turns, such as a tool's result, it may stand there as a JSON string.
+    In other turns, such as a tool's result, it may stand there as a JSON string. Where it stands in several of these ways,
+    the place is that of the least changed; with `nearest`, it is the one that ends first.
     """
-    found = _find(text, content, start)
-    if found is None and role in ("system", "user", "assistant"):
+    ways = _ways(text, content, start, role, nearest=nearest)
+    return min(ways, key=lambda found: found.end, default=None) if nearest else next(ways, None)
+
+
+def _ways(text: str, content: str, start: int, role: str, *, nearest: bool) -> Iterator[Found]:
+    if found := _find(text, content, start, nearest=nearest):
+        yield found
+    if role in ("system", "user", "assistant"):
         pieces = _TAGS.split(content)
-        return _find_pieces(text, pieces, start) if len(pieces) > 1 else None
-    if found is None:
-        return next((f for escaped in _escaped(content) if (f := _find(text, escaped, start))), None)
-    return found
+        if len(pieces) > 1 and (found := _find_pieces(text, pieces, start, nearest=nearest)):
+            yield found
+    else:
+        yield from (f for escaped in _escaped(content) if (f := _find(text, escaped, start, nearest=nearest)))
 
 
-def find_without_reasoning(text: str, content: str, start: int) -> Found | None:
+def find_without_reasoning(text: str, content: str, start: int, *, nearest: bool = False) -> Found | None:
     """The place of an assistant's `content` in `text` without its reasoning; None where it is not there or has none."""
     rest = _THOUGHT.sub("\0", content)
     rest = _STRAY_CLOSE.sub("", rest)
-    found = None if rest == content else _find_pieces(text, rest.split("\0"), start)
+    found = None if rest == content else _find_pieces(text, rest.split("\0"), start, nearest=nearest)
     return found and Found(found.end)
 
 
@@ -62,21 +69,22 @@ def without_open_thought(content: str, prompt: str) -> str:
     return bare.removeprefix(opened.group(1)).lstrip() if opened and bare.startswith(opened.group(1)) else content
 
 
-def _find(text: str, content: str, start: int) -> Found | None:
+def _find(text: str, content: str, start: int, *, nearest: bool) -> Found | None:
     bare = content.strip()
     at = text.find(bare, start)
     if at < 0:
         return None
     if len(bare) == len(content):
         return Found(at + len(bare))
-    whole = text.find(content, max(0, at - len(content)))
+    earliest = max(0, at - len(content) + len(content.lstrip()))
+    whole = text.find(content, earliest, earliest + len(content) if nearest else None)
     return Found(at + len(bare), TRIMMED) if whole < 0 else Found(whole + len(content))
 
 
-def _find_pieces(text: str, pieces: list[str], start: int) -> Found | None:
+def _find_pieces(text: str, pieces: list[str], start: int, *, nearest: bool) -> Found | None:
     changed = TRIMMED
     for piece in pieces:
-        at = text.find(piece.strip(), start)
+        at = -1 if nearest and piece in _SWITCHES else text.find(piece.strip(), start)
         if at >= 0:
             start = at + len(piece.strip())
         elif piece in _SWITCHES:

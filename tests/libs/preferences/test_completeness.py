@@ -145,6 +145,27 @@ SAID: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         CHATML, {"prompt": "a", **ANSWERS, "chat_template_kwargs": {"enable_thinking": False}},
         {'template variable "enable_thinking" not used'},
     ),
+    # what the template changed in one turn stands unchanged in a later one
+    "a past thought that is said again": (
+        thoughts("not loop.last"),
+        {"prompt": [USER, {**TOLD, "content": "</think>"}, {**MORE, "content": "</think>"}], **ANSWERS}, {PAST},
+    ),
+    "a thought and an answer that are said again": (
+        thoughts("not loop.last"),
+        {"prompt": [USER, {**TOLD, "content": "a</think>b"}, {**MORE, "content": "a </think> b"}], **ANSWERS}, {PAST},
+    ),
+    "an order that is said again": (
+        template("{% set c = m.content | replace('/no_think', '') if loop.first else m.content %}"),
+        {"prompt": [{**USER, "content": "2+2? /no_think"}, TOLD, {**MORE, "content": "/no_think"}], **ANSWERS}, {ORDER},
+    ),
+    "white space before what is said again": (
+        template("{% set c = m.content | trim if loop.first else m.content %}"),
+        {"prompt": [{**USER, "content": "Rome?\n"}, TOLD, {**MORE, "content": "Rome?\n"}], **ANSWERS}, {CUT},
+    ),
+    "a result that is said again": (
+        template("{% set c = m.content | tojson if m.role == 'tool' else m.content + (m.tool_calls | string or '') %}"),
+        {"prompt": [USER, CALL, RESULT, TOLD, {**MORE, "content": RESULT["content"]}], **ANSWERS}, set(),
+    ),
     "a text that is continued": (GEMMA, {"prompt": [USER, {**TOLD, "content": "The "}], **ANSWERS}, set()),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -124,6 +124,8 @@ HISTORY = st.lists(st.tuples(TEXT, TEXT), max_size=2)
 
 @pytest.mark.parametrize("name", FOLDERS)
 @settings(max_examples=100, deadline=None)
+@example(system=None, history=[("q", "</think>")], prompt="</think>", chosen="a", rejected="b")
+@example(system=None, history=[("q", "a</think>b")], prompt="a </think> b", chosen="a", rejected="b")
 @given(system=st.none() | TEXT, history=HISTORY, prompt=TEXT, chosen=TEXT, rejected=TEXT)
 def test_any_text_in_any_turns(
     name: str, system: str | None, history: list[tuple[str, str]], prompt: str, chosen: str, rejected: str
