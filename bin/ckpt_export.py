@@ -6,12 +6,14 @@
     ckpt-export run -o aligned --to megatron                     the aligned checkpoint of a run
     ckpt-export run -o aligned-hf --to hf                        a folder transformers loads
     ckpt-export run -o adapters --to peft                        the adapters of a LoRA run, for peft and inference servers
+    ckpt-export adapters --base HF_DIR -o merged --to hf         a folder of peft's adapters, merged
 
-SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), or a run folder of dpo-train. A run folder
-means its last step; run/checkpoints/step_N means another. The output folder must not exist yet. It appears whole or not at
-all.
+SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), a run folder of dpo-train, or a folder of
+peft's LoRA adapters. A run folder means its last step; run/checkpoints/step_N means another. The output folder must not
+exist yet. It appears whole or not at all.
 
-Adapters are merged into the weights of their base, except with --to peft. Weights keep the precision in which they are
+Adapters are merged into the weights of their base, except with --to peft. They know where it lies, unless --base says so;
+ours refuse other weights than those they were trained over. Weights keep the precision in which they are
 stored, whatever their config says; --precision converts them. Where tensors differ in precision, all are written in
 float32, which holds the others exactly. With --verify N the output is read back and scores N rows of random tokens as the
 source does; otherwise it is removed and the export fails.
@@ -37,11 +39,14 @@ PROGRAM = "ckpt-export"
 @click.option(
     "--hf-model", type=cli.PATH, metavar="ID_OR_DIR", help="HF model that SOURCE, a checkpoint of Megatron-LM, holds."
 )
+@click.option("--base", type=cli.PATH, metavar="ID_OR_DIR", help="Policy that SOURCE, which holds adapters, was trained over.")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
 @click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
-def command(source: str, output: str, form: str, hf_model: str | None, precision: str | None, verify: int) -> None:
+def command(
+    source: str, output: str, form: str, hf_model: str | None, base: str | None, precision: str | None, verify: int
+) -> None:
     from nemotron_dpo import file_digests
-    from nemotron_dpo.sources import refuse_existing, resolve, resolve_run, with_hf_model
+    from nemotron_dpo.sources import refuse_existing, resolve, resolve_adapters, with_hf_model
 
     launcher.refuse_job()
     cli.warn_of_untried(PROGRAM)
@@ -49,7 +54,9 @@ def command(source: str, output: str, form: str, hf_model: str | None, precision
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
     target = Path(output)
     refuse_existing(target)
-    found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_run(source)
+    if hf_model and base:
+        raise click.UsageError("--hf-model is for whole policies, --base for adapters")
+    found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base)
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy import parallel
 
@@ -57,14 +64,19 @@ def command(source: str, output: str, form: str, hf_model: str | None, precision
     if verify:
         choose(say=functools.partial(cli.say, PROGRAM))
     try:
+        from nemotron_dpo.checkpoint import adapters
         from nemotron_dpo.checkpoint.export import export
 
         difference = export(found, target, form, precision, verify)
+        is_unchecked = adapters.names_no_weights(found)
     finally:
         parallel.shut_down()
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
     if found.kind == "megatron" and file_digests.left_out(found.path, "tokenizer"):
         cli.say(PROGRAM, f"warning: {found.path / file_digests.NAME} does not list tokenizer/, which was copied unchecked")
+    if is_unchecked:
+        what = "do not say over which weights they were trained: those of another base would have gone unnoticed"
+        cli.say(PROGRAM, f"warning: the adapters in {found.path} {what}")
     cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
 
 

@@ -1,5 +1,7 @@
 """Where a policy or a tokenizer lies: a Hugging Face id, a Hugging Face folder, or a Megatron checkpoint (root or iter_*).
 
+Where adapters are to be merged, it may also be a folder of Hugging Face's peft.
+
 This module looks at names and files only. Nothing here imports torch, so tokenization can use it too.
 """
 
@@ -16,20 +18,23 @@ from nemotron_dpo.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _MEGATRON_WEIGHTS = ("*.distcp", "common.pt", ".metadata")
+_ADAPTERS = "adapter_config.json"
 _FORMER_WEIGHTS = ("*.safetensors", *_MEGATRON_WEIGHTS, "config.json")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A resolved policy: `path` is an HF folder or one Megatron iteration folder.
+    """A resolved policy: `path` is an HF folder, one Megatron iteration folder, or a peft folder of adapters.
 
-    `hf_model` is set where a user named the model whose weights a checkpoint of Megatron-LM holds: its HF folder.
+    `hf_model` is set where a user named the model whose weights a checkpoint of Megatron-LM holds: its HF folder. `base` is
+    the id or folder of the policy that adapters were trained over, where a user named it.
     """
 
-    kind: Literal["hf", "megatron"]
+    kind: Literal["hf", "megatron", "peft"]
     path: Path
     name: str
     hf_model: Path | None = None
+    base: str | None = None
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -121,6 +126,17 @@ def resolve_run(source: str | Path) -> ModelSource:
     return resolve(max(steps, key=lambda p: _step(p) or 0) / "policy" if steps else source)
 
 
+def resolve_adapters(source: str | Path, base: str | None) -> ModelSource:
+    """As `resolve_run`, and for a folder of peft's adapters; `base` names the policy that they were trained over.
+
+    `base` None leaves it to the adapters themselves to say.
+    """
+    path = Path(source).expanduser()
+    if (path / _ADAPTERS).is_file() and not (path / "config.json").is_file():
+        return ModelSource("peft", path, str(source), base=base)
+    return replace(resolve_run(source), base=base)
+
+
 def _step(folder: Path) -> int | None:
     number = folder.name.removeprefix("step_")
     return int(number) if number.isdigit() else None
@@ -138,7 +154,7 @@ def _local(path: Path, name: str) -> ModelSource:
     if (path / ".metadata").is_file():
         return ModelSource("megatron", path, name)
     if (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
+        if (path / _ADAPTERS).is_file():
             what = "holds a model and adapters of peft for it, which transformers adds where peft is installed"
             remedy = "merge them (merge_and_unload in peft) and save that, or move adapter_config.json away"
             raise UserError(what, source=name, remedy=remedy)
@@ -146,8 +162,8 @@ def _local(path: Path, name: str) -> ModelSource:
     iterations = sorted(path.glob("iter_*"))
     if iterations:
         return ModelSource("megatron", iterations[-1], name)
-    if (path / "adapter_config.json").is_file():
-        remedy = "merge them into their base (merge_and_unload in peft) and save that"
+    if (path / _ADAPTERS).is_file():
+        remedy = "merge them into their base: ckpt-export ADAPTERS --base BASE -o DIR --to hf"
         raise UserError("holds adapters of peft and no model", source=name, remedy=remedy)
     steps = [step for pattern in ("policy", "step_*/policy", "checkpoints/step_*/policy") for step in path.glob(pattern)]
     remedy = f"it holds some: name {max(steps, key=lambda step: _step(step.parent) or 0)}" if steps else None

@@ -64,7 +64,7 @@ def test_json():
     assert [item["type"] for item in dpo["produces"]] == ["checkpoint_megatron"]
     assert {"step": "convert/megatron_to_hf", "artifact": "checkpoint_megatron"} in dpo["after"]
     assert sorted(listed) == [
-        "convert/hf_to_megatron", "convert/megatron_to_hf", "data_prep/preference_tokenize",
+        "convert/hf_to_megatron", "convert/megatron_to_hf", "convert/merge_lora", "data_prep/preference_tokenize",
         "env/env_toml", "eval/preference_score", "rl/nemo_rl/dpo",
     ]  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_nemotron_is_the_group_above():
 
 COMPLETED = [
     ("nemotron-steps run rl/", 2, ["rl/nemo_rl/dpo"]),
-    ("nemotron-steps show conv", 2, ["convert/hf_to_megatron", "convert/megatron_to_hf"]),
+    ("nemotron-steps show conv", 2, ["convert/hf_to_megatron", "convert/megatron_to_hf", "convert/merge_lora"]),
     ("nemotron-steps run dpo -c ", 4, ["default", "ipo", "mpo", "orpo", "simpo", "smollm2", "tiny", "tulu3"]),
     ("nemotron-steps run -r tw", 3, ["two"]),
     ("nemotron-steps run dpo -b ", 4, ["two", "three"]),

@@ -48,26 +48,48 @@ def read(source: ModelSource) -> Adapted | None:
         peft = sections.get("peft")
         if peft is None:
             return None
-        base = Base(sections["checkpoint"]["pretrained_checkpoint"], sections["nemotron_dpo"][_DIGEST])
+        base = Base(source.base or sections["checkpoint"]["pretrained_checkpoint"], _digest(sections, source))
         return Adapted(_lora(peft), base)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"does not describe adapters ({type(error).__name__}: {error})"
         raise UserError(what.replace("\n", " "), source=path) from None
 
 
-def open_base(adapted: Adapted, folder: Path) -> ModelSource:
-    """The base of the adapters in `folder`. Raises UserError where it is gone or its weights have changed."""
-    base = adapted.base
-    if Path(base.location).is_absolute() and not Path(base.location).exists():
-        remedy = "put it back: adapters mean nothing without their base"
+def names_no_weights(source: ModelSource) -> bool:
+    """Whether `source` holds adapters that do not say by digest which weights they were trained over, as ours do."""
+    if source.kind == "peft":
+        return True
+    adapted = read(source)
+    return adapted is not None and not adapted.base.digest
+
+
+def open_base(adapted: Adapted, source: ModelSource) -> ModelSource:
+    """The base of the adapters in `source`. Raises UserError where it is gone, or its weights are not those they began with."""
+    base, folder = adapted.base, source.path
+    if not source.base and Path(base.location).is_absolute() and not Path(base.location).exists():
+        remedy = "put it back, or name it with ckpt-export --base: adapters mean nothing without their base"
         raise UserError(f"holds adapters over {base.location}, which is gone", source=folder, remedy=remedy)
     found = resolve(base.location)
-    if dist.get_rank() == 0:
+    if base.digest and dist.get_rank() == 0:
         digest = found.weights_digest()
         if base.digest not in (digest, found.former_weights_digest()):
-            what = f"holds adapters over {base.location}, whose weights have changed ({digest} where {base.digest} is due)"
-            raise UserError(what, source=folder, remedy="put the weights back that the run began with")
+            seen = f"({digest} where {base.digest} is due)"
+            if source.base:
+                what, remedy = f"holds adapters over other weights than those of {base.location} {seen}", "name their own base"
+            else:
+                what = f"holds adapters over {base.location}, whose weights have changed {seen}"
+                remedy = "put the weights back that the run began with"
+            raise UserError(what, source=folder, remedy=remedy)
     return found
+
+
+def _digest(sections: dict[str, Any], source: ModelSource) -> str:
+    """The digest of the base's weights; empty for Megatron-Bridge's adapters, which have none, where a user named the base."""
+    digest = (sections.get("nemotron_dpo") or {}).get(_DIGEST)
+    if digest is None and source.base is None:
+        what = "does not say by digest over which weights its adapters were trained"
+        raise UserError(what, source=source.path, remedy="name their base with ckpt-export --base")
+    return digest or ""
 
 
 def _peft(lora: Lora) -> dict[str, Any]:

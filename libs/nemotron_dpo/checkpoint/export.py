@@ -26,6 +26,8 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
     exist.
     """
     return_freed_memory()
+    if source.base and source.kind != "peft" and adapters.read(source) is None:
+        raise UserError("holds a whole policy, which has no base", source=source.path, remedy="leave --base out")
     if form == "peft":
         return _export_adapters(source, output, precision)
     model = open_policy(source, precision)
@@ -45,6 +47,8 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
 
 
 def _export_adapters(source: ModelSource, output: Path, precision: str | None) -> None:
+    if source.kind == "peft":
+        raise UserError("is a peft folder already", source=source.path, remedy="--to hf merges it")
     if adapters.read(source) is None:
         raise UserError("holds no adapters", source=source.path, remedy="--to hf writes a whole policy")
     model = open_policy(source, precision, merged=False)

@@ -51,10 +51,10 @@ def load(model: PairPolicy, folder: Path) -> None:
     Raises UserError where a file is missing or damaged, or a tensor is missing, of another shape or not part of the model.
     """
     weights, architecture = Weights(folder), model.architecture
-    for name, parameter, rule, place in _placed(model):
+    for name, parameter, rule, place in placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:
-            shard = _shard(rule.merge(_layer(architecture, place), parts), parameter, rule, name)
+            shard = _shard(rule.merge(layer_at(architecture, place), parts), parameter, rule, name)
         except RuntimeError:
             shard = None
         if shard is None or shard.shape != parameter.shape:
@@ -98,18 +98,18 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
 def _plan(model: PairPolicy) -> list[Planned]:
     """Names and shapes of all HF tensors, in the order in which `_tensors` yields them."""
     plan: list[Planned] = []
-    for _, parameter, rule, place in _placed(model):
-        parts = rule.split(_layer(model.architecture, place), torch.empty_like(parameter, device="meta"))
+    for _, parameter, rule, place in placed(model):
+        parts = rule.split(layer_at(model.architecture, place), torch.empty_like(parameter, device="meta"))
         plan += [(key.format(*place), part.shape) for key, part in zip(rule.hf, parts, strict=True)]
     return plan
 
 
 def _tensors(model: PairPolicy) -> Iterator[Tensor]:
-    for _, parameter, rule, place in _placed(model):
-        yield from rule.split(_layer(model.architecture, place), parameter.detach())
+    for _, parameter, rule, place in placed(model):
+        yield from rule.split(layer_at(model.architecture, place), parameter.detach())
 
 
-def _placed(model: PairPolicy) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
+def placed(model: PairPolicy) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
     """(name, parameter, its rule, its place) for every parameter that this rank holds."""
     architecture = model.architecture
     by_name = {rule.megatron: rule for rule in rules(architecture)}
@@ -127,7 +127,7 @@ def _placed(model: PairPolicy) -> Iterator[tuple[str, nn.Parameter, Rule, Place]
         yield name, parameter, by_name[pattern], tuple(place)
 
 
-def _layer(architecture: Architecture, place: Place) -> Layer | None:
+def layer_at(architecture: Architecture, place: Place) -> Layer | None:
     return architecture.layers[place[0]] if place else None
 
 

@@ -1,4 +1,4 @@
-"""Open any policy source as a model on this rank: an HF folder or a checkpoint_megatron."""
+"""Open any policy source as a model on this rank: an HF folder, a checkpoint_megatron, or adapters over one of these."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from pathlib import Path
 import torch
 
 from nemotron_dpo import hf_folder
-from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, run_config
+from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, peft_merge, run_config
 from nemotron_dpo.checkpoint.families import config
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
 from nemotron_dpo.policy.model import PairPolicy, build_policy
 from nemotron_dpo.policy.recompute import Recompute
-from nemotron_dpo.sources import ModelSource
+from nemotron_dpo.sources import ModelSource, resolve
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def read_architecture(source: ModelSource) -> Architecture:
     """The architecture that the source describes, without reading weights. Its dtype comes from the weights' headers."""
+    if source.kind == "peft":
+        return read_architecture(_peft_base(source))
     if source.kind == "hf":
         architecture = config.read(source.path)
         return replace(architecture, dtype=hf_folder.precision(source.path) or architecture.dtype)
@@ -58,8 +61,11 @@ def open_policy(
 
 def _fill(model: PairPolicy, source: ModelSource, *, merged: bool = True) -> None:
     adapted = adapters.read(source)
-    if adapted is not None:
-        _fill(model, adapters.open_base(adapted, source.path))
+    if source.kind == "peft":
+        _fill(model, _peft_base(source))
+        peft_merge.merge(model, source.path)
+    elif adapted is not None:
+        _fill(model, adapters.open_base(adapted, source))
         adapt(model, adapted)
         megatron.load(model, source.path)
         if merged:
@@ -70,6 +76,16 @@ def _fill(model: PairPolicy, source: ModelSource, *, merged: bool = True) -> Non
         megatron.load(model, source.path)
 
 
+def _peft_base(source: ModelSource) -> ModelSource:
+    """The base of a peft folder's adapters: what the user named, else what the folder's config says."""
+    named = source.base or peft_merge.base_of(source.path)
+    if named is None:
+        raise UserError("does not say over which model these adapters are", source=source.name, remedy="name it with --base")
+    return resolve(named)
+
+
 def tokenizer_folder(source: ModelSource) -> Path | None:
     """The source's tokenizer folder; None where it does not exist."""
+    if source.kind == "peft" and not (source.path / "tokenizer.json").is_file():
+        return tokenizer_folder(_peft_base(source))
     return source.tokenizer_folder if source.tokenizer_folder.is_dir() else None

@@ -125,9 +125,29 @@ def load_plain(
     """As `load_run`, for another step's dataclass `cls`; of `base` only the sections that it has are read."""
     layers = read_layers(config, overrides, _sections(cls, base), shipped)
     try:
-        return build_plain(cls, _settings(layers)), []
+        built = build_plain(cls, _settings(layers))
     except UserError as error:
         raise error if error.source else _located(error, layers) from None
+    return built, [str(key) for key in _plain_idle(cls, layers) if key.unexpected]
+
+
+def plain_idle_keys(
+    cls: type[Any],
+    config: str | Path | None,
+    overrides: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    shipped: Path | None = None,
+) -> list[IdleKey]:
+    """As `idle_keys`, for `load_plain`: the fields of `cls` that are marked so."""
+    keys = _plain_idle(cls, read_layers(config, overrides, _sections(cls, base), shipped))
+    return [key for key in keys if not key.unexpected]
+
+
+def _plain_idle(cls: type[Any], layers: Sequence[ConfigLayer]) -> list[IdleKey]:
+    given = _settings(layers)
+    reasons = {item.name: item.metadata["idle"] for item in fields(cls) if "idle" in item.metadata and item.name in given}
+    return _idle(reasons, (), layers)
 
 
 def run_origins(

@@ -28,6 +28,50 @@ class MegatronToHfConfig:
     torch_dtype: Precision | None = None
 
 
+def _idle(default: Any, reason: str) -> Any:
+    """A key that NVIDIA's config of the step has, and that has no meaning here for this reason."""
+    return field(default=default, metadata={"idle": reason})
+
+
+_DIVIDES = "divides the merge there; it takes one process here"
+_ALWAYS = "is always done"
+_PROGRAM = "belongs to the program that merges there"
+_SOURCE = "names the model whose config the export reads there; a checkpoint says itself what model it is"
+
+
+@dataclass(frozen=True)
+class MergeLoraConfig:
+    """`lora_checkpoint` holds adapters of dpo-train, of Megatron-Bridge or of peft; the base is where they say unless named.
+
+    `backend` decides what is written where the output paths do not.
+    """
+
+    lora_checkpoint: str | None = field(default=None, metadata=PATH)
+    base_hf_path: str | None = field(default=None, metadata=PATH)
+    base_megatron_path: str | None = field(default=None, metadata=PATH)
+    output_hf_path: str | None = field(default=None, metadata=PATH)
+    output_megatron_path: str | None = field(default=None, metadata=PATH)
+    export_hf: bool = True
+    backend: Literal["auto", "hf_peft", "megatron_bridge"] = "auto"
+    torch_dtype: Literal["auto", "bfloat16", "float32"] | None = None
+    hf_model_id: str | None = _idle(None, _SOURCE)
+    hf_model_path: str | None = _idle(None, _SOURCE)
+    cpu: bool = _idle(True, "chooses where the product is computed; it is computed in float32 anywhere")
+    tp: int = _idle(1, _DIVIDES)
+    pp: int = _idle(1, _DIVIDES)
+    ep: int = _idle(1, _DIVIDES)
+    nproc_per_node: int = _idle(1, _DIVIDES)
+    device_map: str | None = _idle(None, "chooses where the product is computed; it is computed in float32 anywhere")
+    low_cpu_mem_usage: bool = _idle(True, "is about memory; the numbers are the same")
+    trust_remote_code: bool = _idle(True, "runs code that lies in a model's folder there; none is run here")
+    safe_serialization: Literal[True] = _idle(True, _ALWAYS)
+    save_tokenizer: Literal[True] = _idle(True, _ALWAYS)
+    strict: Literal[True] = _idle(True, _ALWAYS)
+    upstream_script: str | None = _idle(None, _PROGRAM)
+    debug: bool = _idle(False, _PROGRAM)
+    show_progress: bool = _idle(True, _PROGRAM)
+
+
 @dataclass(frozen=True)
 class PreferenceTokenizeConfig:
     """`tokenizer` is a Hugging Face id or folder, or a Megatron checkpoint; `chat_template` a file instead of its own."""

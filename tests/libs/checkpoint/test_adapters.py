@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
-from nemotron_dpo.sources import resolve
+from nemotron_dpo.sources import resolve, resolve_adapters
 from support import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
@@ -117,8 +118,40 @@ def test_a_base_that_is_gone_or_changed_is_refused(llama: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"holds adapters over .*/base, whose weights have changed \(sha256:.* is due\)"):
         open_policy(source, None)
     shutil.rmtree(base)
-    with pytest.raises(UserError, match=r"root.*holds adapters over .*/base, which is gone: put it back"):
+    with pytest.raises(UserError, match=r"root.*holds adapters over .*/base, which is gone: put it back, or name it with"):
         open_policy(source, None)
+
+
+def test_a_base_that_was_moved_is_named_and_another_is_refused_by_its_digest(llama: Path, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    base = Path(shutil.copytree(llama, tmp_path / "base"))
+    model, _ = saved(tmp_path / "root", base)
+    moved = base.rename(tmp_path / "moved")
+    merged = open_policy(resolve_adapters(tmp_path / "root", str(moved)), None)
+    assert (logits(merged)[1] - logits(model)[1]).abs().max() <= 1e-5
+    other = small.write_llama(tmp_path / "other", seed=9)
+    with pytest.raises(UserError, match=r"over other weights than those of .*/other \(sha256:.* is due\): name their own base"):
+        open_policy(resolve_adapters(tmp_path / "root", str(other)), None)
+
+
+def test_adapters_without_a_digest_of_their_base_need_it_named(llama: Path, tmp_path: Path) -> None:
+    """As Megatron-Bridge writes them: a peft section and the base's place."""
+    from nemotron_dpo.checkpoint import adapters
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    model, source = saved(tmp_path / "root", llama)
+    assert not adapters.names_no_weights(source)
+    path = source.path / "run_config.yaml"
+    said = yaml.safe_load(path.read_text())
+    del said["nemotron_dpo"]["base_weights_digest"]
+    path.write_text(yaml.safe_dump(said))
+    (source.path / "integrity.json").unlink()
+    with pytest.raises(UserError, match="does not say by digest over which weights its adapters were trained: name their base"):
+        open_policy(source, None)
+    named = resolve_adapters(tmp_path / "root", str(llama))
+    assert adapters.names_no_weights(named)
+    assert (logits(open_policy(named, None))[1] - logits(model)[1]).abs().max() <= 1e-5
 
 
 def test_adapters_that_name_their_base_by_the_former_digest_open(llama: Path, tmp_path: Path) -> None:
@@ -165,7 +198,11 @@ def test_peft_loads_the_exported_folder(settings: dict, llama: Path, tmp_path: P
     theirs = peft.PeftModel.from_pretrained(small.load_llama.__wrapped__(llama), tmp_path / "peft").eval()
     with torch.no_grad():
         assert (theirs(ids).logits[0] - expected).abs().max() <= 1e-5
-        assert (theirs.merge_and_unload()(ids).logits[0] - expected).abs().max() <= 1e-5
+        merged = theirs.merge_and_unload()
+        assert (merged(ids).logits[0] - expected).abs().max() <= 1e-5
+    export(source, tmp_path / "merged", "hf", None)
+    ours, theirs = load_file(tmp_path / "merged" / "model.safetensors"), merged.state_dict()
+    assert all((ours[key] - theirs[key]).abs().max() <= 1e-6 for key in ours)
 
 
 def test_a_whole_policy_has_no_adapters_to_export(llama: Path, tmp_path: Path) -> None:

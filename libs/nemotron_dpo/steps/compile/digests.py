@@ -73,8 +73,11 @@ class Digests:
         return _joined([hashlib.sha256(text.encode()).hexdigest(), *_day(text)])
 
     def policy(self, id_or_dir: str) -> str:
-        """The digest of the weights, architecture and tokenizer of a policy; in a run folder, of its last checkpoint."""
-        source = sources.resolve_run(self._folder(id_or_dir))
+        """The digest of the weights, architecture and tokenizer of a policy; in a run folder, of its last checkpoint.
+
+        Of adapters it is that of what their folder holds.
+        """
+        source = sources.resolve_adapters(self._folder(id_or_dir), None)
         folders = dict.fromkeys((source.path, source.tokenizer_folder))
         files = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if _counts(path))
         return _joined(f"{path.name}\0{self.file(path)}" for path in files)

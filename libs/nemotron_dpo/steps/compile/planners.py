@@ -8,17 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import IdleKey, RunConfig, idle_keys, load_plain, load_run, plain_origins, run_origins, run_tree
+from nemotron_dpo.config import (
+    IdleKey,
+    RunConfig,
+    idle_keys,
+    load_plain,
+    load_run,
+    plain_idle_keys,
+    plain_origins,
+    run_origins,
+    run_tree,
+)
 from nemotron_dpo.config.steps import (
     EnvTomlConfig,
     HfToMegatronConfig,
     MegatronToHfConfig,
+    MergeLoraConfig,
     PreferenceScoreConfig,
     PreferenceTokenizeConfig,
 )
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step
-from nemotron_dpo.steps.compile import dpo_plan, single_stage_plans
+from nemotron_dpo.steps.compile import dpo_plan, merge_lora_plan, single_stage_plans
 from nemotron_dpo.steps.compile.dpo_report import report as dpo_report
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
@@ -68,8 +79,9 @@ def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
 
 
 def _other_step(config: type[Any], compile_: Callable[[Any, Path, Path], Plan], *programs: str) -> Planner:
-    load, where = partial(load_plain, config), partial(plain_origins, config)
-    return Planner(config, load, where, asdict, compile_, single_stage_plans.missing, single_stage_plans.report, programs)
+    load, where, idle = partial(load_plain, config), partial(plain_origins, config), partial(plain_idle_keys, config)
+    missing, report = single_stage_plans.missing, single_stage_plans.report
+    return Planner(config, load, where, asdict, compile_, missing, report, programs, idle=idle)
 
 
 _PLANNERS = {
@@ -87,6 +99,7 @@ _PLANNERS = {
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),
+    "convert/merge_lora": _other_step(MergeLoraConfig, merge_lora_plan.plan_merge_lora, "ckpt-export"),
     "data_prep/preference_tokenize": _other_step(
         PreferenceTokenizeConfig, single_stage_plans.plan_tokenize, "preference-tokenize"
     ),

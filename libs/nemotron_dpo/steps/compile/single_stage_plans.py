@@ -15,6 +15,7 @@ from nemotron_dpo.config.steps import (
     EnvTomlConfig,
     HfToMegatronConfig,
     MegatronToHfConfig,
+    MergeLoraConfig,
     PreferenceScoreConfig,
     PreferenceTokenizeConfig,
 )
@@ -33,14 +34,15 @@ def plan_hf_to_megatron(config: HfToMegatronConfig, job: Path, folder: Path) -> 
     """One ckpt-export to the Megatron format."""
     target = Path(config.megatron_path or job / "checkpoint_megatron")
     source = config.hf_model_id or _UNSET["hf_model_id"]
-    return _plan(config, job, (_export(source, target, "megatron", config.torch_dtype),), {"checkpoint_megatron": target})
+    stage = export_stage(source, target, "megatron", config.torch_dtype)
+    return job_plan(config, job, (stage,), {"checkpoint_megatron": target})
 
 
 def plan_megatron_to_hf(config: MegatronToHfConfig, job: Path, folder: Path) -> Plan:
     """One ckpt-export to the Hugging Face format."""
     target = Path(config.hf_path or job / "checkpoint_hf")
     source = config.megatron_path or _UNSET["megatron_path"]
-    return _plan(config, job, (_export(source, target, "hf", config.torch_dtype),), {"checkpoint_hf": target})
+    return job_plan(config, job, (export_stage(source, target, "hf", config.torch_dtype),), {"checkpoint_hf": target})
 
 
 def plan_tokenize(config: PreferenceTokenizeConfig, job: Path, folder: Path) -> Plan:
@@ -55,7 +57,7 @@ def plan_tokenize(config: PreferenceTokenizeConfig, job: Path, folder: Path) -> 
     ]
     outputs = (job / "pairs.arrow", job / "stats.json", job / "rejects.jsonl")
     stage = _tokenize(config.data, config.tokenizer or "TOKENIZER", config.max_length, outputs, argv, config.chat_template)
-    return _plan(config, job, (stage,), {"tokenized_pairs": outputs[0], "preference_audit": outputs[1]})
+    return job_plan(config, job, (stage,), {"tokenized_pairs": outputs[0], "preference_audit": outputs[1]})
 
 
 def plan_score(config: PreferenceScoreConfig, job: Path, folder: Path) -> Plan:
@@ -71,7 +73,7 @@ def plan_score(config: PreferenceScoreConfig, job: Path, folder: Path) -> Plan:
     inputs = {path: Input("stage", path) for path in scored.values()}
     stages.append(Stage("margins", tuple(argv), inputs=inputs, outputs=(report,)))
     num_processes = config.cluster.gpus_per_node * config.cluster.num_nodes
-    return _plan(config, job, tuple(stages), {"eval_results": report}, num_processes)
+    return job_plan(config, job, tuple(stages), {"eval_results": report}, num_processes)
 
 
 def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
@@ -85,7 +87,7 @@ def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
         *checked_settings(config.sections),
     ]
     argv += ["-o", str(target), *(["--force"] if config.force else [])]
-    return _plan(config, job, (Stage("env-toml", tuple(argv)),), {"env_toml": target})
+    return job_plan(config, job, (Stage("env-toml", tuple(argv)),), {"env_toml": target})
 
 
 def missing(config: Any, *, look: bool = True) -> list[str]:
@@ -119,6 +121,7 @@ def _required(config: Any) -> dict[str, str]:
     required = {
         HfToMegatronConfig: {"hf_model_id": "ID_OR_FOLDER"},
         MegatronToHfConfig: {"megatron_path": "CHECKPOINT_OR_RUN"},
+        MergeLoraConfig: {"lora_checkpoint": "RUN_OR_ADAPTERS"},
         PreferenceTokenizeConfig: {"data.path": "FILE", "tokenizer": "ID_OR_FOLDER"},
         PreferenceScoreConfig: {"data.path": "FILE", "policy.model_name": "ID_OR_FOLDER"},
         EnvTomlConfig: {"template": "FILE"},
@@ -133,12 +136,14 @@ def _value(tree: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _plan(config: Any, job: Path, stages: tuple[Stage, ...], artifacts: Mapping[str, Path], num_processes: int = 1) -> Plan:
+def job_plan(config: Any, job: Path, stages: tuple[Stage, ...], artifacts: Mapping[str, Path], num_processes: int = 1) -> Plan:
+    """The plan of `stages` in the job folder `job`, with the config as its train.yaml."""
     files = {"train.yaml": to_yaml(redact(asdict(config)))}
     return Plan(job, job, None, files, None, stages, artifacts, num_processes)
 
 
-def _export(source: str, target: Path, form: str, precision: str | None) -> Stage:
+def export_stage(source: str, target: Path, form: str, precision: str | None) -> Stage:
+    """One ckpt-export. Raises UserError where it would write over what it reads."""
     if Path(source).resolve() == target.resolve():
         raise UserError("is source and target of the conversion", source=redact(source), remedy="name another target")
     argv = [executable("ckpt-export"), source, "-o", str(target), "--to", form]

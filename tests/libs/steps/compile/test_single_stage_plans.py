@@ -41,6 +41,16 @@ PLANS = [
     ("hf_to_megatron", ["hf_model_id=org/m"], ["ckpt-export org/m -o job/checkpoint_megatron --to megatron"]),
     ("hf_to_megatron", ["hf_model_id=org/m", "megatron_path=out", "torch_dtype=bfloat16"], ["ckpt-export org/m -o out --to megatron --precision bfloat16"]),
     ("megatron_to_hf", ["megatron_path=run"], ["ckpt-export run -o job/checkpoint_hf --to hf"]),
+    ("merge_lora", ["lora_checkpoint=run"], ["ckpt-export run -o job/checkpoint_hf --to hf"]),
+    ("merge_lora", ["lora_checkpoint=a", "base_hf_path=org/m", "output_hf_path=out", "torch_dtype=float32"], [
+        "ckpt-export a -o out --to hf --precision float32 --base org/m",
+    ]),
+    ("merge_lora", ["lora_checkpoint=a", "base_hf_path=h", "base_megatron_path=b", "backend=megatron_bridge", "torch_dtype=auto"], [
+        "ckpt-export a -o job/checkpoint_megatron --to megatron --base b",
+        "ckpt-export job/checkpoint_megatron -o job/checkpoint_hf --to hf",
+    ]),
+    ("merge_lora", ["lora_checkpoint=a", "output_megatron_path=m", "export_hf=false"], ["ckpt-export a -o m --to megatron"]),
+    ("merge_lora", ["lora_checkpoint=a", "output_megatron_path=m", "backend=hf_peft"], ["ckpt-export a -o job/checkpoint_hf --to hf"]),
     ("preference_tokenize", ["data.path=p.jsonl", "tokenizer=org/m", "data.limit=3"], [
         "preference-tokenize p.jsonl -o job/pairs.arrow --tokenizer org/m --num-workers 1 --stats job/stats.json"
         " --rejects job/rejects.jsonl --max-length 4096 --limit 3 --on-error skip",
@@ -76,6 +86,7 @@ def test_env_toml_gives_every_key_to_its_writer():
 MISSING = [
     ("hf_to_megatron", [], ["hf_model_id is not set: give hf_model_id=ID_OR_FOLDER"]),
     ("megatron_to_hf", [], ["megatron_path is not set: give megatron_path=CHECKPOINT_OR_RUN"]),
+    ("merge_lora", [], ["lora_checkpoint is not set: give lora_checkpoint=RUN_OR_ADAPTERS"]),
     ("preference_tokenize", [], ["data.path is not set: give data.path=FILE", "tokenizer is not set: give tokenizer=ID_OR_FOLDER"]),
     ("preference_score", ["data.path=/none/p.jsonl", "policy.model_name=m"], ["/none/p.jsonl: no such file: it is data.path"]),
     ("env_toml", [], []),
@@ -91,6 +102,46 @@ def test_what_is_missing_is_named(name: str, overrides: list[str], lines: list[s
 def test_conversion_onto_itself_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="is source and target of the conversion"):
         _plan("megatron_to_hf", f"megatron_path={tmp_path}", f"hf_path={tmp_path}/../{tmp_path.name}")
+
+
+OVERLAPS = [
+    (["output_hf_path=job/lora"], "job/lora: would be written over lora_checkpoint, job/lora: name a new folder"),
+    (["output_hf_path=base/merged", "base_hf_path=base"], "base/merged: would be written over the base, base"),
+    (["output_megatron_path=job"], "job: would be written over lora_checkpoint, job/lora"),
+    (["output_megatron_path=m", "output_hf_path=m"], "m: is the place of both formats: name two folders"),
+    (["export_hf=false"], '"export_hf" is false, and no Megatron checkpoint is asked for either'),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), OVERLAPS)
+def test_a_merge_over_its_inputs_is_refused(overrides: list[str], message: str):
+    with pytest.raises(UserError) as caught:
+        _plan("merge_lora", "lora_checkpoint=job/lora", *overrides)
+    assert message in str(caught.value).replace(f"{Path.cwd()}/", "")
+
+
+def test_nvidias_own_config_of_the_merge_is_read(tmp_path: Path):
+    """The keys of its default.yaml, with the values that it has: each counts or is said to have no meaning here."""
+    theirs = tmp_path / "theirs.yaml"
+    theirs.write_text(
+        "backend: auto\nlora_checkpoint: a\nbase_hf_path: b\noutput_hf_path: ${oc.env:HERE,x}/hf\ntrust_remote_code: true\n"
+        "torch_dtype: auto\ndevice_map: null\nlow_cpu_mem_usage: true\nsafe_serialization: true\nsave_tokenizer: true\n"
+        "upstream_script: /opt/merge_lora.py\nhf_model_id: null\nhf_model_path: null\nbase_megatron_path: null\n"
+        "output_megatron_path: x/m\nexport_hf: true\ncpu: true\ntp: 1\npp: 1\nep: 1\nnproc_per_node: 1\ndebug: false\n"
+        "show_progress: true\nstrict: true\n"
+    )
+    kind = planner_of(find_step("merge_lora", STEPS))
+    config, warnings = kind.load(theirs, ["tp=2"], None)
+    assert warnings == ['tp=2: "tp" has no meaning here: it divides the merge there; it takes one process here']
+    assert _commands(kind.compile(config, JOB, tmp_path))[0].endswith("ckpt-export a -o x/m --to megatron --base b")
+    assert kind.idle is not None
+    idle = kind.idle(theirs, ["tp=2"], None)
+    assert len(idle) == 15
+    assert f'{theirs}:5: "trust_remote_code" has no meaning here: it runs code that lies in a model\'s folder' in " ".join(
+        map(str, idle)
+    )
+    with pytest.raises(UserError, match='"save_tokenizer" is False where True is due'):
+        kind.load(theirs, ["save_tokenizer=false"], None)
 
 
 def test_manifest_without_code_is_refused(tmp_path: Path):
