@@ -29,6 +29,12 @@ Text parts are joined. Arguments of tool calls that are JSON text are parsed, un
 --prompt-key instruction Alpaca's `input` follows the instruction on a line of its own. Parquet and Arrow store null where a
 row lacks a field of an object, so null counts as absent there. Errors name the line, or the row of a table or an array.
 
+Each pair is written with the name of its file or data set, and with the rewards of its responses where the row has some.
+--chosen-reward-key and --rejected-reward-key name their columns (of rows with completions, a field of these); a row without
+a number there is an error. Without these options score_chosen and score_rejected are recognised, chosen_rating,
+chosen_score, chosen_reward and the like, and `reward` of completions. The strength of overall_preference, 1 to 3, is the
+reward of the chosen response, and 0 that of the other. The last line says how many pairs have rewards.
+
 The prompt is the chat template's text with the generation prompt. The response is what the template adds after it, up to
 and including the end-of-turn token. The two are tokenized apart. A prompt that ends with an assistant's message is continued
 by the response. A row that has no exact split is an error. With a tokenizer that has no chat template, strings are taken as
@@ -86,6 +92,9 @@ PROGRAM = "preference-tokenize"
 @click.option("--prompt-key", metavar="K", default="prompt", show_default=True)
 @click.option("--chosen-key", metavar="K", default="chosen", show_default=True)
 @click.option("--rejected-key", metavar="K", default="rejected", show_default=True)
+@click.option("--chosen-reward-key", metavar="K", help="Column of the chosen response's reward, a number in every row.")
+@click.option("--rejected-reward-key", metavar="K", help="Column of the rejected response's reward.")
+@click.option("--source-name", metavar="NAME", help="Name of the data in the stream [default: of each file or data set].")
 @click.option("--max-length", metavar="N", type=click.IntRange(min=2), help="Most tokens of prompt + response.")
 @click.option(
     "--truncation",
@@ -114,7 +123,7 @@ def command(**options: Any) -> None:
     settings = Settings(
         folder=open_folder(options["tokenizer"], options["chat_template"]),
         now=_moment(options["template_date"]),
-        keys=Keys(options["prompt_key"], options["chosen_key"], options["rejected_key"]),
+        keys=Keys(options["prompt_key"], options["chosen_key"], options["rejected_key"], *_reward_keys(options)),
         system_prompt=_system_prompt(options["system_prompt_file"]),
         template_kwargs=_json_object(options["chat_template_kwargs"]),
         max_length=options["max_length"],
@@ -131,6 +140,7 @@ def command(**options: Any) -> None:
         output=options["output"],
         split=options["split"],
         subset=options["subset"],
+        source_name=options["source_name"],
         row_format=options["row_format"],
         limit=options["limit"],
         num_workers=options["num_workers"],
@@ -143,6 +153,14 @@ def command(**options: Any) -> None:
     show = _shower(settings) if job.num_shown else _no_show
     tally = tokenize_files(job, settings, show, functools.partial(cli.show_progress, PROGRAM))
     cli.say(PROGRAM, tally.closing_line())
+
+
+def _reward_keys(options: dict[str, Any]) -> tuple[str | None, str | None]:
+    chosen, rejected = options["chosen_reward_key"], options["rejected_reward_key"]
+    if (chosen is None) != (rejected is None):
+        given, absent = ("chosen", "rejected") if rejected is None else ("rejected", "chosen")
+        raise click.UsageError(f"--{given}-reward-key needs --{absent}-reward-key: a pair has two rewards")
+    return chosen, rejected
 
 
 def _moment(date: str | None) -> datetime.datetime:

@@ -71,6 +71,53 @@ def test_pairs_provenance_and_counts(tmp_path: Path, tokenizer: Path) -> None:
     assert (info.producer, info.settings["max_length"]) == (PROGRAM, 99)
 
 
+def test_rewards_and_the_name_of_the_data_travel_along(tmp_path: Path, tokenizer: Path) -> None:
+    """From a table, of which only the columns that are needed are read, and from a CSV."""
+    made = [{**ROW, "prompt": str(n), "mine": n / 2, "theirs": -n, "other": n} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(made), tmp_path / "table.parquet")
+    cells = "\n".join(["prompt,chosen,rejected,score_chosen,score_rejected", "a,b,c,1.5,0.5", "d,e,f,2,1"])
+    (tmp_path / "cells.csv").write_text(cells)
+    keys = ("--chosen-reward-key", "mine", "--rejected-reward-key", "theirs")
+    done = tokenize(tmp_path, tokenizer, tmp_path / "table.parquet", *keys)
+    assert "rewards of 3 pairs (mine, theirs), of which" not in done.stderr.decode()
+    assert "; rewards of 3 pairs (mine, theirs)" in done.stderr.decode()
+    info, found = read(tmp_path / "out.arrow")
+    columns = ("source", "source_line", "chosen_reward", "rejected_reward")
+    expected = [("table.parquet", 1, 0, 0), ("table.parquet", 2, 0.5, -1), ("table.parquet", 3, 1, -2)]
+    assert [tuple(row[name] for name in columns) for row in found] == expected
+    assert info.settings["reward_keys"] == ["mine", "theirs"]
+    done = tokenize(tmp_path, tokenizer, tmp_path / "cells.csv", "--source-name", "sheet")
+    info, found = read(tmp_path / "out.arrow")
+    assert [tuple(row[name] for name in columns) for row in found] == [("sheet", 1, 1.5, 0.5), ("sheet", 2, 2, 1)]
+    assert info.settings["source_name"] == "sheet"
+    assert "reward_keys" not in info.settings
+    done = tokenize(tmp_path, tokenizer, tmp_path / "cells.csv", *keys)
+    assert error_line(done, PROGRAM) == (
+        f'{tmp_path}/cells.csv:1: "mine" is missing; the row has prompt, chosen, rejected, '
+        "score_chosen, score_rejected: --chosen-reward-key names another column (data.train.chosen_reward_key in a config)"
+    )
+    done = tokenize(tmp_path, tokenizer, tmp_path / "cells.csv", *keys[:2])
+    assert done.returncode == 2
+    assert "--chosen-reward-key needs --rejected-reward-key: a pair has two rewards" in done.stderr.decode()
+
+
+def test_data_are_called_by_the_last_part_that_tells_them_apart(tmp_path: Path, tokenizer: Path) -> None:
+    for name in ("a/train.jsonl", "b/train.jsonl", "b/test.jsonl", "folder/x.jsonl", "folder/y.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(LINE)
+
+    def names(*inputs: object, **options: Any) -> list[str]:
+        tokenize(tmp_path, tokenizer, *inputs, **options)
+        return [row["source"] for row in read(tmp_path / "out.arrow")[1]]
+
+    assert names(tmp_path / "a/train.jsonl") == ["train.jsonl"]
+    assert names(tmp_path / "folder") == ["folder", "folder"]
+    assert names(tmp_path / "folder/*.jsonl") == ["x.jsonl", "y.jsonl"]
+    both = names(tmp_path / "a/train.jsonl", tmp_path / "b/*.jsonl", tmp_path / "folder")
+    assert both == ["a/train.jsonl", "b/test.jsonl", "b/train.jsonl", *[f"{tmp_path.name}/folder"] * 2]
+    assert names("-", input=LINE) == ["stdin"]
+
+
 def test_every_container_gives_the_same_pairs(tmp_path: Path, tokenizer: Path) -> None:
     table = pa.Table.from_pylist([ROW] * 3)
     stored = tmp_path / "stored"

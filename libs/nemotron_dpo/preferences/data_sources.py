@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import glob
 import importlib.util
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,11 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class RowSource:
-    """The rows of `files`, which are read in order, cut to the part of them that `part` describes."""
+    """The rows of `files`, which are read in order, cut to the part of them that `part` describes; `name` stood for them."""
 
     files: tuple[str, ...]
     part: SplitPart = _WHOLE
+    name: str = ""
 
 
 def resolve_data(inputs: Sequence[str], split: str | None = None, subset: str | None = None) -> list[RowSource]:
@@ -55,13 +57,40 @@ def resolve_data(inputs: Sequence[str], split: str | None = None, subset: str | 
     for name in inputs:
         if len({part.name for part in parts}) > 1 and _is_file(name):
             raise UserError("is a file, which has no splits", source=name, remedy="name a part of it, as in train[:10]")
-        sources += [RowSource(tuple(_files(name, part.name, subset)), part) for part in parts]
+        sources += [RowSource(tuple(_files(name, part.name, subset)), part, name) for part in parts]
     return sources
 
 
 def all_files(sources: Iterable[RowSource]) -> list[str]:
     """The files of all `sources`, each once."""
     return list(dict.fromkeys(file for source in sources for file in source.files))
+
+
+def source_names(sources: Iterable[RowSource]) -> dict[str, str]:
+    """For each file of `sources`, the name under which its pairs are counted.
+
+    It is the name of the data set or folder that the file is of, else of the file itself: the last part of the path, with as
+    many parts before it as tell all of them apart.
+    """
+    given = {file: _own_name(source.name, file) for source in sources for file in source.files}
+    short = _last_parts({name for name in given.values() if Path(name).exists()})
+    return {file: short.get(name, name) for file, name in given.items()}
+
+
+def _own_name(name: str, file: str) -> str:
+    if name == "-":
+        return "stdin"
+    return file if _is_file(name) or (glob.has_magic(name) and not Path(name).exists()) else name
+
+
+def _last_parts(paths: Collection[str]) -> dict[str, str]:
+    parts = {path: Path(os.path.abspath(path)).parts for path in paths}
+    names: dict[str, str] = {}
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {path: "/".join(all_parts[-count:]) for path, all_parts in parts.items()}
+        if len(set(names.values())) == len(names):
+            break
+    return names
 
 
 def format_of(inputs: Sequence[str]) -> str | None:

@@ -29,13 +29,15 @@ class TooLong:
 class Chunk:
     """Consecutive rows of one source: undecoded lines, or values from a table.
 
-    The first row has number `first_line`. A chunk without rows stands for a source that has none.
+    The first row has number `first_line`. `source_name` is the data set or file that the pairs are said to be of. A chunk
+    without rows stands for a source that has none.
     """
 
     source: str
     first_line: int
     rows: list[Any]
     row_format: str = ""
+    source_name: str = ""
 
 
 def line_chunks(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""Remarks about rows that were written: columns that were not read, and changes that the chat template made to texts."""
+"""Remarks about rows that were written: their rewards, columns that were not read, changes the chat template made to texts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections import Counter
 from typing import Any
 
 from nemotron_dpo.preferences.beside import Beside
+from nemotron_dpo.preferences.rewards import Rewards
 
 Notes = Counter[tuple[str, str]]  # (kind, name of the column or change) -> number of rows
 _READ, _UNREAD, _CHANGED = "columns_read_besides", "columns_not_read", "changed_by_template"
 _OF_JSON_TEXT = "columns_of_json_text"
-_KINDS = (_READ, _OF_JSON_TEXT, _UNREAD, _CHANGED)
+_REWARDS, _INVERTED, _NO_REWARDS = "pairs_with_rewards", "pairs_with_inverted_rewards", "pairs_without_rewards"
+_KINDS = (_READ, _OF_JSON_TEXT, _UNREAD, _CHANGED, _REWARDS, _INVERTED, _NO_REWARDS)
 _MOST_NAMES = 12
 
 
@@ -30,14 +32,36 @@ def note_changes(notes: Notes, changed: frozenset[str]) -> None:
         notes[_CHANGED, what] += 1
 
 
+def note_rewards(notes: Notes, rewards: Rewards) -> None:
+    """Count the rewards of one pair that is written, by the columns that they are of."""
+    if not rewards.of:
+        return
+    if rewards.chosen is None or rewards.rejected is None:
+        notes[_NO_REWARDS, rewards.of] += 1
+        return
+    notes[_REWARDS, rewards.of] += 1
+    if rewards.chosen < rewards.rejected:
+        notes[_INVERTED, rewards.of] += 1
+
+
 def spoken(notes: Notes) -> str:
     """The notes as text for the closing line, each after a semicolon; an empty text where there are no notes."""
     said = []
     for kind, words in ((_READ, "part of the prompt"), (_OF_JSON_TEXT, "of messages as JSON text"), (_UNREAD, "not read")):
         if names := _of_kind(notes, kind):
             said.append(f"columns {words}: {_listed(list(names))}")
+    said += _spoken_rewards(notes)
     said += [f"{what} in {count} rows" for what, count in _of_kind(notes, _CHANGED).items()]
     return "".join(f"; {clause}" for clause in said)
+
+
+def _spoken_rewards(notes: Notes) -> list[str]:
+    said = []
+    inverted, without = _of_kind(notes, _INVERTED), _of_kind(notes, _NO_REWARDS)
+    for columns, count in _of_kind(notes, _REWARDS).items():
+        higher = f", of which {inverted[columns]} have a higher one for the rejected response" if columns in inverted else ""
+        said.append(f"rewards of {count} pairs ({columns}){higher}")
+    return said + [f"no rewards of {count} pairs, as {columns} are no numbers there" for columns, count in without.items()]
 
 
 def reported(notes: Notes) -> dict[str, Any]:

@@ -40,11 +40,12 @@ def drop(reason: str, message: str) -> RowProblem:
 def missing(field: str, row: Collection[str] = (), role: str | None = None) -> RowProblem:
     """The problem of a row without the column `field`; the message lists the first columns that `row` has.
 
-    `role` is "prompt", "chosen" or "rejected", where `field` is that column of the pair and a user may name another one. The
-    message then names the option for it.
+    `role` is "prompt", "chosen" or "rejected", also "chosen-reward" and so on, where `field` is that column of the pair and a
+    user may name another one. The message then names the option for it.
     """
     there = f"; the row has {', '.join(list(row)[:8])}" if row else ""
-    remedy = f": --{role}-key names another column (data.train.{role}_key in a config)" if row and role else ""
+    option = f"--{role}-key names another column (data.train.{role.replace('-', '_')}_key in a config)" if role else ""
+    remedy = f": {option}" if row and option else ""
     return RowProblem("missing field", f"is missing{there}{remedy}", field=field)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from nemotron_dpo.preferences.beside import NOTHING, Beside, joined_input, read_beside
 from nemotron_dpo.preferences.messages import Message, messages_of_json_text, normal_message, read_tools
 from nemotron_dpo.preferences.problems import RowProblem, Unreadable, drop, missing, wrong_type
+from nemotron_dpo.preferences.rewards import NONE, RECOGNISED, Rewards, read_rewards
 from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
 
 Text = str | list[Message]
@@ -25,11 +26,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of the columns that hold a pair."""
+    """The names of the columns that hold a pair, and those that hold its rewards, None for the names that are recognised."""
 
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    chosen_reward: str | None = None
+    rejected_reward: str | None = None
 
 
 def columns_read(keys: Keys) -> frozenset[str]:
@@ -37,20 +40,25 @@ def columns_read(keys: Keys) -> frozenset[str]:
 
     All names are in lower case, but for those that `keys` gives.
     """
-    return _COLUMNS | {keys.prompt, keys.chosen, keys.rejected}
+    names = (keys.prompt, keys.chosen, keys.rejected, keys.chosen_reward, keys.rejected_reward)
+    return _COLUMNS.union(name for name in names if name is not None)
 
 
 _COLUMNS = frozenset(
     {
         "context", "completions", "response1", "response2", "overall_preference", "tools", "chat_template_kwargs",
         "conversations", "system", "input", "image", "images", "video", "videos", "audio", "audios", "pixel_values",
+        *(name for names in RECOGNISED for name in names),
     }
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One comparison: a prompt, the response that was preferred and the one that was rejected, each as text or as turns."""
+    """One comparison: a prompt, the response that was preferred and the one that was rejected, each as text or as turns.
+
+    `rewards` are what the row says that the two responses are worth.
+    """
 
     prompt: Text
     chosen: Text
@@ -58,6 +66,7 @@ class Preference:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
     beside: Beside = NOTHING
+    rewards: Rewards = NONE
 
 
 def recognise(row: Row, keys: Keys) -> str:
@@ -94,12 +103,13 @@ def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
     tools, template_kwargs = read_tools(_value(row, "tools")), _value(row, "chat_template_kwargs")
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
         raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
-    beside = read_beside(row, _columns(row_format, keys, _prompt_key(row, keys)))
+    rewards = read_rewards(row, row_format, keys)
+    beside = read_beside(row, _columns(row_format, keys, _prompt_key(row, keys)).union(rewards.columns))
     if of_json_text:
         beside = replace(beside, of_json_text=of_json_text)
     if chosen == rejected:
         raise drop("equal responses", "the chosen and the rejected response are the same")
-    return Preference(prompt, chosen, rejected, tools, template_kwargs, beside)
+    return Preference(prompt, chosen, rejected, tools, template_kwargs, beside, rewards)
 
 
 def _with_role(problem: RowProblem, row: Row, keys: Keys) -> RowProblem:

@@ -19,9 +19,10 @@ from nemotron_dpo.preferences.boundary import Texts
 from nemotron_dpo.preferences.columns import Row, pair_id, to_batches
 from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
 from nemotron_dpo.preferences.lines import Chunk, TooLong
-from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
+from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns, note_rewards
 from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
 from nemotron_dpo.preferences.rendering import Renderer, make_renderer
+from nemotron_dpo.preferences.rewards import Rewards
 from nemotron_dpo.preferences.row_formats import Keys, Preference, read_row
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
 
@@ -73,6 +74,16 @@ SHOWN_PER_CHUNK = 64
 _NO_NUMBER = re.compile(rb"NaN|-?Infinity")
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A row that the chat template has written out."""
+
+    line: int
+    texts: Texts
+    rewards: Rewards
+    row: Any
+
+
 @dataclass(frozen=True)
 class Worker:
     """Turns chunks into results with the loaded tokenizer and the compiled chat template that it holds."""
@@ -86,7 +97,7 @@ class Worker:
     def __call__(self, chunk: Chunk) -> Result:
         """Tokenize the rows of `chunk`; a row that yields no pair becomes a Reject."""
         rejects: list[Reject] = []
-        rendered: list[tuple[int, Texts, Any]] = []
+        rendered: list[_Rendered] = []
         notes: Notes = Counter()
         num_blank = 0
         for line, row in enumerate(chunk.rows, chunk.first_line):
@@ -94,24 +105,25 @@ class Worker:
                 num_blank += 1
                 continue
             try:
-                rendered.append((line, self._rendered(row, chunk.row_format, notes), row))
+                rendered.append(self._rendered(line, row, chunk.row_format, notes))
             except RowProblem as problem:
                 rejects.append(_reject(chunk.source, line, problem, row))
         facts: list[tuple[Any, ...]] = []
         shown: list[tuple[Texts, PairIds]] = []
 
         def noted() -> Iterator[Row]:
-            for line, texts, ids in self._encoded(rendered, chunk.source, rejects):
-                facts.append(_facts(texts, ids))
+            for one, ids in self._encoded(rendered, chunk.source, rejects):
+                facts.append(_facts(one.texts, ids))
+                note_rewards(notes, one.rewards)
                 if len(shown) < self.num_shown:
-                    shown.append((texts, ids))
-                yield Row(line, ids, pair_id(ids))
+                    shown.append((one.texts, ids))
+                yield Row(one.line, ids, pair_id(ids), (one.rewards.chosen, one.rewards.rejected))
 
-        batches = list(to_batches(noted()))
+        batches = list(to_batches(noted(), chunk.source_name))
         rejects.sort(key=lambda r: r.line)
         return Result(chunk.source, len(chunk.rows) - num_blank, batches, rejects, np.array(facts, FACTS), shown, notes)
 
-    def _rendered(self, row: Any, row_format: str, notes: Notes) -> Texts:
+    def _rendered(self, line: int, row: Any, row_format: str, notes: Notes) -> _Rendered:
         try:
             preference = self.preference(row, row_format)
             note_columns(notes, preference.beside)
@@ -119,27 +131,28 @@ class Worker:
         except RecursionError:
             raise RowProblem("wrong type", "is nested too deeply") from None
         note_changes(notes, texts.changed)
-        return texts
+        return _Rendered(line, texts, preference.rewards, row)
 
     def preference(self, row: Any, row_format: str) -> Preference:
         """The preference in one row. Raises RowProblem where the row cannot be read or yields no pair."""
         preference = read_row(parse(row, self.settings.max_line_bytes), row_format, self.settings.keys)
-        return replace(preference, chosen=preference.rejected, rejected=preference.chosen) if self.settings.swap else preference
+        if not self.settings.swap:
+            return preference
+        rewards = replace(preference.rewards, chosen=preference.rewards.rejected, rejected=preference.rewards.chosen)
+        return replace(preference, chosen=preference.rejected, rejected=preference.chosen, rewards=rewards)
 
-    def _encoded(
-        self, rendered: list[tuple[int, Texts, Any]], source: str, rejects: list[Reject]
-    ) -> Iterator[tuple[int, Texts, PairIds]]:
-        encoded = self.encoder.encode(texts for _, texts, _ in rendered)
-        for (line, texts, row), ids in zip(rendered, encoded, strict=True):
+    def _encoded(self, rendered: list[_Rendered], source: str, rejects: list[Reject]) -> Iterator[tuple[_Rendered, PairIds]]:
+        encoded = self.encoder.encode(one.texts for one in rendered)
+        for one, ids in zip(rendered, encoded, strict=True):
             try:
                 cut = truncate(ids, self.settings.max_length, self.settings.truncation, self.bos_id)
                 if cut.chosen == cut.rejected:
                     where = "after truncation" if cut is not ids else "as token ids"
                     raise drop(f"equal {where}", f"the chosen and the rejected response are the same {where}")
             except RowProblem as problem:
-                rejects.append(_reject(source, line, problem, row, pair_id(ids)))
+                rejects.append(_reject(source, one.line, problem, one.row, pair_id(ids)))
                 continue
-            yield line, texts, cut
+            yield one, cut
 
 
 def make_worker(settings: Settings, num_shown: int = 0) -> Worker:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
-from nemotron_dpo.preferences.data_sources import RowSource, all_files, format_of, resolve_data
+from nemotron_dpo.preferences.data_sources import RowSource, all_files, format_of, resolve_data, source_names
 from nemotron_dpo.preferences.inputs import digest, limit_rows, read_chunks, states
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import Reject
@@ -31,6 +31,7 @@ Show = Callable[[Any, Any], None]
 class Job:
     """What to read and where to write it; `beside` names the other files and folders that are read.
 
+    `source_name` is what the data are called in the stream; None for the names of files and data sets.
     No output may overwrite an input or a path in `beside`.
     """
 
@@ -38,6 +39,7 @@ class Job:
     output: str
     split: str | None = None
     subset: str | None = None
+    source_name: str | None = None
     row_format: str = "auto"
     limit: int | None = None
     num_workers: int = 1
@@ -68,7 +70,9 @@ def tokenize_files(
     place = _Place()
     raw = limit_rows(_rows(sources, settings.max_line_bytes, columns, place.reach), job.limit)
     row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
-    chunks = with_row_formats(raw, row_format, settings.keys, settings.max_line_bytes)
+    names = source_names(sources)
+    named = (replace(chunk, source_name=job.source_name or names.get(chunk.source, "stdin")) for chunk in raw)
+    chunks = with_row_formats(named, row_format, settings.keys, settings.max_line_bytes)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
         rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
@@ -156,7 +160,10 @@ def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
     }
     if "strftime_now" in (settings.folder.template or ""):
         shaped["template_date"] = settings.now.isoformat()
-    shaped |= {name: value for name, value in (("split", job.split), ("subset", job.subset)) if value}
+    optional = {"split": job.split, "subset": job.subset, "source_name": job.source_name}
+    shaped |= {name: value for name, value in optional.items() if value}
+    if settings.keys.chosen_reward:
+        shaped["reward_keys"] = [settings.keys.chosen_reward, settings.keys.rejected_reward]
     digests = {"input": digest(files), **settings.folder.digests}
     return StreamInfo("tokenized_pairs", "preference-tokenize", __version__, digests, shaped)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 
 from nemotron_dpo import sources
-from nemotron_dpo.preferences.data_sources import all_files, is_of_hub, resolve_data
+from nemotron_dpo.preferences.data_sources import all_files, is_of_hub, resolve_data, source_names
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
 _REMEMBERED_BYTES = 1 << 20
@@ -60,8 +60,10 @@ class Digests:
         return digest
 
     def data(self, name: str, split: str | None = None, subset: str | None = None) -> str:
-        """The digest of the row files that are read for the data `name`, in order; the names of the files do not count."""
-        return _joined(self.file(Path(file)) for file in self._data_files(name, split, subset))
+        """The digest of the row files that are read for the data `name`, in order, and of the names of their pairs' sources."""
+        files = self._data_files(name, split, subset)
+        names = {name} if is_of_hub(name) else source_names(resolve_data([name], split, subset)).values()
+        return _joined([*(self.file(Path(file)) for file in files), *names])
 
     def tokenizer(self, id_or_dir: str) -> str:
         """The digest of the tokenizer's files and its chat template, and of today's date if the template prints it."""
