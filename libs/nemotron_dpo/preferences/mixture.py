@@ -1,0 +1,240 @@
+"""Make one training set of several streams of pairs, each with a weight: how often an epoch sees each of its pairs.
+
+python -m nemotron_dpo.preferences.mixture A.arrow B.arrow --weights 2 0.5 -o mixed.arrow [--seed N]
+
+A weight is any number above 0: of 2.25 every pair is written twice, and a quarter of the pairs once more. Which ones, the seed
+and the name of the data decide; every epoch has the same ones, and a greater part of a stream includes the smaller one. The
+streams follow one another, and training shuffles them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from nemotron_dpo import __version__
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.paths import refuse_overwriting
+from nemotron_dpo.preferences.pairs import NameColumn
+from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
+
+_KINDS = ("tokenized_pairs", "scored_pairs")
+_BATCH_BYTES = 1 << 20
+# digest -> what the streams must have in common, and who makes it so
+_COMMON = {
+    "tokenizer": "was tokenized with another tokenizer than",
+    "chat_template": "was rendered by another chat template than",
+    "reference": "was scored by another policy than",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stream of a mixture: each of its pairs is written `copies` times, and those in `drawn` once more.
+
+    `drawn` (bool [P]) is None where there are none. `sources` counts the pairs that are written by their source.
+    """
+
+    path: str
+    weight: str
+    info: StreamInfo
+    num_pairs: int
+    copies: int
+    drawn: np.ndarray | None
+    sources: Mapping[str, int]
+
+    @property
+    def num_written(self) -> int:
+        """How many pairs of this stream the mixture has."""
+        return sum(self.sources.values())
+
+
+def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> list[Part]:
+    """Write the mixture of the streams `paths` to `output`, and return what it is made of.
+
+    Raises UserError for a weight that is no number above 0 or leaves no pair of its stream, a stream that is damaged or has no
+    pairs, and streams of different kinds, tokenizers, chat templates or reference policies.
+    """
+    refuse_overwriting({"-o": output}, paths)
+    seen: Counter[str] = Counter()
+    parts = []
+    for path, weight in zip(paths, weights, strict=True):
+        parts.append(_part(path, weight, seed, seen))
+        _check_alike(parts[0], parts[-1])
+    with open_writer(output, _info(parts, seed)) as writer:
+        for part in parts:
+            for batch in _rows(part):
+                writer.write(batch)
+    return parts
+
+
+def _part(path: str, weight: str, seed: int, seen: Counter[str]) -> Part:
+    """Look through one stream. `seen` counts the streams of the same sources before it, which draw other pairs than it."""
+    if path == "-":
+        raise UserError("a mixture reads its streams more than once", source="<stdin>", remedy="name files", usage=True)
+    copies, rest = divmod(_weight(weight, path), 1)
+    with open_reader(path, *_KINDS) as reader:
+        names = [NameColumn.of(batch.column("source")) for batch in reader]  # views: the file is mapped
+        info = reader.info
+    num_pairs = sum(len(column.column) for column in names)
+    if not num_pairs:
+        raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")
+    num_drawn = int(rest * num_pairs + Fraction(1, 2))
+    if not copies and not num_drawn:
+        raise UserError(f"weight {weight} leaves none of its {num_pairs} pairs", source=path, remedy="leave it out")
+    label = "\0".join(dict.fromkeys(name for column in names for name in column.counts()))
+    drawn = _draw(num_pairs, num_drawn, f"{seed}\0{seen[label]}\0{label}") if num_drawn else None
+    seen[label] += 1
+    return Part(path, weight, info, num_pairs, int(copies), drawn, _written(names, int(copies), drawn))
+
+
+def _weight(text: str, path: str) -> Fraction:
+    """The weight exactly as it is written: in floating point, a tenth of 25 pairs would be more than two and a half."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if value <= 0:
+        raise UserError(f"{text!r} is no weight above 0", source=path, usage=True)
+    return value
+
+
+def _draw(num_pairs: int, num_drawn: int, key: str) -> np.ndarray:
+    """Which of the pairs are drawn, without replacement, bool [num_pairs]."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest())
+    drawn = np.zeros(num_pairs, bool)
+    drawn[np.random.default_rng(seed).permutation(num_pairs)[:num_drawn]] = True
+    return drawn
+
+
+def _written(names: Sequence[NameColumn], copies: int, drawn: np.ndarray | None) -> dict[str, int]:
+    """How many pairs of each source are written."""
+    total: Counter[str] = Counter()
+    start = 0
+    for names_of_batch in names:
+        total.update({name: copies * number for name, number in names_of_batch.counts().items()})
+        end = start + len(names_of_batch.column)
+        if drawn is not None:
+            total.update(NameColumn(names_of_batch.column.filter(pa.array(drawn[start:end]))).counts())
+        start = end
+    return {name: number for name, number in total.items() if number}
+
+
+def _rows(part: Part) -> Iterator[pa.RecordBatch]:
+    for _ in range(part.copies):
+        with open_reader(part.path, *_KINDS) as reader:
+            yield from reader
+    if part.drawn is not None:
+        with open_reader(part.path, *_KINDS) as reader:
+            yield from _together(_drawn_rows(reader, part.drawn))
+
+
+def _drawn_rows(reader: Reader, drawn: np.ndarray) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in reader:
+        yield batch.filter(pa.array(drawn[start : start + batch.num_rows]))
+        start += batch.num_rows
+
+
+def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of `batches` in batches of about _BATCH_BYTES: a hundredth of each batch would be batches of a few rows."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(one.nbytes for one in waiting) >= _BATCH_BYTES:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def _check_alike(first: Part, other: Part) -> None:
+    if first.info.schema != other.info.schema:
+        kinds = f"holds {other.info.schema}, and {first.path} {first.info.schema}"
+        raise UserError(kinds, source=other.path, remedy="score all of them with ref-logprobs, or none")
+    for name, what in _COMMON.items():
+        if first.info.digests.get(name) != other.info.digests.get(name):
+            raise UserError(f"{what} {first.path}", source=other.path, remedy="make all of them with the same one")
+    precisions = [part.info.settings.get("reference_precision") for part in (first, other)]
+    if precisions[0] != precisions[1]:
+        what = f"was scored in {precisions[1]}, and {first.path} in {precisions[0]}"
+        raise UserError(what, source=other.path, remedy="score all of them at one precision")
+
+
+def _info(parts: Sequence[Part], seed: int) -> StreamInfo:
+    """Where the mixture comes from: what all parts have in common as it is, and each part with what is its own."""
+    infos = [part.info for part in parts]
+    common = {
+        name: value for name, value in infos[0].settings.items() if all(info.settings.get(name) == value for info in infos)
+    }
+    if any("kernels" in info.settings for info in infos):
+        common["kernels"] = ", ".join(dict.fromkeys(str(info.settings.get("kernels")) for info in infos))
+    whole = hashlib.sha256(b"\n".join(f"{p.info.digests.get('input')} {p.weight}".encode() for p in parts))
+    digests = {name: infos[0].digests[name] for name in _COMMON if name in infos[0].digests}
+    described = [
+        {
+            "weight": part.weight,
+            "pairs": part.num_pairs,
+            "written": dict(part.sources),
+            "digests": {name: value for name, value in part.info.digests.items() if digests.get(name) != value},
+            "settings": {name: value for name, value in part.info.settings.items() if common.get(name) != value},
+        }
+        for part in parts
+    ]
+    settings = {**common, "mixture": described, "mixture_seed": seed}
+    digests["input"] = f"sha256:{whole.hexdigest()}"
+    return StreamInfo(infos[0].schema, "mixture", __version__, digests, settings)
+
+
+def closing_line(parts: Sequence[Part]) -> str:
+    """One line of exact counts."""
+    total = sum(part.num_written for part in parts)
+    by_source: Counter[str] = Counter()
+    for part in parts:
+        by_source.update(part.sources)
+    each = ", ".join(f"{part.weight} x {part.num_pairs} = {part.num_written} of {part.path}" for part in parts)
+    named = ", ".join(f"{name or '(unnamed)'} {count} ({count / total:.1%})" for name, count in by_source.items())
+    return f"{total} pairs written: {each}; by source: {named}"
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # so that no half-written file stays behind
+    parser = argparse.ArgumentParser("mixture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("streams", nargs="+", metavar="STREAM", help="Output of preference-tokenize or ref-logprobs.")
+    parser.add_argument("--weights", nargs="+", metavar="W", help="One for each stream [default: 1].")
+    parser.add_argument("--seed", type=int, default=42, help="Of the pairs that are drawn [default: 42].")
+    parser.add_argument("-o", dest="output", required=True, help="Stream to write.")
+    arguments = parser.parse_args()
+    weights = arguments.weights or ["1"] * len(arguments.streams)
+    if len(weights) != len(arguments.streams):
+        parser.error(f"{len(arguments.streams)} streams and {len(weights)} weights")
+    sys.exit(_status(arguments.streams, weights, arguments.output, arguments.seed))
+
+
+def _status(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> int:
+    try:
+        said, status = closing_line(mix(paths, weights, output, seed)), 0
+    except UserError as error:
+        said, status = f"error: {error}", 2 if error.usage else 1
+    except OSError as error:
+        said, status = f"error: {error.filename or output}: {os.strerror(error.errno or 0).lower()}", 1
+    except KeyboardInterrupt:
+        said, status = "error: interrupted", 130
+    print(f"mixture: {said}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()
