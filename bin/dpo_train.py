@@ -276,6 +276,7 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
     from nemotron_dpo.checkpoint import megatron as checkpoint
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy.lora import Adapted, adapt
+    from nemotron_dpo.policy.routers import freeze_routers
     from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.training.data import weights_digest
 
@@ -286,6 +287,8 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
         adapt(model, Adapted(lora, adapters.base_of(policy, weights_digest(policy))), run.dpo.seed)
         if resumed:
             checkpoint.load(model, resumed.policy.path)
+    if run.policy.megatron_cfg.freeze_moe_router:
+        freeze_routers(model)
     trainable = TrainablePolicy(model, wiring.optimization(run))
     if resumed:
         optimizer_state.load(trainable, resumed.optimizer)

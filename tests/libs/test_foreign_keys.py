@@ -204,7 +204,6 @@ def test_a_set_whose_key_is_null_hides_nothing_of_another():
 
 def test_router_keys_are_refused_for_a_model_with_experts():
     for override, remedy in (
-        (f"{MEGATRON}.freeze_moe_router=true", "set it to false"),
         (f"{MEGATRON}.moe_router_load_balancing_type=aux_loss", "set it to none"),
     ):
         refusal = router_refusal(load_run(None, [override])[0])

@@ -96,9 +96,6 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
 def router_refusal(run: RunConfig) -> UserError | None:
     """Why the `run` cannot be as it says where its model has experts; a model without any has no router."""
     megatron, key = run.policy.megatron_cfg, "policy.megatron_cfg.moe_router_load_balancing_type"
-    if megatron.freeze_moe_router:
-        message = "is true, and the policy has experts, whose router is trained here"
-        return UserError(message, field="policy.megatron_cfg.freeze_moe_router", remedy="set it to false")
     if megatron.moe_router_load_balancing_type != "none":
         message = f"is {megatron.moe_router_load_balancing_type}, and the policy has experts: only none is built"
         return UserError(message, field=key, remedy="set it to none, which trains without an auxiliary loss")

@@ -73,7 +73,7 @@ class PeftConfig:
 class MegatronConfig:
     """How megatron-core cuts the model and the batch; sizes count processes, None leaves the choice to megatron-core.
 
-    Of the router's keys a model with experts takes only the defaults.
+    `freeze_moe_router` and `moe_router_load_balancing_type` are about models with experts; of the latter these take only none.
     """
 
     tensor_model_parallel_size: int = field(default=1, metadata={"minimum": 1})

@@ -47,9 +47,10 @@ class Experts:
         )
 
     def parameters(self, architecture: Architecture) -> Parameters:
-        linears = self.linears(architecture)
+        linears, router = self.linears(architecture), self.router.num * architecture.hidden_size
         return Parameters(
-            whole=norm_parameters(architecture) + self.router.num * architecture.hidden_size,
+            whole=norm_parameters(architecture) + router,
+            router=router,
             experts=sum(linear.copies * linear.size for linear in linears),
             experts_met=sum(linear.met * linear.size for linear in linears),
         )

@@ -61,12 +61,13 @@ class Linear:
 class Parameters:
     """How many parameters a sublayer has, by how ranks divide them.
 
-    split: divided by tensor parallelism. whole: held by every tensor-parallel rank. experts: divided by expert parallelism, of
-    which one token meets `experts_met`.
+    split: divided by tensor parallelism. whole: held by every tensor-parallel rank; `router` of them are a router's. experts:
+    divided by expert parallelism, of which one token meets `experts_met`.
     """
 
     split: int = 0
     whole: int = 0
+    router: int = 0
     experts: int = 0
     experts_met: int = 0
 

@@ -3,7 +3,7 @@
 Counted, as of a rank of the first pipeline stage, whichever stage's layers take most:
   weights     in the run's precision
   optimizer   AdamW's two float32 moments, and below float32 a float32 master copy, divided over the data-parallel ranks where
-              the optimizer is distributed
+              the optimizer is distributed; like gradients, of weights that are trained
   gradients   float32, or the weights' precision without grad_reduce_in_fp32
   activations what each kind of layer says that it keeps of a row for its backward pass, and the most that one layer's backward
               pass takes beside it; on a CPU half as much again, which lies between them in malloc's heap (in use 300 MB, grown
@@ -62,7 +62,7 @@ def largest_tokens(architecture: Architecture, sizes: Sizes, budget: float, most
 
 def _of_stage(architecture: Architecture, sizes: Sizes, stage: slice) -> Memory:
     held, experts = _held(architecture, sizes, stage)
-    trained = held + experts
+    trained = held + experts - (_router(architecture, stage) if sizes.frozen_routers else 0)
     if sizes.lora is not None:  # tensor parallelism divides one factor of an adapter, the smaller part is taken as nothing
         trained = adapter_parameters(sizes.lora, architecture, stage) / sizes.layout.tensor
     weights = held + experts + (trained if sizes.lora is not None else 0)
@@ -84,6 +84,12 @@ def _held(architecture: Architecture, sizes: Sizes, stage: slice) -> tuple[float
     embeddings = architecture.vocab_size * architecture.hidden_size * (1 if once else 2) / layout.tensor
     dense = sum(part.split for part in parts) / layout.tensor + sum(part.whole for part in parts)
     return dense + embeddings, sum(part.experts for part in parts) / layout.expert_replica
+
+
+def _router(architecture: Architecture, stage: slice) -> int:
+    """Parameters of the routers, which every rank of the stage holds whole."""
+    layers = architecture.layers[stage]
+    return sum(sublayer.parameters(architecture).router for layer in layers for sublayer in layer.sublayers)
 
 
 def _owned(trained: float, experts: float, sizes: Sizes) -> float:

@@ -41,8 +41,9 @@ class Lengths:
 class Sizes:
     """How a run divides and keeps its policy; `tokens` are those of a row, `copies` the data-parallel replicas.
 
-    `in_flight` are the rows whose activations a stage holds at a time. `lora` None trains all weights. `spread` is how much
-    memory a byte of activations takes, `logits_bytes` the most logits that are kept.
+    `in_flight` are the rows whose activations a stage holds at a time. `lora` None trains all weights, without the routers'
+    where these are frozen. `spread` is how much memory a byte of activations takes, `logits_bytes` the most logits that are
+    kept.
     """
 
     precision: str
@@ -54,6 +55,7 @@ class Sizes:
     grads_in_fp32: bool = True
     recompute: Recompute | None = None
     lora: Lora | None = None
+    frozen_routers: bool = False
     base_bytes: int = CPU_BASE_BYTES
     spread: float = CPU_SPREAD
     logits_bytes: int = CPU_LOGITS_BYTES
@@ -98,6 +100,7 @@ def sizes_of(run: RunConfig, lengths: Lengths) -> Sizes:
         grads_in_fp32=megatron.grad_reduce_in_fp32,
         recompute=wiring.recompute(run),
         lora=wiring.lora(run),
+        frozen_routers=megatron.freeze_moe_router,
     )
 
 

@@ -59,10 +59,10 @@ def test_a_router_that_is_not_built_is_found_before_any_stage(tmp_path: Path):
     """Of a policy with experts; one without has no router that the key could mean."""
     (tmp_path / "rows.jsonl").touch()
     for family, override, is_said in (
-        ("mixtral", "policy.megatron_cfg.freeze_moe_router=true", True),
+        ("mixtral", "policy.megatron_cfg.freeze_moe_router=true", False),
         ("mixtral", "policy.megatron_cfg.moe_router_load_balancing_type=aux_loss", True),
         ("mixtral", "dpo.seed=1", False),
-        ("llama", "policy.megatron_cfg.freeze_moe_router=true", False),
+        ("llama", "policy.megatron_cfg.moe_router_load_balancing_type=aux_loss", False),
     ):
         write_config(tmp_path / family, family)
         given = [f"policy.model_name={tmp_path / family}", f"data.train.path={tmp_path}/rows.jsonl", override]

@@ -103,6 +103,17 @@ def test_model_parallel_ranks_hold_parts() -> None:
     assert need.optimizer == 8 * (held[0] / 2 + held[1])  # each expert is there once, the rest twice
 
 
+def test_frozen_routers_have_neither_gradients_nor_moments() -> None:
+    """Each of the two layers has a router of 4 x 8, which tensor parallelism does not divide and pipeline stages share out."""
+    for layout, routers in ((Layout(), 2 * 32), (Layout(tensor=2, sequence=True), 2 * 32), (Layout(pipeline=2), 32)):
+        trained = Sizes("bfloat16", tokens=10, layout=layout)
+        before, after = (memory.memory(MIXTURE, sizes) for sizes in (trained, replace(trained, frozen_routers=True)))
+        assert (before.optimizer - after.optimizer, before.gradients - after.gradients) == (12 * routers, 4 * routers)
+        assert before.weights == after.weights
+    lora = Sizes("bfloat16", tokens=10, lora=Lora(dim=2, target_modules=("linear_qkv",)))
+    assert memory.memory(MIXTURE, lora) == memory.memory(MIXTURE, replace(lora, frozen_routers=True))
+
+
 def test_activations_of_a_layer() -> None:
     """x and its norm, twice; q and k rotated and v; attention's result; gate and up; a float a norm and a query head."""
     elements = 4 * 8 + (2 + 1 + 1) * 4 + 2 * 4 + 2 * 16

@@ -1,0 +1,100 @@
+"""Routers of mixtures in whole runs: frozen ones, in every way of dividing the policy, resumed and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support import families, small
+from support.programs import check, metrics, torchrun
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+
+SETTINGS = (
+    "policy.precision=float32",
+    "policy.train_global_batch_size=8",
+    "policy.max_total_sequence_length=64",
+    "policy.sequence_packing.train_mb_tokens=128",
+    "policy.scheduler.warmup_steps=0",
+    "policy.optimizer.lr=0.003",
+    "policy.optimizer.weight_decay=0.1",
+    "dpo.reference_policy_kl_penalty=0.3",
+    "dpo.max_num_steps=3",
+    "dpo.max_num_epochs=2",
+    "dpo.val_at_start=false",
+    "dpo.val_at_end=false",
+)
+SCORING = ("--precision", "float32", "--micro-batch-tokens", 128)
+FREEZE = "policy.megatron_cfg.freeze_moe_router=true"
+LAYOUTS = {
+    "": 2,
+    "tensor_model_parallel_size=2 sequence_parallel=true": 2,
+    "pipeline_model_parallel_size=2": 2,
+    "expert_model_parallel_size=2": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small Mixtral and pairs that it has scored."""
+    folder = tmp_path_factory.mktemp("routers")
+    families.write_model(folder / "policy", "mixtral")
+    small.write_pairs(folder / "pairs.arrow", small.random_pairs(24, seed=11))
+    check("ref-logprobs", folder / "pairs.arrow", "-o", folder / "scored.arrow", "--policy", folder / "policy", *SCORING)
+    return folder
+
+
+def arguments(data: Path, run: Path, *settings: str) -> tuple[object, ...]:
+    return (data / "scored.arrow", "--policy", data / "policy", "--run-dir", run, *SETTINGS, *settings)
+
+
+@pytest.fixture(scope="module")
+def single(data: Path) -> Callable[..., Path]:
+    """The run folder of one process with some settings, made once."""
+
+    def made(*settings: str) -> Path:
+        folder = data / f"single {' '.join(settings)}".replace("/", " ")
+        if not folder.exists():
+            check("dpo-train", *arguments(data, folder, *settings))
+        return folder
+
+    return made
+
+
+def assert_same_curve(ours: Path, theirs: Path, tolerance: float) -> None:
+    for mine, other in zip(metrics(ours), metrics(theirs), strict=True):
+        assert mine.keys() == other.keys()
+        for name in (name for name in other if not name.startswith("timing")):
+            near_zero = 0 if name in ("train/loss", "train/grad_norm") else tolerance  # rewards start at 0
+            assert mine[name] == pytest.approx(other[name], rel=tolerance, abs=near_zero), name
+
+
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    check("ckpt-export", run, "-o", run / "hf", "--to", "hf")
+    return load_file(run / "hf" / "model.safetensors")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_frozen_router_leaves_the_run_bit_for_bit_as_it_came(
+    layout: str, data: Path, single: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = [f"policy.megatron_cfg.{word}" for word in layout.split()]
+    torchrun(LAYOUTS[layout], "dpo-train", *arguments(data, tmp_path / "run", FREEZE, *words))
+    assert_same_curve(tmp_path / "run", single(FREEZE), 1e-4)
+    before, after = load_file(data / "policy" / "model.safetensors"), exported(tmp_path / "run")
+    unchanged = {name for name in after if torch.equal(after[name], before[name])}
+    assert unchanged == {f"model.layers.{layer}.block_sparse_moe.gate.weight" for layer in (0, 1)}
+
+
+def test_a_run_with_frozen_routers_resumes_exactly(data: Path, single: Callable[..., Path], tmp_path: Path) -> None:
+    half = arguments(data, tmp_path / "run", FREEZE, "checkpointing.save_optimizer=true", "policy.scheduler.name=constant")
+    check("dpo-train", *half, "dpo.max_num_steps=1")
+    check("dpo-train", *half)
+    whole = single(FREEZE, "policy.scheduler.name=constant")
+    for mine, other in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
+        assert mine["train/loss"] == other["train/loss"]
+        assert mine["train/grad_norm"] == other["train/grad_norm"]
