@@ -201,8 +201,9 @@ def _check_router(run: RunConfig, policy: ModelSource) -> None:
     from nemotron_dpo.checkpoint.policy import read_architecture
     from nemotron_dpo.config import router_refusal
 
-    refusal = router_refusal(run)
-    if refusal is not None and any(layer.num_experts for layer in read_architecture(policy).layers):
+    routers = read_architecture(policy).routers
+    refusal = router_refusal(run, routers[0].aux_loss_coeff) if routers else None
+    if refusal is not None:
         raise refusal
 
 
@@ -275,6 +276,7 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
     from nemotron_dpo.checkpoint import adapters, optimizer_state
     from nemotron_dpo.checkpoint import megatron as checkpoint
     from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.balanced_routers import balance
     from nemotron_dpo.policy.lora import Adapted, adapt
     from nemotron_dpo.policy.routers import freeze_routers
     from nemotron_dpo.policy.trainable import TrainablePolicy
@@ -289,6 +291,7 @@ def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | 
             checkpoint.load(model, resumed.policy.path)
     if run.policy.megatron_cfg.freeze_moe_router:
         freeze_routers(model)
+    balance(model, wiring.load_balancing(run))
     trainable = TrainablePolicy(model, wiring.optimization(run))
     if resumed:
         optimizer_state.load(trainable, resumed.optimizer)

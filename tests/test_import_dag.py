@@ -77,7 +77,7 @@ ROOMS = {
 ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
     ("steps", "kernels"): {"choice"},
-    ("steps", "policy"): {"architecture", "flops", "layout", "lora_targets", "recompute", "sublayers"},
+    ("steps", "policy"): {"architecture", "flops", "layout", "load_balancing", "lora_targets", "recompute", "sublayers"},
     ("steps", "checkpoint"): {"families", "run_config"},
 }
 # outside package -> the parts that alone may import it

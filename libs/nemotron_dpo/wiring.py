@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.policy.layout import Layout
+    from nemotron_dpo.policy.load_balancing import LoadBalancing
     from nemotron_dpo.policy.lora_targets import Lora
     from nemotron_dpo.policy.recompute import Recompute
     from nemotron_dpo.policy.trainable import Optimization
@@ -226,6 +227,16 @@ def lora(run: RunConfig) -> Lora | None:
     if not peft.enabled:
         return None
     return Lora(peft.dim, peft.alpha, peft.target_modules, peft.exclude_modules, peft.lora_A_init_method, peft.lora_dtype)
+
+
+def load_balancing(run: RunConfig) -> LoadBalancing | None:
+    """The auxiliary loss of the routers of a policy with experts."""
+    from nemotron_dpo.policy.load_balancing import LoadBalancing
+
+    kind = run.policy.megatron_cfg.moe_router_load_balancing_type
+    if kind in ("none", "sinkhorn"):  # the latter is refused where there are experts
+        return None
+    return LoadBalancing(kind, run.policy.megatron_cfg.moe_aux_loss_coeff)
 
 
 def recompute(run: RunConfig) -> Recompute | None:

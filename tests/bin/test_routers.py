@@ -1,7 +1,8 @@
-"""Routers of mixtures in whole runs: frozen ones, in every way of dividing the policy, resumed and exported."""
+"""Routers of mixtures in whole runs: frozen ones and those with an auxiliary loss, in every way of dividing the policy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +31,9 @@ SETTINGS = (
 )
 SCORING = ("--precision", "float32", "--micro-batch-tokens", 128)
 FREEZE = "policy.megatron_cfg.freeze_moe_router=true"
-LAYOUTS = {
-    "": 2,
-    "tensor_model_parallel_size=2 sequence_parallel=true": 2,
-    "pipeline_model_parallel_size=2": 2,
-    "expert_model_parallel_size=2": 2,
-}
+KIND, COEFF = "policy.megatron_cfg.moe_router_load_balancing_type", "policy.megatron_cfg.moe_aux_loss_coeff"
+TENSOR, PIPELINE = "tensor_model_parallel_size=2 sequence_parallel=true", "pipeline_model_parallel_size=2"
+EXPERTS, CONTEXT = "expert_model_parallel_size=2", "context_parallel_size=2"
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +76,12 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "hf" / "model.safetensors")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [TENSOR, PIPELINE, EXPERTS])
 def test_a_frozen_router_leaves_the_run_bit_for_bit_as_it_came(
     layout: str, data: Path, single: Callable[..., Path], tmp_path: Path
 ) -> None:
     words = [f"policy.megatron_cfg.{word}" for word in layout.split()]
-    torchrun(LAYOUTS[layout], "dpo-train", *arguments(data, tmp_path / "run", FREEZE, *words))
+    torchrun(2, "dpo-train", *arguments(data, tmp_path / "run", FREEZE, *words))
     assert_same_curve(tmp_path / "run", single(FREEZE), 1e-4)
     before, after = load_file(data / "policy" / "model.safetensors"), exported(tmp_path / "run")
     unchanged = {name for name in after if torch.equal(after[name], before[name])}
@@ -98,3 +96,47 @@ def test_a_run_with_frozen_routers_resumes_exactly(data: Path, single: Callable[
     for mine, other in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
         assert mine["train/loss"] == other["train/loss"]
         assert mine["train/grad_norm"] == other["train/grad_norm"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "layout"),
+    [
+        ("aux_loss", "load_balancing_loss", ""),
+        ("aux_loss", "load_balancing_loss", TENSOR),
+        ("aux_loss", "load_balancing_loss", PIPELINE),
+        ("aux_loss", "load_balancing_loss", CONTEXT),
+        ("seq_aux_loss", "seq_load_balancing_loss", EXPERTS),
+        ("global_aux_loss", "global_load_balancing_loss", EXPERTS),
+        ("global_aux_loss", "global_load_balancing_loss", TENSOR),
+        ("transformers_aux_loss", "aux_loss", PIPELINE),
+    ],
+)
+def test_the_auxiliary_loss_does_not_depend_on_how_the_policy_is_divided(
+    kind: str, metric: str, layout: str, data: Path, single: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A learning rate that moves nothing keeps rounding from growing, so that 1e-5 can be asked of all steps."""
+    settings = (f"{KIND}={kind}", f"{COEFF}=0.5", "policy.optimizer.lr=1e-9", "policy.sequence_packing.train_mb_tokens=96")
+    words = [f"policy.megatron_cfg.{word}" for word in layout.split()]
+    torchrun(2, "dpo-train", *arguments(data, tmp_path / "run", *settings, *words))
+    one = single(*settings)
+    assert_same_curve(tmp_path / "run", one, 1e-5)
+    for record in metrics(one):
+        added = 0.5 * record[f"train/moe/{metric}"] * (1 if kind == "transformers_aux_loss" else 2)  # the sum over two layers
+        assert record["train/loss"] == pytest.approx(record["train/preference_loss"] + added, rel=1e-6)
+
+
+def test_by_default_the_loss_has_the_coefficient_of_the_model_and_validation_has_none_of_it(data: Path, tmp_path: Path) -> None:
+    """As in NeMo-RL. The scores of the reference pass are those of training: the first preference loss is ln 2."""
+    policy = families.write_model(tmp_path / "policy", "mixtral", router_aux_loss_coef=0.25)
+    check("ref-logprobs", data / "pairs.arrow", "-o", tmp_path / "scored.arrow", "--policy", policy, *SCORING)
+    given = (tmp_path / "scored.arrow", "--policy", policy, "--validation", tmp_path / "scored.arrow", *SETTINGS)
+    check("dpo-train", *given, "--run-dir", tmp_path / "run", "dpo.val_at_end=true")
+    *steps, validation = metrics(tmp_path / "run")
+    assert steps[0]["train/preference_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    for record in steps:
+        added = 0.25 * 2 * record["train/moe/load_balancing_loss"]
+        assert record["train/loss"] == pytest.approx(record["train/preference_loss"] + added, rel=1e-6)
+    assert validation["validation-default/loss"] == validation["validation-default/preference_loss"]
+    assert not any("moe" in name for name in validation)
+    check("dpo-train", *given, "--run-dir", tmp_path / "none", f"{KIND}=none")
+    assert all(record["train/loss"] == record["train/preference_loss"] for record in metrics(tmp_path / "none"))

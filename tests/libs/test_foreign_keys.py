@@ -27,10 +27,11 @@ HONOURED: list[tuple[list[str], dict[str, Any]]] = [
         ["policy.tokenizer.chat_template_kwargs={enable_thinking: false}"],
         {"policy.tokenizer.chat_template_kwargs": {"enable_thinking": False}},
     ),
-    (["policy.hf_config_overrides={router_aux_loss_coef: 0.0}"], {f"{MEGATRON}.moe_router_load_balancing_type": "none"}),
+    ([], {f"{MEGATRON}.moe_router_load_balancing_type": "aux_loss", f"{MEGATRON}.moe_aux_loss_coeff": None}),
+    (["policy.hf_config_overrides={router_aux_loss_coef: 0.0}"], {f"{MEGATRON}.moe_aux_loss_coeff": 0.0}),
     (
-        [f"{MEGATRON}.moe_router_load_balancing_type=aux_loss", "policy.hf_config_overrides={router_aux_loss_coef: 0.0}"],
-        {f"{MEGATRON}.moe_router_load_balancing_type": "none"},
+        [f"{MEGATRON}.moe_router_load_balancing_type=seq_aux_loss", "policy.hf_config_overrides={router_aux_loss_coef: 0.01}"],
+        {f"{MEGATRON}.moe_router_load_balancing_type": "seq_aux_loss", f"{MEGATRON}.moe_aux_loss_coeff": 0.01},
     ),
     (
         [f"{MEGATRON}.distributed_data_parallel_config={{grad_reduce_in_fp32: false, use_distributed_optimizer: false}}"],
@@ -146,7 +147,6 @@ REFUSALS = [
         "which runs code of a file and is not built: give it as dpo-train --objective FILE.py:NAME",
     ),
     ("policy.hf_config_overrides={rope_theta: 1e6}", "changes the model and is not built: write it into config.json"),
-    ("policy.hf_config_overrides={router_aux_loss_coef: 0.01}", "is 0.01, which changes the model"),
     ("checkpointing.ft_save_period=10", "is 10, which keeps other steps and is not built: leave it null, and set"),
     ("checkpointing.ft_keep_latest_k=1", "leave it null, and set checkpointing.keep_top_k"),
     ("policy.optimizer.amsgrad=true", "is true, which is another optimizer"),
@@ -165,6 +165,20 @@ def test_what_would_change_the_result_is_refused(override: str, words: str):
         load_run(None, [override])
     assert str(caught.value).startswith(f"{override}: ")
     assert words in str(caught.value)
+
+
+def test_a_bad_coefficient_or_kind_of_the_routers_loss_is_refused():
+    for override, words in (
+        ("policy.hf_config_overrides={router_aux_loss_coef: -0.01}", "is -0.01 where at least 0 is due"),
+        ("policy.hf_config_overrides={router_aux_loss_coef: much}", "is 'much' where a number is due"),
+        (
+            f"{MEGATRON}.moe_router_load_balancing_type=[aux_loss,seq_aux_loss]",
+            "is ['aux_loss', 'seq_aux_loss'] where 'none' or",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_run(None, [override])
+        assert words in str(caught.value)
 
 
 def test_a_section_that_would_say_nothing_of_the_training_is_refused():
@@ -202,14 +216,30 @@ def test_a_set_whose_key_is_null_hides_nothing_of_another():
         load_run(None, [sets])
 
 
-def test_router_keys_are_refused_for_a_model_with_experts():
-    for override, remedy in (
-        (f"{MEGATRON}.moe_router_load_balancing_type=aux_loss", "set it to none"),
+def test_router_keys_that_are_refused_for_a_model_with_experts():
+    kind, coeff = f"{MEGATRON}.moe_router_load_balancing_type", f"{MEGATRON}.moe_aux_loss_coeff"
+    for overrides, own_coeff, words in (
+        ([f"{kind}=sinkhorn"], 0.001, "is sinkhorn, and the policy has experts"),
+        ([], None, "is not set, and the policy does not say its own: 0 trains without"),
+        ([], 0.001, None),
+        ([f"{coeff}=0"], None, None),
+        ([f"{kind}=none"], None, None),
     ):
-        refusal = router_refusal(load_run(None, [override])[0])
-        assert refusal is not None
-        assert remedy in str(refusal)
-    assert router_refusal(RunConfig()) is None
+        refusal = router_refusal(load_run(None, overrides)[0], own_coeff)
+        assert (refusal is None) == (words is None), overrides
+        assert words is None or words in str(refusal)
+
+
+def test_a_coefficient_without_its_loss_is_said():
+    kind, coeff = f"{MEGATRON}.moe_router_load_balancing_type", f"{MEGATRON}.moe_aux_loss_coeff"
+    for value, is_said in ((0.01, True), (0, False)):
+        warnings = load_run(None, [f"{kind}=none", f"{coeff}={value}"])[1]
+        assert any(coeff in str(warning) and "weighs an auxiliary loss" in str(warning) for warning in warnings) == is_said
+
+
+def test_the_two_names_of_the_coefficient_must_agree():
+    with pytest.raises(UserError, match=r"moe_aux_loss_coeff.*is 0.1 and, under another name, 0.01"):
+        load_run(None, [f"{MEGATRON}.moe_aux_loss_coeff=0.1", "policy.hf_config_overrides={router_aux_loss_coef: 0.01}"])
 
 
 def test_no_key_is_both_ours_and_theirs():

@@ -176,7 +176,7 @@ def _experts(decoder: UniformDecoder) -> dict[str, Any]:
     if decoder.experts is None:
         return {}
     return {
-        "moe_aux_loss_coeff": 0.0,
+        "moe_aux_loss_coeff": decoder.experts.aux_loss_coeff or 0.0,
         "moe_ffn_hidden_size": decoder.ffn_hidden_size,
         "moe_grouped_gemm": True,
         "moe_router_load_balancing_type": "aux_loss",
@@ -189,8 +189,9 @@ def _experts(decoder: UniformDecoder) -> dict[str, Any]:
 
 
 def _read_experts(model: dict[str, Any]) -> Router | None:
-    num = model.get("num_moe_experts")
-    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax")) if num else None
+    num, coeff = model.get("num_moe_experts"), model.get("moe_aux_loss_coeff", 0.0)
+    own = float(coeff) if isinstance(coeff, int | float) else None  # a list has one for each of several losses
+    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own) if num else None
 
 
 def _read_dtype(model: dict[str, Any]) -> str:

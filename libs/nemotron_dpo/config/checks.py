@@ -93,12 +93,19 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
 
 
-def router_refusal(run: RunConfig) -> UserError | None:
-    """Why the `run` cannot be as it says where its model has experts; a model without any has no router."""
-    megatron, key = run.policy.megatron_cfg, "policy.megatron_cfg.moe_router_load_balancing_type"
-    if megatron.moe_router_load_balancing_type != "none":
-        message = f"is {megatron.moe_router_load_balancing_type}, and the policy has experts: only none is built"
-        return UserError(message, field=key, remedy="set it to none, which trains without an auxiliary loss")
+def router_refusal(run: RunConfig, own_coeff: float | None) -> UserError | None:
+    """Why the `run` cannot be as it says where its model has experts; a model without any has no router.
+
+    `own_coeff` is the model's own coefficient of the auxiliary loss, None where it does not say one.
+    """
+    megatron, section = run.policy.megatron_cfg, "policy.megatron_cfg"
+    kind = megatron.moe_router_load_balancing_type
+    if kind == "sinkhorn":
+        message = "is sinkhorn, and the policy has experts: it picks others than the reference does"
+        return UserError(message, field=f"{section}.moe_router_load_balancing_type", remedy="name a loss, or none")
+    if kind != "none" and megatron.moe_aux_loss_coeff is None and own_coeff is None:
+        message, remedy = "is not set, and the policy does not say its own", "0 trains without an auxiliary loss"
+        return UserError(message, field=f"{section}.moe_aux_loss_coeff", remedy=remedy)
     return None
 
 

@@ -30,7 +30,7 @@ policy.{max_total_sequence_length model_name sequence_packing tokenizer train_mi
 policy.megatron_cfg.{tensor_model_parallel_size pipeline_model_parallel_size
   num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage context_parallel_size expert_model_parallel_size
   expert_tensor_parallel_size sequence_parallel activation_checkpointing recompute_granularity recompute_method
-  recompute_num_layers recompute_modules moe_router_load_balancing_type}
+  recompute_num_layers recompute_modules}
 """
 _SECTIONS = tuple(f"{section}{key}." for section, keys in re.findall(r"(\S*)\{([^}]*)\}", _IRRELEVANT) for key in keys.split())
 

@@ -30,6 +30,11 @@ def idle_settings(run: RunConfig) -> dict[str, str]:
             policy.sequence_packing.enabled and policy.train_micro_batch_size > 1,
             "counts pairs where rows are packed by tokens: policy.sequence_packing.train_mb_tokens does",
         ),
+        (
+            "policy.megatron_cfg.moe_aux_loss_coeff",
+            bool(megatron.moe_aux_loss_coeff) and megatron.moe_router_load_balancing_type == "none",
+            "weighs an auxiliary loss, and moe_router_load_balancing_type is none",
+        ),
         ("policy.scheduler.min_lr", is_floor, "is the end of a decay, and the learning rate is constant"),
     )
     idle = {key: reason for key, is_asked, reason in asked if is_asked}

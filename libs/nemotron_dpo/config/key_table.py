@@ -41,7 +41,7 @@ _OTHER_NAMES = {
     **{f"policy.megatron_cfg.{theirs}": f"policy.scheduler.{ours}" for ours, theirs in MEGATRON_SCHEDULE.items()},
     f"{_MEGATRON}.scheduler.{{start_weight_decay, end_weight_decay}}": "policy.optimizer.weight_decay, which they must equal",
     f"{_MEGATRON}.distributed_data_parallel_config.{{use_distributed_optimizer, grad_reduce_in_fp32}}": f"{_MEGATRON}.<key>",
-    "policy.hf_config_overrides.router_aux_loss_coef: 0.0": "policy.megatron_cfg.moe_router_load_balancing_type: none",
+    "policy.hf_config_overrides.router_aux_loss_coef": f"{_MEGATRON}.moe_aux_loss_coeff",
 }
 
 

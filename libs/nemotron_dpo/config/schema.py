@@ -73,7 +73,7 @@ class PeftConfig:
 class MegatronConfig:
     """How megatron-core cuts the model and the batch; sizes count processes, None leaves the choice to megatron-core.
 
-    `freeze_moe_router` and `moe_router_load_balancing_type` are about models with experts; of the latter these take only none.
+    `freeze_moe_router` and the router's loss are about models with experts alone. `moe_aux_loss_coeff` None is the model's own.
     """
 
     tensor_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
@@ -90,7 +90,10 @@ class MegatronConfig:
     recompute_num_layers: int | None = field(default=None, metadata={"minimum": 1})
     recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe"], ...] | None = None
     freeze_moe_router: bool = False
-    moe_router_load_balancing_type: Literal["none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn"] = "none"
+    moe_router_load_balancing_type: Literal[
+        "none", "aux_loss", "seq_aux_loss", "global_aux_loss", "transformers_aux_loss", "sinkhorn"
+    ] = "aux_loss"
+    moe_aux_loss_coeff: float | None = field(default=None, metadata={"minimum": 0})
     peft: PeftConfig = PeftConfig()
     use_distributed_optimizer: bool = True
     grad_reduce_in_fp32: bool = True

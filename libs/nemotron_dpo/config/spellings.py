@@ -93,15 +93,15 @@ def _template(policy: Tree) -> None:
 
 
 def _hf_overrides(policy: Tree) -> None:
-    """Refuse every override of the model's config but one: router_aux_loss_coef 0, which switches an auxiliary loss off."""
+    """Refuse every override of the model's config but one: the coefficient of the auxiliary loss of its routers."""
     overrides = _mapping(policy, "hf_config_overrides", "policy")
     for key, value in overrides.items():
-        if key != "router_aux_loss_coef" or value != 0:
+        if key == "router_aux_loss_coef":
+            _set(policy["megatron_cfg"], "moe_aux_loss_coeff", value, "policy.megatron_cfg")
+        else:
             remedy = "write it into config.json of the model's folder, and name that folder in policy.model_name"
             message = f"is {value!r}, which changes the model and is not built"
             raise UserError(message, field=f"policy.hf_config_overrides.{key}", remedy=remedy)
-    if overrides:
-        policy["megatron_cfg"]["moe_router_load_balancing_type"] = "none"
     del policy["hf_config_overrides"]
 
 

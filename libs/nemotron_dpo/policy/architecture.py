@@ -12,7 +12,7 @@ from typing import Literal
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
-from nemotron_dpo.policy.sublayers.experts import Experts
+from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
 Normalization = Literal["RMSNorm", "LayerNorm"]
@@ -72,6 +72,11 @@ class Architecture:
     def attentions(self) -> list[Attention]:
         """The attention of each layer that has one."""
         return [layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention)]
+
+    @property
+    def routers(self) -> list[Router]:
+        """The router of each layer that has experts."""
+        return [layer.feed_forward.router for layer in self.layers if isinstance(layer.feed_forward, Experts)]
 
     @property
     def rotary(self) -> Rotary:

@@ -6,6 +6,10 @@ H hidden, V this rank's share of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -28,6 +32,9 @@ from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
 from nemotron_dpo.policy.token_values import TokenValues
 from nemotron_dpo.policy.transformer_config import transformer_config
 
+if TYPE_CHECKING:
+    from nemotron_dpo.policy.balanced_routers import Balancer
+
 
 class PairPolicy(GPTModel):
     """GPTModel whose forward takes a PackedRow; parameters, checkpoint keys and parallelism are GPTModel's own.
@@ -37,6 +44,7 @@ class PairPolicy(GPTModel):
     """
 
     architecture: Architecture
+    balancer: Balancer | None = None
 
     def forward(self, row: PackedRow, slope: Slope | None = None, values: TokenValues | None = None) -> Tensor:  # type: ignore[override] - one row is all that a forward takes
         """Log-probs float32 [R] on the last pipeline stage, hidden states [L, 1, H] on the others.
@@ -53,8 +61,19 @@ class PairPolicy(GPTModel):
             attention_mask=None,
             rotary_pos_emb=rotary[row.positions_L],
             packed_seq_params=row,
+            padding_mask=self._sequences(row),
         )
         return self._logps(hidden, row, slope, values) if self.post_process else hidden
+
+    def _sequences(self, row: PackedRow) -> Tensor | None:
+        """What routers with an auxiliary loss are told of the tokens of this rank: which are of which sequence."""
+        if self.balancer is None or not (self.training or self.balancer.is_counting):
+            return None
+        sequences_NL = row.sequences()
+        if not self.config.sequence_parallel:
+            return sequences_NL
+        ranks, rank = self.config.tensor_model_parallel_size, parallel_state.get_tensor_model_parallel_rank()
+        return sequences_NL.chunk(ranks, dim=1)[rank]
 
     def _logps(self, hidden: Tensor, row: PackedRow, slope: Slope | None, values: TokenValues | None) -> Tensor:
         """Log-probs [R]: of the tokens predicted here, then of all, where context-parallel ranks predict some each."""
@@ -88,12 +107,18 @@ class PairPolicy(GPTModel):
 
     def all_logits(self, row: PackedRow) -> Tensor:
         """Logits [S, V] at every packed position, for tests and inspection; TP = PP = CP = 1 only."""
+        with self.without_output():
+            hidden = self.forward(row)
+        return hidden[:, 0] @ self.output_weight().t()
+
+    @contextmanager
+    def without_output(self) -> Iterator[None]:
+        """In the block `forward` gives hidden states on the last pipeline stage too."""
         post_process, self.post_process = self.post_process, False
         try:
-            hidden = self.forward(row)
+            yield
         finally:
             self.post_process = post_process
-        return hidden[:, 0] @ self.output_weight().t()
 
 
 def build_policy(

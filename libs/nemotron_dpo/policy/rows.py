@@ -92,6 +92,17 @@ class PackedRow:
             return sums.index_put((self.response_R,), values_R, accumulate=True).view(self.num_pairs, 2)
         return sums.index_add(0, self.response_R, values_R).view(self.num_pairs, 2)
 
+    def sequences(self) -> torch.Tensor:
+        """Which tokens are of which sequence, bool [2 P, L]: a pair's prompt and chosen response, then prompt and rejected."""
+        pairs = self.segments[: self.num_pairs]
+        edges = np.array([(pair.prompt, pair.chosen, pair.rejected, pair.end) for pair in pairs], dtype=np.int64).reshape(-1, 4)
+        prompt_P1, chosen_P1, rejected_P1, end_P1 = to_device(edges).split(1, dim=1)
+        at_S = torch.arange(self.num_tokens, device=self.input_ids_S.device)
+        chosen_PS = (at_S >= prompt_P1) & (at_S < rejected_P1)
+        rejected_PS = (at_S >= prompt_P1) & (at_S < end_P1) & ~((at_S >= chosen_P1) & (at_S < rejected_P1))
+        sequences = torch.stack((chosen_PS, rejected_PS), dim=1).flatten(0, 1)
+        return sequences if self.share is None else sequences[:, self.share.tokens_L]
+
     @property
     def is_tail_R(self) -> torch.Tensor:
         """Float32: 1 for a response token that is past the number of tokens of its pair's shorter response, else 0."""

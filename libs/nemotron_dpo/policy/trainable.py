@@ -14,6 +14,8 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.balanced_routers import Balancer, RouterLoss
 from nemotron_dpo.policy.logprobs import slope_of
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import PackedRow
@@ -73,6 +75,8 @@ class TrainablePolicy:
         `batches` is this rank's part of the global batch, at least one micro batch. `token_values` are names of
         `token_values.NAMES` that the loss is given.
         """
+        if self.model.balancer is not None:
+            self._balance(self.model.balancer, batches)
         self._ddp.train()
         self._ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -83,6 +87,21 @@ class TrainablePolicy:
         self._ddp.eval()
         with torch.no_grad():
             return run_schedule(self._ddp, batches, loss, token_values, forward_only=True)
+
+    def router_loss(self, num_pairs: float) -> RouterLoss | None:
+        """The auxiliary loss of the batch that was accumulated, of `num_pairs` pairs over the job; every rank calls it."""
+        return None if self.model.balancer is None else self.model.balancer.loss(num_pairs)
+
+    def _balance(self, balancer: Balancer, batches: Sequence[MicroBatch]) -> None:
+        """Prepare the routers' loss; where it needs the whole batch, by a forward pass that ends before the output layer."""
+        balancer.begin()
+        if not balancer.settings.counts_first:
+            return
+        self._ddp.eval()
+        with torch.no_grad(), balancer.counting(), self.model.without_output():
+            run_schedule(self._ddp, batches, lambda _, hidden: (hidden.new_zeros(()), None), forward_only=True)
+        is_first = parallel.is_last_stage() and parallel.is_first_copy()
+        balancer.share_counts(sum(batch.row.num_pairs for batch in batches) if is_first else 0)
 
     def step(self, lr: float) -> float:
         """Apply the accumulated gradients at learning rate `lr` and return their norm before clipping."""

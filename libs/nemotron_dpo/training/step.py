@@ -29,7 +29,7 @@ def train_step(
     started = time.perf_counter()
     batch = _global_batch(policy, data, settings.batches, step)
     computed = gradients(policy, data, batch, carried.objective, settings)
-    carried, values = replace(carried, objective=computed.objective), computed.values
+    carried, values = replace(carried, objective=computed.objective), _with_router_loss(policy, computed.values)
     values |= {f"{STATE}{name}": value for name, value in state_of(carried.objective).items()}
     guards.check_finite(step, values, computed.lines_not_finite)
     if step == 1 and settings.gate_precision:
@@ -46,7 +46,16 @@ def train_step(
     return _record(step, values, settings.batches.size, time.perf_counter() - started), carried
 
 
+def _with_router_loss(policy: TrainablePolicy, values: dict[str, float]) -> dict[str, float]:
+    """`values` with the auxiliary loss of the policy's routers, where it has one: as a metric, and in the loss."""
+    routers = policy.router_loss(values["num_valid_samples"])
+    if routers is None:
+        return values
+    return {**values, "loss": values["loss"] + routers.added, routers.metric: routers.value}
+
+
 def _global_batch(policy: TrainablePolicy, data: Pairs, settings: BatchSettings, step: int) -> GlobalBatch:
+    """The global batch of `step`, and this rank's micro batches of it."""
     rows = batch_indices(step - 1, len(data), settings.size, seed=settings.seed, shuffle=settings.shuffle).tolist()
     return GlobalBatch(rows, micro_batches(data, share(policy.model, data, rows), settings.packing))
 

@@ -113,6 +113,15 @@ def test_config_there_and_back_says_the_same(model_type: str, tmp_path: Path) ->
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
 
 
+def test_a_mixture_keeps_the_coefficient_of_its_auxiliary_loss(tmp_path: Path) -> None:
+    for model_type in ("mixtral", "qwen3_moe"):
+        folder = families.write_model(tmp_path / model_type, model_type, router_aux_loss_coef=0.02)
+        back = exported(
+            exported(folder, tmp_path / f"{model_type}-megatron", "megatron"), tmp_path / f"{model_type}-back", "hf"
+        )
+        assert json.loads((back / "config.json").read_text())["router_aux_loss_coef"] == 0.02
+
+
 def test_keys_on_disk_are_those_of_transformer_engine(tmp_path: Path) -> None:
     """Dense layers fuse both norms into the projections behind them; a layer of experts keeps the second one apart."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader

@@ -114,6 +114,19 @@ def test_experts_in_every_layer_may_be_said_as_a_list(tmp_path: Path) -> None:
     assert flat(run_config.read(tmp_path)).experts == Router(16, 4, renormalize=False)
 
 
+def test_the_coefficient_of_the_auxiliary_loss_is_the_models_own(tmp_path: Path) -> None:
+    """Bridge writes a list where there are several such losses, and nothing where Megatron's default of none is meant."""
+    mixtral = replace(LLAMA, family="mixtral", experts=Router(8, 2, aux_loss_coeff=0.02))
+    for value, expected in ((0.02, 0.02), (0, 0.0), ([0.01, 0.02], None)):
+        sections = written(mixtral, tmp_path, moe_aux_loss_coeff=value)
+        assert [router.aux_loss_coeff for router in run_config.read(tmp_path).routers] == [expected] * 2
+    del sections["model"]["moe_aux_loss_coeff"]
+    (tmp_path / "run_config.yaml").write_text(yaml.safe_dump(sections))
+    assert run_config.read(tmp_path).routers[0].aux_loss_coeff == 0
+    run_config.write(mixtral.architecture, tmp_path)
+    assert run_config.read(tmp_path).routers[0].aux_loss_coeff == 0.02
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -14,6 +14,9 @@ from nemotron_dpo.checkpoint.hf_weights import Rule, copy, stack
 from nemotron_dpo.policy.sublayers.experts import Router
 from nemotron_dpo.policy.uniform import UniformDecoder
 
+# what transformers takes where config.json says no coefficient
+_AUX_LOSS_COEF = 0.001
+
 
 def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """The rules of the router and the experts under model.layers.{}.`block`; `gate`, `up` and `down` name the projections."""
@@ -31,20 +34,27 @@ def _num_experts(config: Mapping[str, Any]) -> int:
 
 
 def _mixtral_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"experts": Router(_num_experts(config), config["num_experts_per_tok"], renormalize=True)}
+    return _experts(config, renormalize=True)
 
 
 def _qwen_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    renormalize = config.get("norm_topk_prob", False)
-    return {"experts": Router(_num_experts(config), config["num_experts_per_tok"], renormalize)}
+    return _experts(config, renormalize=config.get("norm_topk_prob", False))
+
+
+def _experts(config: Mapping[str, Any], *, renormalize: bool) -> dict[str, Any]:
+    coeff = config.get("router_aux_loss_coef", _AUX_LOSS_COEF)
+    own = None if coeff is None else float(coeff)
+    return {"experts": Router(_num_experts(config), config["num_experts_per_tok"], renormalize, own)}
 
 
 def _write_mixtral(decoder: UniformDecoder) -> dict[str, Any]:
     assert decoder.experts is not None
+    coeff = decoder.experts.aux_loss_coeff
     return {
         "num_local_experts": decoder.experts.num,
         "num_experts_per_tok": decoder.experts.top_k,
         "output_router_logits": False,
+        **({} if coeff is None else {"router_aux_loss_coef": coeff}),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.errors import UserError
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 class Router:
     """Picks `top_k` of `num` experts a token.
 
-    With `renormalize` the picked probabilities are made to sum to one (softmax over the picked logits).
+    With `renormalize` the picked probabilities are made to sum to one (softmax over the picked logits). `aux_loss_coeff` is the
+    model's own coefficient of the auxiliary loss, None where it says none; it takes no part in what the model is.
     """
 
     num: int
     top_k: int
     renormalize: bool = True
+    aux_loss_coeff: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

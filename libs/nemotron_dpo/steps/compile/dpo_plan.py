@@ -114,12 +114,12 @@ def _unbuilt_router(run: RunConfig) -> list[str]:
     """The router key that training would refuse, if any. It is known only where the policy's config can be read here."""
     from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 
-    refusal = router_refusal(run)
     try:
-        has_experts = refusal is not None and any(layer.num_experts for layer in policy_architecture(run).layers)
+        routers = policy_architecture(run).routers
     except (UserError, OSError):  # the architecture is not known here: dpo-train reports the key
         return []
-    return [str(refusal)] if has_experts else []
+    refusal = router_refusal(run, routers[0].aux_loss_coeff) if routers else None
+    return [] if refusal is None else [str(refusal)]
 
 
 def data_options(dataset: DatasetConfig) -> list[str]:

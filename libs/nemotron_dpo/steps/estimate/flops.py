@@ -4,8 +4,8 @@ They count matrix products only, 2 for each multiplication and addition. One wei
 backward (2 more where layers are computed again); so does the output layer, which runs on response tokens alone, and 2 more
 under context parallelism, where it computes its logits again (as it does for a pair too long, which is not counted). What a
 kind of layer costs between tokens, it says itself. Prompts are counted once a pair. Frozen weights under adapters cost 4,
-without the gradient of the weight. Only the picked experts of a mixture count. Validation, norms, rope and the optimizer do
-not.
+without the gradient of the weight. Only the picked experts of a mixture count, and where its routers' auxiliary loss is of the
+global batch, the layers' forward pass that counts them. Validation, norms, rope and the optimizer do not.
 """
 
 from __future__ import annotations
@@ -28,4 +28,13 @@ def training(architecture: Architecture, sizes: Sizes, lengths: Lengths) -> floa
     layers = (weight + 2 * (passes - 1)) * flops.weights_met(architecture) * lengths.all + passes * forward + backward
     output = weight if sizes.layout.context == 1 else weight + 2
     adapters = 0 if sizes.lora is None else adapter_parameters(sizes.lora, architecture)
+    layers += 2 * flops.weights_met(architecture) * lengths.all + forward if _counts_first(architecture, sizes) else 0
     return layers + output * flops.output_weights(architecture) * lengths.responses + 6 * adapters * lengths.all
+
+
+def _counts_first(architecture: Architecture, sizes: Sizes) -> bool:
+    """Whether a step has a forward pass of its own for the auxiliary loss of routers."""
+    balancing, routers = sizes.load_balancing, architecture.routers
+    if balancing is None or not balancing.counts_first or not routers:
+        return False
+    return balancing.coeff_of(routers[0].aux_loss_coeff) != 0

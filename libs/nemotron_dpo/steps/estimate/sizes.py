@@ -9,6 +9,7 @@ from typing import Any
 from nemotron_dpo import wiring
 from nemotron_dpo.config import RunConfig
 from nemotron_dpo.policy.layout import Layout
+from nemotron_dpo.policy.load_balancing import LoadBalancing
 from nemotron_dpo.policy.lora_targets import Lora
 from nemotron_dpo.policy.recompute import Recompute
 
@@ -56,6 +57,7 @@ class Sizes:
     recompute: Recompute | None = None
     lora: Lora | None = None
     frozen_routers: bool = False
+    load_balancing: LoadBalancing | None = None
     base_bytes: int = CPU_BASE_BYTES
     spread: float = CPU_SPREAD
     logits_bytes: int = CPU_LOGITS_BYTES
@@ -101,6 +103,7 @@ def sizes_of(run: RunConfig, lengths: Lengths) -> Sizes:
         recompute=wiring.recompute(run),
         lora=wiring.lora(run),
         frozen_routers=megatron.freeze_moe_router,
+        load_balancing=wiring.load_balancing(run),
     )
 
 

@@ -60,9 +60,10 @@ def test_a_router_that_is_not_built_is_found_before_any_stage(tmp_path: Path):
     (tmp_path / "rows.jsonl").touch()
     for family, override, is_said in (
         ("mixtral", "policy.megatron_cfg.freeze_moe_router=true", False),
-        ("mixtral", "policy.megatron_cfg.moe_router_load_balancing_type=aux_loss", True),
+        ("mixtral", "policy.megatron_cfg.moe_router_load_balancing_type=sinkhorn", True),
+        ("mixtral", "policy.megatron_cfg.moe_router_load_balancing_type=global_aux_loss", False),
         ("mixtral", "dpo.seed=1", False),
-        ("llama", "policy.megatron_cfg.moe_router_load_balancing_type=aux_loss", False),
+        ("llama", "policy.megatron_cfg.moe_router_load_balancing_type=sinkhorn", False),
     ):
         write_config(tmp_path / family, family)
         given = [f"policy.model_name={tmp_path / family}", f"data.train.path={tmp_path}/rows.jsonl", override]

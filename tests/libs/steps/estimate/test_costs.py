@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nemotron_dpo.policy.layout import Layout
+from nemotron_dpo.policy.load_balancing import LoadBalancing
 from nemotron_dpo.policy.lora_targets import Lora
 from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.policy.sublayers.experts import Router
@@ -68,6 +69,23 @@ def test_a_token_of_a_mixture_meets_the_picked_experts_alone() -> None:
     twice = replace(DECODER, ffn_hidden_size=32).architecture
     router = 2 * 2 * (4 * 8) * 10
     assert flops.scoring(MIXTURE, LENGTHS) == flops.scoring(twice, LENGTHS) + router
+
+
+def test_an_auxiliary_loss_of_the_global_batch_takes_a_forward_pass_of_the_layers() -> None:
+    plain = Sizes("float32", tokens=10)
+    once = flops.training(MIXTURE, plain, LENGTHS)
+    layers = flops.scoring(MIXTURE, LENGTHS) - 2 * 32 * 8 * 6  # all but the output layer
+    for settings, architecture, passes in (
+        (LoadBalancing("aux_loss", 0.1), MIXTURE, 0),
+        (LoadBalancing("global_aux_loss", 0.1), MIXTURE, 1),
+        (LoadBalancing("transformers_aux_loss", 0.1), MIXTURE, 1),
+        (LoadBalancing("global_aux_loss", 0.0), MIXTURE, 0),
+        (LoadBalancing("global_aux_loss"), replace(DECODER, experts=Router(4, 2, aux_loss_coeff=0.0)).architecture, 0),
+        (LoadBalancing("global_aux_loss"), replace(DECODER, experts=Router(4, 2, aux_loss_coeff=0.1)).architecture, 1),
+    ):
+        assert flops.training(architecture, replace(plain, load_balancing=settings), LENGTHS) == once + passes * layers
+    dense = replace(plain, load_balancing=LoadBalancing("global_aux_loss", 0.1))
+    assert flops.training(POLICY, dense, LENGTHS) == flops.training(POLICY, plain, LENGTHS)
 
 
 PARAMETERS = 2 * (LAYER + 16) + 256  # the final norm is not counted
