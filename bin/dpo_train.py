@@ -86,6 +86,7 @@ def command(
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
     held_out, folder = _validation_sets(validation), Path(run_dir)
     run = _config(config, overrides, held_out, objective)
+    wiring.check_trackers(run)
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
     _check_router(run, initial)
@@ -98,7 +99,9 @@ def command(
         resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
-        return _train(run, initial, folder, data, sets, settings, identity, resumed)
+        inputs = {"train": folder / "input.arrow" if source == "-" else Path(source)}
+        inputs |= {f"validation-{name}": path for name, path in held_out.items()}
+        return _train(run, initial, folder, inputs, data, sets, settings, identity, resumed)
 
 
 def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path], objective: str | None) -> RunConfig:
@@ -233,6 +236,7 @@ def _train(
     run: RunConfig,
     policy: ModelSource,
     run_dir: Path,
+    inputs: Mapping[str, Path],
     data: Pairs,
     sets: Mapping[str, Pairs],
     settings: LoopSettings,
@@ -254,6 +258,8 @@ def _train(
     trainable = _open_trainable(run, policy, resumed)
     keep_freed_memory()
     can_resume = checkpoints is not None and checkpoints.can_resume
+    done = resumed.step if resumed else 0
+    recorded = wiring.recorded(run, run_dir, policy, inputs, done, SAY) if cli.is_first_rank() else None
     with cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext() as terminated:
         stop = Stop(save_by, terminated)
         train(
@@ -261,7 +267,7 @@ def _train(
             data,
             sets,
             settings,
-            recorded=wiring.recorded(run, run_dir, resumed.step if resumed else 0, SAY) if cli.is_first_rank() else None,
+            recorded=recorded,
             checkpoints=checkpoints,
             resumed=resumed,
             stop=stop,

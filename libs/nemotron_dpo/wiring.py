@@ -171,11 +171,31 @@ def checkpoints(
     )
 
 
-def recorded(run: RunConfig, run_dir: Path, done: int, say: Callable[[str], object]) -> RecordedRun:
-    """What the sinks of a run in `run_dir` are opened for, of which `done` steps were taken before."""
+def check_trackers(run: RunConfig) -> None:
+    """Raise UserError, whose field is the key, where a tracker is asked for whose library is not installed."""
+    logger = asdict(run.logger)
+    if any(value for key, value in logger.items() if key.endswith("_enabled")):  # the sinks' imports take a while
+        from nemotron_dpo.training.sinks import check_trackers
+
+        check_trackers(logger)
+
+
+def recorded(
+    run: RunConfig, run_dir: Path, policy: ModelSource, inputs: Mapping[str, Path], done: int, say: Callable[[str], object]
+) -> RecordedRun:
+    """What the sinks of a run in `run_dir` are opened for, of which `done` steps were taken before.
+
+    `inputs` are the streams of the run by what they are for.
+    """
+    from nemotron_dpo.config import redact, run_tree
+    from nemotron_dpo.config.redact import hide_secrets
+    from nemotron_dpo.training.lineage import lineage
     from nemotron_dpo.training.sinks import RecordedRun
 
-    return RecordedRun(run_dir, done, asdict(run.logger), say)
+    def say_hidden(line: str) -> None:  # libraries' errors quote addresses, and these may hold a password
+        say(hide_secrets(line, ""))
+
+    return RecordedRun(run_dir, done, asdict(run.logger), redact(run_tree(run)), lineage(policy, inputs), say_hidden)
 
 
 def layout(run: RunConfig) -> Layout:

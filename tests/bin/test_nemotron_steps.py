@@ -41,7 +41,7 @@ def _job(folder: Path) -> Path:
 
 def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, policy: Path, broken_data: Path):
     arguments = [f"data.train.prompt_file={broken_data}", "data.validation=null", f"policy.model_name={policy}"]
-    secret = [f"logger.wandb.api_key={SECRET}", f"logger.wandb.name={SECRET}"]
+    secret = [f"policy.env_vars.WANDB_API_KEY={SECRET}", f"logger.wandb.name={SECRET}"]
     done = run(PROGRAM, *TINY, *arguments, *secret, cwd=tmp_path)
     said = done.stderr.decode()
     assert done.returncode == 1

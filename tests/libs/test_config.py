@@ -292,9 +292,9 @@ def test_dump_reads_back_equal(nemo_rl: Path, tmp_path: Path, overrides: list[st
 
 
 NOT_BUILT = [
-    "logger.wandb_enabled=true",
     "logger.log_dir=logs",
-    "logger.tensorboard_enabled=true",
+    "logger.gpu_monitoring={collection_interval: 5}",
+    "logger.mlflow={run_name: r}",
     "policy.megatron_cfg.sequence_parallel=true",
 ]
 

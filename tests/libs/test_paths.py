@@ -65,6 +65,18 @@ def test_fields_that_name_files_are_marked():
     """Those that are text and no path are listed, so that a new one is thought about."""
     no_paths = {"prompt_key", "chosen_key", "rejected_key", "on_error", "metric_name", "checkpoint_must_save_by"}
     no_paths |= {"split", "subset"}
+    no_paths |= {
+        "project",
+        "entity",
+        "workspace",
+        "name",
+        "group",
+        "job_type",
+        "notes",
+        "experiment_name",
+        "run_name",
+        "run_id",
+    }
     every = [RunConfig, *(value for name, value in vars(steps).items() if name.endswith("Config"))]
     unmarked = {item.name for cls in every for item in _texts(cls) if not item.metadata.get("is_path")}
     assert unmarked - no_paths == set()

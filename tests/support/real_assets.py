@@ -71,7 +71,7 @@ def megatron_bridge() -> Path:
     installed = version("megatron-core")
     if not installed.startswith("0.16."):
         pytest.skip(f"Megatron-Bridge 0.3.1 is for megatron-core 0.16, not {installed}")
-    return _packages("megatron-bridge-0.3.1", _BRIDGE.split())
+    return packages("megatron-bridge-0.3.1", _BRIDGE.split())
 
 
 @functools.cache
@@ -79,10 +79,10 @@ def triton() -> Path:
     """A folder for PYTHONPATH under which this interpreter imports Triton, which torch brings along only for GPUs."""
     if sys.platform != "linux":
         pytest.skip("Triton's wheels are for Linux")
-    return _packages(_TRITON.replace("==", "-"), [_TRITON])
+    return packages(_TRITON.replace("==", "-"), [_TRITON])
 
 
-def _packages(name: str, requirements: Sequence[str]) -> Path:
+def packages(name: str, requirements: Sequence[str]) -> Path:
     """A folder with these packages and nothing that they require, for this interpreter."""
     target = cache_folder() / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
     if not target.is_dir():

@@ -28,7 +28,7 @@ class Strike:
     def sync(self) -> None:
         """It keeps nothing."""
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """It holds nothing."""
 
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from nemotron_dpo.config.objective import objective_of, parts_of
 from nemotron_dpo.config.objective_settings import objective_remarks
+from nemotron_dpo.config.redact import redact
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, selectors_text, unmeasured
@@ -27,6 +28,7 @@ def check(run: RunConfig, sets: Collection[str]) -> list[Remark]:
     _check_schedule(run)
     _check_deadline(run.checkpointing)
     _check_metric(run, sets)
+    _check_address(run.logger.mlflow.tracking_uri)
     return list(_remarks(run, sets))
 
 
@@ -91,6 +93,12 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
     listed = selectors_text(running, terms, token_metrics=run.logger.token_metrics)
     remedy = f"{guess}{'there are' if running else 'without validation there are'} {listed}"
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
+
+
+def _check_address(uri: str | None) -> None:
+    if redact(uri) != uri:
+        message = "holds a password, which the run's records would hold too"
+        raise UserError(message, field="logger.mlflow.tracking_uri", remedy="set MLFLOW_TRACKING_URI in the environment")
 
 
 def router_refusal(run: RunConfig, own_coeff: float | None) -> UserError | None:

@@ -13,7 +13,6 @@ from typing import Any
 _ROUNDING = "says how numbers are computed there, which differs by rounding; NEMOTRON_DPO_KERNELS chooses here"
 _MEMORY = "trades memory for time there; the numbers are the same"
 _MESSAGES = "is about overlap and messages between processes; the numbers are the same"
-_TRACKER = "belongs to trackers that are not written yet; metrics.jsonl has every metric"
 _LOADER = "belongs to NeMo-RL's loaders of data sets by name"
 
 # reason -> keys, each of which stands for its whole subtree; "section {a b}" means section.a and section.b.
@@ -86,8 +85,12 @@ data {add_bos add_eos add_generation_prompt add_system_prompt}""",
 data.train {split_validation_size seed processor env_name output_key}
 data.validation {seed processor env_name output_key}
 data.default {split_validation_size seed processor env_name output_key}""",
-    _TRACKER: """
-logger {mlflow_enabled swanlab_enabled monitor_gpus wandb tensorboard mlflow swanlab gpu_monitoring collect_worker_metrics}
+    "is not read by NeMo-RL either: events lie in logger.log_dir": """
+logger {tensorboard}""",
+    "is about NeMo-RL's workers": """
+logger {collect_worker_metrics}
+logger.wandb {log_nemo_gym_full_result_tables}""",
+    "counts where logger.wandb names it, as in NVIDIA's configs": """
 run {wandb}""",
     "prints samples, which is not written yet": """
 logger {num_val_samples_to_print}""",
@@ -101,8 +104,6 @@ NO_MEANING: dict[str, str] = {
     for section, keys in re.findall(r"(\S+) \{([^}]*)\}", text)
     for key in keys.split()
 }
-# Keys of our own schema that no code reads yet, with the reason.
-TRACKERS = dict.fromkeys(("logger.log_dir", "logger.tensorboard_enabled", "logger.wandb_enabled"), _TRACKER)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ _SYSTEM = tuple(
     for section in ("train", "validation", "default")
 )
 _KEEP = "keeps other steps"
+_KEY = "belongs into no file"
 _GROUPS = "chooses other experts than the model was trained with"
 REFUSED: tuple[Refused, ...] = (
     Refused("dpo.objective", (None,), "runs code of a file", "give it as dpo-train --objective FILE.py:NAME"),
@@ -139,5 +141,7 @@ REFUSED: tuple[Refused, ...] = (
     Refused("policy.reward_model_cfg.enabled", (False, None), "trains a reward model"),
     Refused("checkpointing.ft_save_period", (None,), _KEEP, "leave it null, and set checkpointing.save_period"),
     Refused("checkpointing.ft_keep_latest_k", (None,), _KEEP, "leave it null, and set checkpointing.keep_top_k"),
+    Refused("logger.wandb.api_key", (None,), _KEY, "set WANDB_API_KEY in the environment"),
+    Refused("logger.swanlab.api_key", (None,), _KEY, "set SWANLAB_API_KEY in the environment"),
     *_SYSTEM,
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
-from nemotron_dpo.config.foreign_keys import TRACKERS
 from nemotron_dpo.config.layer import ConfigLayer
 from nemotron_dpo.config.objective_settings import idle_settings as idle_objective
-from nemotron_dpo.config.schema import MegatronConfig, RunConfig
+from nemotron_dpo.config.schema import LoggerConfig, MegatronConfig, RunConfig
 
 # section -> its keys that count even where its `enabled` is false
 _SWITCHED = {
@@ -19,11 +19,11 @@ _SWITCHED = {
 
 def idle_settings(run: RunConfig) -> dict[str, str]:
     """Dotted keys whose value asks for something that `run` does not do, with the reason; the policy is the same without."""
-    logger, megatron, policy = run.logger, run.policy.megatron_cfg, run.policy
+    megatron, policy = run.policy.megatron_cfg, run.policy
     is_alone = megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1
     is_floor = policy.scheduler.name == "constant" and policy.scheduler.min_lr > 0
     asked = (
-        *((key, bool(getattr(logger, key.removeprefix("logger."))), reason) for key, reason in TRACKERS.items()),
+        *((f"logger.{name}", True, reason) for name, reason in _idle_logger(run.logger).items()),
         ("policy.megatron_cfg.sequence_parallel", is_alone, "divides nothing where tensor_model_parallel_size is 1"),
         (
             "policy.train_micro_batch_size",
@@ -60,6 +60,18 @@ def _names(layer: ConfigLayer, section: str) -> Iterator[str]:
     for part in section.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     yield from (str(name) for name in tree) if isinstance(tree, dict) else ()
+
+
+def _idle_logger(logger: LoggerConfig) -> dict[str, str]:
+    """What is set for trackers that are not enabled: a section of one of them, or what all of them share."""
+    switches = [item.name for item in fields(logger) if item.name.endswith("_enabled")]
+    off = [name.removesuffix("_enabled") for name in switches if not getattr(logger, name)]
+    idle = {name: f"belongs to a tracker that logger.{name}_enabled does not ask for" for name in off if hasattr(logger, name)}
+    if len(off) == len(switches):
+        idle |= dict.fromkeys(("log_dir", "gpu_monitoring"), "belongs to trackers, of which none is enabled")
+    elif not logger.monitor_gpus:
+        idle["gpu_monitoring"] = "belongs to logger.monitor_gpus, which is false"
+    return {name: reason for name, reason in idle.items() if getattr(logger, name) != getattr(LoggerConfig, name)}
 
 
 def _idle_recompute(megatron: MegatronConfig) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES
-from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED, TRACKERS
+from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.megatron_spellings import MEGATRON_ADAM, MEGATRON_SCHEDULE
 from nemotron_dpo.config.objective_table import objective_tables
 from nemotron_dpo.config.spellings import DTENSOR_NAMES, LORA_NAMES
@@ -48,12 +48,11 @@ _OTHER_NAMES = {
 def key_table() -> str:
     """The tables as Markdown: keys that count, other names of them, keys without meaning, refused ones."""
     reasons: dict[str, list[str]] = {}
-    for key, reason in (NO_MEANING | TRACKERS).items():
+    for key, reason in NO_MEANING.items():
         reasons.setdefault(reason, []).append(key)
-    counting = [key for key in known_keys() if key not in TRACKERS]
     parts = [
         "These count, and mean what they mean in NeMo-RL where it has them:\n",
-        _table(("section", "keys"), ((f"`{section}`", names) for section, names in _by_section(counting).items())),
+        _table(("section", "keys"), ((f"`{section}`", names) for section, names in _by_section(known_keys()).items())),
         "These are other names of them:\n",
         _table(("key", "means"), ((f"`{theirs}`", f"`{ours}`") for theirs, ours in _OTHER_NAMES.items())),
         "These have no meaning here. A run counts those of its config, `--verbose` names them:\n",

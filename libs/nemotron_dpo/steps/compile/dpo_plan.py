@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from nemotron_dpo import wiring
 from nemotron_dpo.config import (
     DatasetConfig,
     MegatronConfig,
@@ -99,7 +100,7 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
     """Why the plan would fail at once, a line with its remedy for each reason.
 
     One reason is training data that is not named. With `look`, which needs the files of the run on this machine, further
-    reasons are data that does not exist and a router key that training would refuse.
+    reasons are data that does not exist, a router key that training would refuse, and a tracker whose library is missing.
     """
     lines = []
     if run.data.train.path is None:
@@ -107,7 +108,16 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
     for name, dataset in (("train", run.data.train), *run.data.validation) if look else ():
         if dataset.path is not None and (why := absence(dataset.path, dataset.split)):
             lines.append(f"{redact(dataset.path)}: {why}: it is the data of {name}")
-    return lines + (_unbuilt_router(run) if look else [])
+    return lines + ([*_unbuilt_router(run), *_missing_library(run)] if look else [])
+
+
+def _missing_library(run: RunConfig) -> list[str]:
+    """The first tracker that is asked for and whose library is not installed."""
+    try:
+        wiring.check_trackers(run)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _unbuilt_router(run: RunConfig) -> list[str]:

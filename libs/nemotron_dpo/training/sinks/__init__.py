@@ -1,19 +1,25 @@
 """Where records go: metrics.jsonl first. Each module of this folder is one sink, and nothing else names it.
 
-A module has `open_sink(run)`, which gives the sink, or None where `run` does not ask for it. It imports what it needs of other
-libraries there, not above.
+A module has one of two functions. `open_sink(run)` gives a sink that the loop waits for. `start(run)` opens a tracker, which
+works in a process of its own (see `training.tracking`): it is asked for by `logger.NAME_enabled` and given what `logger.NAME`
+holds, where NAME is the module's; so are called the library that it needs and the extra of pyproject.toml that brings it. A
+module imports other libraries inside these functions, not above.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.training.record import Record
 
 
@@ -28,8 +34,8 @@ class Sink(Protocol):
         """Make what was written survive a crash of the machine, as the checkpoint does that is saved next."""
         ...
 
-    def close(self) -> None:
-        """Let go of what is held; called once, also where the run failed."""
+    def close(self, *, failed: bool = False) -> None:
+        """Let go of what is held; called once, also where the run `failed` or was interrupted."""
         ...
 
 
@@ -38,12 +44,15 @@ class RecordedRun:
     """What a sink is opened for.
 
     folder: the run folder. done: steps that were taken before; a sink goes on behind them and drops what came later.
-    logger: the `logger.*` settings as plain values. say: tells the user one line.
+    logger: the `logger.*` settings as plain values. config: the whole configuration, without secrets. lineage: digests of what
+    the run is made from. say: tells the user one line.
     """
 
     folder: Path
     done: int = 0
     logger: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], object] = lambda line: None
 
 
@@ -69,14 +78,43 @@ def opened(run: RecordedRun | None) -> Iterator[Sinks]:
     """All sinks that `run` asks for, open for the block; None, on ranks that record nothing, opens none."""
     with contextlib.ExitStack() as stack:
         members: list[Sink] = []
-        for open_sink in _openers() if run is not None else ():
-            sink = open_sink(run)
-            if sink is not None:
-                stack.callback(sink.close)
-                members.append(sink)
+        for sink in _open(run) if run is not None else ():
+            stack.push(functools.partial(_close, sink))
+            members.append(sink)
         yield Sinks(members)
 
 
-def _openers() -> Iterator[Callable[[RecordedRun | None], Sink | None]]:
+def check_trackers(logger: Mapping[str, Any]) -> None:
+    """Raise UserError where a library is missing that a tracker needs which `logger`, the `logger.*` settings, asks for."""
+    for name in _asked_for(logger):
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name, as wandb makes one, is no library
+            remedy = f"pip install 'nemotron-dpo[{name}]', or set it to false"
+            raise UserError(f"is true, and the library {name} is not installed", field=f"logger.{name}_enabled", remedy=remedy)
+
+
+def _asked_for(logger: Mapping[str, Any]) -> list[str]:
+    """The trackers that `logger` asks for."""
+    return [name for name, module in _modules() if hasattr(module, "start") and logger.get(f"{name}_enabled")]
+
+
+def _open(run: RecordedRun) -> Iterator[Sink]:
+    """Open what `run` asks for, one after the other: what is open already must be closed where the next cannot be."""
+    for _, module in _modules():
+        sink = module.open_sink(run) if hasattr(module, "open_sink") else None
+        if sink is not None:
+            yield sink
+    if names := _asked_for(run.logger):
+        from nemotron_dpo.training.tracking.trackers import open_trackers
+
+        facts = {"config": dict(run.config), "lineage": dict(run.lineage)}
+        yield open_trackers(names, run.folder, run.logger, run.done, facts, run.say)
+
+
+def _modules() -> Iterator[tuple[str, ModuleType]]:
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        yield importlib.import_module(f"{__name__}.{name}").open_sink
+        yield name, importlib.import_module(f"{__name__}.{name}")
+
+
+def _close(sink: Sink, kind: type[BaseException] | None, *_: object) -> None:
+    sink.close(failed=kind is not None)

@@ -42,7 +42,7 @@ class MetricsFile:
         """Bring what was written to the disk."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Close the file."""
         self._file.close()
 

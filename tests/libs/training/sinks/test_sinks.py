@@ -22,7 +22,7 @@ class Tracker:
     def sync(self):
         self.file.write("sync\\n")
 
-    def close(self):
+    def close(self, *, failed=False):
         self.file.write("close\\n")
         self.file.close()
 

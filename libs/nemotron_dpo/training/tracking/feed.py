@@ -1,0 +1,126 @@
+"""A tracker's process as the run sees it: records go into a bounded queue, and nothing that happens there is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.training.record import Record
+
+QUEUE_RECORDS = 10_000  # about 10 MB
+_HOST = "nemotron_dpo.training.tracking.host"
+
+
+class Feed:
+    """Starts the process of the tracker `name` and feeds it.
+
+    told: what its host reads first. log: takes what its library prints. say: hears that it failed, once, and that records are
+    dropped, once. remember: keeps what it calls its run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        told: Mapping[str, Any],
+        log: Path,
+        *,
+        say: Callable[[str], object],
+        remember: Callable[[Mapping[str, Any]], object],
+    ) -> None:
+        self.name, self._log, self._say, self._remember = name, log, say, remember
+        self._records: queue.Queue[str] = queue.Queue(QUEUE_RECORDS)
+        self._dropped = 0
+        self._failure: str | None = None
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", _HOST, name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the run, which ends its trackers itself
+            )
+        self._records.put(json.dumps(told))
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        for thread in (threading.Thread(target=self._send, daemon=True), self._listener):
+            thread.start()
+
+    def write(self, record: Record) -> None:
+        """Put `record` into the queue; it is dropped where the queue is full, and where the tracker has failed."""
+        if self._failure is None:
+            self._put(json.dumps({**asdict(record), "values": dict(record.values)}))
+
+    def end(self, *, failed: bool) -> None:
+        """Tell the tracker how the run ended; nothing is waited for."""
+        if self._failure is None:
+            threading.Thread(target=self._records.put, args=(json.dumps({"failed": failed}),), daemon=True).start()
+
+    def wait(self, deadline: float) -> None:
+        """Wait until the process has ended, no longer than to the monotonic time `deadline`; then it is killed, and said."""
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(0.0, deadline - time.monotonic()))
+            if self._process.poll() is None:
+                self._fail("did not take everything in time and was stopped")
+        finally:
+            self._kill()
+        self._listener.join(1.0)  # what it said last
+        if self._dropped:
+            self._say(f"warning: {self.name}: {self._dropped} records were dropped in all; metrics.jsonl has them")
+
+    def _put(self, message: str) -> None:
+        try:
+            self._records.put_nowait(message)
+        except queue.Full:
+            if not self._dropped:
+                self._say(f"warning: {self.name}: {QUEUE_RECORDS} records wait to be taken: further ones are dropped meanwhile")
+            self._dropped += 1
+
+    def _send(self) -> None:
+        """Work of a thread: write what is in the queue to the process, until it has been told how the run ended."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the process has ended, and `_listen` says why
+            while True:
+                message = self._records.get()
+                pipe.write(f"{message}\n")
+                pipe.flush()
+                if message.startswith('{"failed"'):
+                    break
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+    def _listen(self) -> None:
+        """Work of a thread: say and remember what the process answers, until it ends."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "say" in answer:
+                self._say(f"{self.name}: {answer['say']}")
+            if "remember" in answer:
+                self._remember(answer["remember"])
+            if "failed" in answer:
+                self._fail(f"failed: {answer['failed']}")
+        if self._process.wait() != 0:
+            self._fail(f"ended with status {self._process.returncode}")
+
+    def _fail(self, why: str) -> None:
+        if self._failure is None:
+            self._failure = why
+            self._say(f"warning: {self.name} {why}: see {self._log}; metrics.jsonl has every metric")
+
+    def _kill(self) -> None:
+        """End the process and those that its library started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)

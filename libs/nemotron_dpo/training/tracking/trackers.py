@@ -1,0 +1,72 @@
+"""All trackers of a run as one sink: open, fed, and ended together, so that their deadlines do not add up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_dpo.training.record import Record
+from nemotron_dpo.training.tracking.feed import Feed
+from nemotron_dpo.training.tracking.host import CLOSE_SECONDS
+from nemotron_dpo.training.tracking.memory import Memory
+from nemotron_dpo.training.tracking.monitor import Monitor
+
+_FAILED_SECONDS = 10.0  # what trackers of a run have that failed or was interrupted, whose end somebody waits for
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """Feeds of a run and, where it is asked for, the figures of the machine; a sink."""
+
+    feeds: Sequence[Feed]
+    monitor: Monitor | None = None
+
+    def write(self, record: Record) -> None:
+        """Hand `record` to each."""
+        for feed in self.feeds:
+            feed.write(record)
+
+    def sync(self) -> None:
+        """Nothing: what a crash takes from a tracker, metrics.jsonl has."""
+
+    def close(self, *, failed: bool = False) -> None:
+        """End them, waiting for all together until the deadline."""
+        if self.monitor is not None:
+            self.monitor.stop()
+        deadline = time.monotonic() + (_FAILED_SECONDS if failed else CLOSE_SECONDS)
+        for feed in self.feeds:
+            feed.end(failed=failed)
+        for feed in self.feeds:
+            feed.wait(deadline)
+
+
+def open_trackers(
+    names: Sequence[str],
+    folder: Path,
+    logger: Mapping[str, Any],
+    done: int,
+    facts: Mapping[str, Any],
+    say: Callable[[str], object],
+) -> Trackers:
+    """Start the trackers `names` of the run in `folder`, of which `done` steps were taken before.
+
+    logger: the `logger.*` settings. facts: `config` and `lineage` of the run.
+    """
+    log_dir = Path(logger["log_dir"] or folder / "logs").absolute()
+    memory = Memory.of(folder, log_dir, resumed=done > 0, say=say)
+
+    def feed(name: str) -> Feed:
+        own = log_dir / memory.experiment / name
+        own.mkdir(exist_ok=True)
+        told = {"folder": str(own), "name": folder.absolute().name, "settings": dict(logger.get(name) or {}), "done": done}
+        told |= {**facts, "known": memory.known.get(name, {})}
+        log = own.with_suffix(".log")
+        return Feed(name, told, log, say=say, remember=lambda known: memory.remember(name, known))
+
+    opened = Trackers([feed(name) for name in names])
+    if not logger["monitor_gpus"]:
+        return opened
+    return Trackers(opened.feeds, Monitor(opened.write, say, started=memory.started, **logger["gpu_monitoring"]))
