@@ -31,8 +31,10 @@ from support import small
 if TYPE_CHECKING:
     from nemotron_dpo.objective.inputs import LossInputs
     from nemotron_dpo.policy.layout import Layout
+    from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.preferences.pairs import Pairs
-    from nemotron_dpo.training.settings import Packing
+    from nemotron_dpo.training.record import Record
+    from nemotron_dpo.training.settings import LoopSettings, Packing
 
 NUM_PAIRS, BATCH, STEPS, GROUP = 14, 6, 3, 4
 BETA = 0.3
@@ -98,6 +100,7 @@ def write(folder: Path) -> Path:
 
     small.write_llama(folder / "policy")
     tokens, random = small.random_pairs(NUM_PAIRS, seed=11), np.random.default_rng(12)
+    tokens.prompts[3] = random.integers(3, small.VOCAB, size=80).astype(np.int32)  # so that replicas share pairs unevenly
     with open_writer(folder / "scored.arrow", StreamInfo("scored_pairs", "tests", "0")) as writer:
         rows = [
             {
@@ -128,23 +131,39 @@ def read_pairs(folder: Path) -> Pairs:
         return Pairs.of(reader.read_all())
 
 
-def records(folder: Path, objective: Objective, packing: Packing, num_steps: int = STEPS) -> Iterator[dict[str, float]]:
-    """Every number but the time of each step and validation; the policy is trained with what `parallel` was initialized for."""
+def open_trainable(policy: Path) -> TrainablePolicy:
+    """A policy of the layout that `parallel` was initialized for, with its optimizer."""
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
     from nemotron_dpo.sources import resolve
+
+    return TrainablePolicy(open_policy(resolve(policy), "float32"), Optimization(lr=LR, eps=EPS))
+
+
+def settings(objective: Objective, packing: Packing, num_steps: int = STEPS) -> LoopSettings:
+    """A validation before and after every step, whose groups do not divide the pairs."""
+    from nemotron_dpo.training.settings import BatchSettings, LoopSettings, UpdateSettings, ValidationSettings
+
+    validation = ValidationSettings(period=1, batches=0, batch_size=GROUP)
+    return LoopSettings(objective, BatchSettings(BATCH, packing), UpdateSettings([LR] * num_steps), validation)
+
+
+def records(folder: Path, objective: Objective, packing: Packing) -> Iterator[dict[str, float]]:
+    """What is `repeatable` of each step and validation."""
     from nemotron_dpo.training import loop
     from nemotron_dpo.training.carried import Carried
-    from nemotron_dpo.training.settings import BatchSettings, LoopSettings, UpdateSettings, ValidationSettings
     from nemotron_dpo.training.stopping import Stop
 
-    pairs, rates = read_pairs(folder), [LR] * num_steps
-    policy = TrainablePolicy(open_policy(resolve(folder / "policy"), "float32"), Optimization(lr=LR, eps=EPS))
-    validation = ValidationSettings(period=1, batches=0, batch_size=GROUP)
-    settings = LoopSettings(objective, BatchSettings(BATCH, packing), UpdateSettings(rates), validation)
-    run = loop.records(policy, pairs, {"same": pairs}, settings, lambda step: None, stop=Stop(), carried=Carried(objective))
-    for record in run:
-        yield {name: value for name, value in record.values.items() if "timing/" not in name and "reward_noise" not in name}
+    pairs, policy, told = read_pairs(folder), open_trainable(folder / "policy"), settings(objective, packing)
+    carried = Carried(objective)
+    for record in loop.records(policy, pairs, {"same": pairs}, told, lambda step: None, stop=Stop(), carried=carried):
+        yield repeatable(record)
+
+
+def repeatable(record: Record) -> dict[str, float]:
+    """All numbers but times, and but the noise of rewards, which is measured on the first micro batch of each rank."""
+    return {name: value for name, value in record.values.items() if not {"timing", "reward_noise"} & set(name.split("/"))
+            and "noise_floor" not in name}  # fmt: skip
 
 
 def main(folder: Path, layout: Layout, packing: Packing) -> None:

@@ -45,7 +45,7 @@ def assert_same(found: Records, expected: Records, name: str, bound: float = 1e-
             assert ours[key] == pytest.approx(value, rel=bound, abs=bound), (name, key)
 
 
-@pytest.mark.parametrize("packing", [Packing(None, 1), Packing(None, 2), Packing(64)], ids=["one", "two", "packed"])
+@pytest.mark.parametrize("packing", [Packing(None, 1), Packing(None, 2), Packing(128)], ids=["one", "two", "packed"])
 def test_neither_micro_batches_nor_packing_move_a_number(packing: Packing, folder: Path, one_row: dict[str, Records]) -> None:
     for name, objective in runs.OBJECTIVES.items():
         assert_same(list(runs.records(folder, objective, packing)), one_row[name], name)
