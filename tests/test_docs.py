@@ -88,10 +88,13 @@ def test_commands_work_in_order_as_they_are_written(clone: Path):
 
 
 def test_every_page_has_what_is_tested_and_no_other_commands() -> None:
-    """So that no block escapes: commands stand in blocks marked `sh`, output and pictures in blocks without a mark."""
+    """So that no block escapes: commands stand in blocks marked `sh`, output and pictures in blocks without a mark.
+
+    What is marked `python` is run by the test of the room that the page describes.
+    """
     for page, text in TEXTS.items():
         for language, block in FENCED.findall(text):
-            assert language in ("", "sh", "toml"), f"{page}: {language}"
+            assert language in ("", "sh", "toml", "python"), f"{page}: {language}"
             assert language or not re.search(r"^\$ |^(pip|just|nemotron-steps list)\b", block, re.M), f"{page}: {block}"
     assert sum(map(len, PASTED.values())) >= 12
     assert sum(1 for page in TEXTS for _, block in FENCED.findall(TEXTS[page]) if block.startswith("pip install")) == 2

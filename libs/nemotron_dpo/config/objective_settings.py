@@ -117,7 +117,7 @@ def _without_beta(firsts: Sequence[Any]) -> str:
 def _unused(key: str, value: Any, parts: Sequence[Part]) -> UserError:
     counting = dict.fromkeys(f"dpo.{name}" for part in parts for name in part.settings)
     theirs = f"what it uses is {', '.join(counting)}" if counting else "it has no settings"
-    message = f"is {str(value).lower() if isinstance(value, bool) else value}, which {_names(parts)} does not use"
+    message = f"is {str(value).lower() if isinstance(value, bool) else value}, which is not used by {_names(parts)}"
     return UserError(message, field=f"dpo.{key}", remedy=f"{theirs}; {_those_with(key)}")
 
 

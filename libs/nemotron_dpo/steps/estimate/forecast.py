@@ -78,14 +78,14 @@ def _flops(
     before = batch * flops.scoring(architecture, lengths) if needs.whole_batch else 0.0
     step = batch * flops.training(architecture, sizes, lengths) + before
     total = f"{_scaled(step * steps)}FLOP in {most}{counted(steps, 'step')}"
-    first = f"; {_scaled(before)}FLOP of a step are a forward pass before it, which {names} takes" if before else ""
+    first = f"; {_scaled(before)}FLOP of a step are a forward pass before it, for {names}" if before else ""
     yield "training", f"{_scaled(step)}FLOP a step of {counted(batch, 'pair')}, {total}{first}"
     if needs.reference:
         pair = flops.scoring(architecture, lengths)
         total = f", {_scaled(pair * num_pairs)}FLOP in all" if num_pairs is not None else ""
         yield "reference", f"{_scaled(pair)}FLOP a pair{total}"
     else:
-        yield "reference", f"not scored: {names} needs none"
+        yield "reference", f"not scored: no reference is needed by {names}"
 
 
 def _memory(architecture: Architecture, sizes: Sizes) -> str:

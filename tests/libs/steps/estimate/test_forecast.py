@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.config import ClusterConfig, MegatronConfig, PolicyConfig, RunConfig, SequencePackingConfig
+from nemotron_dpo.config import ClusterConfig, DpoConfig, MegatronConfig, PolicyConfig, RunConfig, SequencePackingConfig
 from nemotron_dpo.steps import tiny_policy
 from nemotron_dpo.steps.estimate.forecast import forecast
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
@@ -55,6 +55,27 @@ def test_tokenized_pairs_are_counted(run: RunConfig, tmp_path: Path) -> None:
     assert "FLOP a step of 1 pair, " in _lines(alone)["training"]
     pairs.write_bytes(pairs.read_bytes()[:100])
     assert "not tokenized yet" in _lines(run, pairs=pairs)["pairs"]
+
+
+def test_what_an_objective_costs_besides(run: RunConfig) -> None:
+    """A pass of the whole batch before the one with gradients is a pair's forward pass, as the reference's is, times the batch."""
+
+    def flop(text: str) -> float:
+        number, unit = text.split()[:2]
+        return float(number) * {"MFLOP": 1e6, "GFLOP": 1e9}[unit]
+
+    plain = _lines(run)
+    coupled = _lines(replace(run, dpo=DpoConfig(preference_loss="aot")))
+    forward = 4 * flop(plain["reference"])
+    assert flop(coupled["training"]) == pytest.approx(flop(plain["training"]) + forward, rel=0.01)
+    assert forward == pytest.approx(flop(plain["training"]) / 3, rel=0.1)  # about a third
+    said = coupled["training"].partition("; ")[2]
+    assert flop(said) == pytest.approx(forward, rel=0.01)
+    assert said.endswith("FLOP of a step are a forward pass before it, for aot_paired")
+    assert "forward pass" not in plain["training"]
+    assert coupled["reference"] == plain["reference"]
+    free = _lines(replace(run, dpo=DpoConfig(preference_loss={"simpo": 1.0}, sft_loss_weight=0.1)))
+    assert free["reference"].strip() == "not scored: no reference is needed by simpo and sft"
 
 
 def test_memory_is_said_to_be_assumed_or_given(run: RunConfig) -> None:
