@@ -65,6 +65,25 @@ def log_sum_exp(kernels: Any, device: str, dtype: torch.dtype, size: int) -> Non
         agree(softmax, torch.softmax(logits.float(), 1), dtype)
 
 
+def token_sums(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
+    """Beside a softmax and without one; places of any logit, of the highest, of the second and of the first of two as high."""
+    for entries in (size, 9000):
+        x, places = _draw(9, entries, device=device) * 10, torch.randint(entries, (9, 1), device=device)
+        places[1::2] = x.argmax(1, keepdim=True)[1::2]
+        x[5:7, 0] = x[5:7, entries // 2] = 99.0
+        places[5], places[6] = entries // 2, 0
+        x[0, -1] = -torch.inf
+        below = x.amax(1, keepdim=True) - x
+        e, first = (-below).exp(), (x.argmax(1) == places[:, 0]).float()
+        expected = torch.stack((e.sum(1), (e * below.clamp(max=1e3)).sum(1), e.square().sum(1)))
+        for softmax in (torch.empty(9, entries, device=device, dtype=dtype), None):
+            sums = torch.empty(5, 9, device=device)
+            agree(kernels.log_sum_exp(x, softmax, places, sums), torch.logsumexp(x, 1), torch.float32)
+            assert torch.equal(sums[:2], torch.stack((x.amax(1), first)))
+            agree(sums[2:], expected, torch.float32)
+            assert softmax is None or off(softmax, torch.softmax(x, 1)) < TOLERANCE[dtype]
+
+
 def check_members(members: Any, device: str, dtype: torch.dtype) -> None:
     """The members for GPUs against those of torch, as a model calls them."""
     torchs = torch_kernels()
@@ -86,11 +105,12 @@ def check_members(members: Any, device: str, dtype: torch.dtype) -> None:
     hidden, weight = _draw(9, 24, device=device, dtype=dtype), _draw(70, 24, device=device, dtype=dtype)
     places, softmax = torch.arange(9, device=device)[:, None], torch.empty(2, 9, 70, device=device, dtype=dtype)
     for kept in (None, softmax):
-        given = (None, None) if kept is None else kept
+        given, sums = (None, None) if kept is None else kept, torch.empty(2, 5, 9, device=device)
         read, expected = (
-            one.read_logits(hidden, weight, places, into) for one, into in zip((members, torchs), given, strict=True)
+            one.read_logits(hidden, weight, places, into, to)
+            for one, into, to in zip((members, torchs), given, sums, strict=True)
         )
-        for got, value in zip(read, expected, strict=True):
+        for got, value in zip((*read, sums[0]), (*expected, sums[1]), strict=True):
             agree(got, value, torch.float32)
     agree(softmax[0], softmax[1].float(), dtype)
 
@@ -110,12 +130,17 @@ def _draw(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tenso
     return torch.randn(*shape, device=device).to(dtype)
 
 
-CHECKS = (swiglu, rms_norm, rotate, log_sum_exp)
+CHECKS = (swiglu, rms_norm, rotate, log_sum_exp, token_sums)
 
 
 # what a kernel is given by which name; the rest are integers, and capitals are constants
-_TYPES = {"gain scales parts logits": "*fp32", "x grad out softmax cosines sines": "*bf16", "eps direction": "fp32"}
-_CONSTANTS = {"BLOCK": 1024, "KEEP": 1, "HEADS": 4, "HALF": 16, "REST": 8}
+_TYPES = {
+    "gain scales parts logits sums": "*fp32",
+    "x grad out softmax cosines sines": "*bf16",
+    "places": "*i64",
+    "eps direction": "fp32",
+}
+_CONSTANTS = {"BLOCK": 1024, "KEEP": 1, "SUM": 1, "HEADS": 4, "HALF": 16, "REST": 8}
 
 
 def compile_for_gpu(name: str, kernel: Any) -> None:

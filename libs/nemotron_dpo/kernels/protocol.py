@@ -33,9 +33,9 @@ class Kernels:
         [T, 1, 1, as many], times 1 or -1.
     read_logits(hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C): of logits hidden @ weight.T one of each token's and
         log(sum(exp(logits))), float32 [C] each. Their softmax is written to `softmax_CB`, unless it is None. Unless `sums_5C`
-        is None, it gets of each token's logits, float32: the highest, the highest before the token's place (-inf where there
-        is none) and, of e = exp(logit - highest), the sums of e, of e * (highest - logit) and of e * e. These are sums of what
-        is not negative, so no digits are lost in them. What is asked for besides changes no bit of the rest.
+        is None, it gets of each token's logits, float32: the highest, 1 if the one at the token's place is the first of the
+        highest, else 0, and of e = exp(logit - highest) the sums of e, of e * (highest - logit) and of e * e. These are sums of
+        what is not negative, so no digits are lost in them. Whether they are asked for changes no bit of the rest.
     add_rounded(total, part): total += part, where `total` is float32 and `part` is narrower.
     """
 

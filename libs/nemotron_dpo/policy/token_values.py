@@ -61,11 +61,12 @@ def _values(
     sums_N5C: Tensor, blocks: Sequence[slice], local_C: Tensor, target_logit_C: Tensor, group: Any
 ) -> dict[str, Tensor]:
     """All values of C tokens, whose sums over the vocabulary are added over blocks and the ranks of `group`."""
-    highest_NC, before_NC, total_NC, weighted_NC, squares_NC = sums_N5C.unbind(1)
+    highest_NC, first_NC, total_NC, weighted_NC, squares_NC = sums_N5C.unbind(1)
     starts_N1 = (torch.arange(len(blocks), device=local_C.device) * blocks[0].stop)[:, None]
     stops_N1 = (starts_N1 + blocks[0].stop).clamp(max=blocks[-1].stop)
-    before_NC = torch.where(stops_N1 <= local_C, highest_NC, before_NC)
-    before_NC = before_NC.masked_fill(starts_N1 > local_C, -torch.inf)
+    before_NC = torch.where(stops_N1 <= local_C, highest_NC, -torch.inf)
+    is_here_NC = (starts_N1 <= local_C) & (local_C < stops_N1)
+    before_NC = before_NC.masked_fill(is_here_NC & (first_NC == 0), torch.inf)  # no target there is the most probable one
     highest_C, before_C = _reduced(torch.stack((highest_NC.amax(0), before_NC.amax(0))), group, dist.ReduceOp.MAX)
     below_NC = highest_C - highest_NC
     scale_NC = below_NC.neg().exp()

@@ -14,6 +14,7 @@ from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
 from nemotron_dpo.kernels.torch_ops.flash_attention import flash_attention, run_attention
 from nemotron_dpo.policy.logprobs import response_logps
+from nemotron_dpo.policy.token_values import NAMES, TokenValues
 from nemotron_dpo.policy.rows import PackedRow
 from support import small
 from support.kernel_checks import CHECKS, TOLERANCE, check_members, off
@@ -103,6 +104,19 @@ def test_log_probs(dtype: torch.dtype) -> None:
     wanted = torch.autograd.grad(expected, wide, slope)
     for ours, theirs in zip(torch.autograd.grad(got, leaves, slope), wanted, strict=True):
         assert off(ours, theirs) < 3 * TOLERANCE[dtype]  # probabilities are rounded to bfloat16
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_of_tokens(dtype: torch.dtype) -> None:
+    hidden, weight = draw(3000, 64, dtype=dtype), draw(40000, 64, dtype=dtype)
+    x = hidden.double() @ weight.double().t()
+    targets = torch.where(torch.arange(3000, device="cuda") % 3 == 0, x.argmax(1), torch.randint(40000, (3000,), device="cuda"))
+    values, log_p = TokenValues(NAMES), x.log_softmax(1)
+    plain, asked = response_logps(hidden, weight, targets), response_logps(hidden, weight, targets, None, values)
+    assert torch.equal(plain, asked)
+    assert off(values.by_name["entropy"], -(log_p.exp() * log_p).sum(1)) < TOLERANCE[torch.float32] * 100  # products of TF32
+    assert off(values.by_name["log_sum_squares"], (2 * log_p).logsumexp(1)) < TOLERANCE[torch.float32] * 100
+    assert (values.by_name["is_most_probable"].bool() == (x.argmax(1) == targets)).float().mean() > 0.999
 
 
 def test_gradients_are_added_in_float32_and_in_one_order() -> None:

@@ -69,15 +69,32 @@ def test_sums_over_a_block_are_those_of_float64(c_library: ctypes.CDLL, dtype: t
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         x = hidden.double() @ weight.double().t()
         highest = x.amax(1, keepdim=True)
-        e, before = (x - highest).exp(), x.masked_fill(torch.arange(entries) >= places[:, None], -math.inf).amax(1)
-        expected = torch.stack((highest[:, 0], before, e.sum(1), (e * (highest - x)).sum(1), e.square().sum(1)))
+        places[::2] = x.argmax(1)[::2]
+        e, first = (x - highest).exp(), x.argmax(1) == places
+        expected = torch.stack((highest[:, 0], first, e.sum(1), (e * (highest - x)).sum(1), e.square().sum(1)))
         for read in (partial(c_logits.read_logits, c_library), read_logits):
             for softmax in (None, torch.empty(tokens, entries, dtype=dtype)):
                 got = torch.full((5, tokens), torch.nan)
                 read(hidden, weight, places[:, None], softmax, got)
                 bound = 4e-6 * math.sqrt(size)
-                assert torch.allclose(got[:2].double(), expected[:2], rtol=0, atol=bound)
+                assert torch.allclose(got[0].double(), expected[0], rtol=0, atol=bound)
+                assert torch.equal(got[1].double(), expected[1])
                 assert torch.allclose(got[2:].double(), expected[2:], rtol=4 * bound, atol=bound)
+
+
+def test_of_equal_logits_the_first_is_the_highest_and_impossible_ones_count_nothing(c_library: ctypes.CDLL) -> None:
+    """Entries 3 and 20 of 40 are alike, and the last is -inf."""
+    weight = torch.zeros(40, 2)
+    weight[[3, 20], 0], weight[39, 0] = 2.0, -math.inf
+    places = torch.tensor([[3], [20], [0], [39]])
+    for dtype in (torch.float32, torch.bfloat16):
+        for read in (partial(c_logits.read_logits, c_library), read_logits):
+            got = torch.empty(5, 4)
+            read(torch.tensor([[1.0, 1.0]]).repeat(4, 1).to(dtype), weight.to(dtype), places, None, got)
+            assert got[:2].tolist() == [[2.0] * 4, [1.0, 0.0, 0.0, 0.0]]
+            rest = 37 * math.exp(-2)
+            for sums, wanted in zip(got[2:], (2 + rest, 2 * rest, 2 + 37 * math.exp(-4)), strict=True):
+                assert sums.tolist() == pytest.approx([wanted] * 4, rel=1e-6)
 
 
 def test_what_is_asked_for_besides_changes_no_bit_of_the_rest(c_library: ctypes.CDLL) -> None:

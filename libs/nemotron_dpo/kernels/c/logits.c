@@ -40,8 +40,8 @@ static float highest_logit(const float *logits, i64 count) {
     return highest;
 }
 
-/* of a row of logits, `apart` from one another: the highest, the highest before `place`, and of e = exp(logit - highest) the
-   sums of e, of e * (highest - logit) and of e * e */
+/* of a row of logits, `apart` from one another: the highest, whether the one at `place` is the first of the highest, and of
+   e = exp(logit - highest) the sums of e, of e * (highest - logit) and of e * e */
 static void sum_up(const float *logits, i64 count, i64 place, float *sums, i64 apart) {
     float highest = highest_logit(logits, count);
     vec total = splat(0), weighted = splat(0), squares = splat(0);
@@ -51,7 +51,8 @@ static void sum_up(const float *logits, i64 count, i64 place, float *sums, i64 a
         weighted -= part * choose(x < -88.f, splat(-88), x); /* there e is 0, and x may be infinite */
         squares += part * part;
     }
-    float all[] = {highest, highest_logit(logits, place), sum(total), sum(weighted), sum(squares)};
+    float first = logits[place] == highest && highest_logit(logits, place) < highest;
+    float all[] = {highest, first, sum(total), sum(weighted), sum(squares)};
     for (int i = 0; i < 5; i++) sums[i * apart] = all[i];
 }
 

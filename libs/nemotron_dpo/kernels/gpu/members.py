@@ -42,15 +42,17 @@ def rotate(x_TND: Tensor, cosines: Tensor, sines: Tensor, direction: int) -> Ten
     return (triton_kernels if _serve(cosines, sines) else rotary).rotate(x_TND, cosines, sines, direction)
 
 
-def read_logits(hidden_CH: Tensor, weight_BH: Tensor, place_C1: Tensor, softmax_CB: Tensor | None) -> tuple[Tensor, Tensor]:
+def read_logits(
+    hidden_CH: Tensor, weight_BH: Tensor, place_C1: Tensor, softmax_CB: Tensor | None, sums_5C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As `Kernels.read_logits`."""
     logits_CB = float_logits(hidden_CH, weight_BH, softmax_CB)
     at_C = logits_CB.gather(1, place_C1).squeeze(1)
     if softmax_CB is not None and softmax_CB.dtype is torch.float32:  # the logits are in its memory
-        log_sums_C = triton_kernels.log_sum_exp(logits_CB, None)
+        log_sums_C = triton_kernels.log_sum_exp(logits_CB, None, place_C1, sums_5C)
         torch.softmax(logits_CB, 1, out=softmax_CB)
     else:
-        log_sums_C = triton_kernels.log_sum_exp(logits_CB, softmax_CB)
+        log_sums_C = triton_kernels.log_sum_exp(logits_CB, softmax_CB, place_C1, sums_5C)
     return at_C, log_sums_C
 
 

@@ -68,13 +68,20 @@ def rotate(x_TND: Tensor, cosines: Tensor, sines: Tensor, direction: float) -> T
     return out
 
 
-def log_sum_exp(logits_TB: Tensor, softmax_TB: Tensor | None) -> Tensor:
-    """log(sum(exp(logits))) of each row [T], float32, and its softmax into `softmax_TB`; rows lie behind one another."""
+def log_sum_exp(
+    logits_TB: Tensor, softmax_TB: Tensor | None, place_T1: Tensor | None = None, sums_5T: Tensor | None = None
+) -> Tensor:
+    """log(sum(exp(logits))) of each row [T], float32, and its softmax into `softmax_TB`; rows lie behind one another.
+
+    Into `sums_5T` go the sums of `Kernels.read_logits`, for which each row has a place.
+    """
     out_T = torch.empty(len(logits_TB), device=logits_TB.device)
     softmax, size = (logits_TB if softmax_TB is None else softmax_TB), logits_TB.shape[1]
+    places = out_T if place_T1 is None else place_T1.contiguous()
     _log_sum_exp[(len(logits_TB),)](
-        logits_TB, softmax, out_T, size, BLOCK=_COLUMNS, KEEP=int(softmax_TB is not None), num_warps=8
-    )
+        logits_TB, softmax, out_T, places, out_T if sums_5T is None else sums_5T, len(out_T), size,
+        BLOCK=_COLUMNS, KEEP=int(softmax_TB is not None), SUM=int(sums_5T is not None), num_warps=8,
+    )  # fmt: skip
     return out_T
 
 
@@ -163,7 +170,9 @@ def _rotate(
 
 
 @triton.jit
-def _log_sum_exp(logits, softmax, out, size, BLOCK: tl.constexpr, KEEP: tl.constexpr):
+def _log_sum_exp(
+    logits, softmax, out, places, sums, num_rows, size, BLOCK: tl.constexpr, KEEP: tl.constexpr, SUM: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -182,3 +191,22 @@ def _log_sum_exp(logits, softmax, out, size, BLOCK: tl.constexpr, KEEP: tl.const
             column = start + tl.arange(0, BLOCK)
             values = tl.load(logits + row * size + column, column < size, float("-inf"))
             tl.store(softmax + row * size + column, tl.exp(values - most) / total_of_row, column < size)
+    if SUM > 0:
+        place = tl.load(places + row)
+        before = tl.full([BLOCK], float("-inf"), tl.float32)
+        plain, weighted, squares = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+        for start in range(0, size, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            values = tl.load(logits + row * size + column, column < size, float("-inf")).to(tl.float32)
+            before = tl.maximum(before, tl.where(column < place, values, float("-inf")))
+            part = tl.exp(values - most)
+            plain += part
+            weighted += tl.where(part > 0, part * (most - values), part)  # of -inf nothing, and of what is NaN that
+            squares += part * part
+        is_highest = tl.load(logits + row * size + place).to(tl.float32) == most
+        first = tl.where(is_highest & (tl.max(before, 0) < most), 1.0, 0.0)
+        tl.store(sums + row, most)
+        tl.store(sums + num_rows + row, first)
+        tl.store(sums + 2 * num_rows + row, tl.sum(plain, 0))
+        tl.store(sums + 3 * num_rows + row, tl.sum(weighted, 0))
+        tl.store(sums + 4 * num_rows + row, tl.sum(squares, 0))

@@ -13,8 +13,8 @@ from torch import Tensor
 from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops.float32_matmul import float_product
 
-_SLAB_LOGITS = 2**17  # that a CPU's cache holds in several copies
-_NEVER = 88.0  # nats below the highest logit, where e is 0 in float32, and a logit may be -inf
+_SLAB_LOGITS = 2**19  # that a CPU's last cache holds in several copies
+_NEVER = 43.0  # nats below the highest: 2^18 such logits are lost in a float32 beside it; the square of e is not denormal yet
 
 
 def read_logits(
@@ -57,14 +57,21 @@ def float_logits(hidden_CH: Tensor, weight_BH: Tensor, softmax_CB: Tensor | None
 def _sum_up(logits_CB: Tensor, place_C1: Tensor, sums_5C: Tensor) -> None:
     """The sums of `Kernels.read_logits`: on a CPU of some tokens after the other, whose logits stay in the cache meanwhile."""
     rows = len(logits_CB) if logits_CB.is_cuda else max(1, _SLAB_LOGITS // logits_CB.shape[1])
-    column_B = torch.arange(logits_CB.shape[1], device=logits_CB.device)
     for start in range(0, len(logits_CB), rows):
         part = slice(start, start + rows)
-        below_CB, highest_C1 = logits_CB[part], logits_CB[part].amax(1, keepdim=True)
-        before_C = below_CB.masked_fill(column_B >= place_C1[part], -torch.inf).amax(1)
-        below_CB = (highest_C1 - below_CB).clamp_(max=_NEVER)
-        e_CB = below_CB.neg().exp_()
-        squares_C = torch.linalg.vecdot(e_CB, e_CB)
-        sums_5C[:, part] = torch.stack(
-            (highest_C1[:, 0], before_C, e_CB.sum(1), torch.linalg.vecdot(e_CB, below_CB), squares_C)
-        )
+        x_CB, highest_C1 = logits_CB[part], logits_CB[part].amax(1, keepdim=True)
+        below_CB, e_CB = (scratch(name, *x_CB.shape, device=x_CB.device) for name in ("below the highest", "e of logits"))
+        torch.sub(highest_C1, x_CB, out=below_CB).clamp_(max=_NEVER)
+        total_C = torch.neg(below_CB, out=e_CB).exp_().sum(1)
+        weighted_C, squares_C = below_CB.mul_(e_CB).sum(1), e_CB.mul_(e_CB).sum(1)
+        first_C = _is_first(x_CB, place_C1[part], highest_C1)
+        sums_5C[:, part] = torch.stack((highest_C1[:, 0], first_C, total_C, weighted_C, squares_C))
+
+
+def _is_first(logits_CB: Tensor, place_C1: Tensor, highest_C1: Tensor) -> Tensor:
+    """1 where the logit at a token's place is the first of its highest, else 0. Few are, and argmax takes long on a CPU."""
+    is_first_C = (logits_CB.gather(1, place_C1) == highest_C1)[:, 0]
+    if logits_CB.is_cuda:  # where to count these would make the host wait
+        return (is_first_C & (logits_CB.argmax(1) == place_C1[:, 0])).float()
+    those = is_first_C.nonzero()[:, 0]
+    return is_first_C.float().index_copy(0, those, (logits_CB[those].argmax(1) == place_C1[those, 0]).float())
