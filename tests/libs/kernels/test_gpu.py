@@ -14,8 +14,8 @@ from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
 from nemotron_dpo.kernels.torch_ops.flash_attention import flash_attention, run_attention
 from nemotron_dpo.policy.logprobs import response_logps
-from nemotron_dpo.policy.token_values import NAMES, TokenValues
 from nemotron_dpo.policy.rows import PackedRow
+from nemotron_dpo.policy.token_values import NAMES, TokenValues
 from support import small
 from support.kernel_checks import CHECKS, TOLERANCE, check_members, off
 from support.policy_rows import packed
