@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,12 @@ NAMED = [
     (
         ("data.train.dataset_name=BinaryPreferenceDataset", "data.train.data_path=o/d", "data.train.chosen_key=good"),
         DatasetConfig("o/d", split="train", chosen_key="good"),
-        DatasetConfig("HelpSteer3", split="validation"),
+        DatasetConfig("HelpSteer3", split="validation", is_default=True),
     ),
     (
         ("data.train.dataset_name=org/name", "data.default.subset=s", "data.validation.split=test[:1%]"),
         DatasetConfig("org/name", split="train", subset="s"),
-        DatasetConfig("HelpSteer3", split="test[:1%]", subset="s"),
+        DatasetConfig("HelpSteer3", split="test[:1%]", subset="s", is_default=True),
     ),
 ]
 
@@ -171,6 +171,53 @@ def test_data_sets_are_named_as_in_nemo_rl(tmp_path: Path):
         run, warnings = load_run(config, list(overrides))
         assert (run.data.train, run.data.validation) == (train, (("default", validation),)), overrides
         assert warnings == []
+
+
+A, B = DatasetConfig("a.jsonl", weight=2.0), DatasetConfig("b.jsonl", row_format="ranked", chosen_key="good")
+LISTED = "[{prompt_file: a.jsonl, weight: 2}, {data_path: b.jsonl, dataset_name: PreferenceDataset, chosen_key: good}]"
+
+
+def test_a_list_of_data_sets_is_one_set(tmp_path: Path):
+    """Over a mapping of a file and under another override; each with data.default's keys; written out as it was given."""
+    (config := tmp_path / "c.yaml").write_text(HELPSTEER)
+    steered = replace(A, split="test", path="a.jsonl"), replace(B, split="test")
+    for overrides, train in (
+        ([f"data.train={LISTED}"], DatasetConfig(parts=(A, B))),
+        ([f"data.train={LISTED}", "data.default.split=test"], DatasetConfig(parts=steered)),
+        ([f"data.train={LISTED}", "data.train.prompt_file=c.jsonl"], DatasetConfig("c.jsonl")),
+        (["data.train=[a.jsonl]"], DatasetConfig(parts=(DatasetConfig("a.jsonl"),))),
+    ):
+        run, warnings = load_run(config, overrides)
+        assert (run.data.train, warnings) == (train, []), overrides
+        (written := tmp_path / "written.yaml").write_text(dump_run(replace(run, data=replace(run.data, validation=()))))
+        assert load_run(written, [])[0].data.train == train
+    for override, name in ((f"data.validation={LISTED}", "default"), (f"data.validation={{hard: {LISTED}}}", "hard")):
+        run, _ = load_run(None, [override, "checkpointing.metric_name=null"])
+        assert run.data.validation == ((name, DatasetConfig(parts=(A, B))),)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["data.train=[]"], '"data.train" is an empty list: name data, or leave it null'),
+        (["data.train=[3]"], '"data.train.0" is 3 where a mapping with a path is due'),
+        (["data.train=[a, {weight: 2}]"], '"data.train.1" has no path: give path or dataset_name'),
+        (["data.train=[{path: a, wieght: 2}]"], '"data.train.wieght" is no known key: did you mean data.train.weight?'),
+        (["data.train=[{path: a, weight: 0}]"], '"data.train.0.weight" is 0.0 where more than 0 is due'),
+        (["data.train=[{path: a, weight: inf}]"], '"data.train.0.weight" is inf where a finite number is due'),
+        (["data.train=[{path: a, on_error: x}]"], "\"data.train.0.on_error\" is 'x' where 'fail' or 'skip' is due"),
+        (["data.train=[a, b]", "data.train.limit=3"], '"data.train" is a list of data sets: give data.train as a whole'),
+        (
+            ["data.train=[{path: a, split_validation_size: 0.05}]"],
+            '"data.train.split_validation_size" is 0.05, which holds rows out of the training set (NeMo-RL\'s DPO does not) and '
+            "is not built: name the two parts: data.train.split=train[5%:] data.validation.split=train[:5%]",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_one_clear_line(overrides: list[str], line: str):
+    with pytest.raises(UserError) as caught:
+        load_run(None, overrides)
+    assert str(caught.value).removeprefix(f"{overrides[-1]}: ") == line
 
 
 def test_the_form_of_files_names_no_place():

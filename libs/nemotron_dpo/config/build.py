@@ -10,7 +10,7 @@ import operator
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -106,7 +106,8 @@ def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the dataclass `cls` and its sections, in the order of their fields."""
     keys: list[str] = []
     hints = get_type_hints(cls)
-    for name, hint in ((item.name, hints[item.name]) for item in fields(cls) if is_key(item)):
+    named = (item for item in fields(cls) if is_key(item) and item.metadata.get("is_key", True))
+    for name, hint in ((item.name, hints[item.name]) for item in named):
         nested = is_dataclass(hint)
         keys += known_keys(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return keys
@@ -150,6 +151,8 @@ def _build(cls: Any, tree: Tree, prefix: str) -> Any:
                 del tree[item.name]
         elif cls is DataConfig and item.name == "validation":
             values["validation"] = _validation(tree.pop("validation"), tree)
+        elif cls is DatasetConfig and item.name == "parts":
+            values["parts"] = _parts(tree.pop("parts"), tree, prefix)
         else:
             values[item.name] = _checked(item, _convert(tree.pop(item.name), hints[item.name], key), key)
     return cls(**values)
@@ -161,12 +164,23 @@ def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]
             message = f"has a set called {name!r}: its name is part of file and metric names"
             raise UserError(message, field="data.validation", remedy="use letters, digits, and . _ -")
     built = tuple((str(name), _build(DatasetConfig, rows, f"data.validation.{name}.")) for name, rows in sets.items())
-    left: Tree = {}
-    for key, value in (item for rows in sets.values() for item in rows.items()):
-        left[key] = value if left.get(key) is None else left[key]  # a null of one set must not hide another set's value
-    if left:
+    if left := _left(sets.values()):
         tree["validation"] = left
-    return tuple((name, dataset) for name, dataset in built if dataset.path is not None)
+    return tuple((name, dataset) for name, dataset in built if dataset.path is not None or dataset.parts)
+
+
+def _parts(parts: list[Tree], tree: Tree, prefix: str) -> tuple[DatasetConfig, ...]:
+    built = tuple(_build(DatasetConfig, part, f"{prefix}{number}.") for number, part in enumerate(parts))
+    tree |= _left(parts)
+    return built
+
+
+def _left(sets: Iterable[Tree]) -> Tree:
+    """The keys that were not built, of all `sets` together."""
+    left: Tree = {}
+    for key, value in (item for rows in sets for item in rows.items()):
+        left[key] = value if left.get(key) is None else left[key]  # a null of one set must not hide another set's value
+    return left
 
 
 def _checked(item: Field[Any], value: Any, key: str) -> Any:

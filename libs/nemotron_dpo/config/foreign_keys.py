@@ -82,9 +82,13 @@ data {num_workers}""",
     "is not read by NeMo-RL's DPO either": """
 data {add_bos add_eos add_generation_prompt add_system_prompt}""",
     _LOADER: """
-data.train {split_validation_size seed processor env_name output_key}
-data.validation {seed processor env_name output_key}
-data.default {split_validation_size seed processor env_name output_key}""",
+data.train {processor env_name output_key}
+data.validation {processor env_name output_key}
+data.default {processor env_name output_key}""",
+    "is the seed of split_validation_size, which must be 0": """
+data.train {seed}
+data.validation {seed}
+data.default {seed}""",
     "is not read by NeMo-RL either: events lie in logger.log_dir": """
 logger {tensorboard}""",
     "is about NeMo-RL's workers": """
@@ -120,6 +124,15 @@ _SYSTEM = tuple(
     Refused(f"data.{section}.system_prompt_file", (None,), "puts a system message before every prompt")
     for section in ("train", "validation", "default")
 )
+_HELD_OUT = tuple(
+    Refused(
+        f"data.{section}.split_validation_size",
+        (None, 0, 0.0),
+        "holds rows out of the training set (NeMo-RL's DPO does not)",
+        "name the two parts: data.train.split=train[5%:] data.validation.split=train[:5%]",
+    )
+    for section in ("train", "validation", "default")
+)
 _KEEP = "keeps other steps"
 _KEY = "belongs into no file"
 _GROUPS = "chooses other experts than the model was trained with"
@@ -144,4 +157,5 @@ REFUSED: tuple[Refused, ...] = (
     Refused("logger.wandb.api_key", (None,), _KEY, "set WANDB_API_KEY in the environment"),
     Refused("logger.swanlab.api_key", (None,), _KEY, "set SWANLAB_API_KEY in the environment"),
     *_SYSTEM,
+    *_HELD_OUT,
 )

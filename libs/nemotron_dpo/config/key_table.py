@@ -28,6 +28,7 @@ _OTHER_NAMES = {
     "data.<set>.prompt_file, data.<set>.data_path": "data.<set>.path",
     "data.default.<key>": "data.train.<key> and data.validation.<name>.<key> where they do not say",
     "data.val_data_paths.<name>": "data.validation.<name>.path",
+    "data.train: [{<key>: ...}, ...], data.validation likewise": "one set of several, each with the keys of data.train",
     "data.max_input_seq_length": "policy.max_total_sequence_length, which it must equal",
     "policy.optimizer.kwargs.<key>": "policy.optimizer.<key>",
     "policy.tokenizer.chat_template: default": "the tokenizer's own template, as where there is none",

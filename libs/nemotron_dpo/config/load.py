@@ -172,7 +172,7 @@ def plain_origins(
 ) -> dict[str, str]:
     """As `run_origins`, for `load_plain`."""
     layers = read_layers(config, overrides, _sections(cls, base), shipped)
-    return origins(layers, lambda some: asdict(build_plain(cls, _settings(some))))
+    return origins(layers, lambda some: plain_tree(build_plain(cls, _settings(some))))
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -195,7 +195,9 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
         del tree["dpo"][name]
     if run.policy.tokenizer.chat_template is None:  # null would mean none at all
         tree["policy"]["tokenizer"]["chat_template"] = "default"
-    tree["data"]["validation"] = dict(tree["data"]["validation"])
+    data = tree["data"]
+    data["train"] = _dataset_tree(data["train"])
+    data["validation"] = {name: _dataset_tree(dataset) for name, dataset in data["validation"]}
     scheduler = tree["policy"]["scheduler"]
     if scheduler["name"] == "torch":
         chain = [{"name": f"torch.optim.lr_scheduler.{name}", "kwargs": kwargs} for name, kwargs in scheduler["schedulers"]]
@@ -207,6 +209,19 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
     optimizer = tree["policy"]["optimizer"]
     optimizer["betas"] = list(optimizer["betas"])
     return tree
+
+
+def plain_tree(config: Any) -> dict[str, Any]:
+    """The config of another step as plain data in the spelling of a config file."""
+    tree = asdict(config)
+    return {**tree, "data": _dataset_tree(tree["data"])} if "data" in tree else tree
+
+
+def _dataset_tree(dataset: dict[str, Any]) -> Any:
+    """One data set as a mapping, several as a list of these, without what no config spells."""
+    if dataset["parts"]:
+        return [_dataset_tree(part) for part in dataset["parts"]]
+    return {name: value for name, value in dataset.items() if name not in ("parts", "is_default")}
 
 
 def _settings(layers: Sequence[ConfigLayer]) -> dict[str, Any]:

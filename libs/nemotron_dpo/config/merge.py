@@ -16,6 +16,13 @@ from nemotron_dpo.paths import expand_home
 
 # In a YAML file this stands for the folder the file lies in, so that a config can name data beside it.
 HERE = "${config_dir}"
+# What may be a list or a mapping: key -> (what the list holds, the keys one of which a mapping has that can stand alone).
+_PLACES = ("path", "data_path", "prompt_file", "dataset_name")
+_LISTED = {
+    "policy.scheduler": ("torch schedulers", ("name",)),
+    "data.train": ("data sets", _PLACES),
+    "data.validation": ("data sets", _PLACES),
+}
 
 
 def read_layers(
@@ -117,18 +124,19 @@ def _read_override(text: str) -> ConfigLayer:
 
 
 def _merged(below: Any, layer: ConfigLayer) -> Any:
-    """`layer` over `below`; a schedule of another shape replaces the one below instead of mixing with it."""
+    """`layer` over `below`; a schedule or data of another shape replace what is below instead of mixing with it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     tree = _renamed(_hoisted(layer.tree), layer)
     _make_room(below, tree, layer)
-    old, new = (OmegaConf.select(config, "policy.scheduler") for config in (below, tree))
-    if None not in (old, new) and OmegaConf.is_list(old) != OmegaConf.is_list(new):
-        if OmegaConf.is_dict(new) and "name" not in new:
-            remedy = "give policy.scheduler as a whole"
-            raise UserError("is a list of torch schedulers", source=layer.source, field="policy.scheduler", remedy=remedy)
-        below.policy.scheduler = None
+    for key, (kind, names) in _LISTED.items():
+        old, new = _selected(below, key), _selected(tree, key)
+        if None in (old, new) or OmegaConf.is_list(old) == OmegaConf.is_list(new):
+            continue
+        if OmegaConf.is_dict(new) and not any(name in new for name in names):
+            raise UserError(f"is a list of {kind}", source=layer.source, field=key, remedy=f"give {key} as a whole")
+        OmegaConf.update(below, key, None)
     try:
         return OmegaConf.merge(below, tree)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -159,6 +167,17 @@ def _make_room(below: Any, tree: Any, layer: ConfigLayer) -> None:
     if path.startswith(f"{key}.") and not OmegaConf.is_dict(OmegaConf.select(below, key)):
         remedy = f"give all of it: {key}={{NAME: WEIGHT, NAME: WEIGHT}}"
         raise UserError("leads into a mixture, and none is below", source=layer.source, field=path, remedy=remedy)
+
+
+def _selected(config: Any, key: str) -> Any:
+    """What the dotted `key` leads to in `config`; None where it leads nowhere, as where its section is no mapping."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
 
 
 def _hoisted(tree: Any) -> Any:

@@ -13,6 +13,8 @@ from nemotron_dpo.config.dpo import DpoConfig
 
 # Of a field that names a file, a folder or a model: see `with_home`.
 PATH = {"is_path": True}
+# Of a field that has no key of its own: `canonical` sets it.
+NO_KEY = {"is_key": False}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class PolicyConfig:
 class DatasetConfig:
     """Preference rows: where they lie, what of them is read, the names of unusual columns, what to do with bad rows.
 
-    `path` is a file, a glob, a folder, an id of the Hugging Face hub or a name that preference-tokenize knows.
+    `path` is a file, a glob, a folder, an id of the Hugging Face hub or a name that preference-tokenize knows. Of several data
+    sets, given as a list, `parts` has each; an epoch has `weight` times the pairs of a part. `is_default` marks rows that only
+    data.default names, though data.train names rows of its own.
     """
 
     path: str | None = field(default=None, metadata=PATH)
@@ -140,6 +144,17 @@ class DatasetConfig:
     split: str | None = None
     subset: str | None = None
     row_format: Literal["auto", "pair", "conversation", "transcript", "ranked", "helpsteer3"] | None = None
+    chosen_reward_key: str | None = None
+    rejected_reward_key: str | None = None
+    source_name: str | None = None
+    weight: float = field(default=1.0, metadata={"more_than": 0})
+    parts: tuple[DatasetConfig, ...] = field(default=(), metadata=NO_KEY)
+    is_default: bool = field(default=False, metadata=NO_KEY)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether an epoch is anything else than all pairs of one data set once."""
+        return bool(self.parts) or self.weight != 1
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,10 @@ PASS_THROUGH = (
     "{% if messages and messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
 )
 _TORCH_SCHEDULERS = "torch.optim.lr_scheduler."
-_DATASET_KEYS = ("path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format")
+_DATASET_KEYS = (
+    "path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format",
+    "chosen_reward_key", "rejected_reward_key", "source_name", "weight",
+)  # fmt: skip
 _PATH_ALIASES = ("data_path", "prompt_file")
 # NeMo-RL's name for the form of the rows in the files of `data_path` -> our name; None if the rows show their form themselves
 _FORMS = {"PreferenceDataset": "ranked", "BinaryPreferenceDataset": None}
@@ -200,8 +203,13 @@ def _datasets(data: Tree) -> None:
     given = {key: shared.pop(key) for key in (*_DATASET_KEYS, "dataset_name") if key in shared}
     given |= {"dataset_name": name} if (name := data.pop("dataset_name", None)) and not given.get("dataset_name") else {}
     drop_empty(data, "default")
-    train = _mapping(data, "train", "data")
-    _dataset(train, given, "data.train")
+    has_own = _names_rows(data.get("train"))
+    if not isinstance(data.get("train"), list):
+        _mapping(data, "train", "data")
+    data["train"] = _rows(data["train"], given, "data.train")
+    validation = data.get("validation")
+    if isinstance(validation, list):
+        data["validation"] = {"default": validation}
     validation = _mapping(data, "validation", "data")
     if any(key in validation for key in (*_DATASET_KEYS, *_PATH_ALIASES, "dataset_name")):
         validation = {"default": validation}
@@ -209,10 +217,36 @@ def _datasets(data: Tree) -> None:
         validation[name] = {"path": path}
     data.pop("val_data_paths", None)
     for name, dataset in validation.items():
-        if not isinstance(dataset, dict):
-            raise UserError(f"is {dataset!r} where a mapping with a path is due", field=f"data.validation.{name}")
-        _dataset(dataset, given, f"data.validation.{name}")
+        is_default = has_own and not _names_rows(dataset)
+        validation[name] = rows = _rows(dataset, given, f"data.validation.{name}")
+        if is_default and rows.get("path") is not None:
+            rows["is_default"] = True
     data["validation"] = validation
+
+
+def _names_rows(dataset: Any) -> bool:
+    """Whether `dataset` itself says where its rows are."""
+    names = (*_PATH_ALIASES, "path", "dataset_name")
+    return isinstance(dataset, list) or (isinstance(dataset, dict) and any(dataset.get(name) is not None for name in names))
+
+
+def _rows(dataset: Any, given: Tree, place: str) -> Tree:
+    """One data set, or a list of some, in our spelling; NeMo-RL joins those of a list."""
+    if isinstance(dataset, dict):
+        _dataset(dataset, given, place)
+        return dataset
+    if not isinstance(dataset, list):
+        raise UserError(f"is {dataset!r} where a mapping with a path is due", field=place)
+    if not dataset:
+        raise UserError("is an empty list", field=place, remedy="name data, or leave it null")
+    parts = [{"path": part} if isinstance(part, str) else part for part in dataset]
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict):
+            raise UserError(f"is {part!r} where a mapping with a path is due", field=f"{place}.{number}")
+        _dataset(part, given, f"{place}.{number}")
+        if part.get("path") is None:
+            raise UserError("has no path", field=f"{place}.{number}", remedy="give path or dataset_name")
+    return {"parts": parts}
 
 
 def _dataset(dataset: Tree, given: Tree, place: str) -> None:

@@ -73,7 +73,7 @@ def source_names(sources: Iterable[RowSource]) -> dict[str, str]:
     many parts before it as tell all of them apart.
     """
     given = {file: _own_name(source.name, file) for source in sources for file in source.files}
-    short = _last_parts({name for name in given.values() if Path(name).exists()})
+    short = last_parts({name for name in given.values() if Path(name).exists()})
     return {file: short.get(name, name) for file, name in given.items()}
 
 
@@ -83,7 +83,8 @@ def _own_name(name: str, file: str) -> str:
     return file if _is_file(name) or (glob.has_magic(name) and not Path(name).exists()) else name
 
 
-def _last_parts(paths: Collection[str]) -> dict[str, str]:
+def last_parts(paths: Collection[str]) -> dict[str, str]:
+    """The end of each path, of as many parts as tell all of them apart."""
     parts = {path: Path(os.path.abspath(path)).parts for path in paths}
     names: dict[str, str] = {}
     for count in range(1, max(map(len, parts.values()), default=0) + 1):
@@ -117,6 +118,11 @@ def absence(name: str, split: str | None) -> str | None:
 def is_of_hub(name: str) -> bool:
     """True where reading `name` may ask the network."""
     return name != "-" and not Path(name).exists() and not glob.has_magic(name)
+
+
+def looks_like_file(name: str) -> bool:
+    """True where `name` is a path, whether or not anything is there."""
+    return Path(name).exists() or not (looks_like_id(name) or _is_built_in(name))
 
 
 def looks_like_id(name: str) -> bool:

@@ -40,11 +40,16 @@ def hub_files(name: str, subset: str | None, split: str) -> list[str]:
 def _not_loaded(name: str, subset: str | None, split: str, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     remedy = None
-    offline = next((variable for variable in _OFFLINE if os.environ.get(variable, "").upper() in _TRUE), None)
+    offline = offline_variable()
     if offline and not Path(name).exists():
         reason, remedy = f"{offline} is set: {reason}", f"unset {offline}, or load it once where the hub can be reached"
     source = f"{':'.join(filter(None, (name, subset)))} ({split})"
     return UserError(f"cannot be loaded by datasets: {reason}", source=source, remedy=remedy)
+
+
+def offline_variable() -> str | None:
+    """The variable of the environment that forbids asking the hub; None where none does."""
+    return next((variable for variable in _OFFLINE if os.environ.get(variable, "").upper() in _TRUE), None)
 
 
 def describes_itself(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -31,6 +32,7 @@ from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
 
 _KINDS = ("tokenized_pairs", "scored_pairs")
 _BATCH_BYTES = 1 << 20
+_MOST_NAMES = 12
 # digest -> what the streams must have in common, and who makes it so
 _COMMON = {
     "tokenizer": "was tokenized with another tokenizer than",
@@ -197,15 +199,36 @@ def _info(parts: Sequence[Part], seed: int) -> StreamInfo:
     return StreamInfo(infos[0].schema, "mixture", __version__, digests, settings)
 
 
+def counts_by_source(path: Path) -> dict[str, int]:
+    """The number of pairs of each source in the mixture at `path`, as its description has them; empty where there is none."""
+    if not path.is_file():
+        return {}
+    with open_reader(path, *_KINDS) as reader:
+        described = reader.info.settings.get("mixture", [])
+    total: Counter[str] = Counter()
+    for part in described:
+        total.update(part["written"])
+    return dict(total)
+
+
 def closing_line(parts: Sequence[Part]) -> str:
     """One line of exact counts."""
     total = sum(part.num_written for part in parts)
-    by_source: Counter[str] = Counter()
-    for part in parts:
-        by_source.update(part.sources)
-    each = ", ".join(f"{part.weight} x {part.num_pairs} = {part.num_written} of {part.path}" for part in parts)
-    named = ", ".join(f"{name or '(unnamed)'} {count} ({count / total:.1%})" for name, count in by_source.items())
-    return f"{total} pairs written: {each}; by source: {named}"
+    said = [
+        f"{part.num_written} ({part.num_written / total:.1%}) of {_named(part.sources)}, {part.weight} x {part.num_pairs}"
+        for part in parts
+    ]
+    return f"{total} pairs written: {'; '.join(said)}"
+
+
+def _named(sources: Mapping[str, int]) -> str:
+    """The sources of one stream; where it has several, with their counts."""
+    names = [name or "(unnamed)" for name in sources]
+    if len(names) == 1:
+        return names[0]
+    rest = len(names) - _MOST_NAMES
+    said = [f"{name} {count}" for name, count in zip(names[:_MOST_NAMES], sources.values(), strict=False)]
+    return f"{len(names)} ({', '.join(said)}{f' and {rest} more' if rest > 0 else ''})"
 
 
 def main() -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from nemotron_dpo.outcome import Outcome, Validation, is_noise, margin, sentence
 from nemotron_dpo.steps.text import counted, table
@@ -12,10 +13,19 @@ from nemotron_dpo.steps.text import counted, table
 _LOSS, _ACCURACY = "loss", "accuracy"
 
 
-def summarize(made: Outcome, places: Mapping[str, Path | None], commands: Sequence[str] = ()) -> str:
-    """Tables of training and validation, a sentence, the facts of the run with its `places`, and the next `commands`."""
+def summarize(
+    made: Outcome,
+    places: Mapping[str, Path | None],
+    commands: Sequence[str] = (),
+    sources: Mapping[str, int] = MappingProxyType({}),
+) -> str:
+    """Tables of training and validation, a sentence, the facts of the run with its `places`, and the next `commands`.
+
+    Of a training set that was mixed, `sources` are its pairs by where they come from.
+    """
     facts = [("steps", str(made.num_steps)), ("pairs/s", _rate(made.pairs_per_second))]
     facts += [("tokens/s", _rate(made.tokens_per_second))]
+    facts += [("pairs of", f"{name} {count}") for name, count in sources.items()]
     facts += [(name, str(path or "none")) for name, path in places.items()]
     training = _training(made) if made.num_steps else ""
     legend = "~ is noise: what rounding alone may make of it" if "~" in training else ""

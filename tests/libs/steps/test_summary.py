@@ -49,6 +49,11 @@ def test_report(tmp_path: Path):
     assert summarize(outcome(read_metrics(path)), places, ["ckpt-export out/checkpoint_megatron"]) == REPORT
 
 
+def test_the_pairs_of_a_mixture_by_their_source():
+    shown = summarize(outcome([]), {}, sources={"a.jsonl": 40, "HelpSteer3": 6})
+    assert shown.endswith("pairs of  a.jsonl 40\npairs of  HelpSteer3 6")
+
+
 def test_no_metrics(tmp_path: Path):
     shown = summarize(outcome(read_metrics(tmp_path / "none.jsonl")), {"checkpoint": None})
     assert shown.splitlines()[0] == "Nothing was trained."

@@ -94,6 +94,8 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     job = job_folder(found.id, now)
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)
+        config, changes = planner.settled(config) if planner.settled else (config, [])
+        warnings += changes
     _check_sizes(config, profile, given)
     _remark_image(profile, say)
     for warning in warnings:

@@ -13,10 +13,14 @@ from nemotron_dpo.steps.summary import summarize
 
 def report(plan: Plan, run: RunConfig, typed: Sequence[str]) -> str:
     """The report of `run`, which was asked for by the command `typed`."""
+    from nemotron_dpo.preferences.mixture import counts_by_source
+
     metrics = plan.run_dir / "metrics.jsonl"
     made = outcome(read_metrics(metrics))
     places = {"metrics": metrics, "checkpoint": plan.export_dir}
-    return summarize(made, places, _next(plan, run, made, typed) if made.num_steps else ())
+    mixed = next((stage.outputs[0] for stage in plan.stages if stage.name == "mixture train"), None)
+    sources = counts_by_source(mixed) if mixed else {}
+    return summarize(made, places, _next(plan, run, made, typed) if made.num_steps else (), sources)
 
 
 def _next(plan: Plan, run: RunConfig, made: Outcome, typed: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nemotron_dpo.config import (
     load_run,
     plain_idle_keys,
     plain_origins,
+    plain_tree,
     run_origins,
     run_tree,
 )
@@ -45,8 +46,9 @@ class Planner:
     `load` reads it, `origins` says where its values come from, `tree` makes plain data of it, `compile` plans it for
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
     `report` tells what came of it, and what to do next after the command as it was typed; `forecast` what it will cost, on a
-    profile and with the tokenized pairs where there are any.
-    `idle` names the keys of its files that have no meaning here, `programs` are those that its stages may run, in their order.
+    profile and with the tokenized pairs where there are any. `idle` names the keys of its files that have no meaning here;
+    `settled` gives the config as this machine can run it, with lines that say what it lacks. `programs` are those that its
+    stages may run, in their order.
     """
 
     config: type[Any]
@@ -59,6 +61,7 @@ class Planner:
     programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
     idle: Callable[..., list[IdleKey]] | None = None
+    settled: Callable[[Any], tuple[Any, list[str]]] | None = None
 
 
 def planner_of(step: Step) -> Planner:
@@ -81,7 +84,7 @@ def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
 def _other_step(config: type[Any], compile_: Callable[[Any, Path, Path], Plan], *programs: str) -> Planner:
     load, where, idle = partial(load_plain, config), partial(plain_origins, config), partial(plain_idle_keys, config)
     missing, report = single_stage_plans.missing, single_stage_plans.report
-    return Planner(config, load, where, asdict, compile_, missing, report, programs, idle=idle)
+    return Planner(config, load, where, plain_tree, compile_, missing, report, programs, idle=idle)
 
 
 _PLANNERS = {
@@ -93,9 +96,10 @@ _PLANNERS = {
         dpo_plan.compile_plan,
         dpo_plan.missing_inputs,
         dpo_report,
-        ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export"),
+        ("preference-tokenize", "ref-logprobs", "mixture", "dpo-train", "ckpt-export"),
         _dpo_forecast,
         _idle_dpo,
+        dpo_plan.without_unread_default,
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),

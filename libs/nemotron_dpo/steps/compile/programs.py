@@ -19,6 +19,7 @@ _BELOW = ("torch", "megatron-core", "triton")
 # program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
 _PARTS = {
     "preference-tokenize": (_ROWS, ("tokenizers", "jinja2")),
+    "mixture": (_ROWS, ("numpy",)),
     "ref-logprobs": ((*_ROWS, "scoring", "policy", "kernels", "checkpoint"), _BELOW),
 }
 _ALL = ((*_ROWS, "scoring", "policy", "kernels", "objective", "checkpoint", "training", "config", "wiring.py"), _BELOW)

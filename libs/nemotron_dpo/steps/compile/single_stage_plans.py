@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from nemotron_dpo.config import DatasetConfig, redact, to_yaml
+from nemotron_dpo.config import DatasetConfig, plain_tree, redact, to_yaml
 from nemotron_dpo.config.steps import (
     EnvTomlConfig,
     HfToMegatronConfig,
@@ -138,7 +138,7 @@ def _value(tree: Mapping[str, Any], key: str) -> Any:
 
 def job_plan(config: Any, job: Path, stages: tuple[Stage, ...], artifacts: Mapping[str, Path], num_processes: int = 1) -> Plan:
     """The plan of `stages` in the job folder `job`, with the config as its train.yaml."""
-    files = {"train.yaml": to_yaml(redact(asdict(config)))}
+    files = {"train.yaml": to_yaml(redact(plain_tree(config)))}
     return Plan(job, job, None, files, None, stages, artifacts, num_processes)
 
 
@@ -159,6 +159,8 @@ def _tokenize(
     options: list[str],
     template: str | None,
 ) -> Stage:
+    if data.is_mixture:
+        raise UserError("is no single data set", field="data", remedy="leave out weights; only rl/nemo_rl/dpo mixes data sets")
     rows = data.path or _UNSET["data.path"]
     argv = [executable("preference-tokenize"), rows, "-o", str(outputs[0]), "--tokenizer", tokenizer, *options]
     argv += ["--max-length", str(max_length)] if max_length else []

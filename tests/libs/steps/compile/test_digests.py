@@ -93,20 +93,25 @@ def test_damaged_memo_is_no_memo(tmp_path: Path):
     assert Digests(memo).file(_large(tmp_path / "large"))
 
 
-def test_rows_count_by_content_and_order(tmp_path: Path):
+def test_rows_count_by_content_and_order_and_by_the_name_that_their_pairs_get(tmp_path: Path):
+    """Where they lie does not count."""
     digests = Digests(tmp_path / "memo.json")
-    for name, text in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2"), ("e", "2"), ("f", "1")):
-        (tmp_path / f"{name}.jsonl").write_text(text)
-    assert digests.data(f"{tmp_path}/[ab].jsonl") == digests.data(f"{tmp_path}/[cd].jsonl")
-    assert digests.data(f"{tmp_path}/[ab].jsonl") != digests.data(f"{tmp_path}/[ef].jsonl")
+    for folder, texts in (("x", "12"), ("y", "12"), ("z", "21")):
+        (tmp_path / folder).mkdir()
+        for name, text in zip("ab", texts, strict=True):
+            (tmp_path / folder / f"{name}.jsonl").write_text(text)
+    assert digests.data(f"{tmp_path}/x/*.jsonl") == digests.data(f"{tmp_path}/y/*.jsonl")
+    assert digests.data(f"{tmp_path}/x/*.jsonl") != digests.data(f"{tmp_path}/z/*.jsonl")
+    (tmp_path / "x/b.jsonl").rename(tmp_path / "x/c.jsonl")
+    assert digests.data(f"{tmp_path}/x/*.jsonl") != digests.data(f"{tmp_path}/y/*.jsonl")
 
 
 def test_data_counts_by_the_split_that_is_read(tmp_path: Path):
     digests = Digests(tmp_path / "memo.json")
-    for name in ("a/train.jsonl", "a/test.jsonl", "b/train.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name[2:])
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    for name in ("a/train.jsonl", "a/test.jsonl", "b/a/train.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(Path(name).name)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b/a")
     assert digests.data(a, "train") == digests.data(b, "train[:1]") == digests.data(b)
     assert digests.data(a, "train") != digests.data(a, "test")
 

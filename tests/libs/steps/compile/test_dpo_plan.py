@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from nemotron_dpo.config import RunConfig, load_run
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import tiny_sft
-from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs, without_unread_default
 from nemotron_dpo.steps.compile.stages import Plan
 from support.families import write_config
 
@@ -42,6 +43,70 @@ ckpt-export job/run -o job/checkpoint_megatron --to megatron
 def test_stages_of_a_run_with_validation():
     commands = [" ".join(command) for command in _commands(_compile("data.validation.path=v.jsonl"))]
     assert commands == STAGES.strip().splitlines()
+
+
+MIXED = """
+preference-tokenize t.jsonl -o job/train.1.pairs.arrow --tokenizer org/model --max-length 128
+preference-tokenize HelpSteer3 -o job/train.2.pairs.arrow --tokenizer org/model --max-length 128 --split train --limit 9
+preference-tokenize v.jsonl -o job/validation-hard.1.pairs.arrow --tokenizer org/model --max-length 128
+ref-logprobs job/train.1.pairs.arrow -o job/train.1.scored.arrow --policy org/model --precision bfloat16
+ref-logprobs job/train.2.pairs.arrow -o job/train.2.scored.arrow --policy org/model --precision bfloat16
+ref-logprobs job/validation-hard.1.pairs.arrow -o job/validation-hard.1.scored.arrow --policy org/model --precision bfloat16
+PYTHON -m nemotron_dpo.preferences.mixture job/train.1.scored.arrow job/train.2.scored.arrow --weights 2 0.5 -o job/train.scored.arrow --seed 7
+PYTHON -m nemotron_dpo.preferences.mixture job/validation-hard.1.scored.arrow --weights 1 -o job/validation-hard.scored.arrow --seed 7
+dpo-train job/train.scored.arrow --policy org/model --run-dir job/run --validation hard=job/validation-hard.scored.arrow -c job/train.yaml
+ckpt-export job/run -o job/checkpoint_megatron --to megatron
+"""
+
+
+def test_data_sets_of_a_list_are_mixed_once_they_are_scored():
+    parts = "data.train=[{path: t.jsonl, weight: 2}, {dataset_name: HelpSteer3, split: train, limit: 9, weight: 0.5}]"
+    plan = _compile(parts, "data.validation={hard: [v.jsonl]}", "dpo.seed=7")
+    python = Path(sys.executable).name
+    assert [" ".join(c).replace(f"{python} -m", "PYTHON -m") for c in _commands(plan)] == MIXED.strip().splitlines()
+    mixing = plan.stages[6]
+    assert mixing.name == "mixture train"
+    assert sorted(mixing.inputs) == ["job/train.1.scored.arrow", "job/train.2.scored.arrow"]
+
+
+def test_without_a_reference_pairs_are_mixed_as_they_are():
+    plan = _compile("data.train.weight=1.5", "dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1")
+    commands = [" ".join(command) for command in _commands(plan)]
+    assert [stage.program for stage in plan.stages] == ["preference-tokenize", "mixture", "dpo-train", "ckpt-export"]
+    assert " job/train.1.pairs.arrow --weights 1.5 -o job/train.pairs.arrow" in commands[1]
+
+
+def test_parts_that_would_be_called_alike_get_names_that_tell_them_apart():
+    parts = (
+        "{path: a/t.jsonl}", "{path: b/t.jsonl}", "{path: u.jsonl}", "{path: c/t.jsonl, source_name: mine}",
+        "{path: org/d, split: train}", "{path: org/d, split: test, subset: s}", "{path: org/e, split: train}",
+    )  # fmt: skip
+    commands = _commands(_compile(f"data.train=[{', '.join(parts)}]"))[: len(parts)]
+    names = [command[command.index("--source-name") + 1] if "--source-name" in command else None for command in commands]
+    assert names == ["a/t.jsonl", "b/t.jsonl", None, "mine", "org/d:train", "org/d:s:test", None]
+
+
+HELPSTEER = "data: {train: {split: train}, validation: {split: validation}, default: {dataset_name: HelpSteer3}}"
+
+
+def test_a_validation_set_that_nobody_named_and_that_cannot_be_had_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As NVIDIA's own configs have it, offline, with data.train set by hand. What is named, or can be had, stays."""
+    (config := tmp_path / "c.yaml").write_text(HELPSTEER)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for given, stays in (
+        (["data.train.path=t.jsonl"], False),
+        (["data.train=[t.jsonl]"], False),
+        (["data.train.path=t.jsonl", "data.validation.dataset_name=HelpSteer3"], True),
+        (["data.train.path=t.jsonl", f"data.default.dataset_name={config}"], True),
+        (["dpo.seed=3"], True),
+    ):
+        run, _ = load_run(config, given)
+        settled, lines = without_unread_default(run)
+        assert (len(settled.data.validation), len(lines)) == ((1, 0) if stays else (0, 1)), given
+        assert settled.data.train == run.data.train
+    line = without_unread_default(load_run(config, ["data.train.path=t.jsonl"])[0])[1][0]
+    assert line.startswith("data.validation: HelpSteer3, which only data.default names, is read by the package datasets, which")
+    assert line.endswith(": nothing is validated; data.validation.path=FILE names a set, data.validation=null none")
 
 
 def test_template_and_its_arguments_reach_the_tokenizer():
@@ -95,6 +160,8 @@ OPTIONS = [
     ("data.train.prompt_key=context", "--prompt-key context"),
     ("data.train.chosen_key=good", "--chosen-key good"),
     ("data.train.rejected_key=bad", "--rejected-key bad"),
+    ("data.train={chosen_reward_key: a, rejected_reward_key: b}", "--chosen-reward-key a --rejected-reward-key b"),
+    ("data.train.source_name=mine", "--source-name mine"),
     ("data.train.limit=64", "--limit 64"),
     ("data.train.on_error=skip", "--on-error skip"),
     ("policy.tokenizer.name=org/other", "--tokenizer org/other"),
@@ -157,7 +224,11 @@ def test_missing_inputs_are_named(tmp_path: Path):
     ]
     (tmp_path / "a.jsonl").write_text("{}\n")
     run, _ = load_run(None, [f"data.train.path={tmp_path}/*.jsonl", f"data.validation.path={tmp_path}/b.jsonl"])
-    assert missing_inputs(run) == [f"{tmp_path}/b.jsonl: no such file: it is the data of default"]
+    assert missing_inputs(run) == [
+        f"{tmp_path}/b.jsonl: no such file: it is the data of validation default; data.validation=null trains without validation"
+    ]
+    run, _ = load_run(None, [f"data.train=[{tmp_path}/a.jsonl, {tmp_path}/c.jsonl]"])
+    assert missing_inputs(run) == [f"{tmp_path}/c.jsonl: no such file: it is the data of train"]
 
 
 @pytest.mark.parametrize(

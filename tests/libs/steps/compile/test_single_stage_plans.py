@@ -99,6 +99,12 @@ def test_what_is_missing_is_named(name: str, overrides: list[str], lines: list[s
     assert kind.missing(config) == lines
 
 
+def test_data_sets_are_mixed_by_no_other_step():
+    for data, words in (("data=[a.jsonl, b.jsonl]", "cannot be merged"), ("data.weight=2", "is no single data set: leave out")):
+        with pytest.raises(UserError, match=words):
+            _plan("preference_tokenize", "tokenizer=org/m", data)
+
+
 def test_conversion_onto_itself_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="is source and target of the conversion"):
         _plan("megatron_to_hf", f"megatron_path={tmp_path}", f"hf_path={tmp_path}/../{tmp_path.name}")

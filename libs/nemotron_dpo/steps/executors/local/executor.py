@@ -9,7 +9,7 @@ from nemotron_dpo.kernels import choice
 from nemotron_dpo.steps.compile import job_record, stage_cache, stage_choice
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
 from nemotron_dpo.steps.compile.digests import Digests
-from nemotron_dpo.steps.compile.dpo_plan import TOKENIZE_TRAIN
+from nemotron_dpo.steps.compile.dpo_plan import MAKE_TRAIN
 from nemotron_dpo.steps.executors.local.machine import too_large
 from nemotron_dpo.steps.executors.local.stages import StageFailed, detach, run_plan
 from nemotron_dpo.steps.executors.shared.dry_run import forecast_parts, print_config, print_parts
@@ -27,7 +27,7 @@ class LocalExecutor:
         print_config(run)
         decisions = list(stage_choice.decide(run.plan, run.choices, digests, run.profile.env_vars))
         stages = [job_record.decision_line(decision) for decision in decisions]
-        pairs = next((d.entry.places[0] for d in decisions if d.entry and d.stage.name == TOKENIZE_TRAIN), None)
+        pairs = next((d.entry.places[0] for d in decisions if d.entry and d.stage.name in MAKE_TRAIN), None)
         files, prelude = job_record.file_lines(run.plan), job_record.prelude_lines(run.plan)
         print_parts([*forecast_parts(run, pairs), *files, *prelude, *stages])
 
