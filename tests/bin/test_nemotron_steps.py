@@ -12,12 +12,14 @@ import time
 import tomllib
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 import yaml
 
 from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
+from nemotron_dpo.streams import open_reader
 from support.programs import check, error_line, metrics, run
 
 PROGRAM = "nemotron-steps"
@@ -142,6 +144,33 @@ def test_only_what_changed_is_done_again(tmp_path: Path, policy: Path):
     jobs = sorted(tmp_path.glob(".nemotron/jobs/*/train.pairs.arrow"))
     assert len(jobs) == 6
     assert jobs[0].read_bytes() == jobs[-1].read_bytes()
+
+
+def test_data_sets_with_weights_are_one_set(tmp_path: Path, policy: Path):
+    """Three rows twice and one of two; another weight tokenizes nothing anew."""
+    for name, numbers in (("a", range(3)), ("b", range(3, 5))):
+        fixed = {"chosen": "yes", "rejected": "no", "score_rejected": 0.5}
+        rows = [orjson.dumps({"prompt": f"q {n}", "score_chosen": n, **fixed}) for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(rows))
+    tuning = ["data.validation=null", "dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1", "--to", "mixture"]
+    arguments = [*TINY, f"policy.model_name={policy}", *tuning]
+
+    def mixed(second: str) -> tuple[str, list[dict]]:
+        done = check(PROGRAM, *arguments, f"data.train=[{{path: a.jsonl, weight: 2}}, {second}]", cwd=tmp_path)
+        newest = max(tmp_path.glob(".nemotron/jobs/*/train.pairs.arrow"), key=lambda path: path.stat().st_mtime_ns)
+        with open_reader(newest, "tokenized_pairs") as reader:
+            return done.stderr.decode(), reader.read_all().to_pylist()
+
+    said, rows = mixed("{path: b.jsonl, weight: 0.5, source_name: half}")
+    assert "mixture: 7 pairs written: 6 (85.7%) of a.jsonl, 2 x 3; 1 (14.3%) of half, 0.5 x 2" in said
+    assert [(row["source"], row["source_line"], row["chosen_reward"]) for row in rows[:6]] == [
+        ("a.jsonl", line + 1, line) for line in (0, 1, 2, 0, 1, 2)
+    ]
+    assert (rows[6]["source"], rows[6]["chosen_reward"] - rows[6]["source_line"]) == ("half", 2)
+    said, rows = mixed("{path: b.jsonl, source_name: half}")
+    assert len(rows) == 8
+    for part in (1, 2):
+        assert f"preference-tokenize train.{part}: up to date" in said
 
 
 def test_from_needs_what_comes_before(tmp_path: Path, policy: Path):

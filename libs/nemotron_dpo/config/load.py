@@ -17,7 +17,7 @@ from nemotron_dpo.config.merge import read_layers, resolve_layers
 from nemotron_dpo.config.origins import origins
 from nemotron_dpo.config.redact import hide_secrets
 from nemotron_dpo.config.run_env import split_run_env
-from nemotron_dpo.config.schema import RunConfig
+from nemotron_dpo.config.schema import DatasetConfig, RunConfig
 from nemotron_dpo.config.spellings import canonical
 from nemotron_dpo.errors import UserError
 
@@ -218,9 +218,10 @@ def plain_tree(config: Any) -> dict[str, Any]:
 
 
 def _dataset_tree(dataset: dict[str, Any]) -> Any:
-    """One data set as a mapping, several as a list of these, without what no config spells."""
+    """One data set as a mapping; several as a list of these, each with what differs from the default alone."""
     if dataset["parts"]:
-        return [_dataset_tree(part) for part in dataset["parts"]]
+        plain = asdict(DatasetConfig())
+        return [{name: value for name, value in part.items() if value != plain[name]} for part in dataset["parts"]]
     return {name: value for name, value in dataset.items() if name not in ("parts", "is_default")}
 
 

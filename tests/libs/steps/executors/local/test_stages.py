@@ -85,7 +85,8 @@ def test_up_to_date_stage_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     data.parent.mkdir()
     data.write_text("one\n")
     assert _run(_counted(Path("job1"), data)) == []
-    moved = Path("rows") / "b.jsonl"
+    moved = Path("elsewhere") / "a.jsonl"  # of another name, its pairs would be called otherwise
+    moved.parent.mkdir()
     data.rename(moved)
     said = _run(_counted(Path("job2"), moved))
     assert [line.partition(",")[0] for line in said] == [
