@@ -59,6 +59,7 @@ ALLOWED = {
 ROOMS = {
     "text": set(),
     "tiny_policy": set(),
+    "from_trl": set(),
     "summary": {"text"},
     "catalogue": {"text"},
     "profiles": set(),

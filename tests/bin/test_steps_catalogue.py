@@ -65,7 +65,7 @@ def test_json():
     assert {"step": "convert/megatron_to_hf", "artifact": "checkpoint_megatron"} in dpo["after"]
     assert sorted(listed) == [
         "convert/hf_to_megatron", "convert/megatron_to_hf", "convert/merge_lora", "data_prep/preference_tokenize",
-        "env/env_toml", "eval/preference_score", "rl/nemo_rl/dpo",
+        "env/env_toml", "env/from_trl", "eval/preference_score", "rl/nemo_rl/dpo",
     ]  # fmt: skip
 
 

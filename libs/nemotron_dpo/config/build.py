@@ -19,6 +19,7 @@ from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
 from nemotron_dpo.config.spellings import Tree
+from nemotron_dpo.config.theirs.counterparts import counterpart
 from nemotron_dpo.errors import UserError
 
 _DUE = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
@@ -89,8 +90,11 @@ def build_plain(cls: Any, tree: Tree) -> Any:
 def nearest(key: str) -> str:
     """The remedy for the unknown `key`, which suggests the most similar known key.
 
-    It is a similar key of the same section; else a key of another section with the same last part; else any similar key.
+    It is the counterpart of a key of TRL, Axolotl or LLaMA-Factory; else a similar key of the same section, a key of another
+    section with the same last part, or any similar key.
     """
+    if (theirs := counterpart(key)) and key.rpartition(".")[2] not in {k.rpartition(".")[2] for k in known_keys()}:
+        return theirs
     section, _, leaf = key.rpartition(".")
     known = sorted({*known_keys(), *foreign_keys()})
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}

@@ -15,6 +15,7 @@ from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.megatron_spellings import MEGATRON_ADAM, MEGATRON_SCHEDULE
 from nemotron_dpo.config.objective_table import objective_tables
 from nemotron_dpo.config.spellings import DTENSOR_NAMES, LORA_NAMES
+from nemotron_dpo.config.theirs import key_rows
 
 # what stands between two marks in the README -> what makes it
 _MADE = "<!-- {}: made by nemotron_dpo.config.key_table -->\n"
@@ -64,9 +65,24 @@ def key_table() -> str:
     return "\n".join(parts)
 
 
+def their_table() -> str:
+    """The tables of TRL's, Axolotl's and LLaMA-Factory's keys as Markdown."""
+    parts = [
+        "These keys of TRL count:\n",
+        _table(("TRL", "here"), key_rows.counting()),
+        "These are other names of them, of older releases, Axolotl and LLaMA-Factory, and these programs' own keys:\n",
+        _table(("key", "is"), key_rows.names()),
+        "These have no counterpart, and need none:\n",
+        _table(("it ...", "keys"), key_rows.idle()),
+        "These are refused, but for the values that are named:\n",
+        _table(("key", "taken", "it ..."), key_rows.refused()),
+    ]
+    return "\n".join(parts)
+
+
 def with_table(text: str) -> str:
     """`text`, a README, with the tables as they must be, each between its two marks."""
-    for what, table in (("objectives", objective_tables()), ("keys", key_table())):
+    for what, table in (("objectives", objective_tables()), ("keys", key_table()), ("their keys", their_table())):
         begin, end = _MADE.format(what), f"<!-- end of {what} -->\n"
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"

@@ -105,6 +105,24 @@ class PreferenceScoreConfig:
 
 
 @dataclass(frozen=True)
+class FromTrlConfig:
+    """`config` is a YAML file of TRL, Axolotl or LLaMA-Factory; `program` None tells which by its keys.
+
+    `processes` and `num_pairs` are what such a file does not say. `ignore` names keys of it that are to count for nothing.
+    """
+
+    config: str | None = field(default=None, metadata=PATH)
+    output_path: str | None = field(default=None, metadata=PATH)
+    force: bool = False
+    processes: int | None = field(default=None, metadata={"minimum": 1})
+    num_pairs: int | None = field(default=None, metadata={"minimum": 1})
+    ignore: tuple[str, ...] = ()
+    train_data: str | None = field(default=None, metadata=PATH)
+    validation_data: str | None = field(default=None, metadata=PATH)
+    program: Literal["trl", "axolotl", "llama_factory"] | None = None
+
+
+@dataclass(frozen=True)
 class EnvTomlConfig:
     """`template` is the file to start from; `sections` maps profiles to the keys to set in them."""
 

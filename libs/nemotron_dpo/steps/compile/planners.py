@@ -22,6 +22,7 @@ from nemotron_dpo.config import (
 )
 from nemotron_dpo.config.steps import (
     EnvTomlConfig,
+    FromTrlConfig,
     HfToMegatronConfig,
     MegatronToHfConfig,
     MergeLoraConfig,
@@ -30,7 +31,7 @@ from nemotron_dpo.config.steps import (
 )
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step
-from nemotron_dpo.steps.compile import dpo_plan, merge_lora_plan, single_stage_plans
+from nemotron_dpo.steps.compile import dpo_plan, from_trl_plan, merge_lora_plan, single_stage_plans
 from nemotron_dpo.steps.compile.dpo_report import report as dpo_report
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
@@ -109,6 +110,16 @@ _PLANNERS = {
     ),
     "eval/preference_score": _other_step(
         PreferenceScoreConfig, single_stage_plans.plan_score, "preference-tokenize", "ref-logprobs", "margins"
+    ),
+    "env/from_trl": Planner(
+        FromTrlConfig,
+        from_trl_plan.load,
+        from_trl_plan.origins,
+        asdict,
+        from_trl_plan.plan_from_trl,
+        from_trl_plan.missing,
+        from_trl_plan.report,
+        ("from-trl",),
     ),
     "env/env_toml": _other_step(EnvTomlConfig, single_stage_plans.plan_env_toml, "env-toml"),
 }
