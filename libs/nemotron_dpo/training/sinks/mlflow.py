@@ -9,6 +9,7 @@ The client alone is needed (mlflow-skinny), and server and database as far as th
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -21,7 +22,7 @@ from nemotron_dpo.training.tracking.tracked import TrackedRun, flat
 T = TypeVar("T")
 _PARAM_LENGTH = 500  # the most that every server takes; newer ones take 6000
 _PARAMS_AT_ONCE = 100
-_RETRY_SECONDS = 20.0
+_RETRY_SECONDS = (1.0, 15.0)  # before the first time and, doubled each time, before the last ones
 
 
 def start(run: TrackedRun) -> MlflowRun:
@@ -76,6 +77,7 @@ class MlflowRun:
         self._client, self._id, self._say = client, run_id, say
         self._last: dict[str, int] = {}  # by split, the last step that is there already
         self._done = done
+        self._left_out = False
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Log hyperparameters and lineage as params, which have limits, and as config.json, which has none."""
@@ -83,13 +85,13 @@ class MlflowRun:
 
         named = {**flat(facts["config"]), **{f"lineage.{name}": digest for name, digest in facts["lineage"].items()}}
         params = [Param(_name(name)[:250], str(value)[:_PARAM_LENGTH]) for name, value in named.items()]
-        for first in range(0, len(params), _PARAMS_AT_ONCE):
-            batch = params[first : first + _PARAMS_AT_ONCE]
-            _patiently(lambda batch=batch: self._client.log_batch(self._id, params=batch), self._say)
         try:
+            for first in range(0, len(params), _PARAMS_AT_ONCE):
+                batch = params[first : first + _PARAMS_AT_ONCE]
+                _patiently(lambda batch=batch: self._client.log_batch(self._id, params=batch), self._say)
             self._client.log_text(self._id, json.dumps(facts, indent=2, default=str), "config.json")
-        except Exception as error:  # artifacts have a store of their own, whose libraries and rights may be missing
-            self._say(f"config.json could not be stored, params have it: {' '.join(str(error).split())[:200]}")
+        except Exception as error:  # some services take fewer params, and artifacts have a store with rights of its own
+            self._say(f"warning: hyperparameters could not be stored in full: {' '.join(str(error).split())[:200]}")
 
     def write(self, record: Record) -> None:
         """Log the values of `record` under its step."""
@@ -97,8 +99,12 @@ class MlflowRun:
 
         if record.step <= self._logged_to(record):
             return
-        now = int(time.time() * 1000)
-        metrics = [Metric(_name(name), float(value), now, record.step) for name, value in record.values.items()]
+        now, finite = int(time.time() * 1000), {n: v for n, v in record.values.items() if math.isfinite(v)}
+        if len(finite) < len(record.values) and not self._left_out:  # its pages fail on NaN, its databases change infinity
+            self._left_out = True
+            name = next(name for name in record.values if name not in finite)
+            self._say(f"values that are not finite are left out, the first {name} of step {record.step}")
+        metrics = [Metric(_name(name), float(value), now, record.step) for name, value in finite.items()]
         _patiently(lambda: self._client.log_batch(self._id, metrics=metrics), self._say)
 
     def close(self, *, failed: bool) -> None:
@@ -125,6 +131,7 @@ def _patiently(call: Callable[[], T], say: Callable[[str], object]) -> T:
     """What `call` gives, once the server is there; how long that takes is bounded by who feeds this process."""
     from mlflow.exceptions import MlflowException
 
+    pause, longest = _RETRY_SECONDS
     is_said = False
     while True:
         try:
@@ -135,9 +142,10 @@ def _patiently(call: Callable[[], T], say: Callable[[str], object]) -> T:
             if not is_absent:
                 raise
             if not is_said:
-                say(f"warning: the server is not there, tried again every {_RETRY_SECONDS:.0f} s: {why}")
+                say(f"warning: the server is not there, and is tried again: {why}")
             is_said = True
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
         else:
             if is_said:
                 say("the server is there again")

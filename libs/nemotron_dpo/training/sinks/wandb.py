@@ -19,7 +19,8 @@ def start(run: TrackedRun) -> WandbRun:
     """Begin a run, or go on with the one that is known."""
     import wandb
 
-    settings = wandb.Settings(console="off", silent=True, init_timeout=60)
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds until it is offline
+    settings = wandb.Settings(console="off", silent=True)
     arguments = {
         "name": run.name,
         **run.given(),
@@ -54,10 +55,10 @@ class WandbRun:
     """Logs a row a step. Steps that an earlier process of the run sent already stay as they are: W&B takes no step twice."""
 
     def __init__(self, opened: Any, run: TrackedRun) -> None:
-        self._run, self._say = opened, run.say
-        # that of the first row it takes; right after a resume `step` is still 0
-        self._first = max(opened.step, opened.starting_step)
-        self._kept: list[int] = []
+        self._run = opened
+        self._first = opened.starting_step  # the step of the first row that it takes
+        if self._first > run.done + 1:
+            run.say(f"run {opened.id} has steps up to {self._first - 1} already, which stay as they are")
 
     def write(self, record: Record) -> None:
         """Log the values; of the machine's figures as part of the row that is open."""
@@ -65,15 +66,10 @@ class WandbRun:
             self._run.log(dict(record.values), commit=False)
         elif record.step >= self._first:
             self._run.log(dict(record.values), step=record.step)
-        else:
-            self._kept.append(record.step)
 
     def close(self, *, failed: bool) -> None:
         """Send the rest, and end the run."""
         import wandb
 
-        if self._kept:
-            kept = f"{min(self._kept)} to {max(self._kept)}"
-            self._say(f"steps {kept} were sent before the run was interrupted, and are left as they were")
         self._run.finish(exit_code=int(failed))
         wandb.teardown()

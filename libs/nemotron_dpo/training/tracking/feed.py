@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.training.record import Record
 
 QUEUE_RECORDS = 10_000  # about 10 MB
+_PATIENCE_SECONDS = 3.0  # of a wait that is not worth a word
 _HOST = "nemotron_dpo.training.tracking.host"
 
 
@@ -59,7 +59,7 @@ class Feed:
     def write(self, record: Record) -> None:
         """Put `record` into the queue; it is dropped where the queue is full, and where the tracker has failed."""
         if self._failure is None:
-            self._put(json.dumps({**asdict(record), "values": dict(record.values)}))
+            self._put(json.dumps({"step": record.step, "split": record.split, "values": dict(record.values)}))
 
     def end(self, *, failed: bool) -> None:
         """Tell the tracker how the run ended; nothing is waited for."""
@@ -67,17 +67,26 @@ class Feed:
             threading.Thread(target=self._records.put, args=(json.dumps({"failed": failed}),), daemon=True).start()
 
     def wait(self, deadline: float) -> None:
-        """Wait until the process has ended, no longer than to the monotonic time `deadline`; then it is killed, and said."""
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(max(0.0, deadline - time.monotonic()))
-            if self._process.poll() is None:
-                self._fail("did not take everything in time and was stopped")
-        finally:
-            self._kill()
+        """Wait until the process has ended, no longer than to the monotonic time `deadline`, and say where it has not."""
+        if not self._ended(min(_PATIENCE_SECONDS, deadline - time.monotonic())) and deadline > time.monotonic():
+            self._say(f"waiting for {self.name}, {deadline - time.monotonic():.0f} s at most")
+            self._ended(deadline - time.monotonic())
+        if self._process.poll() is None:
+            self._fail("did not take everything in time and was stopped")
+        self.kill()
         self._listener.join(1.0)  # what it said last
         if self._dropped:
             self._say(f"warning: {self.name}: {self._dropped} records were dropped in all; metrics.jsonl has them")
+
+    def kill(self) -> None:
+        """End the process, if it has not ended, and those that its library started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _ended(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, seconds))
+        return self._process.poll() is not None
 
     def _put(self, message: str) -> None:
         try:
@@ -119,8 +128,3 @@ class Feed:
         if self._failure is None:
             self._failure = why
             self._say(f"warning: {self.name} {why}: see {self._log}; metrics.jsonl has every metric")
-
-    def _kill(self) -> None:
-        """End the process and those that its library started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)

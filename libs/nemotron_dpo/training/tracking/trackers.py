@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +35,16 @@ class Trackers:
 
     def close(self, *, failed: bool = False) -> None:
         """End them, waiting for all together until the deadline."""
-        if self.monitor is not None:
-            self.monitor.stop()
-        deadline = time.monotonic() + (_FAILED_SECONDS if failed else CLOSE_SECONDS)
-        for feed in self.feeds:
-            feed.end(failed=failed)
-        for feed in self.feeds:
-            feed.wait(deadline)
+        with contextlib.ExitStack() as stack:
+            for feed in self.feeds:
+                stack.callback(feed.kill)  # also where somebody has enough of waiting
+            if self.monitor is not None:
+                self.monitor.stop()
+            deadline = time.monotonic() + (_FAILED_SECONDS if failed else CLOSE_SECONDS)
+            for feed in self.feeds:
+                feed.end(failed=failed)
+            for feed in self.feeds:
+                feed.wait(deadline)
 
 
 def open_trackers(
@@ -66,6 +70,7 @@ def open_trackers(
         log = own.with_suffix(".log")
         return Feed(name, told, log, say=say, remember=lambda known: memory.remember(name, known))
 
+    say(f"tracked by {', '.join(names)}: {log_dir / memory.experiment}")
     opened = Trackers([feed(name) for name in names])
     if not logger["monitor_gpus"]:
         return opened
