@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -21,11 +21,10 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from nemotron_dpo.objective.losses.dpo import Dpo
-from nemotron_dpo.objective.losses.sft import Sft
 from nemotron_dpo.objective.modified import modified
 from nemotron_dpo.objective.protocol import FirstReading, Needs, Objective, PairLosses
 from nemotron_dpo.objective.registry import find, make
-from nemotron_dpo.objective.weighted_sum import mixture, weighted_sum
+from nemotron_dpo.objective.weighted_sum import mixture
 from support import small
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.training.record import Record
     from nemotron_dpo.training.settings import LoopSettings, Packing
 
-NUM_PAIRS, BATCH, STEPS, GROUP = 14, 6, 3, 4
+NUM_PAIRS, BATCH, STEPS, GROUP = 14, 6, 2, 4
 BETA = 0.3
 LR, EPS = 1e-2, 0.1  # an eps so large that Adam does not make a gradient that is rounding as large as any other
 
@@ -78,10 +77,8 @@ def _objectives() -> dict[str, Objective]:
     dpo = [(find("dpo"), Dpo(BETA))]
     return {
         "dpo": Dpo(BETA),
-        "dpo and sft": weighted_sum((0.8, Dpo(BETA)), (0.5, Sft())),
         "simpo": make("simpo", beta=2.0),
         "aot": aot,
-        "aot_unpaired": make("aot_unpaired", beta=BETA),
         "beta_dpo": make("beta_dpo", beta=BETA),
         "bco": bco,
         "mixture": mixture(mpo),
@@ -94,13 +91,16 @@ def _objectives() -> dict[str, Objective]:
 OBJECTIVES = _objectives()
 
 
-def write(folder: Path) -> Path:
-    """policy/ and scored.arrow, whose reference is another policy, so that log-ratios are not 0."""
+def write(folder: Path, scores: Sequence[Sequence[np.ndarray]] | None = None) -> Path:
+    """policy/ and scored.arrow, by `scores` of chosen and rejected responses or by those of no policy at all."""
     from nemotron_dpo.streams import StreamInfo, open_writer
 
     small.write_llama(folder / "policy")
     tokens, random = small.random_pairs(NUM_PAIRS, seed=11), np.random.default_rng(12)
     tokens.prompts[3] = random.integers(3, small.VOCAB, size=80).astype(np.int32)  # so that replicas share pairs unevenly
+    if scores is None:
+        sides = (tokens.chosen, tokens.rejected)
+        scores = [[_scores(random, len(ids)) for ids in side] for side in sides]
     with open_writer(folder / "scored.arrow", StreamInfo("scored_pairs", "tests", "0")) as writer:
         rows = [
             {
@@ -111,15 +111,20 @@ def write(folder: Path) -> Path:
                 "rejected_ids": rejected,
                 "chosen_truncated": False,
                 "rejected_truncated": False,
-                "ref_chosen_logps": random.normal(-4.5, 1.0, len(chosen)).astype(np.float32),
-                "ref_rejected_logps": random.normal(-4.5, 1.0, len(rejected)).astype(np.float32),
+                "ref_chosen_logps": ref_chosen,
+                "ref_rejected_logps": ref_rejected,
             }
-            for line, (prompt, chosen, rejected) in enumerate(
-                zip(tokens.prompts, tokens.chosen, tokens.rejected, strict=True), start=1
+            for line, (prompt, chosen, rejected, ref_chosen, ref_rejected) in enumerate(
+                zip(tokens.prompts, tokens.chosen, tokens.rejected, *scores, strict=True), start=1
             )
         ]
         writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
     return folder
+
+
+def _scores(random: np.random.Generator, count: int) -> np.ndarray:
+    """Of a reference that likes some responses better than others, or length alone would decide how differences are sorted."""
+    return random.normal(random.uniform(-6.5, -2.5), 0.5, count).astype(np.float32)
 
 
 def read_pairs(folder: Path) -> Pairs:
@@ -149,13 +154,17 @@ def settings(objective: Objective, packing: Packing, num_steps: int = STEPS) -> 
 
 
 def records(folder: Path, objective: Objective, packing: Packing) -> Iterator[dict[str, float]]:
+    """Those of a run with these `settings`."""
+    return records_of(folder, settings(objective, packing))
+
+
+def records_of(folder: Path, told: LoopSettings) -> Iterator[dict[str, float]]:
     """What is `repeatable` of each step and validation."""
     from nemotron_dpo.training import loop
     from nemotron_dpo.training.carried import Carried
     from nemotron_dpo.training.stopping import Stop
 
-    pairs, policy, told = read_pairs(folder), open_trainable(folder / "policy"), settings(objective, packing)
-    carried = Carried(objective)
+    pairs, policy, carried = read_pairs(folder), open_trainable(folder / "policy"), Carried(told.objective)
     for record in loop.records(policy, pairs, {"same": pairs}, told, lambda step: None, stop=Stop(), carried=carried):
         yield repeatable(record)
 

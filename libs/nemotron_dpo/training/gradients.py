@@ -108,7 +108,7 @@ def _in_two_passes(
 
     return Gradients(
         metrics.means(_sums(found.losses, pairs, objective), objective, token_metrics=settings.token_metrics),
-        [int(data.source_lines[batch.rows[place]]) for place in _not_finite(pairs, found.losses)],
+        [int(data.source_lines[batch.rows[place]]) for place in whole_batch.not_finite(pairs, found.losses)],
         objective,
         _at(here_P if parallel.is_last_stage() else here_P[:0], rewards_of(found.losses)),
         rewards,
@@ -122,10 +122,3 @@ def _sums(losses: PairLosses, pairs: LossInputs, objective: Objective) -> dict[s
 
 def _at(here_P: Tensor, rewards_2B: Tensor | None) -> Tensor | None:
     return None if rewards_2B is None else rewards_2B[:, here_P]
-
-
-def _not_finite(pairs: LossInputs, losses: PairLosses) -> list[int]:
-    """The places of the pairs to blame: log-probs that are not finite may make the losses of all other pairs so too."""
-    own = torch.stack([side.logp for side in (pairs.chosen, pairs.rejected)]).isfinite().all(0)
-    finite = own if not own.all() else losses.loss.detach().isfinite()
-    return torch.nonzero(~finite).flatten().tolist()

@@ -71,6 +71,13 @@ def linear(slopes: Columns, whole: GlobalBatch, needs: Needs) -> Loss:
     return loss
 
 
+def not_finite(pairs: LossInputs, losses: PairLosses) -> list[int]:
+    """The places of the pairs to blame: log-probs that are not finite may make the losses of all other pairs so too."""
+    own = torch.stack([side.logp for side in (pairs.chosen, pairs.rejected)]).isfinite().all(0)
+    finite = own if not own.all() else losses.loss.detach().isfinite()
+    return torch.nonzero(~finite).flatten().tolist()
+
+
 def with_moved(pairs: LossInputs, moved: LossInputs, here_P: Tensor) -> LossInputs:
     """`pairs`, but those at the places `here_P` are `moved`."""
     others = columns(moved)

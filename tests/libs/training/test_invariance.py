@@ -6,7 +6,10 @@ Legend: B pairs of a global batch.
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,14 @@ import orjson
 import pytest
 import torch
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.inputs import LossInputs, Responses, Tails
+from nemotron_dpo.objective.protocol import FirstReading, Needs, Objective, PairLosses
+from nemotron_dpo.objective.registry import make
 from nemotron_dpo.objective.weighted_sum import after
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batch_indices
+from nemotron_dpo.training import whole_batch
 from nemotron_dpo.training.settings import Packing
 from support import objective_runs as runs
 from support import small
@@ -45,10 +52,34 @@ def assert_same(found: Records, expected: Records, name: str, bound: float = 1e-
             assert ours[key] == pytest.approx(value, rel=bound, abs=bound), (name, key)
 
 
-@pytest.mark.parametrize("packing", [Packing(None, 1), Packing(None, 2), Packing(128)], ids=["one", "two", "packed"])
+@pytest.mark.parametrize("packing", [Packing(None, 1), Packing(128)], ids=["one", "packed"])
 def test_neither_micro_batches_nor_packing_move_a_number(packing: Packing, folder: Path, one_row: dict[str, Records]) -> None:
     for name, objective in runs.OBJECTIVES.items():
         assert_same(list(runs.records(folder, objective, packing)), one_row[name], name)
+
+
+@dataclass(frozen=True)
+class Local:
+    """What `objective` would be if it were given the pairs of a micro batch alone."""
+
+    objective: Objective
+
+    @property
+    def needs(self) -> Needs:
+        return replace(self.objective.needs, whole_batch=False)
+
+    @property
+    def terms(self) -> Mapping[str, FirstReading | None]:
+        return self.objective.terms
+
+    def losses(self, pairs: LossInputs) -> PairLosses:
+        return self.objective.losses(pairs)
+
+
+def test_by_micro_batches_alone_the_numbers_would_move(folder: Path, one_row: dict[str, Records]) -> None:
+    """As TRL's AOT does: so the pairs of these tests can show it."""
+    local = list(runs.records(folder, Local(runs.OBJECTIVES["aot"]), Packing(None, 2)))
+    assert abs(local[1]["train/loss"] / one_row["aot"][1]["train/loss"] - 1) > 0.01
 
 
 LAYOUTS = [
@@ -87,6 +118,55 @@ def test_a_step_is_that_of_transformers_and_autograd(folder: Path, one_row: dict
         step = next(record for record in one_row[name] if "train/loss" in record)
         assert step["train/loss"] == pytest.approx(loss.item(), rel=1e-5), name
         assert step["train/grad_norm"] == pytest.approx(norm, rel=1e-4), name
+        watched = {key: value for key, value in step.items() if "log_ratio" in key}
+        means = {side: getattr(batch_B, side).log_ratio.mean().item() for side in ("chosen", "rejected")}
+        expected = {} if objective.needs.reference else {f"train/log_ratio_{side}_mean": means[side] for side in means}
+        assert watched == pytest.approx(expected, rel=1e-5), name
+
+
+def test_a_validation_goes_by_groups_of_its_own_order(folder: Path, one_row: dict[str, Records]) -> None:
+    """Of 14 pairs in groups of 4: the last has two. A group is given what a global batch would be, and no state moves."""
+    model, pairs = small.load_llama(folder / "policy"), runs.read_pairs(folder)
+    starts = range(0, len(pairs), runs.GROUP)
+    groups = [list(range(start, min(start + runs.GROUP, len(pairs)))) for start in starts]
+    inputs = [
+        LossInputs(_responses(model, pairs, rows, "chosen"), _responses(model, pairs, rows, "rejected")) for rows in groups
+    ]
+    for name in ("aot", "beta_dpo", "bco", "mixture", "dpo"):
+        with torch.no_grad():
+            total = sum(runs.OBJECTIVES[name].losses(group).loss.sum().item() for group in inputs)
+        assert one_row[name][0]["validation-same/loss"] == pytest.approx(total / len(pairs), rel=1e-5), name
+
+
+def test_each_objective_has_its_own_gate_at_step_1(folder: Path, tmp_path: Path) -> None:
+    """A reference that is the policy passes, and any other is refused by the first term that it shows in."""
+    model, pairs = small.load_llama(folder / "policy"), runs.read_pairs(folder)
+    scores = [
+        [small.reference_logps(model, pairs.prompt[row], side[row]).detach().numpy() for row in range(len(pairs))]
+        for side in (pairs.chosen, pairs.rejected)
+    ]
+    runs.write(tmp_path, scores)
+    gated = {name: runs.OBJECTIVES[name] for name in ("aot", "beta_dpo", "bco", "mixture", "shortened")}
+    gated |= {name: make(name, beta=0.01) for name in ("ipo", "sppo_hard")}
+    for name, objective in gated.items():
+        settings = replace(runs.settings(objective, Packing(None, 2), 1), gate_precision="float32")
+        (first,) = (one for one in runs.records_of(tmp_path, settings) if "train/loss" in one)
+        for term, reading in objective.terms.items():
+            if reading is not None:
+                assert first[f"train/{term}_loss"] == pytest.approx(reading.value, rel=1e-4), (name, term)
+        with pytest.raises(UserError, match=r"loss at step 1 is .* where the reference's own policy gives "):
+            list(runs.records_of(folder, settings))
+
+
+def test_pairs_whose_own_numbers_are_not_finite_are_blamed_and_no_others() -> None:
+    """One pair of 0 * inf makes the mean of a batch, and so every loss, NaN."""
+    logp, count = torch.tensor([-1.0, math.nan, -3.0]), torch.ones(3)
+    fine, broken = Responses(logp.nan_to_num(-2.0), count), Responses(logp, count)
+    losses, one = PairLosses(torch.full((3,), math.nan), {}), PairLosses(torch.tensor([0.0, 1.0, math.inf]), {})
+    assert whole_batch.not_finite(LossInputs(fine, broken), losses) == [1]
+    assert whole_batch.not_finite(LossInputs(fine, fine), losses) == [0, 1, 2]
+    assert whole_batch.not_finite(LossInputs(fine, fine), one) == [2]
+    assert whole_batch.not_finite(LossInputs(fine, fine), PairLosses(count, {})) == []
 
 
 def _responses(model: torch.nn.Module, pairs: Pairs, rows: list[int], side: str) -> Responses:
