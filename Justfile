@@ -45,9 +45,13 @@ test *ARGS: setup
 test-quick *ARGS: setup
     @{{ python }} -m pytest -n 2 {{ by_file }} -m "not slow and not real and not multiprocess" {{ ARGS }}
 
-# Time ours and TRL's DPO on the same pairs, in turns: NEMOTRON_DPO_HH=<HH file> just bench [--sweep ...]
+# Time ours and TRL's DPO on the same pairs, in turns: NEMOTRON_DPO_HH=<HH file> just bench [...]; or any objective: just bench --objective NAME
 bench *ARGS: setup
     @{{ python }} pipelines/smollm2_policy.py {{ quote(smollm2) }}
+    @{{ if ARGS =~ "^--objective" { "exec " + python + " tests/benchmarks/bench_objective.py " + quote(smollm2) + " " + ARGS } else { quote(just_executable()) + " --justfile " + quote(justfile()) + " _bench-trl " + ARGS } }}
+
+[private]
+_bench-trl *ARGS:
     @test -x {{ quote(trl / "bin" / "python") }} || { python3 -m venv {{ quote(trl) }} && \
         {{ quote(trl / "bin" / "pip") }} install --quiet torch==2.13.0 trl==1.16.0 datasets==5.2.0; }
     @{{ python }} tests/benchmarks/bench_dpo.py "${NEMOTRON_DPO_HH:?is not set: it names the HH pairs}" {{ quote(smollm2) }} \

@@ -63,9 +63,9 @@ class DpoConfig:
     odpo_gap: str | None = _setting()
     orpo_lambda: float | None = _setting()
     allow_reference_mismatch: bool = False
-    own_objective: OwnObjective | None = field(default=None, metadata={"is_typed": True})
+    own_objective: OwnObjective | None = field(default=None, metadata={"is_key": False})
 
 
 def is_key(item: dataclasses.Field[Any]) -> bool:
     """Whether a config may set this field."""
-    return not item.metadata.get("is_typed", False)
+    return item.metadata.get("is_key", True)
