@@ -422,3 +422,27 @@ def test_rewards_far_apart_stay_finite(row: Golden) -> None:
             slopes = torch.autograd.grad(loss, (ratio, logp), allow_unused=True)
             assert loss.isfinite()
             assert all(slope.isfinite().all() for slope in slopes if slope is not None)
+
+
+def test_odpo_of_the_log_of_the_gap() -> None:
+    """Gaps of e and 0: the logit 0.5 * 1 - 2, and a pair that asks for nothing. A gap below 0 has no log, which is not hidden."""
+    objective = registry.make("odpo", beta=0.5, odpo_alpha=2.0)
+    one, ratio = torch.ones(3), torch.ones(3, requires_grad=True)
+    pairs = LossInputs(Responses(-one, one, ratio), Responses(-one, one, 0 * one))
+    losses = objective.losses(with_rows(pairs, ((math.e, 0.0), (1.0, 1.0), (0.0, 1.0)))).loss
+    assert losses[:2].tolist() == pytest.approx([softplus(1.5), 0.0])
+    assert losses[2].isnan()
+    (slope,) = torch.autograd.grad(losses[:2].sum(), ratio)
+    assert slope[:2].tolist() == pytest.approx([-0.5 * sigmoid(1.5), 0.0])
+
+
+def test_aot_keeps_the_digits_of_log_ratios() -> None:
+    """Log-probs of -1000 nats have steps of 2^-14 in float32; where both are sorted alike, D is the log-ratio to the last bit."""
+    ratio = torch.tensor([1e-7, -2e-7, 3e-7])
+    one = torch.ones(3)
+    pairs = LossInputs(Responses(torch.tensor([-1000.0, -900.0, -800.0]), one, ratio), Responses(-1000 * one, one, 0 * one))
+    loss = registry.make("aot_paired", beta=1.0).losses(pairs).loss
+    assert torch.equal(loss, -torch.nn.functional.logsigmoid(ratio))
+    # Sorted, D is 1e-7, -2e-7 and 3e-7 in nats, of a sigmoid that float32 knows to 6e-8.
+    steep = registry.make("aot_paired", beta=1e6).losses(pairs).loss
+    assert steep.tolist() == pytest.approx([softplus(-0.1), softplus(0.2), softplus(-0.3)], rel=1e-6)
