@@ -115,7 +115,7 @@ _PLANNERS = {
         FromTrlConfig,
         from_trl_plan.load,
         from_trl_plan.origins,
-        asdict,
+        plain_tree,
         from_trl_plan.plan_from_trl,
         from_trl_plan.missing,
         from_trl_plan.report,
