@@ -26,8 +26,8 @@ def records(
     save: Callable[[int], None],
     *,
     stop: Stop,
-    enter: Callable[[str], object],
     carried: Carried,
+    enter: Callable[[str], object] = lambda what: None,
     done: int = 0,
 ) -> Iterator[Record]:
     """Train to the last step, or until `stop`, yielding a record a step and a record a validation.
