@@ -95,8 +95,13 @@ def test_sets_are_read_as_datasets_lays_them_out(place: Path, tmp_path: Path) ->
         assert done.returncode == 0, done.stderr.decode()
         with open_reader(out, "tokenized_pairs") as reader:
             assert reader.info.digests["input"].startswith("sha256:")
-            found = [pair["source_line"] for pair in reader.read_all().to_pylist()]
-        assert found == lines, arguments
+            pairs = reader.read_all().to_pylist()
+        assert [pair["source_line"] for pair in pairs] == lines, arguments
+        name = arguments[0]
+        assert {pair["source"] for pair in pairs} == {Path(name).name if (place / name).exists() else name}
+        if arguments == ["HelpSteer3"]:  # the strengths of the rows, in turn 2, 1 and the tie
+            rewards = [(pair["chosen_reward"], pair["rejected_reward"]) for pair in pairs]
+            assert rewards == [(2.0, 0.0), (1.0, 0.0)] * 10
 
 
 REFUSED = [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from nemotron_dpo.config import (
     to_yaml,
 )
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.data_sources import absence, is_of_hub, last_parts, looks_like_file, resolve_data
-from nemotron_dpo.preferences.hub_data import offline_variable
+from nemotron_dpo.preferences.data_sources import absence
+from nemotron_dpo.steps.compile.data_parts import data_options, data_parts
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
@@ -49,7 +48,7 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
         run = replace(run, policy=replace(run.policy, model_name=str(prelude.checkpoint)))
     files = {"train.yaml": to_yaml(redact(run_tree(run)))} | _inline_template(run)
     datasets = {"train": _input(run.data.train)} | {f"validation-{name}": dataset for name, dataset in run.data.validation}
-    parts = {part: rows for name, dataset in datasets.items() for part, rows in _parts(name, dataset).items()}
+    parts = {part: rows for name, dataset in datasets.items() for part, rows in data_parts(name, dataset).items()}
     stages = [_tokenize_stage(run, name, dataset, job) for name, dataset in parts.items()]
     if objective_of(run.dpo).needs.reference:
         stages += [_score_stage(run, name, job) for name in parts]
@@ -128,38 +127,6 @@ def _missing_library(run: RunConfig) -> list[str]:
     return []
 
 
-def without_unread_default(run: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`run` without a validation set that only data.default names and that cannot be read here, and a line that says so.
-
-    With `data.train` set by hand, NVIDIA's own configs still validate on HelpSteer3. Where that can be had it is, as there.
-    Where it cannot, because its loader is missing or may not ask the network, nobody has asked for it by name, and the run
-    is to be had without it.
-    """
-    lines, kept = [], []
-    for name, dataset in run.data.validation:
-        why = _unread(dataset) if dataset.is_default else None
-        if why is None:
-            kept.append((name, dataset))
-            continue
-        shown = f"data.validation: {redact(str(dataset.path))}, which only data.default names, {why}"
-        lines.append(f"{shown}: nothing is validated; data.validation.path=FILE names a set, data.validation=null none")
-    return replace(run, data=replace(run.data, validation=tuple(kept))), lines
-
-
-def _unread(dataset: DatasetConfig) -> str | None:
-    """Why the data cannot be read on this machine; None where that is not known without asking the network."""
-    path = str(dataset.path)
-    if why := absence(path, dataset.split):
-        return why
-    if not (is_of_hub(path) and offline_variable()):
-        return None
-    try:
-        resolve_data([path], dataset.split, dataset.subset)
-    except UserError as error:
-        return error.message
-    return None
-
-
 def _spoken(name: str) -> str:
     return name if name == "train" else f"validation {name}"
 
@@ -176,49 +143,9 @@ def _unbuilt_router(run: RunConfig) -> list[str]:
     return [] if refusal is None else [str(refusal)]
 
 
-def data_options(dataset: DatasetConfig) -> list[str]:
-    """The options of preference-tokenize that describe `dataset`, without its path."""
-    given = {
-        "--split": dataset.split,
-        "--subset": dataset.subset,
-        "--format": dataset.row_format,
-        "--prompt-key": dataset.prompt_key,
-        "--chosen-key": dataset.chosen_key,
-        "--rejected-key": dataset.rejected_key,
-        "--chosen-reward-key": dataset.chosen_reward_key,
-        "--rejected-reward-key": dataset.rejected_reward_key,
-        "--source-name": dataset.source_name,
-        "--limit": dataset.limit,
-        "--on-error": dataset.on_error,
-    }
-    return [word for option, value in given.items() if value is not None for word in (option, str(value))]
-
-
-def _parts(name: str, dataset: DatasetConfig) -> dict[str, DatasetConfig]:
-    """The data sets that are tokenized and scored for the set `name`, by the names of their files."""
-    if not dataset.is_mixture:
-        return {name: dataset}
-    return {f"{name}.{number}": part for number, part in enumerate(_told_apart(dataset.parts or (dataset,)), 1)}
-
-
-def _told_apart(parts: tuple[DatasetConfig, ...]) -> list[DatasetConfig]:
-    """`parts`, of which those get a source name that preference-tokenize, which sees one at a time, would call alike."""
-    ends = last_parts({str(part.path) for part in parts if looks_like_file(str(part.path))})
-    alone = Counter(Path(str(part.path)).name if part.path in ends else part.path for part in parts)
-    named = []
-    for part in parts:
-        path = str(part.path)
-        own = Path(path).name if path in ends else path
-        is_repeated = sum(other.path == part.path for other in parts) > 1
-        said = [part.subset, part.split] if is_repeated else []
-        name = ":".join([ends.get(path, path), *(text for text in said if text)]) if alone[own] > 1 else None
-        named.append(part if part.source_name or not name else replace(part, source_name=name))
-    return named
-
-
 def _mixture_stage(run: RunConfig, name: str, dataset: DatasetConfig, job: Path) -> Stage:
     suffix = _suffix(run)
-    parts = {str(job / f"{part}.{suffix}"): rows.weight for part, rows in _parts(name, dataset).items()}
+    parts = {str(job / f"{part}.{suffix}"): rows.weight for part, rows in data_parts(name, dataset).items()}
     output = job / f"{name}.{suffix}"
     weights = [str(int(weight)) if weight.is_integer() else repr(weight) for weight in parts.values()]
     argv = (sys.executable, "-m", "nemotron_dpo.preferences.mixture", *parts, "--weights", *weights)

@@ -32,6 +32,7 @@ from nemotron_dpo.config.steps import (
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step
 from nemotron_dpo.steps.compile import dpo_plan, from_trl_plan, merge_lora_plan, single_stage_plans
+from nemotron_dpo.steps.compile.data_parts import without_unread_default
 from nemotron_dpo.steps.compile.dpo_report import report as dpo_report
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
@@ -100,7 +101,7 @@ _PLANNERS = {
         ("preference-tokenize", "ref-logprobs", "mixture", "dpo-train", "ckpt-export"),
         _dpo_forecast,
         _idle_dpo,
-        dpo_plan.without_unread_default,
+        without_unread_default,
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),

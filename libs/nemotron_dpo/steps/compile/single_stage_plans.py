@@ -21,7 +21,7 @@ from nemotron_dpo.config.steps import (
 )
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.data_sources import absence
-from nemotron_dpo.steps.compile.dpo_plan import data_options
+from nemotron_dpo.steps.compile.data_parts import data_options
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.profiles.env_toml import checked_settings

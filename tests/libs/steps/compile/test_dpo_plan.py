@@ -11,7 +11,8 @@ from nemotron_dpo.config import RunConfig, load_run
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import tiny_sft
-from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs, without_unread_default
+from nemotron_dpo.steps.compile.data_parts import without_unread_default
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
 from nemotron_dpo.steps.compile.stages import Plan
 from support.families import write_config
 
@@ -172,6 +173,12 @@ OPTIONS = [
 @pytest.mark.parametrize(("override", "option"), OPTIONS)
 def test_settings_reach_the_tokenizer(override: str, option: str):
     assert option in " ".join(_commands(_compile(override))[0])
+
+
+def test_the_reward_of_one_response_alone_is_refused():
+    for key, absent in (("chosen", "rejected"), ("rejected", "chosen")):
+        with pytest.raises(UserError, match=f"the data t.jsonl have no {absent}_reward_key, and a pair has two rewards"):
+            _compile(f"data.train.{key}_reward_key=x")
 
 
 def test_the_export_reads_where_training_saves():
