@@ -79,6 +79,7 @@ def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSett
         updates=UpdateSettings(rates, policy.optimizer.weight_decay),
         validation=_validation(run),
         save_period=run.checkpointing.save_period,
+        ft_save_period=run.checkpointing.ft_save_period or 0,
         gate_precision=policy.precision if _reference_is_policy(run) else None,
         token_metrics=run.logger.token_metrics,
     )
@@ -168,6 +169,8 @@ def checkpoints(
         keep_top_k=keep.keep_top_k,
         metric_name=ranking(run, sets),
         higher_is_better=keep.higher_is_better,
+        ranked_period=keep.save_period if keep.ft_save_period or keep.ft_keep_latest_k else None,
+        keep_latest_k=keep.ft_keep_latest_k,
     )
 
 

@@ -164,6 +164,20 @@ def test_checkpoints_are_saved_every_period_and_the_best_are_kept(scored: Path, 
 
 
 @pytest.mark.slow
+def test_further_steps_are_saved_to_go_on_from(scored: Path, llama: Path, tmp_path: Path) -> None:
+    """save_period 4 keeps step 4, ft_save_period 1 saves all six, and the newest two stay."""
+    periods = ("checkpointing.save_period=4", "checkpointing.ft_save_period=1", "checkpointing.ft_keep_latest_k=2")
+    arguments = (scored, "--policy", llama, "--run-dir", tmp_path)
+    done = check("dpo-train", *arguments, *COMMON, *periods, "checkpointing.save_optimizer=true")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_4", "step_5", "step_6"]
+    said = done.stderr.decode()
+    assert (
+        f"removed {tmp_path}/checkpoints/step_3: not among the newest 3 of those of every 4 steps, nor among the newest 2"
+        in said
+    )
+
+
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(scored: Path, llama: Path, tmp_path: Path) -> None:
     def small_files_only() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -196,6 +196,8 @@ REMARKS = [
     (["checkpointing.metric_name=train:grad_norm", "checkpointing.higher_is_better=true"], []),
     (["checkpointing.metric_name=train:accuracy", "checkpointing.keep_top_k=null"], []),
     (["checkpointing.enabled=false"], []),
+    (["checkpointing.ft_save_period=5"], ["without save_optimizer no run goes on from these steps"]),
+    (["checkpointing.ft_save_period=5", "checkpointing.save_optimizer=true"], []),
     (["checkpointing.save_period=3", "checkpointing.enabled=false"], ['"checkpointing.save_period" has no meaning here']),
     (["policy.megatron_cfg.peft.dim=8"], ['"policy.megatron_cfg.peft.dim" has no meaning here']),
     (["policy.megatron_cfg.peft={dim: 8, enabled: true}"], []),

@@ -147,8 +147,6 @@ REFUSALS = [
         "which runs code of a file and is not built: give it as dpo-train --objective FILE.py:NAME",
     ),
     ("policy.hf_config_overrides={rope_theta: 1e6}", "changes the model and is not built: write it into config.json"),
-    ("checkpointing.ft_save_period=10", "is 10, which keeps other steps and is not built: leave it null, and set"),
-    ("checkpointing.ft_keep_latest_k=1", "leave it null, and set checkpointing.keep_top_k"),
     ("policy.optimizer.amsgrad=true", "is true, which is another optimizer"),
     (f"{MEGATRON}.layernorm_epsilon=1e-3", "changes the model"),
     (f"{MEGATRON}.moe_router_group_topk=2", "chooses other experts"),

@@ -137,6 +137,9 @@ def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
         yield "policy.scheduler.warmup_steps", text
     if sets and not (_validates(run) or dpo.val_at_start):
         yield "dpo.val_period", f"is {dpo.val_period}, with neither val_at_start nor val_at_end: nothing is ever validated"
+    if keep.enabled and keep.ft_save_period and not keep.save_optimizer:
+        text = f"is {keep.ft_save_period}, and without save_optimizer no run goes on from these steps"
+        yield "checkpointing.ft_save_period", text
     if keep.enabled and keep.metric_name and keep.keep_top_k is not None:
         yield from _ranking_remarks(run, keep.metric_name, sets)
 

@@ -133,7 +133,6 @@ _HELD_OUT = tuple(
     )
     for section in ("train", "validation", "default")
 )
-_KEEP = "keeps other steps"
 _KEY = "belongs into no file"
 _GROUPS = "chooses other experts than the model was trained with"
 REFUSED: tuple[Refused, ...] = (
@@ -152,8 +151,6 @@ REFUSED: tuple[Refused, ...] = (
     Refused("policy.megatron_cfg.moe_router_group_topk", (None,), _GROUPS),
     Refused("policy.megatron_cfg.fp8_cfg.enabled", (False, None), "computes in another precision"),
     Refused("policy.reward_model_cfg.enabled", (False, None), "trains a reward model"),
-    Refused("checkpointing.ft_save_period", (None,), _KEEP, "leave it null, and set checkpointing.save_period"),
-    Refused("checkpointing.ft_keep_latest_k", (None,), _KEEP, "leave it null, and set checkpointing.keep_top_k"),
     Refused("logger.wandb.api_key", (None,), _KEY, "set WANDB_API_KEY in the environment"),
     Refused("logger.swanlab.api_key", (None,), _KEY, "set SWANLAB_API_KEY in the environment"),
     *_SYSTEM,

@@ -179,6 +179,7 @@ class CheckpointingConfig:
     """When to save and what to keep.
 
     `checkpoint_must_save_by` is DD:HH:MM:SS from process start; keep_top_k None keeps all; without a metric the newest count.
+    `ft_save_period` saves further steps, to go on from: of those keep_top_k keeps none, `ft_keep_latest_k` the newest of all.
     With `save_optimizer` a step holds all that an interrupted run needs to go on as if nothing had happened.
     """
 
@@ -188,6 +189,8 @@ class CheckpointingConfig:
     higher_is_better: bool = False
     keep_top_k: int | None = field(default=3, metadata={"minimum": 1})
     save_period: int = field(default=50, metadata={"minimum": 1})
+    ft_save_period: int | None = field(default=None, metadata={"minimum": 1})
+    ft_keep_latest_k: int | None = field(default=None, metadata={"minimum": 1})
     checkpoint_must_save_by: str | None = None
     pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
     save_optimizer: bool = False

@@ -28,6 +28,7 @@ class Checkpoints:
     """Where the checkpoints of a run go, what they hold, and which of them stay.
 
     With an `identity`, which says whose run they belong to, a run can be resumed from them. Without it they hold only weights.
+    With a `ranked_period` only its multiples are ranked, and of all the newest `keep_latest_k` stay.
     """
 
     folder: Path
@@ -37,6 +38,8 @@ class Checkpoints:
     keep_top_k: int | None = None
     metric_name: str | None = None
     higher_is_better: bool = False
+    ranked_period: int | None = None
+    keep_latest_k: int | None = None
 
     @property
     def can_resume(self) -> bool:
@@ -46,7 +49,12 @@ class Checkpoints:
     @property
     def kept(self) -> str:
         """In words, which checkpoints stay besides the newest."""
-        return f"best {self.keep_top_k} by {self.metric_name}" if self.metric_name else f"newest {self.keep_top_k}"
+        ranked = f"best {self.keep_top_k} by {self.metric_name}" if self.metric_name else f"newest {self.keep_top_k}"
+        if self.ranked_period is None:
+            return ranked
+        periodic = "those" if self.keep_top_k is None else f"{ranked} of those"
+        latest = f", nor among the newest {self.keep_latest_k} of all" if self.keep_latest_k else ""
+        return f"{periodic} of every {self.ranked_period} steps{latest}"
 
     def save(self, step: int, policy: TrainablePolicy, info: TrainingInfo) -> tuple[Path, list[Path]]:
         """Write step_N, delete the checkpoints that do not stay, and return step_N and what was deleted; every rank calls it.
@@ -74,7 +82,14 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
             sync_folder(self.folder)
-            removed = prune(self.folder, self.keep_top_k, self.metric_name, higher_is_better=self.higher_is_better)
+            removed = prune(
+                self.folder,
+                self.keep_top_k,
+                self.metric_name,
+                higher_is_better=self.higher_is_better,
+                period=self.ranked_period,
+                keep_latest_k=self.keep_latest_k,
+            )
         dist.barrier()
         return target, removed
 

@@ -77,7 +77,7 @@ class LoopSettings:
     """Everything that the loop is told.
 
     objective: as a run begins with it; where it has a state, a step leaves another one.
-    save_period: steps from one checkpoint to the next; the last step has one in any case.
+    save_period: steps from one checkpoint to the next; the last step has one in any case. ft_save_period: of further ones.
     gate_precision: check the readings of step 1 to this precision; None where the reference is another policy.
     token_metrics: measure TOKEN_METRICS of `metric_names` too.
     """
@@ -87,6 +87,7 @@ class LoopSettings:
     updates: UpdateSettings
     validation: ValidationSettings = ValidationSettings()
     save_period: int = 0
+    ft_save_period: int = 0
     gate_precision: str | None = None
     token_metrics: bool = False
 
@@ -102,7 +103,9 @@ class LoopSettings:
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due after `step`."""
-        return step == self.num_steps or (self.save_period > 0 and step % self.save_period == 0)
+        return step == self.num_steps or any(
+            period > 0 and step % period == 0 for period in (self.save_period, self.ft_save_period)
+        )
 
 
 def num_steps(num_pairs: int, batch_size: int, max_steps: int, max_epochs: int, data_parallel: int) -> int:

@@ -36,6 +36,27 @@ def test_the_best_and_the_newest_stay(
     assert sorted(int(path.name[5:]) for path in tmp_path.glob("step_*")) == kept
 
 
+FAULT_TOLERANT = [
+    # save_period 10, ft_save_period 4: NeMo-RL keeps the union of the best multiples of 10, the newest k of all, and the newest
+    ({4: None, 8: None, 10: 0.5, 12: None, 20: 0.3, 24: None}, 1, 2, [20, 24]),
+    ({4: 0.1, 10: 0.5, 12: None, 20: 0.6, 24: None}, 1, 1, [10, 24]),  # step 4 measured better, but is there to go on from
+    ({4: None, 8: None, 10: 0.5, 12: None}, 2, 3, [8, 10, 12]),
+    ({4: None, 8: None, 10: 0.5, 12: None}, 2, None, [10, 12]),
+    ({4: None, 8: None, 10: 0.5, 12: None, 20: 0.4, 24: None}, None, 1, [10, 20, 24]),
+    ({4: None, 8: None, 10: 0.5}, None, None, [4, 8, 10]),
+]
+
+
+def test_steps_to_go_on_from_stay_by_age_and_the_others_by_rank(tmp_path: Path) -> None:
+    for number, (losses, keep, latest, kept) in enumerate(FAULT_TOLERANT):
+        root = tmp_path / f"{number}"
+        for step, loss in losses.items():
+            (root / f"step_{step}").mkdir(parents=True)
+            (root / f"step_{step}" / "training_info.json").write_bytes(orjson.dumps({} if loss is None else {LOSS: loss}))
+        prune(root, keep, LOSS, higher_is_better=False, period=10, keep_latest_k=latest)
+        assert sorted(int(path.name[5:]) for path in root.glob("step_*")) == kept, number
+
+
 def test_without_a_metric_the_newest_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         (tmp_path / f"step_{step}").mkdir()
