@@ -18,7 +18,7 @@ from nemotron_dpo.config.origins import origins
 from nemotron_dpo.config.redact import hide_secrets
 from nemotron_dpo.config.run_env import split_run_env
 from nemotron_dpo.config.schema import DatasetConfig, RunConfig
-from nemotron_dpo.config.spellings import canonical
+from nemotron_dpo.config.spellings import Tree, canonical
 from nemotron_dpo.errors import UserError
 
 
@@ -99,7 +99,7 @@ def _loaded(
     """The run, its keys without meaning, and the remarks on it."""
     layers = read_layers(config, overrides, base, shipped)
     try:
-        tree = resolve_layers(layers)
+        tree = _without_base_run(resolve_layers(layers), base or {})
         tree, replaced = canonical(split_run_env(tree)[0] if with_run_env else tree)
         run, idle = build_run(tree, own)
     except UserError as error:
@@ -112,6 +112,11 @@ def _loaded(
         raise _located(error, layers, exact=True) from None
     unsaid = switched_off(run, layers)
     return run, _idle({**idle, **replaced, **unsaid}, unsaid, layers), [_placed(remark, layers) for remark in remarks]
+
+
+def _without_base_run(tree: Tree, base: Mapping[str, Any]) -> Tree:
+    """`tree` without the section run that `base` gave it for interpolations alone: a config's own is not dropped."""
+    return {key: value for key, value in tree.items() if key != "run" or value != base.get("run")}
 
 
 def load_plain(

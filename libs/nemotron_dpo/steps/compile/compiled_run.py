@@ -90,7 +90,7 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     for remark in arguments.remarks:
         say(f"warning: {remark}")
     profile = with_run_env(profile, given := load_run_env(path, arguments.overrides, shipped=found.folder))
-    config, warnings = planner.load(path, arguments.overrides, profile.cluster(), shipped=found.folder)
+    config, warnings = planner.load(path, arguments.overrides, profile.base(), shipped=found.folder)
     job = job_folder(found.id, now)
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)
@@ -105,7 +105,7 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
         say(note)
     choices = choose(plan, request.first, request.last, force=request.force)
     provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)
-    idle = planner.idle(path, arguments.overrides, profile.cluster(), shipped=found.folder) if planner.idle else []
+    idle = planner.idle(path, arguments.overrides, profile.base(), shipped=found.folder) if planner.idle else []
     lines = [*map(str, idle), *_idle_places(profile, given)]
     return CompiledRun(request, now, planner, config, plan, choices, provenance, found.folder, lines)
 

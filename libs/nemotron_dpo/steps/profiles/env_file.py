@@ -19,16 +19,21 @@ NOT_PROFILES = ("wandb", "cli", "cache", "artifacts")
 
 
 def load_profile(name: str | None) -> Profile:
-    """The profile `name`; None is this machine, without env.toml. Raises UserError for an unknown one or a bad file."""
+    """The profile `name`; None is this machine, with the table [wandb] of env.toml where there is one.
+
+    Raises UserError for an unknown one or a bad file.
+    """
     if name is None:
-        return Profile("local", "local")
+        found = _found()
+        return Profile("local", "local", wandb=_wandb(_tables(found), found) if found else {})
     path = _env_file()
-    profiles = {key: table for key, table in _tables(path).items() if key not in NOT_PROFILES and isinstance(table, dict)}
+    tables = _tables(path)
+    profiles = {key: table for key, table in tables.items() if key not in NOT_PROFILES and isinstance(table, dict)}
     settings = {key: _plain(value) for key, value in _merged(name, profiles, path, ()).items()}
     executor = settings.get("executor", "local")
     if executor not in EXECUTORS:
         raise UserError(f"profile {name}: is {executor!r} where {', '.join(EXECUTORS)} is due", source=path, field="executor")
-    return Profile(name, executor, variables(settings), settings, path)
+    return Profile(name, executor, variables(settings), settings, path, wandb=_wandb(tables, path))
 
 
 def variables(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -49,18 +54,37 @@ def _plain(value: Any) -> Any:
 
 
 def _env_file() -> Path:
+    if found := _found():
+        return found
+    if named := os.environ.get("NEMOTRON_ENV_FILE"):
+        raise UserError("no such file", source=named, remedy="NEMOTRON_ENV_FILE names it")
+    remedy = "`nemotron-steps run env/env_toml -c slurm` writes one to fill in; NEMOTRON_ENV_FILE names one elsewhere"
+    raise UserError("no env.toml from here up to the folder with pyproject.toml", remedy=remedy)
+
+
+def _found() -> Path | None:
+    """env.toml, or the file that NEMOTRON_ENV_FILE names, if there is one."""
     named = expand_home(os.environ.get("NEMOTRON_ENV_FILE", ""))
     if named:
-        if not Path(named).is_file():
-            raise UserError("no such file", source=named, remedy="NEMOTRON_ENV_FILE names it")
-        return Path(named)
+        return Path(named) if Path(named).is_file() else None
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "env.toml").is_file():
             return folder / "env.toml"
         if (folder / "pyproject.toml").is_file():
             break
-    remedy = "`nemotron-steps run env/env_toml -c slurm` writes one to fill in; NEMOTRON_ENV_FILE names one elsewhere"
-    raise UserError("no env.toml from here up to the folder with pyproject.toml", remedy=remedy)
+    return None
+
+
+def _wandb(tables: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The table [wandb]: each of its keys is a WANDB_ variable of the stages. Raises UserError where it cannot be."""
+    table = tables.get("wandb", {})
+    if not isinstance(table, dict):
+        raise UserError("is no table", source=path, field="wandb", remedy='write [wandb], and project = "..." below it')
+    for key, value in table.items():
+        if isinstance(value, dict | list):
+            remedy = "its keys become WANDB_ variables, which are text"
+            raise UserError("is a table or a list", source=path, field=f"wandb.{key}", remedy=remedy)
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in table.items()}
 
 
 def _tables(path: Path) -> dict[str, Any]:

@@ -16,7 +16,10 @@ _NOT_SET = (None, "", [], {})
 
 @dataclass(frozen=True)
 class Profile:
-    """One table of env.toml, its parents merged in; `origins` maps the dotted keys that a config's run.env set to places."""
+    """One table of env.toml, its parents merged in; `origins` maps the dotted keys that a config's run.env set to places.
+
+    `wandb` is the table [wandb] of that file, which is no profile's alone.
+    """
 
     name: str
     executor: str
@@ -24,6 +27,7 @@ class Profile:
     settings: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
+    wandb: dict[str, str] = field(default_factory=dict)
 
     @property
     def keys(self) -> KeyTable:
@@ -39,6 +43,11 @@ class Profile:
             except UnfitValue as unfit:
                 raise self.refusal(key, str(unfit)) from None
         return {"cluster": given} if given else {}
+
+    def base(self) -> dict[str, Any]:
+        """What it says of a run, as a config under the step's own: `cluster`, and the documented keys of run.wandb."""
+        named = {key: self.wandb[key] for key in ("project", "entity") if key in self.wandb}
+        return self.cluster() | ({"run": {"wandb": named}} if named else {})
 
     def sizes(self) -> dict[str, str]:
         """Key of a config's cluster section -> the key of ours that decides it; those that a config set come first."""

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_dpo.config import idle_keys, load_run
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.executors.shared.environment import local_environment
 from nemotron_dpo.steps.profiles.env_file import load_profile
 from nemotron_dpo.steps.profiles.profile import CheckedProfile
 
@@ -125,3 +127,36 @@ def test_broken_and_missing_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.write_text("[x\n")
     with pytest.raises(UserError, match="is not TOML"):
         load_profile("x")
+
+
+def test_wandb_goes_to_every_run_and_its_documented_keys_under_the_config(env_file: Path):
+    for name in (None, "child"):
+        profile = load_profile(name)
+        assert profile.wandb == {"entity": "me"}
+        assert profile.base()["run"] == {"wandb": {"entity": "me"}}
+    env_file.write_text('[wandb]\nproject = "p"\napi_key = "secret"\nanonymous = true\n')
+    profile = load_profile(None)
+    assert profile.base() == {"run": {"wandb": {"project": "p"}}}  # a secret goes to the environment alone
+    expected = {"WANDB_PROJECT": "p", "WANDB_API_KEY": "secret", "WANDB_ANONYMOUS": "true"}
+    assert local_environment(profile) == expected
+    for text, message in (
+        ('wandb = "p"', '"wandb" is no table'),
+        ("[wandb]\ntags = [1]", r'"wandb\.tags" is a table or a list'),
+    ):
+        env_file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_profile(None)
+
+
+def test_nvidias_configs_take_the_project_of_env_toml(env_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Their logger.wandb.project asks run.wandb first, then the environment."""
+    config = tmp_path / "theirs.yaml"
+    config.write_text("policy: {model_name: '${oc.select:run.wandb.entity,${oc.env:WANDB_ENTITY,none}}'}\n")
+    monkeypatch.setenv("WANDB_ENTITY", "environment")
+    for overrides, expected in ([], "me"), (["run.wandb.entity=typed"], "typed"):
+        run, _ = load_run(config, overrides, load_profile(None).base())
+        assert run.policy.model_name == expected
+    assert load_run(config, [], {})[0].policy.model_name == "environment"
+    assert idle_keys(config, [], load_profile(None).base()) == []
+    config.write_text(config.read_text() + "run: {wandb: {project: p}}\n")
+    assert [key.key for key in idle_keys(config, [], load_profile(None).base())] == ["run.wandb"]

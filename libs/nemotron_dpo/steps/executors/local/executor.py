@@ -13,6 +13,7 @@ from nemotron_dpo.steps.compile.dpo_plan import MAKE_TRAIN
 from nemotron_dpo.steps.executors.local.machine import too_large
 from nemotron_dpo.steps.executors.local.stages import StageFailed, detach, run_plan
 from nemotron_dpo.steps.executors.shared.dry_run import forecast_parts, print_config, print_parts
+from nemotron_dpo.steps.executors.shared.environment import local_environment
 from nemotron_dpo.steps.profiles.profile import CheckedProfile
 
 
@@ -42,7 +43,7 @@ class LocalExecutor:
             print(f"{child}\nfollow it: tail -f {log}\ncancel it: kill {child}")
             return 0
         try:
-            run_plan(run.plan, run.profile.env_vars, run.choices, say)
+            run_plan(run.plan, local_environment(run.profile), run.choices, say)
         except StageFailed as failure:
             say(f"error: {failure}; the job is in {run.plan.job}")
             return failure.status

@@ -13,7 +13,7 @@ from nemotron_dpo.steps.compile.compiled_run import CompiledRun
 def print_config(run: CompiledRun) -> None:
     """The merged config with the origin of its values, then where it runs."""
     given, profile = run.provenance, run.profile
-    origins = run.planner.origins(given.config, given.overrides, profile.cluster(), shipped=run.step_folder)
+    origins = run.planner.origins(given.config, given.overrides, profile.base(), shipped=run.step_folder)
     settings = {key: value for key, value in profile.settings.items() if key != "extends"}
     origins |= {f"run.env.{key}": profile.origins.get(key, "profile") for key in leaves(settings)}
     for name, key in profile.sizes().items():

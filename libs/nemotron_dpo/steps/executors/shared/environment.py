@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +27,19 @@ def job_environment(profile: Profile) -> dict[str, str]:
     Raises UserError for what cannot be a variable, and for kernels that do not exist.
     """
     environment = {"HF_TOKEN": token} if (token := _hub_token()) else {}
-    environment |= _wandb(profile.source)
-    environment |= profile.env_vars
+    key = os.environ.get("WANDB_API_KEY")
+    environment |= {"WANDB_API_KEY": key} if key else {}
+    environment |= local_environment(profile)
     for name, value in environment.items():
         if not _NAME.fullmatch(name) or "\0" in value:
             raise UserError(f"profile {profile.name}: {name!r} cannot be an environment variable", source=profile.source)
     choice.asked_for(environment)
     return environment
+
+
+def local_environment(profile: Profile) -> dict[str, str]:
+    """What the stages get on this machine besides its own environment: [wandb] of env.toml, then the profile's env_vars."""
+    return {f"WANDB_{key.upper()}": value for key, value in profile.wandb.items()} | profile.env_vars
 
 
 def shell_text(environment: Mapping[str, str]) -> str:
@@ -60,10 +65,3 @@ def _hub_token() -> str | None:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     path = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token"))
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
-
-
-def _wandb(env_file: Path | None) -> dict[str, str]:
-    table = tomllib.loads(env_file.read_text(encoding="utf-8")).get("wandb", {}) if env_file else {}
-    named = {f"WANDB_{key.upper()}": str(value) for key, value in table.items() if not isinstance(value, dict | list)}
-    key = os.environ.get("WANDB_API_KEY")
-    return ({"WANDB_API_KEY": key} if key else {}) | named

@@ -205,11 +205,10 @@ def test_no_variable_of_another_name(name: str):
 
 
 def test_environment_of_login_wandb_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "env.toml").write_text('[wandb]\nproject = "p"\nentity = "e"\n')
     (tmp_path / "token").write_text("from-the-login\n")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    profile = Profile("mine", "slurm", {"WANDB_ENTITY": "mine"}, {}, tmp_path / "env.toml")
+    profile = Profile("mine", "slurm", {"WANDB_ENTITY": "mine"}, wandb={"project": "p", "entity": "e"})
     wanted = {"HF_TOKEN": "from-the-login", "WANDB_API_KEY": "key", "WANDB_PROJECT": "p", "WANDB_ENTITY": "mine"}
     assert job_environment(profile) == wanted
 
