@@ -270,6 +270,14 @@ def test_identity_is_of_what_is_trained():
     def fixed(*overrides: str) -> dict[str, Any]:
         return identity(load_run(None, overrides)[0])[0]
 
+    before = {
+        "dpo.preference_average_log_probs": False,
+        "dpo.sft_average_log_probs": False,
+        "dpo.reference_policy_kl_penalty": 0.05,
+    }
+    saying = {key: value for key, value in fixed().items() if key.startswith("dpo.") and value is not None}
+    assert before.items() <= saying.items()  # all that runs said of their objective before others could be chosen
+    assert set(saying) - set(before) == {"dpo.seed", "dpo.preference_loss_weight", "dpo.sft_loss_weight"}
     same = [
         (
             [],

@@ -9,7 +9,7 @@ from typing import Any
 from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.dpo import DpoConfig
 from nemotron_dpo.config.objective import canonical_name
-from nemotron_dpo.config.objective_settings import settings_of
+from nemotron_dpo.config.objective_settings import neutral, settings_of
 from nemotron_dpo.config.schema import RunConfig
 
 # May change, with a warning: how long the run is and what is measured on the way.
@@ -43,12 +43,20 @@ def identity(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _objective(dpo: DpoConfig) -> dict[str, Any]:
-    """What is trained, by whatever alias it was named and whether its defaults were written out or not."""
-    found: dict[str, Any] = {f"dpo.{key}": value for key, value in settings_of(dpo).items()}
+    """What is trained, by whatever alias it was named and whether its defaults were written out or not.
+
+    What asks for nothing is None, so that a run that was saved before there was such a setting is the same run. The two that
+    were there first have their values.
+    """
+    settings = {name: None if value == neutral(name) else value for name, value in settings_of(dpo).items()}
+    averages = {name: bool(settings.get(name)) for name in ("preference_average_log_probs", "sft_average_log_probs")}
+    beta = {"reference_policy_kl_penalty": dpo.reference_policy_kl_penalty}
+    found: dict[str, Any] = {f"dpo.{key}": value for key, value in (settings | averages | beta).items()}
     if dpo.own_objective is not None:
         found["--objective"] = f"{dpo.own_objective.entry.name} of a file {dpo.own_objective.digest}"
     elif isinstance(dpo.preference_loss, str):
-        found["dpo.preference_loss"] = canonical_name(dpo.preference_loss)
+        name = canonical_name(dpo.preference_loss)
+        found["dpo.preference_loss"] = None if name == DpoConfig.preference_loss else name
     else:
         found["dpo.preference_loss"] = {canonical_name(name): weight for name, weight in dpo.preference_loss.items()}
     return found
