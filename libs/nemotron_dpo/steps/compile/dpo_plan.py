@@ -26,6 +26,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.data_sources import absence
 from nemotron_dpo.steps.compile.data_parts import data_options, data_parts
 from nemotron_dpo.steps.compile.programs import executable
+from nemotron_dpo.steps.compile.row_rewards import lacks_rewards, recognised
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
 from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
 from nemotron_dpo.steps.tiny_policy import TINY_SFT
@@ -115,7 +116,21 @@ def missing_inputs(run: RunConfig, *, look: bool = True) -> list[str]:
             if part.path is not None and (why := absence(part.path, part.split)):
                 without = "" if name == "train" else "; data.validation=null trains without validation"
                 lines.append(f"{redact(part.path)}: {why}: it is the data of {_spoken(name)}{without}")
-    return lines + ([*_unbuilt_router(run), *_missing_library(run)] if look else [])
+    return lines + ([*_without_rewards(run), *_unbuilt_router(run), *_missing_library(run)] if look else [])
+
+
+def _without_rewards(run: RunConfig) -> list[str]:
+    """The data sets without the rewards of rows that the objective needs, where no columns are named."""
+    if not objective_of(run.dpo).needs.row_rewards:
+        return []
+    names, lines = " and ".join(objective_names(run.dpo)), []
+    sets = [(name, part) for name, data in (("train", run.data.train), *run.data.validation) for part in data.parts or (data,)]
+    for name, part in sets:
+        named = any("-reward-key" in word for word in data_options(part))
+        if part.path is not None and not named and lacks_rewards(part.path):
+            what = f"{redact(part.path)}: its first rows have no rewards, which {names} needs: it is the data of {_spoken(name)}"
+            lines.append(f"{what}, and columns such as {recognised()} are recognised")
+    return lines
 
 
 def _missing_library(run: RunConfig) -> list[str]:

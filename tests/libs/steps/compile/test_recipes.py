@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_dpo.config import load_run, objective_names, objective_of
 from nemotron_dpo.steps.catalogue.manifest import configs_root
-from nemotron_dpo.steps.compile.dpo_plan import compile_plan
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
 
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
 # recipe -> its objectives, whether a reference is scored, (beta, pairs a step, learning rate, weight decay) as published
@@ -59,6 +59,29 @@ def test_plans_of_recipes_score_where_a_reference_is_needed():
         assert plan.notes == said
         suffix = "scored" if reference else "pairs"
         assert f"job/train.{suffix}.arrow" in plan.stages[-2].argv
+
+
+def test_rows_without_the_rewards_that_are_needed_are_found_before_any_stage(tmp_path: Path):
+    """The rows of a data set are read in part: one row with a reward among them is enough for dpo-train to say the rest."""
+    plain = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
+    rated = '{"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": 2, "rejected_score": 1}\n'
+    ranked = '{"context": "p", "completions": [{"rank": 0, "completion": "c"%s}, {"rank": 1, "completion": "r"%s}]}\n'
+    for text, objective, lacks in (
+        (plain * 9, "rpo_sq", True),
+        (plain * 9, "dpo", False),
+        (plain + rated, "rpo_sq", False),
+        (rated, "odpo", False),
+        (ranked % ("", ""), "odpo", True),
+        (ranked % (', "reward": 2.0', ', "reward": 1.0'), "odpo", False),
+        ('{"context": "p", "response1": "c", "response2": "r", "overall_preference": -2}\n', "rpo_bwd_kl", False),
+        ("no JSON\n", "rpo_sq", False),
+        ("", "rpo_sq", False),
+    ):
+        (tmp_path / "rows.jsonl").write_text(text)
+        given = [f"dpo.preference_loss={objective}", f"data.train.path={tmp_path}/rows.jsonl", "policy.model_name=org/model"]
+        lines = missing_inputs(load_run(None, given)[0])
+        assert len(lines) == lacks, (text, objective, lines)
+        assert not lacks or f"rows.jsonl: its first rows have no rewards, which {objective} needs" in lines[0]
 
 
 def test_every_config_of_the_step_is_known_here_or_elsewhere():
