@@ -107,6 +107,12 @@ def test_settings_reach_the_loss():
 
 
 REFUSED = [
+    # what users of others reported: TRL#1035 and #2544, Axolotl#2133 and #3565, LLaMA-Factory#8725
+    (["dpo.preference_loss=ipo", "dpo.label_smoothing=0.1"], "is 0.1, which is not used by ipo: what it uses is dpo.reference_policy"),
+    (["dpo.loss_type='sigmoid,bco_pair'"], "is 'sigmoid,bco_pair', no objective: several are a mapping: {NAME: WEIGHT, NAME: WEIGHT}"),
+    (["dpo.loss_type=[exo_pair]", "dpo.label_smoothing=0.0"], "is 0.0: must be more than 0 with dpo.preference_loss=exo_pair"),
+    (["dpo.loss_type=[sigmoid, sft]", "dpo.loss_weights=[1.0, 0.5]", "dpo.rpo_alpha=0.5"], "has sft already"),
+    (["dpo.loss_type=kto_pair"], "is 'kto_pair', no objective here: TRL has it no more; bco_pair is built alike"),
     (["dpo.preference_loss=apo_zero", "dpo.f_divergence=js_divergence"], '"dpo.f_divergence" has no meaning with apo_zero: it goes with'),
     ([MPO, "dpo.f_divergence=forward_kl"], "has no meaning with bco_pair: it goes with"),
     (["dpo.f_divergence=js"], "is 'js': there are reverse_kl, forward_kl, js_divergence, alpha_divergence"),

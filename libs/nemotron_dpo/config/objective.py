@@ -156,6 +156,8 @@ def _find(name: str) -> Entry:
     if ".py" in name:
         message = f"is {name!r}: code is never taken from a config, which may be a stranger's"
         raise UserError(message, field=LOSS, remedy="give it as dpo-train --objective FILE.py:NAME")
+    if "," in name or " " in name.strip():
+        raise UserError(f"is {name!r}, no objective", field=LOSS, remedy="several are a mapping: {NAME: WEIGHT, NAME: WEIGHT}")
     plain = name.lower().replace("-", "_")
     if plain in MEANT:
         raise UserError(f"is {name!r}, no objective here", field=LOSS, remedy=MEANT[plain])
