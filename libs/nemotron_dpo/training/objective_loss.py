@@ -16,7 +16,7 @@ from nemotron_dpo.policy import parallel, token_values
 from nemotron_dpo.policy.trainable import Loss
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training.batches import GlobalBatch, PairBatch
-from nemotron_dpo.training.pair_inputs import NO_VALUES, known, needed, unread_log_ratios
+from nemotron_dpo.training.pair_inputs import NO_VALUES, detached, known, needed, unread_log_ratios
 
 _GIVEN = Needs(True, True, token_values.NAMES, row_rewards=True, whole_batch=True, state=True, tails=True)
 
@@ -49,7 +49,7 @@ def loss_of(objective: Objective) -> Loss:
         pairs = known(batch, logps_R, values, needs)
         losses = objective.losses(needed(pairs, needs))
         sums, finite_P = metrics.sums(losses, pairs, unread_log_ratios(pairs, needs)), losses.loss.detach().isfinite()
-        return losses.loss.sum(), PairReport(sums, finite_P, rewards_of(losses), pairs if needs.state else None)
+        return losses.loss.sum(), PairReport(sums, finite_P, rewards_of(losses), detached(pairs) if needs.state else None)
 
     return loss
 

@@ -67,6 +67,11 @@ def of_columns(columns: Columns) -> LossInputs:
     return LossInputs(chosen, rejected)
 
 
+def detached(pairs: LossInputs) -> LossInputs:
+    """The same values without what they were computed from."""
+    return of_columns({name: values.detach() for name, values in columns(pairs).items()})
+
+
 def _columns(responses: Responses) -> Columns:
     tails = responses.given_tails
     found = {
@@ -108,7 +113,7 @@ def of_global_batch(parts: Sequence[LossInputs], batch: GlobalBatch, token_value
     assert all(list(one) == names for one in mine), "ranks know different things of their pairs"
     mine_CP, here_P = torch.zeros(len(names), 0, device=device()), torch.zeros(0, dtype=torch.long, device=device())
     if mine:
-        mine_CP = torch.stack([torch.cat([one[name].detach() for one in mine]) for name in names])
+        mine_CP = torch.stack([torch.cat([one[name] for one in mine]) for name in names])
         here_P = torch.cat([batch.places(one) for one in batch.mine])
     all_CB = parallel.placed_over_job(mine_CP, here_P, len(batch.rows)).float()
     whole = of_columns(dict(zip(names, all_CB, strict=True)))
