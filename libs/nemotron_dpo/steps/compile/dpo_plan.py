@@ -128,7 +128,7 @@ def _without_rewards(run: RunConfig) -> list[str]:
     for name, part in sets:
         named = any("-reward-key" in word for word in data_options(part))
         if part.path is not None and not named and lacks_rewards(part.path):
-            what = f"{redact(part.path)}: its first rows have no rewards, which {names} needs: it is the data of {_spoken(name)}"
+            what = f"{redact(part.path)}: its first rows have no rewards, which {names} needs: it is data of {_spoken(name)}"
             lines.append(f"{what}, and columns such as {recognised()} are recognised")
     return lines
 
