@@ -32,6 +32,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -267,7 +268,7 @@ def _train(
             data,
             sets,
             settings,
-            recorded=recorded,
+            recorded=recorded and replace(recorded, is_hurried=lambda: stop.reason is not None),
             checkpoints=checkpoints,
             resumed=resumed,
             stop=stop,

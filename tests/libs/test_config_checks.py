@@ -53,6 +53,19 @@ def test_numbers_out_of_range_are_refused_with_their_override():
         load_plain(PreferenceScoreConfig, None, ["reference_policy_kl_penalty=.inf"])
 
 
+def test_secrets_of_trackers_belong_into_the_environment():
+    for key, value, variable in (
+        ("mlflow.tracking_uri", "http://me:hunter2@host", "MLFLOW_TRACKING_URI"),
+        ("mlflow.tracking_uri", "postgresql://me:hunter2@host/db", "MLFLOW_TRACKING_URI"),
+        ("wandb.api_key", "hunter2", "WANDB_API_KEY"),
+        ("swanlab.api_key", "hunter2", "SWANLAB_API_KEY"),
+    ):
+        line = _error([f"logger.{key}={value}"])
+        assert line.endswith(f": set {variable} in the environment")
+        assert "hunter2" not in line
+    assert load_run(None, ["logger.mlflow_enabled=true", "logger.mlflow.tracking_uri=http://host:5000"])[1] == []
+
+
 def test_line_is_that_of_the_spelling_that_was_used(tmp_path: Path):
     path = tmp_path / "it.yaml"
     nested = "policy:\n  optimizer:\n    kwargs:\n      weight_decay: 0.1\n      lr: .inf\n"

@@ -45,7 +45,7 @@ class RecordedRun:
 
     folder: the run folder. done: steps that were taken before; a sink goes on behind them and drops what came later.
     logger: the `logger.*` settings as plain values. config: the whole configuration, without secrets. lineage: digests of what
-    the run is made from. say: tells the user one line.
+    the run is made from. say: tells the user one line. is_hurried: whether the run ends early, because its time is up.
     """
 
     folder: Path
@@ -54,6 +54,7 @@ class RecordedRun:
     config: Mapping[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], object] = lambda line: None
+    is_hurried: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _open(run: RecordedRun) -> Iterator[Sink]:
         from nemotron_dpo.training.tracking.trackers import open_trackers
 
         facts = {"config": dict(run.config), "lineage": dict(run.lineage)}
-        yield open_trackers(names, run.folder, run.logger, run.done, facts, run.say)
+        yield open_trackers(names, run.folder, run.logger, run.done, facts, run.say, run.is_hurried)
 
 
 def _modules() -> Iterator[tuple[str, ModuleType]]:

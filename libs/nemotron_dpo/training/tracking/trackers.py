@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from nemotron_dpo.training.tracking.host import CLOSE_SECONDS
 from nemotron_dpo.training.tracking.memory import Memory
 from nemotron_dpo.training.tracking.monitor import Monitor
 
-_FAILED_SECONDS = 10.0  # what trackers of a run have that failed or was interrupted, whose end somebody waits for
+# What trackers of a run have that failed or was interrupted. Somebody waits for its end, or something: between SIGTERM and
+# SIGKILL Slurm and torchrun leave 30 seconds.
+_HURRIED_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Trackers:
 
     feeds: Sequence[Feed]
     monitor: Monitor | None = None
+    is_hurried: Callable[[], bool] = lambda: False
 
     def write(self, record: Record) -> None:
         """Hand `record` to each."""
@@ -40,7 +43,7 @@ class Trackers:
                 stack.callback(feed.kill)  # also where somebody has enough of waiting
             if self.monitor is not None:
                 self.monitor.stop()
-            deadline = time.monotonic() + (_FAILED_SECONDS if failed else CLOSE_SECONDS)
+            deadline = time.monotonic() + (_HURRIED_SECONDS if failed or self.is_hurried() else CLOSE_SECONDS)
             for feed in self.feeds:
                 feed.end(failed=failed)
             for feed in self.feeds:
@@ -54,10 +57,11 @@ def open_trackers(
     done: int,
     facts: Mapping[str, Any],
     say: Callable[[str], object],
+    is_hurried: Callable[[], bool],
 ) -> Trackers:
     """Start the trackers `names` of the run in `folder`, of which `done` steps were taken before.
 
-    logger: the `logger.*` settings. facts: `config` and `lineage` of the run.
+    logger: the `logger.*` settings. facts: `config` and `lineage` of the run. is_hurried: see RecordedRun.
     """
     log_dir = Path(logger["log_dir"] or folder / "logs").absolute()
     memory = Memory.of(folder, log_dir, resumed=done > 0, say=say)
@@ -71,7 +75,7 @@ def open_trackers(
         return Feed(name, told, log, say=say, remember=lambda known: memory.remember(name, known))
 
     say(f"tracked by {', '.join(names)}: {log_dir / memory.experiment}")
-    opened = Trackers([feed(name) for name in names])
+    opened = Trackers([feed(name) for name in names], is_hurried=is_hurried)
     if not logger["monitor_gpus"]:
         return opened
-    return Trackers(opened.feeds, Monitor(opened.write, say, started=memory.started, **logger["gpu_monitoring"]))
+    return replace(opened, monitor=Monitor(opened.write, say, started=memory.started, **logger["gpu_monitoring"]))

@@ -225,6 +225,17 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
         tiny_sft.cache_root()
 
 
+def test_a_library_that_is_missing_is_named_before_the_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where a folder has its name, as wandb makes one."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    run, _ = load_run(None, [f"data.train.path={tmp_path}/a.jsonl", "logger.wandb_enabled=true"])
+    line = "\"logger.wandb_enabled\" is true, and the library wandb is not installed: pip install 'nemotron-dpo[wandb]'"
+    assert missing_inputs(run) == [f"{line}, or set it to false"]
+    assert missing_inputs(run, look=False) == []
+
+
 def test_missing_inputs_are_named(tmp_path: Path):
     assert missing_inputs(RunConfig()) == [
         "data.train.prompt_file is not set: give data.train.prompt_file=FILE, preference JSONL"

@@ -63,7 +63,7 @@ def test_without_a_key_it_is_offline_and_what_is_said_sends_it(tmp_path: Path, m
     assert command[:2] == ["wandb", "sync"]
     with wandb_server() as server:
         there = {**environment, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-        subprocess.run([sys.executable, "-m", *command], env=there, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", *command], env=there, cwd=tmp_path, check=True, capture_output=True)
     (run,) = server.runs.values()
     assert [row.get("train/loss") for row in run.rows] == [None, 1.0, 0.5, pytest.approx(1 / 3)]
 
