@@ -46,8 +46,12 @@ def write_report(policy: str, reference: str | None, beta: float, output: Path) 
     pairs = _read(policy)
     sums_2P, counts_2P = summed(pairs)
     report = logp_report(sums_2P, counts_2P)
+    margins_P, rounding_P = sums_2P[0] - sums_2P[1], np.zeros(len(pairs))
     if reference is not None:
-        report |= reward_report(sums_2P, joined(pairs.pair_ids, _read(reference), reference), counts_2P, beta)
+        reference_2P = joined(pairs.pair_ids, _read(reference), reference)
+        report |= reward_report(sums_2P, reference_2P, counts_2P, beta)
+        margins_P, rounding_P = margins_P - (reference_2P[0] - reference_2P[1]), rounding(counts_2P)
+    report |= report_by_data(pairs, margins_P, margins_P > rounding_P)
     with published_file(output) as file:
         file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
@@ -78,13 +82,37 @@ def reward_report(policy_2P: np.ndarray, reference_2P: np.ndarray, counts_2P: np
     margins_P = rewards_2P[0] - rewards_2P[1]
     return {
         "beta": beta,
-        "accuracy": float((margins_P > TOKEN_ROUNDING * np.sqrt(counts_2P.sum(0))).mean()),
+        "accuracy": float((margins_P > rounding(counts_2P)).mean()),
         "loss": float(np.logaddexp(0, -beta * margins_P).mean()),
         "reward_margin_mean": float(margins_P.mean()),
         "reward_margin_median": float(np.median(margins_P)),
         "rewards_chosen_mean": float(rewards_2P[0].mean()),
         "rewards_rejected_mean": float(rewards_2P[1].mean()),
     }
+
+
+def report_by_data(pairs: Pairs, margins_P: np.ndarray, is_right_P: np.ndarray) -> dict[str, Any]:
+    """The margins that the rewards of the rows have, where there are some, and how they go with the policy's `margins_P`.
+
+    Where the pairs are of several sources, also the share of each that `is_right_P`.
+    """
+    report: dict[str, Any] = {}
+    given_P = (pairs.chosen_reward - pairs.rejected_reward).astype(np.float64)
+    has_P = np.isfinite(given_P)
+    if has_P.any():
+        report["row_rewards"] = {"pairs": int(has_P.sum()), "margin_mean": float(given_P[has_P].mean())}
+        if given_P[has_P].std() and margins_P[has_P].std():
+            report["row_rewards"]["correlation"] = float(np.corrcoef(given_P[has_P], margins_P[has_P])[0, 1])
+    if len(pairs.source.counts()) > 1:
+        names_P = pairs.source.to_numpy()
+        shares = {name: float(is_right_P[names_P == name].mean()) for name in pairs.source.counts()}
+        report["accuracy_by_source"] = {name or "(unnamed)": share for name, share in shares.items()}
+    return report
+
+
+def rounding(counts_2P: np.ndarray) -> np.ndarray:
+    """The largest margin of each pair that rounding alone may cause, of responses of so many tokens."""
+    return TOKEN_ROUNDING * np.sqrt(counts_2P.sum(0))
 
 
 def joined(ids: IdColumn, reference: Pairs, source: str) -> np.ndarray:

@@ -76,6 +76,10 @@ class NameColumn:
     def __getitem__(self, row: int) -> str:
         return self.column[row].as_py() or ""
 
+    def to_numpy(self) -> np.ndarray:
+        """All names, object [P]."""
+        return self.column.fill_null("").to_numpy(zero_copy_only=False)
+
     def counts(self) -> dict[str, int]:
         """The number of rows of each name, in the order in which the names first occur."""
         named = self.column.fill_null("").value_counts()

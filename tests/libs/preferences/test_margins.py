@@ -32,12 +32,31 @@ def _row(prompt: list[int], chosen: list[int], rejected: list[int], *logps: list
     return {"pair_id": small.pair_id(prompt, chosen, rejected), "source_line": 1, **ids, **flags, **scores}
 
 
-def _write(path: Path, scores: dict[str, tuple[list[float], list[float]]]) -> str:
-    rows = [_row([1], [2] * len(chosen), [3] * len(rejected), chosen, rejected) for chosen, rejected in scores.values()]
+def _write(path: Path, scores: dict[str, tuple[list[float], list[float]]], about: dict[str, dict] | None = None) -> str:
+    rows = [
+        _row([1], [2] * len(chosen), [3] * len(rejected), chosen, rejected) | (about or {}).get(name, {})
+        for name, (chosen, rejected) in scores.items()
+    ]
     with open_writer(path, StreamInfo("scored_pairs", "tests", "0")) as writer:
         for row in rows:  # a batch each, so that columns are joined from several
             writer.write(pa.RecordBatch.from_pylist([row], schema=writer.schema))
     return str(path)
+
+
+def test_rewards_of_the_rows_and_accuracy_by_source(tmp_path: Path):
+    """Margins of the policy are 1, -5, 0 alone and 2, 3, 0 over the reference; those of the rows 2, -1 and none."""
+    about = {
+        "a": {"source": "x", "chosen_reward": 5.0, "rejected_reward": 3.0},
+        "b": {"source": "y", "chosen_reward": 0.0, "rejected_reward": 1.0},
+        "c": {"source": "y", "chosen_reward": 1.0},
+    }
+    policy, reference = _write(tmp_path / "policy.arrow", POLICY, about), _write(tmp_path / "reference.arrow", REFERENCE)
+    for other, correlation, accuracy in ((reference, -1.0, {"x": 1.0, "y": 0.5}), (None, 1.0, {"x": 1.0, "y": 0.0})):
+        write_report(policy, other, 0.5, tmp_path / "scores.json")
+        report = json.loads((tmp_path / "scores.json").read_text())
+        expected = {"pairs": 2, "margin_mean": 0.5, "correlation": correlation}
+        assert report["row_rewards"] == pytest.approx(expected)
+        assert report["accuracy_by_source"] == accuracy
 
 
 def test_figures_by_hand(tmp_path: Path):

@@ -66,6 +66,7 @@ def test_names_are_counted_over_chunks_and_a_missing_one_is_empty() -> None:
     names = NameColumn.of(pa.chunked_array([*chunks[:2], chunks[2].slice(0, 2)]))
     assert [names[row] for row in range(5)] == ["b", "a", "", "a", ""]
     assert names.counts() == {"b": 1, "a": 2, "": 2}
+    assert names.to_numpy().tolist() == ["b", "a", "", "a", ""]
     assert NameColumn.of(pa.chunked_array([], pa.string())).counts() == {}
 
 
