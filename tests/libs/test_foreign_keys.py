@@ -77,6 +77,13 @@ def test_keys_that_count():
         assert {key: reduce(getattr, key.split("."), run) for key in expected} == expected, overrides
 
 
+def test_nvidias_output_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    asked = "checkpointing.checkpoint_dir=${oc.env:RL_OUTPUT_DIR,./output/rl}/dpo-checkpoints"
+    assert load_run(None, [asked])[0].checkpointing.checkpoint_dir == "./output/rl/dpo-checkpoints"
+    monkeypatch.setenv("RL_OUTPUT_DIR", "/there")
+    assert load_run(None, [asked])[0].checkpointing.checkpoint_dir == "/there/dpo-checkpoints"
+
+
 def test_no_template_at_all_joins_the_contents():
     """Between BOS and EOS, as NeMo-RL puts them; a prompt has no EOS."""
     from jinja2 import Template
@@ -112,6 +119,7 @@ IDLE = [
     "dpo.gt_reward_scale",
     "dpo.label_smoothing",
     "policy.reward_model_cfg",
+    f"{MEGATRON}.moe_router_bias_update_rate",
 ]
 TEXT = """
 logger: {num_val_samples_to_print: 0, wandb: {project: p}, tensorboard: {log_dir: t}, collect_worker_metrics: true, log_dir: logs}
@@ -121,6 +129,7 @@ policy:
   reward_model_cfg: {enabled: false}
   megatron_cfg:
     enabled: true
+    moe_router_bias_update_rate: 1.0e-3
     checkpoint: {async_save: true}
     distributed_data_parallel_config: {overlap_grad_reduce: true, data_parallel_sharding_strategy: optim}
     optimizer: {optimizer_cpu_offload: true, use_precision_aware_optimizer: true}
@@ -152,6 +161,10 @@ REFUSALS = [
     (f"{MEGATRON}.moe_router_group_topk=2", "chooses other experts"),
     ("data.max_input_seq_length=512", "is 512, and policy.max_total_sequence_length, which bounds a pair here, is 4096"),
     ("data.train.system_prompt_file=s.txt", "puts a system message before every prompt"),
+    (
+        "data.default.prompt_file=t.txt",
+        "is 't.txt', which names a template for the first message of every prompt and is not built",
+    ),
     ("policy.optimizer.momentum=0.9", '"policy.optimizer.momentum" is no known key'),
     (f"{MEGATRON}.optimizer.sgd_momentun=0.9", "is no known key"),
 ]

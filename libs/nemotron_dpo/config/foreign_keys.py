@@ -134,6 +134,9 @@ _HELD_OUT = tuple(
     for section in ("train", "validation", "default")
 )
 _KEY = "belongs into no file"
+_TEMPLATE = Refused(
+    "data.default.prompt_file", (None,), "names a template for the first message of every prompt", "name rows for each set"
+)
 _GROUPS = "chooses other experts than the model was trained with"
 REFUSED: tuple[Refused, ...] = (
     Refused("dpo.objective", (None,), "runs code of a file", "give it as dpo-train --objective FILE.py:NAME"),
@@ -155,4 +158,5 @@ REFUSED: tuple[Refused, ...] = (
     Refused("logger.swanlab.api_key", (None,), _KEY, "set SWANLAB_API_KEY in the environment"),
     *_SYSTEM,
     *_HELD_OUT,
+    _TEMPLATE,
 )

@@ -99,8 +99,9 @@ def _loaded(
     """The run, its keys without meaning, and the remarks on it."""
     layers = read_layers(config, overrides, base, shipped)
     try:
-        tree = _without_base_run(resolve_layers(layers), base or {})
-        tree, replaced = canonical(split_run_env(tree)[0] if with_run_env else tree)
+        tree = resolve_layers(layers)
+        tree = split_run_env(tree)[0] if with_run_env else tree
+        tree, replaced = canonical(_without_base_run(tree, base or {}))
         run, idle = build_run(tree, own)
     except UserError as error:
         raise error if error.source else _located(error, layers) from None

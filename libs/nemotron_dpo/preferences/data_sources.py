@@ -103,8 +103,10 @@ def format_of(inputs: Sequence[str]) -> str | None:
 def absence(name: str, split: str | None) -> str | None:
     """The reason why `name` cannot be read; None where no reason is known.
 
-    The check neither reads the data nor asks the network.
+    The check neither reads the data nor asks the network; of a file without a suffix of data it reads the beginning.
     """
+    if _is_template(Path(name)):
+        return "is a template for prompts, as NeMo-RL's prompt_file may be, and no rows: such templates are not built"
     if name == "-" or Path(name).exists() or (glob.has_magic(name) and glob.glob(name, recursive=True)):
         return None
     if not _is_built_in(name) and not (split and looks_like_id(name)):
@@ -129,6 +131,15 @@ def looks_like_id(name: str) -> bool:
     """True where `name`, which is not a file, can be an id of the hub."""
     is_path = name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES) or glob.has_magic(name)
     return not is_path and name.count("/") <= 1
+
+
+def _is_template(path: Path) -> bool:
+    """Whether the file has the `{}` of a text to format, and is no JSON."""
+    if not path.is_file() or path.name.lower().endswith(SUFFIXES):
+        return False
+    with path.open("rb") as file:
+        start = file.read(1 << 16).lstrip()
+    return b"{}" in start and (start[:1] not in (b"{", b"[") or start.startswith(b"{}"))
 
 
 def _is_built_in(name: str) -> bool:

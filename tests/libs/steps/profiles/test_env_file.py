@@ -158,5 +158,8 @@ def test_nvidias_configs_take_the_project_of_env_toml(env_file: Path, monkeypatc
         assert run.policy.model_name == expected
     assert load_run(config, [], {})[0].policy.model_name == "environment"
     assert idle_keys(config, [], load_profile(None).base()) == []
-    config.write_text(config.read_text() + "run: {wandb: {project: p}}\n")
+    text = config.read_text()
+    config.write_text(text + "run: {env: {container_image: i}}\n")
+    assert idle_keys(config, [], load_profile(None).base(), with_run_env=True) == []
+    config.write_text(text + "run: {wandb: {project: p}}\n")
     assert [key.key for key in idle_keys(config, [], load_profile(None).base())] == ["run.wandb"]
