@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def merge(model: PairPolicy, folder: Path) -> None:
     Raises UserError where the folder is damaged, asks for what is not built, or adapts what the model does not have.
     """
     scales, (pairs, copies) = _scales(folder), _adapters(folder)
+    _refuse_missing(model, pairs.keys(), folder)
     for _, parameter, rule, place in hf.placed(model):
         names = [key.format(*place).removesuffix(".weight") for key in rule.hf]
         if not any(name in pairs or name in copies for name in names):
@@ -78,6 +79,25 @@ def merge(model: PairPolicy, folder: Path) -> None:
         with torch.no_grad():
             parameter.copy_(rule.merge(layer, parts))
     _refuse_leftovers({*pairs, *copies}, folder)
+
+
+def _refuse_missing(model: PairPolicy, adapted: Collection[str], folder: Path) -> None:
+    """Refuse a file that lacks adapters which the config names: an interrupted save has none, and would change nothing."""
+    config = _config(folder)
+    targets = config.get("target_modules")
+    missing = [] if adapted else ["any module"]
+    if isinstance(targets, list) and not (config.get("layers_to_transform") or config.get("exclude_modules")):
+        places = [(key, place) for _, _, rule, place in hf.placed(model) for key in rule.hf if key.endswith(".weight")]
+        modules = [key.format(*place).removesuffix(".weight") for key, place in places]
+        missing += [name for name in modules if _is_named(name, targets) and name not in adapted]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        what = f"has no adapter for {missing[0]}{more}, which {CONFIG} names"
+        raise UserError(what, source=folder / WEIGHTS, remedy="is it complete, and of this model?")
+
+
+def _is_named(module: str, targets: Sequence[str]) -> bool:
+    return any(f".{module}".endswith(f".{target}") for target in targets)
 
 
 def _refuse_leftovers(modules: set[str], folder: Path) -> None:

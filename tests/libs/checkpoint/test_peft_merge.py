@@ -109,8 +109,14 @@ def without(tensors: dict[str, torch.Tensor], word: str) -> dict[str, torch.Tens
 
 
 DAMAGED = {
-    "another model's modules": (lambda t: renamed(t, "q_proj", "query_key_value"), "query_key_value and 1 more, which is no weight"),
-    "a layer too many": (lambda t: renamed(t, "layers.1.", "layers.7."), "which is no weight of the base here"),
+    "nothing": (lambda t: {}, "has no adapter for any module"),
+    "one layer's adapters alone": (lambda t: {k: v for k, v in t.items() if "layers.0." in k}, "has no adapter for model.layers.1."),
+    "another model's modules": (lambda t: renamed(t, "q_proj", "query_key_value"), "has no adapter for model.layers.0.self_attn.q_"),
+    "names of a compiled model": (lambda t: renamed(t, "base_model.model.", "base_model.model._orig_mod."), "has no adapter for mo"),
+    "a layer too many": (
+        lambda t: {**t, **renamed({k: v for k, v in t.items() if "layers.1." in k}, "layers.1.", "layers.7.")},
+        "has weights for model.layers.7.",
+    ),
     "another model's shapes": (lambda t: {k: torch.cat([v, v], 1) for k, v in t.items()}, "has A (4, "),
     "half an adapter": (lambda t: without(t, "lora_B"), "has one of A and B alone for model.layers.0."),
     "a weight that is not the base's": (
@@ -128,7 +134,7 @@ def test_damaged_weights_are_refused(llama: Path, tmp_path: Path) -> None:
     path = tmp_path / "adapters" / "adapter_model.safetensors"
     tensors = load_file(path)
     for name, (damage, message) in DAMAGED.items():
-        save_file({key: tensor.contiguous() for key, tensor in damage(tensors).items()}, path)
+        save_file({key: tensor.clone().contiguous() for key, tensor in damage(tensors).items()}, path)
         with pytest.raises(UserError) as caught:
             export(resolve_adapters(tmp_path / "adapters", str(llama)), tmp_path / "merged", "hf", None)
         assert message in str(caught.value), name
