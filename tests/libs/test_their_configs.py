@@ -256,8 +256,8 @@ def test_no_secret_is_written() -> None:
 
 
 COUNTERPARTS = {
-    "dpo.rpo_alpha": "TRL's rpo_alpha is dpo.sft_loss_weight, dpo.sft_average_log_probs here",
-    "dpo.beta": "TRL's beta is dpo.reference_policy_kl_penalty here",
+    "policy.rpo_alpha": "TRL's rpo_alpha is dpo.sft_loss_weight, dpo.sft_average_log_probs here",
+    "policy.beta": "TRL's beta is dpo.reference_policy_kl_penalty here",
     "checkpointing.save_total_limit": "TRL's save_total_limit is checkpointing.keep_top_k here",
     "policy.learning_rate": "TRL's learning_rate is policy.optimizer.lr here",
     "policy.warmup_ratio": "TRL's warmup_ratio is policy.scheduler.warmup_steps here",

@@ -10,7 +10,6 @@ from nemotron_dpo.objective.registry import find
 # TRL's name -> ours where they differ. What TRL calls aot is the paired one since 1.0.
 _NAMES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "aot": "aot_paired", "aot_pair": "aot_paired"}
 _SMOOTHED = ("robust", "exo_pair", "aot_paired", "aot_unpaired")  # those whose label_smoothing TRL reads
-_DIVERGENCES = {"js_divergence": "js", "alpha_divergence": "alpha"}
 _SFT = "a mean over the tokens of each chosen response here, and over all tokens of a batch there"
 
 
@@ -58,7 +57,7 @@ def _settings(given: Given, ours: list[str]) -> None:
         given.write("dpo.wpo_weighting", True, "use_weighting")
     divergence = given.get("f_divergence_type")
     if divergence != "reverse_kl":
-        given.write("dpo.f_divergence", _DIVERGENCES.get(divergence, divergence), "f_divergence_type")
+        given.write("dpo.f_divergence", divergence, "f_divergence_type")
     if divergence == "alpha_divergence":
         given.write("dpo.f_alpha", given.get("f_alpha_divergence_coef"), "f_alpha_divergence_coef")
     if set(ours) & {"aot_paired", "aot_unpaired"}:

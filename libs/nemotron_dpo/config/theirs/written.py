@@ -44,5 +44,5 @@ def _lines(tree: dict[str, Any], depth: int) -> list[str]:
 def _plain(value: Any) -> str:
     from yaml import safe_dump
 
-    text = safe_dump(checked_text(value), default_flow_style=True, allow_unicode=True, width=10**9)
+    text = safe_dump(checked_text(value), default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
     return text.removesuffix("\n").removesuffix("\n...")
