@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dpo_train
-from nemotron_dpo.config import DpoConfig, RunConfig, load_objective
+from nemotron_dpo.config import DpoConfig, RunConfig, identity, load_objective, load_run_and_idle, objective_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from support import small
@@ -119,6 +119,26 @@ def test_all_ranks_train_it(scored: Path, llama: Path, tmp_path: Path) -> None:
     done = execute_job(2, command("dpo-train", *given))
     assert done.returncode == 0, done.stderr.decode()
     assert losses(tmp_path / "run") == pytest.approx([1.0], abs=1e-5)
+
+
+def test_its_settings_are_keys(tmp_path: Path) -> None:
+    """A value that is simpo's default of gamma is one like another for an objective that has a gamma of its own."""
+    (tmp_path / "mine.py").write_text(OWN.replace("beta: float", "beta: float\n    gamma: float = 0.7\n    tau: float = 3.0"))
+    own = load_objective(f"{tmp_path}/mine.py:SquaredHinge")
+    for overrides, gamma in (([], 0.7), (["dpo.gamma=0.5"], 0.5), (["dpo.ld_alpha=1", "dpo.gamma=2"], 2.0)):
+        run, warnings, idle = load_run_and_idle(None, overrides, [], own)
+        (((_, made),), found) = objective_of(run.dpo).parts, identity(run)[0]  # type: ignore[attr-defined] - it is a WeightedSum
+        assert (made.gamma, made.tau, warnings, idle) == (gamma, 3.0, [], [])
+        assert str(found["--objective"]).startswith("SquaredHinge of a file sha256:")
+    for override, words in (
+        (
+            "dpo.label_smoothing=0.1",
+            "is not used by SquaredHinge: what it uses is dpo.reference_policy_kl_penalty, dpo.gamma, dpo.tau",
+        ),
+        ("dpo.f_divergence=forward_kl", "has no meaning with SquaredHinge"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_run_and_idle(None, [override], [], own)
 
 
 def test_another_file_on_another_rank_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from nemotron_dpo.config.dpo import DpoConfig
 from nemotron_dpo.config.objective import LOSS, SFT, TRL_F_ALPHA, Part, modifier_values, objective_of, parts_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.modified import modifiers
-from nemotron_dpo.objective.registry import entries
+from nemotron_dpo.objective.registry import Entry, entries
 
 _NO_WEIGHT = "belongs to a term of the loss that has no weight"
 _BETA, _AVERAGE = "reference_policy_kl_penalty", "preference_average_log_probs"
@@ -41,23 +41,21 @@ def idle_settings(dpo: DpoConfig) -> dict[str, str]:
     parts = parts_of(dpo)
     if not parts:
         return {}
-    counting = {key for part in parts for key in part.settings} | modifier_values(dpo).keys()
-    has_preference = dpo.preference_loss_weight != 0
+    has_preference, across = dpo.preference_loss_weight != 0, modifier_values(dpo)
     idle = {}
     for key, value in _given(dpo).items():
-        takes = objectives_with(key)
-        if key in counting and not (value == neutral(key) and not any(part.entry.name in takes for part in parts)):
+        if any(_takes(part.entry, key) for part in parts) and (key != "f_alpha" or key in across):
             continue
         if value == neutral(key):
             others = "alpha_divergence" if key == "f_alpha" else f"other objectives than {_names(parts)}"
             idle[f"dpo.{key}"] = f"is a setting of {others}, and asks for nothing"
-        elif has_preference:
-            raise _unused(key, value, parts)
-        else:
+        elif not has_preference:
             idle[f"dpo.{key}"] = _NO_WEIGHT
+        elif key not in across:  # of a modifier, the objective says with what it has a meaning
+            raise _unused(key, value, parts)
     if not has_preference and dpo.preference_loss != DpoConfig.preference_loss:
         idle[LOSS] = _NO_WEIGHT
-    if dpo.sft_average_log_probs and "sft_average_log_probs" not in counting and not dpo.preference_average_log_probs:
+    if dpo.sft_average_log_probs and not any(part.entry.name == SFT for part in parts) and not dpo.preference_average_log_probs:
         idle["dpo.sft_average_log_probs"] = _NO_WEIGHT  # it is often set for both terms at once
     return idle
 
@@ -75,8 +73,7 @@ def objective_remarks(dpo: DpoConfig) -> Iterator[tuple[str, str]]:
 
 def objectives_with(key: str) -> list[str]:
     """The objectives that `key`, below dpo, is a setting of, or of a modifier that has a meaning with them."""
-    of = next((modifier.name for modifier in modifiers().values() if key in modifier.settings), key)
-    return [entry.name for entry in entries().values() if key in Part(entry).settings or of in entry.modifiers]
+    return [entry.name for entry in entries().values() if _takes(entry, key)]
 
 
 def neutral(key: str) -> Any:
@@ -87,6 +84,11 @@ def neutral(key: str) -> Any:
         return _default(_of_modifiers()[key])
     having = sorted(objectives_with(key), key=lambda name: name != "dpo")
     return _default(Part(entries()[having[0]]).settings[key]) if having else None
+
+
+def _takes(entry: Entry, key: str) -> bool:
+    of = next((modifier.name for modifier in modifiers().values() if key in modifier.settings), key)
+    return key in Part(entry).settings or of in entry.modifiers
 
 
 def _of_modifiers() -> dict[str, dataclasses.Field[Any]]:
