@@ -22,6 +22,7 @@ LONGEST = (
     "bin/test_machines.py",
     "pipelines/test_setup.py",
     "test_package.py",
+    "libs/training/test_invariance.py",
     "golden/test_curves.py",
     "test_docs.py",
     "bin/test_slurm_endings.py",

@@ -30,6 +30,7 @@ from support import objective_runs as runs
 from support import small
 from support.programs import execute_job
 
+pytestmark = pytest.mark.slow
 Records = list[dict[str, float]]
 
 
@@ -90,7 +91,6 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("processes", "layout", "pairs_per_row"), LAYOUTS, ids=["dp2", "tp2", "pp2", "cp2"])
 def test_no_layout_moves_a_number(

@@ -10,7 +10,7 @@ import pytest
 from nemotron_dpo.training.settings import LoopSettings, Packing, ValidationSettings
 from support import objective_runs as runs
 
-pytestmark = pytest.mark.usefixtures("megatron")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
 
 @pytest.fixture(scope="module")
