@@ -11,6 +11,7 @@ import torch
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.layout import Layout
+from nemotron_dpo.policy.load_balancing import LoadBalancing
 from nemotron_dpo.policy.lora_targets import Lora, adapter_parameters, check_targets
 from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
@@ -105,6 +106,44 @@ def test_a_policy_of_the_plan_computes_learns_and_is_saved(name: str, tmp_path: 
     torch_dist.save({"model": weights}, tmp_path, content)
     megatron.load(again, tmp_path)
     assert torch.equal(again(row), logps_R)
+
+
+@pytest.mark.usefixtures("megatron")
+@pytest.mark.parametrize("name", PLANS)
+def test_the_auxiliary_loss_is_of_the_layers_that_have_experts(name: str) -> None:
+    """By its formula, from what enters each router; tokens of the prompt count twice."""
+    from nemotron_dpo.policy.balanced_routers import balance
+    from nemotron_dpo.policy.model import build_policy
+    from nemotron_dpo.policy.routers import routers
+    from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
+    from nemotron_dpo.training.batches import PairBatch
+
+    model, seen = build_policy(PLANS[name], torch.float32, max_length=128), []
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    for router in routers(model):
+        router.register_forward_pre_hook(lambda module, given: seen.append(given[0][:, 0] @ module.get_parameter("weight").t()))
+    balance(model, LoadBalancing("aux_loss", 0.1))
+    pairs = small.random_pairs(1, seed=1)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    policy = TrainablePolicy(model, Optimization(lr=1e-3))
+    batch = PairBatch(row=row, ref_logps_R=torch.zeros(len(row.targets_R)), pairs=(0,))
+    policy.accumulate([batch], lambda _, logps_R: (logps_R.sum(), None))
+
+    weights = torch.ones(row.num_tokens)
+    weights[: len(pairs.prompts[0])] = 2
+    losses = []
+    for logits in seen:
+        probs = torch.softmax(logits.detach(), -1)
+        picks = torch.zeros_like(probs).scatter(1, probs.topk(2).indices, 1.0)
+        fractions, means = weights @ picks / (2 * weights.sum()), weights @ probs / weights.sum()
+        losses.append(4 * (fractions * means).sum().item())
+    assert len(losses) == sum(layer.num_experts > 0 for layer in PLANS[name].layers)
+    found = policy.router_loss(1)
+    assert found is not None
+    assert found.value == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert found.added == pytest.approx(0.1 * sum(losses), rel=1e-5)
 
 
 def test_stages_of_a_pipeline() -> None:
