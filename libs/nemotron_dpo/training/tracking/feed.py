@@ -42,6 +42,7 @@ class Feed:
         self._records: queue.Queue[str] = queue.Queue(QUEUE_RECORDS)
         self._dropped = 0
         self._failure: str | None = None
+        self._is_killed = False
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _HOST, name],
@@ -51,7 +52,7 @@ class Feed:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the run, which ends its trackers itself
             )
-        self._records.put(json.dumps(told))
+        self._records.put(json.dumps(told, default=str))  # a date in YAML, say
         self._listener = threading.Thread(target=self._listen, daemon=True)
         for thread in (threading.Thread(target=self._send, daemon=True), self._listener):
             thread.start()
@@ -80,8 +81,10 @@ class Feed:
 
     def kill(self) -> None:
         """End the process, if it has not ended, and those that its library started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._is_killed:
+            self._is_killed = True  # once: the number may be another's later
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _ended(self, seconds: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -114,15 +117,21 @@ class Feed:
         """Work of a thread: say and remember what the process answers, until it ends."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            answer = json.loads(line)
-            if "say" in answer:
-                self._say(f"{self.name}: {answer['say']}")
-            if "remember" in answer:
-                self._remember(answer["remember"])
-            if "failed" in answer:
-                self._fail(f"failed: {answer['failed']}")
+            if line.endswith("\n"):  # else it died in the middle of it
+                self._take(json.loads(line))
         if self._process.wait() != 0:
             self._fail(f"ended with status {self._process.returncode}")
+
+    def _take(self, answer: Mapping[str, Any]) -> None:
+        if "say" in answer:
+            self._say(f"{self.name}: {answer['say']}")
+        if "failed" in answer:
+            self._fail(f"failed: {answer['failed']}")
+        if "remember" in answer:
+            try:
+                self._remember(answer["remember"])
+            except OSError as error:
+                self._say(f"warning: {self.name}: a resumed run will begin a new one there, this one cannot be noted: {error}")
 
     def _fail(self, why: str) -> None:
         if self._failure is None:
