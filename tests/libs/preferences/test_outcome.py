@@ -49,7 +49,8 @@ def test_columns(plain: Path) -> None:
 )
 def test_truncation(plain: Path, how: Any, max_length: int, expected: tuple[Any, ...]) -> None:
     pair = only_pair(plain, ROW, max_length=max_length, truncation=how)
-    assert tuple(list(pair.values())[2:]) == expected
+    names = ("prompt_ids", "chosen_ids", "rejected_ids", "chosen_truncated", "rejected_truncated")
+    assert tuple(pair[name] for name in names) == expected
 
 
 @pytest.mark.parametrize(
