@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,12 +52,13 @@ def _server(folder: Path, port: int, environment: dict[str, str]) -> Iterator[No
     folder.mkdir()
     argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     argv += ["--backend-store-uri", f"sqlite:///{folder}/m.db"]
+    without_jobs = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes more, which outlive it
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(argv, env=environment, cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen(argv, env=without_jobs, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
         yield
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
