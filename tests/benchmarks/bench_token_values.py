@@ -57,8 +57,10 @@ def _steps(size: str, precision: str, prompt: int, response: int, count: int) ->
 
     parallel.initialize()
     draw = np.random.default_rng(0)
-    sides = ([draw.integers(3, 1000, length) for _ in range(count)] for length in (prompt, response, response))
-    row = pack_row(*sides)
+    prompts, chosen, rejected = (
+        [draw.integers(3, 1000, length) for _ in range(count)] for length in (prompt, response, response)
+    )
+    row = pack_row(prompts, chosen, rejected)
     batch = PairBatch(row, torch.zeros(len(row.targets_R)), tuple(range(count)))
     with tempfile.TemporaryDirectory() as folder:
         random_policy.write_policy(size, Path(folder))

@@ -85,7 +85,7 @@ def write_pairs(path: Path, prompt: int, response: int, count: int, vocabulary: 
     """`count` pairs of random ids, as preference-tokenize would have written them."""
     import numpy as np
 
-    from nemotron_dpo.preferences.columns import pair_id, to_batches
+    from nemotron_dpo.preferences.columns import Row, pair_id, to_batches
     from nemotron_dpo.preferences.encoding import PairIds
     from nemotron_dpo.streams import StreamInfo, open_writer
 
@@ -98,7 +98,7 @@ def write_pairs(path: Path, prompt: int, response: int, count: int, vocabulary: 
 
     with open_writer(path, StreamInfo("tokenized_pairs", "benchmarks", "0")) as writer:
         pairs = (PairIds(ids(prompt), ids(response, high=middle), ids(response, middle)) for _ in range(count))
-        for batch in to_batches((number, pair, pair_id(pair)) for number, pair in enumerate(pairs, start=1)):
+        for batch in to_batches(Row(number, pair, pair_id(pair)) for number, pair in enumerate(pairs, start=1)):
             writer.write(batch)
 
 

@@ -171,7 +171,8 @@ def records_of(folder: Path, told: LoopSettings) -> Iterator[dict[str, float]]:
 
 def repeatable(record: Record) -> dict[str, float]:
     """All numbers but times, and but the noise of rewards, which is measured on the first micro batch of each rank."""
-    return {name: value for name, value in record.values.items() if not {"timing", "memory", "reward_noise"} & set(name.split("/"))
+    left_out = {"timing", "memory", "reward_noise"}
+    return {name: value for name, value in record.values.items() if not left_out & set(name.split("/"))
             and "noise_floor" not in name}  # fmt: skip
 
 

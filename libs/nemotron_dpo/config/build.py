@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nemotron_dpo.config.dpo import OwnObjective, is_key
+from nemotron_dpo.config.dpo import OwnObjective, is_built, is_key
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
@@ -110,8 +110,7 @@ def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the dataclass `cls` and its sections, in the order of their fields."""
     keys: list[str] = []
     hints = get_type_hints(cls)
-    named = (item for item in fields(cls) if is_key(item) and item.metadata.get("is_key", True))
-    for name, hint in ((item.name, hints[item.name]) for item in named):
+    for name, hint in ((item.name, hints[item.name]) for item in fields(cls) if is_key(item)):
         nested = is_dataclass(hint)
         keys += known_keys(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return keys
@@ -145,7 +144,7 @@ def _build(cls: Any, tree: Tree, prefix: str) -> Any:
     values: Tree = {}
     for item in fields(cls):
         key = f"{prefix}{item.name}"
-        if item.name not in tree or not is_key(item):
+        if item.name not in tree or not is_built(item):
             continue
         if is_dataclass(hints[item.name]):
             section = tree[item.name]

@@ -63,9 +63,14 @@ class DpoConfig:
     odpo_gap: str | None = _setting()
     orpo_lambda: float | None = _setting()
     allow_reference_mismatch: bool = False
-    own_objective: OwnObjective | None = field(default=None, metadata={"is_key": False})
+    own_objective: OwnObjective | None = field(default=None, metadata={"is_key": False, "is_built": False})
 
 
 def is_key(item: dataclasses.Field[Any]) -> bool:
-    """Whether a config may set this field."""
+    """Whether a config may set this field by its name."""
     return item.metadata.get("is_key", True)
+
+
+def is_built(item: dataclasses.Field[Any]) -> bool:
+    """Whether this field comes from a config at all: some are written by other names, one comes from the command line alone."""
+    return item.metadata.get("is_built", True)

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemotron_dpo.config.dpo import is_key
+from nemotron_dpo.config.dpo import is_built
 from nemotron_dpo.paths import expand_home
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def _with_paths(config: T, change: Callable[[str], str]) -> T:
     changed = {
         item.name: _changed(getattr(config, item.name), change, item.metadata.get("is_path", False))
         for item in fields(config)  # type: ignore[arg-type] - T is a dataclass, which TypeVar cannot say
-        if is_key(item)
+        if is_built(item)
     }
     return replace(config, **changed)  # type: ignore[type-var] - likewise
 

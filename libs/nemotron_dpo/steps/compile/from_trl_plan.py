@@ -64,7 +64,7 @@ def missing(config: FromTrlConfig, *, look: bool = True) -> list[str]:
     return lines
 
 
-def report(plan: Plan) -> str:
+def report(plan: Plan, config: FromTrlConfig, typed: Sequence[str]) -> str:
     """Where the config lies, and what comes next."""
     path = plan.artifacts["config"]
     return f"config: {path}\nnext: nemotron-steps run rl/nemo_rl/dpo -c {path} --dry-run"
