@@ -49,7 +49,6 @@ class Totals:
     steps: int = 0
     valid_tokens: float = 0
     seconds: float = 0.0
-    first_loss: float | None = None
     latest: dict[str, float] = field(default_factory=dict)
     reward_noise: float | None = None
     state: dict[str, float] = field(default_factory=dict)
@@ -69,7 +68,6 @@ class TrainingInfo:
         if record.is_training:
             totals.latest = {}  # a validation of the policy before this step says nothing of the one after it
             totals.steps += 1
-            totals.first_loss = values["train/loss"] if totals.first_loss is None else totals.first_loss
             totals.reward_noise = record.reward_noise if record.reward_noise is not None else totals.reward_noise
             totals.state = record.state
             totals.valid_tokens += values["train/global_valid_toks"]

@@ -79,6 +79,7 @@ class ResumeState:
                 raise UserError(what, source=path, remedy="resume it with the version that saved it")
             if tree.pop("digest") != _digest(tree):
                 raise UserError("was changed since it was saved: its digest differs", source=path, remedy=remedy)
+            tree["totals"].pop("first_loss", None)  # of format 2
             state = cls(folder, tree["step"], Totals(**tree["totals"]), Identity(**tree["identity"]))
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise UserError("is damaged", source=path, remedy=remedy) from None

@@ -20,8 +20,8 @@ def prune(
     higher_is_better: bool,
     period: int | None = None,
     keep_latest_k: int | None = None,
-) -> list[Path]:
-    """Delete all step folders but the best `keep_top_k` by `metric_name`, and return the deleted folders.
+) -> dict[Path, bool]:
+    """Delete all step folders but the best `keep_top_k` by `metric_name`; the deleted folders, and whether each had the metric.
 
     A newer checkpoint wins a tie, a checkpoint without the metric counts as worst, and the newest one is always kept. Without a
     `metric_name` the newest are the best. If `keep_top_k` is None, all are kept. With a `period` only its multiples are kept
@@ -29,14 +29,18 @@ def prune(
     training_info.json is missing or damaged, and deletes nothing then.
     """
     if keep_top_k is None and keep_latest_k is None:
-        return []
+        return {}
     folders = step_folders(checkpoint_dir)
     newest_first = folders[::-1]
     ranked = [folder for folder in newest_first if period is None or _step(folder) % period == 0]
     if keep_top_k is not None:
         ranked = sorted(ranked, key=lambda folder: _badness(folder, metric_name, higher_is_better))[:keep_top_k]
     kept = {*ranked, *newest_first[: max(1, keep_latest_k or 0)]}
-    doomed = [folder for folder in folders if folder not in kept]
+    doomed = {
+        folder: metric_name is None or _badness(folder, metric_name, higher_is_better) < math.inf
+        for folder in folders
+        if folder not in kept
+    }
     for folder in doomed:
         shutil.rmtree(folder)
     return doomed

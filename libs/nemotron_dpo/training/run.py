@@ -78,8 +78,8 @@ def _save(
     recording.sync()
     saved, removed = checkpoints.save(step, policy, info)
     say(f"saved {saved}")
-    for old in removed:
-        say(f"removed {old}: not among the {checkpoints.kept}")
+    for old, why in removed.items():
+        say(f"removed {old}: {why}")
 
 
 def _noise_floor(record: Record, policy: TrainablePolicy) -> str:

@@ -56,8 +56,8 @@ class Checkpoints:
         latest = f", nor among the newest {self.keep_latest_k} of all" if self.keep_latest_k else ""
         return f"{periodic} of every {self.ranked_period} steps{latest}"
 
-    def save(self, step: int, policy: TrainablePolicy, info: TrainingInfo) -> tuple[Path, list[Path]]:
-        """Write step_N, delete the checkpoints that do not stay, and return step_N and what was deleted; every rank calls it.
+    def save(self, step: int, policy: TrainablePolicy, info: TrainingInfo) -> tuple[Path, dict[Path, str]]:
+        """Write step_N, delete the checkpoints that do not stay, and return step_N and why each went; every rank calls it.
 
         step_N holds policy/, training_info.json and config.yaml; to resume, also optimizer/ and resume.json. It replaces an
         older step_N. Raises UserError if it cannot be written or a weight is not finite. The new step_N is removed then, and
@@ -77,7 +77,7 @@ class Checkpoints:
             if isinstance(error, UserError):
                 error.source = str(target)
             raise
-        removed = []
+        removed: dict[Path, bool] = {}
         if dist.get_rank() == 0:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
@@ -91,7 +91,8 @@ class Checkpoints:
                 keep_latest_k=self.keep_latest_k,
             )
         dist.barrier()
-        return target, removed
+        unmeasured = f"was not validated, and without {self.metric_name} it counts as worst"
+        return target, {old: f"not among the {self.kept}" if had else unmeasured for old, had in removed.items()}
 
     def _fill(self, folder: Path, step: int, policy: TrainablePolicy, info: TrainingInfo) -> None:
         megatron.save(policy.model, folder / "policy", step, self.tokenizer)

@@ -36,6 +36,14 @@ def test_the_best_and_the_newest_stay(
     assert sorted(int(path.name[5:]) for path in tmp_path.glob("step_*")) == kept
 
 
+def test_what_was_never_validated_is_told_apart(tmp_path: Path) -> None:
+    for step, loss in {10: None, 20: 0.5, 30: 0.4, 40: 0.3}.items():
+        (tmp_path / f"step_{step}").mkdir()
+        (tmp_path / f"step_{step}" / "training_info.json").write_bytes(orjson.dumps({} if loss is None else {LOSS: loss}))
+    removed = prune(tmp_path, 2, LOSS, higher_is_better=False)
+    assert removed == {tmp_path / "step_10": False, tmp_path / "step_20": True}
+
+
 FAULT_TOLERANT = [
     # save_period 10, ft_save_period 4: NeMo-RL keeps the union of the best multiples of 10, the newest k of all, and the newest
     ({4: None, 8: None, 10: 0.5, 12: None, 20: 0.3, 24: None}, 1, 2, [20, 24]),
@@ -60,7 +68,7 @@ def test_steps_to_go_on_from_stay_by_age_and_the_others_by_rank(tmp_path: Path) 
 def test_without_a_metric_the_newest_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         (tmp_path / f"step_{step}").mkdir()
-    assert [path.name for path in prune(tmp_path, 2, None, higher_is_better=False)] == ["step_1"]
+    assert prune(tmp_path, 2, None, higher_is_better=False) == {tmp_path / "step_1": True}
 
 
 @pytest.mark.parametrize("content", [b"", b'{"total_steps": 2', b"[]", b'{"total_steps":2}', b'{"total_steps":"one"}', None])
