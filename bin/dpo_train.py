@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -68,6 +68,7 @@ SAY = functools.partial(cli.say, PROGRAM)
 @click.option("--validation", multiple=True, metavar="[NAME=]INPUT", help="Scored pairs to validate on [NAME: default].")
 @click.option("-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file, or the name of a shipped config.")
 @click.option("--objective", metavar="FILE.py:NAME", help="Objective of your own: runs FILE.py. No config can say this.")
+@click.option("--strict", is_flag=True, help="Refuse what would be warned of before training.")
 def command(
     source: str,
     overrides: tuple[str, ...],
@@ -76,6 +77,7 @@ def command(
     validation: tuple[str, ...],
     config: str | None,
     objective: str | None,
+    strict: bool,
 ) -> int:
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy import parallel
@@ -86,7 +88,7 @@ def command(
     cli.warn_of_untried(PROGRAM)
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
     held_out, folder = _validation_sets(validation), Path(run_dir)
-    run = _config(config, overrides, held_out, objective)
+    run = _config(config, overrides, held_out, objective, strict=strict)
     wiring.check_trackers(run)
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
@@ -95,7 +97,7 @@ def command(
         _check_own_objective(run)
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
         data, sets = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
-        settings = _settings(run, data, sets)
+        settings = _settings(run, data, sets, strict=strict)
         identity = wiring.identity(run, initial, data, sets) if earlier or run.checkpointing.save_optimizer else None
         resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
@@ -105,7 +107,9 @@ def command(
         return _train(run, initial, folder, inputs, data, sets, settings, identity, resumed)
 
 
-def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path], objective: str | None) -> RunConfig:
+def _config(
+    path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path], objective: str | None, *, strict: bool
+) -> RunConfig:
     """The checked configuration of the run; what it warns of is said."""
     from nemotron_dpo.config import load_objective, load_run_and_idle, with_home
     from nemotron_dpo.steps.catalogue import manifest
@@ -114,8 +118,7 @@ def _config(path: str | None, overrides: tuple[str, ...], held_out: Mapping[str,
         path = str(manifest.find_config(manifest.find_step("rl/nemo_rl/dpo", manifest.discover(manifest.configs_root())), path))
     own = None if objective is None else load_objective(objective)
     run, warnings, idle = load_run_and_idle(path, overrides, list(held_out), own)
-    for warning in warnings:
-        SAY(f"warning: {warning}")
+    _warn(warnings, strict=strict)
     if idle:
         SAY(f"no meaning here: {', '.join(key.key for key in idle)}; `nemotron-steps run dpo -d -v -c {path}` says why")
     return with_home(run)
@@ -211,12 +214,19 @@ def _check_router(run: RunConfig, policy: ModelSource) -> None:
         raise refusal
 
 
-def _settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:
+def _settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], *, strict: bool) -> LoopSettings:
     """The loop's settings on this data; what may surprise in them is said."""
     settings = wiring.settings(run, data, sets)
-    for remark in wiring.remarks(run, data, sets, settings):
-        SAY(f"warning: {remark}")
+    _warn(wiring.remarks(run, data, sets, settings), strict=strict)
     return settings
+
+
+def _warn(lines: Sequence[str], *, strict: bool) -> None:
+    """Say what may surprise. Raises UserError for the first where warnings are errors."""
+    for line in lines:
+        if strict:
+            raise UserError(line, remedy="it is a warning without --strict")
+        SAY(f"warning: {line}")
 
 
 def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:

@@ -144,11 +144,13 @@ def show_help(context: click.Context, topic: str | None) -> None:
 @click.option("--to", "last", metavar="STAGE", shell_complete=_complete_stage, help="Stop after STAGE.")
 @click.option("--force", is_flag=True, help="Run every stage, up to date or not.")
 @click.option("-v", "--verbose", is_flag=True, help="Name the keys of the config that have no meaning here, and why.")
+@click.option("--strict", is_flag=True, help="Refuse what would be warned of.")
+@click.option("--oversubscribe", is_flag=True, help="Start more processes here than there are GPUs, or CPU cores.")
 @click.option("--force-squash", is_flag=True, help="Rebuild the container image that a remote executor caches.")
 @click.argument(
     "tokens", metavar="[KEY.PATH=VALUE | --SECTION=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key
 )
-def run_step(attached: str | None, detached: str | None, verbose: bool, **asked: Any) -> int:
+def run_step(attached: str | None, detached: str | None, verbose: bool, strict: bool, **asked: Any) -> int:
     """Compile a config and run the step, here unless a profile says otherwise.
 
     \b
@@ -179,7 +181,7 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, **asked:
     profile = load_profile(detached if attached is None else attached)
     options = tuple(option for parameter in run_step.params for option in parameter.opts if option.startswith("--"))
     request = Request(argv=sys.argv, options=options, attached=detached is None, **asked)
-    say = functools.partial(cli.say, PROGRAM)
+    say = _refusing if strict else functools.partial(cli.say, PROGRAM)
     run, executor = compile_run(request, profile, say), executor_of(profile)
     status = 0
     if request.dry_run:
@@ -189,6 +191,13 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, **asked:
     sys.stdout.flush()
     _say_idle(run.idle, verbose, say)
     return status
+
+
+def _refusing(line: str) -> None:
+    """Say `line`. Raises UserError where it is a warning."""
+    if line.startswith("warning: "):
+        raise UserError(line.removeprefix("warning: "))
+    cli.say(PROGRAM, line)
 
 
 def _say_idle(lines: Sequence[str], verbose: bool, say: Callable[[str], object]) -> None:

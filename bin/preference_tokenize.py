@@ -152,6 +152,8 @@ def command(**options: Any) -> None:
     )
     show = _shower(settings) if job.num_shown else _no_show
     tally = tokenize_files(job, settings, show, functools.partial(cli.show_progress, PROGRAM))
+    for warning in tally.warnings():
+        cli.say(PROGRAM, f"warning: {warning}")
     cli.say(PROGRAM, tally.closing_line())
 
 

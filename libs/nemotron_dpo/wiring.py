@@ -124,10 +124,12 @@ def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSe
     schedule, keep, asked = run.policy.scheduler, run.checkpointing, run.cluster.gpus_per_node * run.cluster.num_nodes
     asked_for = (run.dpo.val_batches, run.dpo.val_global_batch_size)
     is_asked = asked_for != (DpoConfig.val_batches, DpoConfig.val_global_batch_size)
+    sizes = {name: len(pairs) for name, pairs in sets.items()}
     lines = [
         *remarks.on_schedule(made.updates.learning_rates, run.dpo.max_num_steps, schedule.warmup_steps, schedule.milestones),
         *remarks.on_batches(made, len(data)),
-        *remarks.on_validation(made, {name: len(pairs) for name, pairs in sets.items()}, is_asked=is_asked),
+        *remarks.on_validation(made, sizes, is_asked=is_asked),
+        *remarks.on_overlap({name: pairs.pair_ids.num_found_in(data.pair_ids) for name, pairs in sets.items()}, sizes),
     ]
     if keep.enabled and not sets:
         lines += remarks.on_retention(made, keep.keep_top_k, keep.metric_name, ranking(run, sets))

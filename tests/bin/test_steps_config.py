@@ -85,7 +85,7 @@ NO_ENV_TOML = (
 FAILURES = [
     (["run", "dpo", "-r", "a", "-b", "b"], 2, "-r follows a run and -b leaves it alone: give one of them"),
     (["run", "dop"], 1, "dop: no such step: did you mean rl/nemo_rl/dpo? `nemotron-steps list` shows all"),
-    (["run", "dpo", "-c", "tinny"], 1, "tinny: no such config: did you mean tiny? rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),
+    (["run", "dpo", "-c", "tinny"], 1, "tinny: no such config: did you mean tiny? rl/nemo_rl/dpo has default, ipo, mpo, orpo, simpo, smollm2, tiny, tulu3; or give a path"),
     (["run", "dpo", "dpo.sed=1"], 1, 'dpo.sed=1: "dpo.sed" is no known key: did you mean dpo.seed?'),
     (["run", "dpo", "cluster.gpus_per_node=3"], 1, '"policy.train_global_batch_size" 32 does not divide over 3 data-parallel ranks: make it a multiple of 3'),
     (["run", "dpo", "policy.megatron_cfg.tensor_model_parallel_size=2"], 1, "1 processes (cluster.*) do not divide into tensor x pipeline x context parallel groups of 2: make cluster.gpus_per_node x num_nodes a multiple of 2"),
@@ -102,7 +102,7 @@ FAILURES = [
     (["run", "dpo", f"dpo.seed={SECRET}"], 1, "dpo.seed=***: \"dpo.seed\" is '***' where a whole number is due"),
     (["run", "dpo", "-r", "x"], 1, NO_ENV_TOML),
     (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps run --help'"),
-    (["run", "dpo", "-c", ""], 1, "-c: no such config: rl/nemo_rl/dpo has default, smollm2, tiny; or give a path"),
+    (["run", "dpo", "-c", ""], 1, "-c: no such config: rl/nemo_rl/dpo has default, ipo, mpo, orpo, simpo, smollm2, tiny, tulu3; or give a path"),
     (["run", "dpo", "-d", "--to", ""], 2, "--to (empty): no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),
     (["run", "dpo", "-r", ""], 1, NO_ENV_TOML),
     (["run", ""], 1, "STEP: no such step: `nemotron-steps list` shows all"),
@@ -325,6 +325,30 @@ def test_a_cluster_larger_than_this_machine(tmp_path: Path):
         found = too_large(RunConfig(cluster=cluster), devices)
         assert len(found) == len(line)
         assert all(words in said for words, said in zip(line, found, strict=True))
+
+
+def test_more_processes_than_cores_are_meant_where_it_is_said_so(tmp_path: Path):
+    (tmp_path / "rows.jsonl").touch()
+    many = (
+        "run",
+        "dpo",
+        "-d",
+        "cluster.gpus_per_node=4096",
+        "policy.train_global_batch_size=4096",
+        "data.train.path=rows.jsonl",
+    )
+    assert b"cluster.* asks for 1 node of 4096 processes" in check(PROGRAM, *many, cwd=tmp_path).stderr
+    assert b"cluster.*" not in check(PROGRAM, *many, "--oversubscribe", cwd=tmp_path).stderr
+
+
+def test_what_would_be_warned_of_is_refused_where_that_is_asked_for(tmp_path: Path):
+    (tmp_path / "rows.jsonl").touch()
+    asked = ("run", "dpo", "-d", "dpo.max_num_steps=8", "data.train.path=rows.jsonl")
+    warning = "is 50, and the run has no more than 8 steps: all of it is warm-up"
+    assert warning in check(PROGRAM, *asked, cwd=tmp_path).stderr.decode()
+    done = run(PROGRAM, *asked, "--strict", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert warning in error_line(done, PROGRAM)
 
 
 def test_the_image_of_nemo_rl_is_said_to_lack_the_programs(tmp_path: Path):

@@ -56,6 +56,12 @@ class IdColumn:
     def __getitem__(self, row: int) -> bytes:
         return self.column[row].as_py()
 
+    def num_found_in(self, others: IdColumn) -> int:
+        """How many of these ids are among the others."""
+        import pyarrow.compute as pc
+
+        return pc.sum(pc.is_in(self.column, value_set=others.column.combine_chunks())).as_py() or 0  # type: ignore[attr-defined] - pyarrow's stubs do not know the functions it generates
+
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self.column.chunks:
             for start in range(0, len(chunk), _IDS_AT_ONCE):

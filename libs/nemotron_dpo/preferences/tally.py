@@ -13,6 +13,7 @@ from nemotron_dpo.preferences.problems import Reject
 from nemotron_dpo.preferences.tokenize_chunk import CUT_CHOSEN, CUT_PROMPT, CUT_REJECTED, FACTS, Result
 
 _FIRST_LINES = 5
+_MANY_CUT = 0.1  # of all pairs
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
@@ -31,6 +32,7 @@ class Tally:
     num_pairs: int = 0
     num_tokens: int = 0
     num_truncated: int = 0
+    cut: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     notes: Notes = field(default_factory=Counter)
@@ -44,6 +46,7 @@ class Tally:
         self.num_pairs += len(result.facts)
         self.num_tokens += sum(int(result.facts[name].sum(dtype=np.int64)) for name in ("prompt", "chosen", "rejected"))
         self.num_truncated += int(np.count_nonzero(result.facts["cut"]))
+        self.cut.update(_truncation(result.facts["cut"]))
         if self.for_report:
             self._facts.append(result.facts)
         self.notes.update(result.notes)
@@ -62,6 +65,16 @@ class Tally:
         errors, drops = (_counts(c, what) for c, what in ((self.errors, "errors"), (self.drops, "dropped")))
         counts = f"{self.num_rows} rows read{self._places()}, {written}, {drops}, {errors}, {self.num_tokens} tokens"
         return f"{counts}{spoken(self.notes)}"
+
+    def warnings(self) -> list[str]:
+        """A line for each of what most users do not mean: few rows became pairs, or many pairs were cut."""
+        lost = self.num_rows - self.num_pairs
+        lines = [f"{lost} of {self.num_rows} rows became no pair"] if 2 * lost > self.num_rows else []
+        if self.num_truncated > _MANY_CUT * self.num_pairs:
+            sides = ", ".join(f"{name} in {count}" for name, count in self.cut.items() if count)
+            what = f"{self.num_truncated} of {self.num_pairs} pairs were cut to --max-length ({sides})"
+            lines.append(f"{what}: a response that was cut has no end to learn")
+        return lines
 
     def _places(self) -> str:
         """A text that says how many files were read; empty for a single file, which the caller named."""

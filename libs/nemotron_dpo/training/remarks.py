@@ -44,6 +44,14 @@ def on_validation(settings: LoopSettings, sets: Mapping[str, int], *, is_asked: 
         yield f"dpo.val_period is {validation.period}, and the run has {steps} steps: none of them is validated"
 
 
+def on_overlap(shared: Mapping[str, int], sets: Mapping[str, int]) -> Iterator[str]:
+    """Remarks on validation sets, given by their numbers of pairs, of which `shared` are trained on as well."""
+    for name, count in shared.items():
+        if count:
+            pairs = "the 1 pair" if sets[name] == 1 else f"the {sets[name]} pairs"
+            yield f"{count} of {pairs} of validation set {name} are trained on as well: what it measures of them is no test"
+
+
 def on_retention(
     settings: LoopSettings, keep_top_k: int | None, metric_name: str | None, ranked_by: str | None
 ) -> Iterator[str]:

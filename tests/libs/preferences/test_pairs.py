@@ -43,6 +43,17 @@ def test_ids_are_bytes_where_arrow_has_them() -> None:
     assert list(IdColumn.of(pa.chunked_array([], pa.binary(16)))) == []
 
 
+def test_ids_that_two_columns_share():
+    """Of a b a c, three are among a c d, in whatever chunks."""
+    a, b, c, d = (bytes([number]) * 16 for number in range(4))
+    kind = pa.binary(16)
+    ours = IdColumn.of(pa.chunked_array([pa.array([a, b], kind), pa.array([a, c], kind)]))
+    theirs = IdColumn.of(pa.chunked_array([pa.array([a], kind), pa.array([c, d], kind)]))
+    assert ours.num_found_in(theirs) == 3
+    assert theirs.num_found_in(ours) == 2
+    assert IdColumn.of(pa.chunked_array([], kind)).num_found_in(theirs) == 0
+
+
 def test_tokens_of_some_rows_are_those_of_all() -> None:
     lists = Ragged.of(pa.array([[1, 2], [3], [4, 5, 6]], pa.list_(pa.int32())))
     others = Ragged.of(pa.array([[1], [2, 3, 4], []], pa.list_(pa.int32())))

@@ -70,3 +70,11 @@ def test_checkpoints_that_nothing_ranks():
         (7, 3, "val:x", "val:x", []),
     ):
         assert list(remarks.on_retention(_settings(steps, save_period=2), keep, name, ranked_by)) == expected
+
+
+def test_pairs_on_both_sides():
+    said = list(remarks.on_overlap({"a": 0, "b": 3, "c": 1}, {"a": 8, "b": 8, "c": 1}))
+    assert said == [
+        "3 of the 8 pairs of validation set b are trained on as well: what it measures of them is no test",
+        "1 of the 1 pair of validation set c are trained on as well: what it measures of them is no test",
+    ]

@@ -42,6 +42,7 @@ class Request:
     last: str | None = None
     force: bool = False
     force_squash: bool = False
+    oversubscribe: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def too_large(config: Any, devices: tuple[int, str] | None = None) -> list[str]:
     asked = f"{nodes} node{'s' * (nodes > 1)} of {each} process{'es' * (each > 1)}"
     here = f"this machine has {number} {kind}{'s' * (number > 1)}"
     remedy = f"give cluster.num_nodes=1 cluster.gpus_per_node={min(each, number)}, or a profile with -r or -b"
+    remedy += ", or --oversubscribe" if nodes == 1 else ""
     return [f"cluster.* asks for {asked}, and {here}: {remedy}"]
 
 
