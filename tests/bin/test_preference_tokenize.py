@@ -355,7 +355,17 @@ def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokeniz
     assert (stats["rows"], stats["pairs"], stats["duplicates"]["pairs"]) == (5, 2, 1)
     num_tokens = sum(part["total"] for part in stats["tokens"].values())
     drops, errors = "1 dropped (1 equal responses)", "2 errors (1 broken JSON, 1 line too long)"
-    assert done.stderr.decode() == COUNTS.format(5, 2, drops, errors, num_tokens)
+    lost = f"{PROGRAM}: warning: 3 of 5 rows became no pair\n"
+    assert done.stderr.decode() == lost + COUNTS.format(5, 2, drops, errors, num_tokens)
+
+
+def test_pairs_that_were_cut_are_said_by_side(tmp_path: Path, tokenizer: Path) -> None:
+    """Of ten pairs the chosen response of two is too long, more than one in ten; of 20 pairs that would be one in ten."""
+    long = orjson.dumps({**ROW, "chosen": "x" * 300}) + b"\n"
+    for whole, expected in ((8, "2 of 10 pairs were cut to --max-length (chosen in 2): a response"), (18, None)):
+        (data := tmp_path / "a").write_bytes(rows(whole) + long * 2)
+        said = tokenize(tmp_path, tokenizer, data, "--max-length", "200").stderr.decode()
+        assert expected in said if expected else "warning" not in said
 
 
 def test_what_was_not_read_or_left_out_is_said_at_the_end(tmp_path: Path, tokenizer: Path) -> None:

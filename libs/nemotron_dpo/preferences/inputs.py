@@ -92,7 +92,8 @@ def read_chunks(
             for chunk in file_chunks(raw, name, max_line_bytes, columns):
                 num_rows += len(chunk.rows)
                 if is_file and chunk.rows and isinstance(chunk.rows[0], bytes):
-                    reached(before + raw.tell())
+                    # a reader of CSV closes the file at its end
+                    reached(before + (Path(file).stat().st_size if raw.closed else raw.tell()))
                 yield chunk
             if not num_rows:
                 yield Chunk(name, 1, [])
