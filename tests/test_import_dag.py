@@ -53,7 +53,7 @@ ALLOWED = {
         "checkpoint",
         "wiring",
     },
-    "wiring": {"config", "sources", "policy", "preferences", "training"},
+    "wiring": {"config", "kernels", "sources", "policy", "preferences", "training", "versions"},
 }
 # room of steps -> the rooms of steps that it may import, besides itself; what stands above them all is last
 ROOMS = {

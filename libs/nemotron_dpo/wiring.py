@@ -5,10 +5,12 @@ torch and megatron-core are imported inside the functions: an executable that im
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
@@ -200,7 +202,25 @@ def recorded(
     def say_hidden(line: str) -> None:  # libraries' errors quote addresses, and these may hold a password
         say(hide_secrets(line, ""))
 
-    return RecordedRun(run_dir, done, asdict(run.logger), redact(run_tree(run)), lineage(policy, inputs), say_hidden)
+    made_from = lineage(policy, inputs)
+    return RecordedRun(run_dir, done, asdict(run.logger), redact(run_tree(run)), made_from, say_hidden, _facts(run))
+
+
+def _facts(run: RunConfig) -> dict[str, Any]:
+    """What run.json says of where and by what a run is computed."""
+    from nemotron_dpo import versions
+    from nemotron_dpo.config import redact_argv
+    from nemotron_dpo.kernels.chosen import kernels
+    from nemotron_dpo.policy import device, parallel
+
+    return {
+        "command": redact_argv(sys.argv),
+        "versions": [f"Python {platform.python_version()}", *map(versions.called, ("nemotron-dpo", *versions.TRIED))],
+        "processes": parallel.job_size(),
+        "device": device.name(),
+        "layout": asdict(layout(run)),
+        "kernels": kernels().identity,
+    }
 
 
 def layout(run: RunConfig) -> Layout:

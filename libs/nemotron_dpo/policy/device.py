@@ -44,6 +44,11 @@ def peak_memory() -> dict[str, float]:
     return {"memory/train/max_allocated_bytes": float(torch.cuda.max_memory_allocated())}
 
 
+def name() -> str:
+    """This process's GPU by its name, or `CPU`."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def redirect() -> None:
     """Prepare this process for megatron-core; call once, before importing it. Idempotent.
 

@@ -45,7 +45,8 @@ class RecordedRun:
 
     folder: the run folder. done: steps that were taken before; a sink goes on behind them and drops what came later.
     logger: the `logger.*` settings as plain values. config: the whole configuration, without secrets. lineage: digests of what
-    the run is made from. say: tells the user one line. is_hurried: whether the run ends early, because its time is up.
+    the run is made from. facts: what else run.json says of it. say: tells the user one line. stopped_by: what ended the run
+    early, None where nothing has.
     """
 
     folder: Path
@@ -54,7 +55,8 @@ class RecordedRun:
     config: Mapping[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], object] = lambda line: None
-    is_hurried: Callable[[], bool] = lambda: False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    stopped_by: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _open(run: RecordedRun) -> Iterator[Sink]:
         from nemotron_dpo.training.tracking.trackers import open_trackers
 
         facts = {"config": dict(run.config), "lineage": dict(run.lineage)}
-        yield open_trackers(names, run.folder, run.logger, run.done, facts, run.say, run.is_hurried)
+        yield open_trackers(names, run.folder, run.logger, run.done, facts, run.say, lambda: bool(run.stopped_by()))
 
 
 def _modules() -> Iterator[tuple[str, ModuleType]]:

@@ -61,7 +61,7 @@ def open_trackers(
 ) -> Trackers:
     """Start the trackers `names` of the run in `folder`, of which `done` steps were taken before.
 
-    logger: the `logger.*` settings. facts: `config` and `lineage` of the run. is_hurried: see RecordedRun.
+    logger: the `logger.*` settings. facts: `config` and `lineage` of the run. is_hurried: whether the run ends early.
     """
     log_dir = Path(logger["log_dir"] or folder / "logs").absolute()
     memory = Memory.of(folder, log_dir, resumed=done > 0, say=say)

@@ -1,0 +1,89 @@
+"""run.json: how a run stands, and what it is, for whoever looks into its folder while it runs or long after.
+
+`status` is `running`, `done`, `stopped` (by a signal or the time limit, with a checkpoint) or `failed`; `reason` says by what.
+A process that was killed leaves `running`: `pid` and `host` say whom to look for, and the run that goes on from there lists it
+under `earlier` as `killed`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemotron_dpo.streams import published_file
+from nemotron_dpo.training.record import Record
+from nemotron_dpo.training.sinks import RecordedRun
+
+NAME = "run.json"
+_SECONDS = 10.0  # between two writings, but for the first and the last
+
+
+def open_sink(run: RecordedRun) -> RunFile:
+    """The run file of `run`, which every run has."""
+    return RunFile(run)
+
+
+class RunFile:
+    """Writes the file anew, whole each time, when the run begins, at most every ten seconds, and when it ends."""
+
+    def __init__(self, run: RecordedRun) -> None:
+        self._run, self._path, self._written = run, run.folder / NAME, 0.0
+        self._facts: dict[str, Any] = {
+            "status": "running",
+            "reason": None,
+            "step": run.done,
+            "started": _now(),
+            "updated": None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "folder": str(Path.cwd()),
+            **run.facts,
+            "lineage": dict(run.lineage),
+            "earlier": _earlier(self._path) if run.done else [],
+        }
+        self._write()
+
+    def write(self, record: Record) -> None:
+        """Note the step of `record`."""
+        self._facts["step"] = record.step
+        if time.monotonic() - self._written >= _SECONDS:
+            self._write()
+
+    def sync(self) -> None:
+        """Nothing: a checkpoint says itself of which step it is."""
+
+    def close(self, *, failed: bool = False) -> None:
+        """Note how the run ended."""
+        stopped, error = self._run.stopped_by(), sys.exc_info()[1]
+        self._facts["status"] = "failed" if failed else "stopped" if stopped else "done"
+        self._facts["reason"] = (str(error) or type(error).__name__) if failed and error else stopped
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        with published_file(self._path) as file:
+            file.write(orjson.dumps(self._facts | {"updated": _now()}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """The processes that worked at this run before, the last one at the end."""
+    try:
+        before = orjson.loads(path.read_bytes())
+        one = {name: before[name] for name in ("status", "reason", "step", "started", "updated", "host", "pid")}
+        earlier = list(before["earlier"])
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return []
+    if one["status"] == "running":  # it holds the folder's lock no more, so it ended without a word
+        one["status"] = "killed"
+    return [*earlier, one]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
