@@ -15,11 +15,11 @@ fine-tuning on the chosen responses. `nemotron-steps show dpo` lists the objecti
 --validation may be repeated with names; a path that exists is one, even with "=" in it. Keys are NeMo-RL's; KEY.PATH=VALUE
 wins over the config.
 
-The run folder receives metrics.jsonl (a record a step and a validation), run.json (how it stands) and checkpoints/step_N. The first step measures how
-well rewards are known (train/reward_noise); records have what their mean rewards are noise below (reward_noise_floor). With
-checkpointing.save_optimizer=true a run that was interrupted is resumed by the same command, exactly and on any number of
-processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the step it is in, with a
-checkpoint and status 143, and so do Ctrl-C, with status 130 (a second one ends it at once), and
+The run folder receives metrics.jsonl (a record a step and a validation), run.json (how it stands) and checkpoints/step_N.
+The first step measures how well rewards are known (train/reward_noise); records have what their mean rewards are noise below
+(reward_noise_floor). With checkpointing.save_optimizer=true a run that was interrupted is resumed by the same command,
+exactly and on any number of processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the
+step it is in, with a checkpoint and status 143, and so do Ctrl-C, with status 130 (a second one ends it at once), and
 checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold weights alone, and a run folder that
 has any is refused.
 

@@ -68,7 +68,7 @@ def test_one_that_is_not_asked_for_and_a_rank_that_records_nothing(folder: Path,
     with sinks.opened(None) as recording:
         recording.write(Record(1, "train", {}))
         recording.sync()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "more"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "more", "run.json"]
 
 
 def test_what_was_opened_is_closed_where_another_cannot_be(folder: Path, tmp_path: Path) -> None:
