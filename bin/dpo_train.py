@@ -54,6 +54,16 @@ PROGRAM = "dpo-train"
 SAY = functools.partial(cli.say, PROGRAM)
 
 
+def _help_config(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+    """Show the keys of a config and exit."""
+    if is_asked:
+        from nemotron_dpo.config import RunConfig
+        from nemotron_dpo.config.key_help import key_help
+
+        click.echo("\n".join(key_help(RunConfig)))
+        context.exit()
+
+
 @click.command(help=__doc__)
 @click.argument("source", metavar="INPUT", type=cli.PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
@@ -68,6 +78,9 @@ SAY = functools.partial(cli.say, PROGRAM)
 @click.option("--validation", multiple=True, metavar="[NAME=]INPUT", help="Scored pairs to validate on [NAME: default].")
 @click.option("-c", "--config", type=cli.PATH, metavar="CONFIG", help="YAML file, or the name of a shipped config.")
 @click.option("--objective", metavar="FILE.py:NAME", help="Objective of your own: runs FILE.py. No config can say this.")
+@click.option(
+    "--help-config", is_flag=True, is_eager=True, expose_value=False, callback=_help_config, help="Show every key, and exit."
+)
 @click.option("--strict", is_flag=True, help="Refuse what would be warned of before training.")
 def command(
     source: str,

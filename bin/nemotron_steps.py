@@ -82,11 +82,14 @@ def list_steps(
 @command.command("show", context_settings=_HELP)
 @click.argument("step", shell_complete=_complete_step)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def show_step(step: str, as_json: bool) -> None:
+@click.option("--keys", metavar="[GLOB]", is_flag=False, flag_value="*", help="Every key of its configs, or those like GLOB.")
+def show_step(step: str, as_json: bool, keys: str | None) -> None:
     """Show what a step takes, makes, and can be told."""
     steps = manifest.discover(manifest.configs_root())
     found = manifest.find_step(step, steps)
-    if as_json:
+    if keys is not None:
+        click.echo("\n".join(_keys(found, keys)))
+    elif as_json:
         _print_json(describe.as_data(found, steps))
     else:
         click.echo(describe.describe(found, steps))
@@ -104,7 +107,7 @@ def show_help(context: click.Context, topic: str | None) -> None:
         with click.Context(command.commands[topic], parent=context.parent, info_name=topic) as about:
             click.echo(about.get_help())
     else:
-        context.invoke(show_step, step=topic, as_json=False)
+        context.invoke(show_step, step=topic, as_json=False, keys=None)
 
 
 @command.command("run", context_settings={**_HELP, "ignore_unknown_options": True})
@@ -191,6 +194,17 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, strict: 
     sys.stdout.flush()
     _say_idle(run.idle, verbose, say)
     return status
+
+
+def _keys(step: manifest.Step, pattern: str) -> list[str]:
+    """Lines on the keys of the configs of `step`. Raises UserError where none is like `pattern`."""
+    from nemotron_dpo.config.key_help import key_help
+    from nemotron_dpo.steps.compile.planners import planner_of
+
+    lines = key_help(planner_of(step).config, pattern)
+    if not lines:
+        raise UserError("no key is like that", source=f"--keys {pattern}", remedy=f"`show {step.id} --keys` shows all")
+    return lines
 
 
 def _refusing(line: str) -> None:

@@ -151,7 +151,7 @@ def test_out_of_time_and_a_piped_input(base, whole: Path, tmp_path: Path) -> Non
         done = check("dpo-train", "-", *others, "--run-dir", tmp_path, *COMMON, limit, input=content)
         ended = f"ended after step {step} of 6 by checkpointing.checkpoint_must_save_by: the same command resumes it\n"
         assert done.stderr.decode().endswith(ended)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "input.arrow", "metrics.jsonl"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "input.arrow", "metrics.jsonl", "run.json"]
     assert resume(tmp_path, tmp_path / "input.arrow", *others, *COMMON) == "step_2: resuming after step 2 of 6"
     same(tmp_path, whole)
 

@@ -101,6 +101,7 @@ FAILURES = [
     (["run", "preference_tokenize", "tokenizer=t", "data.path=none"], 1, "none: no such file: it is data.path"),
     (["run", "dpo", f"dpo.seed={SECRET}"], 1, "dpo.seed=***: \"dpo.seed\" is '***' where a whole number is due"),
     (["run", "dpo", "-r", "x"], 1, NO_ENV_TOML),
+    (["show", "dpo", "--keys", "*nope"], 1, "--keys *nope: no key is like that: `show rl/nemo_rl/dpo --keys` shows all"),
     (["run"], 2, "Missing argument 'STEP': see 'nemotron-steps run --help'"),
     (["run", "dpo", "-c", ""], 1, "-c: no such config: rl/nemo_rl/dpo has default, ipo, mpo, orpo, simpo, smollm2, tiny, tulu3; or give a path"),
     (["run", "dpo", "-d", "--to", ""], 2, "--to (empty): no such stage: the stages are preference-tokenize train, ref-logprobs train, dpo-train, ckpt-export"),

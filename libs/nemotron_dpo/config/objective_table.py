@@ -81,8 +81,8 @@ def _modifier_row(one: Modifier) -> tuple[str, ...]:
     return " ".join(f"`{name}`" for name in one.settings), f"`{_cell(one.formula)}`", one.source
 
 
-def _setting_rows() -> Iterator[tuple[str, ...]]:
-    """Each key once; where objectives differ in its default, all their defaults."""
+def settings_of_objectives() -> dict[str, tuple[str, str]]:
+    """Of each key, its default and what it is; where objectives differ in its default, all their defaults."""
     found: dict[str, dict[str, str]] = {}
     about: dict[str, str] = {}
     fields = [(key, item) for entry in entries().values() for key, item in Part(entry).settings.items()]
@@ -91,8 +91,12 @@ def _setting_rows() -> Iterator[tuple[str, ...]]:
         default = getattr(DpoConfig, key, None) if item.default is dataclasses.MISSING else item.default
         found.setdefault(key, {})[_spelled(default)] = ""
         about.setdefault(key, str(item.metadata["about"]))
-    for key, defaults in found.items():
-        yield f"`{key}`", " or ".join(defaults), _cell(about[key])
+    return {key: (" or ".join(defaults), about[key]) for key, defaults in found.items()}
+
+
+def _setting_rows() -> Iterator[tuple[str, ...]]:
+    for key, (defaults, about) in settings_of_objectives().items():
+        yield f"`{key}`", defaults, _cell(about)
 
 
 def _shown(default: Any) -> str:
