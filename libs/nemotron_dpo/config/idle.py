@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from nemotron_dpo.config.layer import ConfigLayer
+from nemotron_dpo.config.logger import LoggerConfig
 from nemotron_dpo.config.objective_settings import idle_settings as idle_objective
-from nemotron_dpo.config.schema import LoggerConfig, MegatronConfig, RunConfig
+from nemotron_dpo.config.schema import MegatronConfig, RunConfig
 
 # section -> its keys that count even where its `enabled` is false
 _SWITCHED = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nemotron_dpo.config.schema import PATH, ClusterConfig, DatasetConfig
+from nemotron_dpo.config.field_kinds import PATH
+from nemotron_dpo.config.schema import ClusterConfig, DatasetConfig
 
 Precision = Literal["bfloat16", "float32"]
 
