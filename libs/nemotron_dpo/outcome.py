@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -34,7 +34,10 @@ class Ends:
 
 @dataclass(frozen=True)
 class Validation:
-    """Metrics of one validation set by name: at the first time, at the best, which was after step `best_step`, and last."""
+    """Metrics of one validation set by name: at the first time, at the best, which was after step `best_step`, and last.
+
+    A metric that was not finite is left out; a loss that never was finite has its best the first time.
+    """
 
     name: str
     first: Mapping[str, float]
@@ -76,7 +79,8 @@ def outcome(rows: Sequence[Row]) -> Outcome:
     """What `rows` come to."""
     train = [_metrics(row, "train/") for row in rows if "train/loss" in row]
     window = max(1, len(train) // 10)
-    names = sorted({key.rpartition("/")[0] for row in rows for key in row if key.startswith("validation-")})
+    measured = (key.rpartition("/") for row in rows for key in row if key.startswith("validation-"))
+    names = sorted({name for name, _, metric in measured if metric == "loss"})
     return Outcome(
         len(train),
         Ends(_means(train[:window]), _means(train[-window:]), window),
@@ -131,7 +135,7 @@ def _steps(ends: Ends) -> str:
 
 def _validation(split: str, rows: Sequence[Row]) -> Validation:
     of_split = [(row["step"], _metrics(row, f"{split}/")) for row in rows if f"{split}/loss" in row]
-    best_step, best = min(of_split, key=lambda found: found[1]["loss"])
+    best_step, best = min(of_split, key=lambda found: found[1].get("loss", inf))
     label = split.replace("validation-default", "validation").replace("validation-", "validation ")
     return Validation(label, of_split[0][1], best, of_split[-1][1], best_step, of_split[-1][0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemotron_dpo.outcome import TOKENS_PER_SECOND, Outcome, is_noise, margin, sentence
+from nemotron_dpo.outcome import TOKENS_PER_SECOND, Outcome, Validation, is_noise, margin, sentence
 from nemotron_dpo.training.record import Record
 
 
@@ -38,8 +38,13 @@ def ending(made: Outcome) -> list[str]:
     facts += [f"{name} {ends.first[name]:.4f} -> {ends.last[name]:.4f}" for name in names]
     facts += [f"{speed:.2f} pairs/s"] if speed is not None else []
     means = f" (means of the first and the last {ends.window} steps)" if ends.window > 1 else ""
-    best = [f"{one.name} was best after step {one.best_step}: loss {one.best['loss']:.4f}" for one in made.validations]
-    return [f"{', '.join(facts)}{means}", *best, sentence(made)]
+    return [f"{', '.join(facts)}{means}", *map(_best, made.validations), sentence(made)]
+
+
+def _best(one: Validation) -> str:
+    if "loss" not in one.best:
+        return f"{one.name} never had a finite loss"
+    return f"{one.name} was best after step {one.best_step}: loss {one.best['loss']:.4f}"
 
 
 def _of(record: Record) -> dict[str, float]:

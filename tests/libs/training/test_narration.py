@@ -54,3 +54,16 @@ def test_the_ending() -> None:
         "30 steps, loss 1.0000 -> 1.0000 (means of the first and the last 3 steps)"
     )
     assert ending(outcome([])) == []
+
+
+def test_the_ending_where_losses_of_a_validation_are_not_finite() -> None:
+    """metrics.jsonl has null there."""
+    train = [{"step": step, "train/loss": 0.7} for step in (1, 2)]
+    table = {
+        (None, None): "validation never had a finite loss",
+        (None, 0.4): "validation was best after step 2: loss 0.4000",
+        (0.7, None): "validation was best after step 0: loss 0.7000",
+    }
+    for (before, after), line in table.items():
+        rows = [{"step": 0, "validation-default/loss": before}, *train, {"step": 2, "validation-default/loss": after}]
+        assert ending(outcome(rows))[1] == line
