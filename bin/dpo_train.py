@@ -111,7 +111,7 @@ def command(
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
         data, sets = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
         settings = _settings(run, data, sets, strict=strict)
-        identity = wiring.identity(run, initial, data, sets) if earlier or run.checkpointing.save_optimizer else None
+        identity = _identity(run, initial, data, sets) if earlier or run.checkpointing.save_optimizer else None
         resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
@@ -240,6 +240,12 @@ def _warn(lines: Sequence[str], *, strict: bool) -> None:
         if strict:
             raise UserError(line, remedy="it is a warning without --strict")
         SAY(f"warning: {line}")
+
+
+def _identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
+    from nemotron_dpo.checkpoint.policy import read_architecture
+
+    return wiring.identity(run, policy, data, sets, has_routers=bool(read_architecture(policy).routers))
 
 
 def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:

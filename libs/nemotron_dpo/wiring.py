@@ -44,8 +44,11 @@ def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
     )
 
 
-def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
-    """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
+def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs], *, has_routers: bool) -> Identity:
+    """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them.
+
+    `has_routers`: the policy has experts.
+    """
     from nemotron_dpo.config import identity, objective_of
     from nemotron_dpo.policy.parallel import kernels_of_job, rank
     from nemotron_dpo.training.data import weights_digest
@@ -56,7 +59,7 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
     def of(pairs: Pairs) -> str:
         return digest(pairs, with_rewards=with_rewards) if rank() == 0 else ""
 
-    fixed, free = identity(run)
+    fixed, free = identity(run, has_routers=has_routers)
     validation = {name: of(pairs) for name, pairs in sets.items()}
     return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels_of_job())
 

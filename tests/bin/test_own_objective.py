@@ -127,7 +127,7 @@ def test_its_settings_are_keys(tmp_path: Path) -> None:
     own = load_objective(f"{tmp_path}/mine.py:SquaredHinge")
     for overrides, gamma in (([], 0.7), (["dpo.gamma=0.5"], 0.5), (["dpo.ld_alpha=1", "dpo.gamma=2"], 2.0)):
         run, warnings, idle = load_run_and_idle(None, overrides, [], own)
-        (((_, made),), found) = objective_of(run.dpo).parts, identity(run)[0]  # type: ignore[attr-defined] - it is a WeightedSum
+        (((_, made),), found) = objective_of(run.dpo).parts, identity(run, has_routers=False)[0]  # type: ignore[attr-defined] - it is a WeightedSum
         assert (made.gamma, made.tau, warnings, idle) == (gamma, 3.0, [], [])
         assert str(found["--objective"]).startswith("SquaredHinge of a file sha256:")
     for override, words in (

@@ -274,7 +274,7 @@ def test_identity_is_of_what_is_trained():
     """An alias and a default that is written out change nothing; everything else that the objective reads does."""
 
     def fixed(*overrides: str) -> dict[str, Any]:
-        return identity(load_run(None, overrides)[0])[0]
+        return identity(load_run(None, overrides)[0], has_routers=False)[0]
 
     before = {
         "dpo.preference_average_log_probs": False,
@@ -304,9 +304,27 @@ def test_identity_is_of_what_is_trained():
         assert fixed(*one) == fixed(*other)
     others = [[], ["dpo.preference_loss=ipo"], [MPO], ["dpo.label_smoothing=0.1"], ["dpo.preference_loss={dpo: 1}"]]
     others += [["dpo.preference_loss=ipo", "dpo.preference_average_log_probs=false"], [MPO, "dpo.preference_loss.sft=0.5"]]
+    others += [["dpo.preference_loss={bco_pair: 0.2, dpo: 0.8, sft: 1.0}"]]  # its rewards are those of bco_pair
     others += [["dpo.ld_alpha=0.5"], ["dpo.f_divergence=forward_kl"]]
     others += [["dpo.preference_loss=simpo"], ["dpo.preference_loss=simpo", "dpo.gamma=1"], ["dpo.beta=0.1"]]
     assert all(fixed(*one) != fixed(*other) for n, one in enumerate(others) for other in others[:n])
+
+
+def test_settings_of_routers_are_no_part_of_a_run_without_experts():
+    """Runs that were saved before there were such settings had none of them: they go on where nothing of them is asked for."""
+    section = "policy.megatron_cfg."
+    named = ("freeze_moe_router", "moe_router_load_balancing_type", "moe_aux_loss_coeff")
+    table = [
+        (False, [], [None, None, None]),
+        (False, ["freeze_moe_router=true", "moe_aux_loss_coeff=0.1"], [None, None, None]),
+        (True, ["moe_router_load_balancing_type=none"], [None, None, None]),
+        (True, [], [None, "aux_loss", None]),
+        (True, ["freeze_moe_router=true", "moe_aux_loss_coeff=0"], [True, "aux_loss", 0.0]),
+    ]
+    for has_routers, overrides, expected in table:
+        run = load_run(None, [f"{section}{override}" for override in overrides])[0]
+        fixed = identity(run, has_routers=has_routers)[0]
+        assert [fixed[section + name] for name in named] == expected
 
 
 def test_a_mixture_is_read_back_as_it_was(tmp_path: Path):

@@ -32,13 +32,21 @@ policy.megatron_cfg.{tensor_model_parallel_size pipeline_model_parallel_size
   expert_tensor_parallel_size sequence_parallel activation_checkpointing recompute_granularity recompute_method
   recompute_num_layers recompute_modules}
 """
+# These are about routers alone: of a policy without experts they say nothing, whatever they are.
+_ROUTERS = ("freeze_moe_router", "moe_router_load_balancing_type", "moe_aux_loss_coeff")
 _SECTIONS = tuple(f"{section}{key}." for section, keys in re.findall(r"(\S*)\{([^}]*)\}", _IRRELEVANT) for key in keys.split())
 
 
-def identity(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(fixed, free) settings of `run` by dotted key; a key that is not listed here is fixed."""
+def identity(run: RunConfig, *, has_routers: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fixed, free) settings of `run` by dotted key; a key that is not listed here is fixed.
+
+    `has_routers`: the policy has experts. What asks for nothing of them is None, as of a run that was saved before there were
+    such settings.
+    """
     keys = [key for key in known_keys() if not f"{key}.".startswith(_SECTIONS)]
     fixed = {key: _value(run, key) for key in keys if key not in _FREE}
+    for key in (f"policy.megatron_cfg.{name}" for name in _ROUTERS):
+        fixed[key] = None if not has_routers or fixed[key] is False or fixed[key] == "none" else fixed[key]
     return fixed | _objective(run.dpo), {key: _value(run, key) for key in _FREE}
 
 
@@ -58,7 +66,8 @@ def _objective(dpo: DpoConfig) -> dict[str, Any]:
         name = canonical_name(dpo.preference_loss)
         found["dpo.preference_loss"] = None if name == DpoConfig.preference_loss else name
     else:
-        found["dpo.preference_loss"] = {canonical_name(name): weight for name, weight in dpo.preference_loss.items()}
+        # a list, because the order counts: rewards are those of the first that has any
+        found["dpo.preference_loss"] = [[canonical_name(name), weight] for name, weight in dpo.preference_loss.items()]
     return found
 
 
