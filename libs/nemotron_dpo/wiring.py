@@ -41,6 +41,7 @@ def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
         own_reference=_reference_is_policy(run),
         own_tokenizer=run.policy.tokenizer.name is None,
         row_rewards=needs.row_rewards,
+        ordered_rewards=needs.ordered_rewards,
     )
 
 

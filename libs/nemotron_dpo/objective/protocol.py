@@ -24,6 +24,7 @@ class Needs:
     token_values: names of what the output layer is to compute for each response token, besides its log-prob: `entropy`,
         `log_sum_squares` (of the probabilities of the vocabulary), `is_most_probable` (1 or 0).
     row_rewards: rewards of both responses that the rows of the data bring along.
+    ordered_rewards: the chosen response has none that is lower than that of the other.
     whole_batch: all pairs of the global batch in one call, because the loss of a pair depends on the other pairs.
     state: numbers that go from step to step; the objective is then `Stateful`.
     tails: the parts of the sums that are of tokens past the number that the shorter response of the pair has.
@@ -36,6 +37,7 @@ class Needs:
     whole_batch: bool = False
     state: bool = False
     tails: bool = False
+    ordered_rewards: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What two objectives need together."""
@@ -47,6 +49,7 @@ class Needs:
             whole_batch=self.whole_batch or other.whole_batch,
             state=self.state or other.state,
             tails=self.tails or other.tails,
+            ordered_rewards=self.ordered_rewards or other.ordered_rewards,
         )
 
 

@@ -61,8 +61,11 @@ def check_scores(pairs: Pairs, source: object, remedy: str = "score it again wit
                 raise UserError(what, source=source, remedy=remedy)
 
 
-def check_rewards(pairs: Pairs, source: object, *, needed: bool) -> None:
-    """Raise UserError for a reward that is no finite number and, where they are `needed`, for a response without a reward."""
+def check_rewards(pairs: Pairs, source: object, *, needed: bool, ordered: bool = False) -> None:
+    """Raise UserError for a reward that is no finite number and, where they are `needed`, for a response without a reward.
+
+    Where they must be `ordered`, also for a chosen response that has a lower one than the other.
+    """
     for name, rewards in (("chosen", pairs.chosen_reward), ("rejected", pairs.rejected_reward)):
         infinite = np.flatnonzero(np.isinf(rewards))
         if len(infinite):
@@ -72,6 +75,13 @@ def check_rewards(pairs: Pairs, source: object, *, needed: bool) -> None:
         if needed and len(missing):
             what = f"has no reward of the {name} response ({pairs.place(missing[0])}), and the objective needs one"
             raise UserError(what, source=source, remedy="tokenize with --chosen-reward-key and --rejected-reward-key")
+    lower = np.flatnonzero(pairs.chosen_reward < pairs.rejected_reward)
+    if ordered and len(lower):
+        first = int(lower[0])
+        rewards = f"{pairs.chosen_reward[first]:g} for the chosen response and {pairs.rejected_reward[first]:g} for the other"
+        what = f"has rewards that contradict the choice, {rewards} ({pairs.place(first)})"
+        remedy = "the objective takes the log of the gap: leave such rows out, or set dpo.odpo_gap=identity"
+        raise UserError(what, source=source, remedy=remedy)
 
 
 def digests(pairs: Pairs) -> Iterator[bytes]:

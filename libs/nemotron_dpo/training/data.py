@@ -28,7 +28,7 @@ class DataRules:
 
     scored: they have reference log-probs. max_length: tokens of a sequence. own_reference: the policy itself scored them.
     own_tokenizer: its tokenizer is the one they should be of, and the user is warned where they are not. row_rewards: the
-    objective needs the rewards that the data bring along.
+    objective needs the rewards that the data bring along. ordered_rewards: and the chosen response's must not be the lower.
     """
 
     policy: ModelSource
@@ -37,10 +37,11 @@ class DataRules:
     own_reference: bool
     own_tokenizer: bool
     row_rewards: bool = False
+    ordered_rewards: bool = False
 
     def open(self, path: Path, say: Callable[[str], None]) -> Pairs:
         """All pairs of the file. Raises UserError as `open_pairs`, and where policy and pairs do not go together."""
-        needed = {"scored": self.scored, "row_rewards": self.row_rewards}
+        needed = {"scored": self.scored, "row_rewards": self.row_rewards, "ordered_rewards": self.ordered_rewards}
         pairs, info = open_pairs(path, **needed, max_length=self.max_length, vocab_size=self._vocab_size, say=say)
         tokenizer = info.digests.get("tokenizer")
         if self.own_tokenizer and is_foreign(self.policy.tokenizer_folder, tokenizer):
@@ -68,11 +69,13 @@ def open_pairs(
     max_length: int,
     vocab_size: Callable[[str | None], int] | None = None,
     row_rewards: bool = False,
+    ordered_rewards: bool = False,
     say: Callable[[str], None],
 ) -> tuple[Pairs, StreamInfo]:
     """All pairs of a complete stream; sequences must fit `max_length` tokens.
 
-    `scored` asks for reference log-probs, `row_rewards` for the rewards that the data bring along.
+    `scored` asks for reference log-probs, `row_rewards` for the rewards that the data bring along, `ordered_rewards` for a gap
+    of these that is not below 0.
     `vocab_size` gives the number of tokens by the digest of the tokenizer; `say` hears of a stream without checksums. Raises
     UserError, the same on all ranks, for an incomplete or damaged stream, unscored pairs, a response whose scores are missing
     or no log-probs or whose reward is missing, ids that are not those of their pair_id or none of the vocabulary, an over-long
@@ -86,7 +89,7 @@ def open_pairs(
     _check_lengths(pairs, path, max_length)
     if mine.ref_chosen is not None:
         parallel.agreed(lambda: check_scores(mine, path))
-    parallel.agreed(lambda: check_rewards(mine, path, needed=row_rewards))
+    parallel.agreed(lambda: check_rewards(mine, path, needed=row_rewards, ordered=ordered_rewards))
     if vocab_size is not None:
         parallel.agreed(lambda: check_vocabulary(mine, vocab_size(info.digests.get("tokenizer")), path))
     return pairs, info

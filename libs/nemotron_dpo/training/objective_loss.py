@@ -18,7 +18,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training.batches import GlobalBatch, PairBatch
 from nemotron_dpo.training.pair_inputs import NO_VALUES, detached, known, needed, unread_log_ratios
 
-_GIVEN = Needs(True, True, token_values.NAMES, row_rewards=True, whole_batch=True, state=True, tails=True)
+_GIVEN = Needs(True, True, token_values.NAMES, row_rewards=True, whole_batch=True, state=True, tails=True, ordered_rewards=True)
 
 
 @dataclass(frozen=True)

@@ -434,6 +434,13 @@ def test_odpo_of_the_log_of_the_gap() -> None:
     assert losses[2].isnan()
     (slope,) = torch.autograd.grad(losses[:2].sum(), ratio)
     assert slope[:2].tolist() == pytest.approx([-0.5 * sigmoid(1.5), 0.0])
+    assert objective.needs.ordered_rewards
+    for settings in ({"odpo_alpha": 0.0}, {"odpo_gap": "identity"}):  # the first is dpo, whatever the gaps are
+        other = registry.make("odpo", beta=0.5, **settings)
+        assert not other.needs.ordered_rewards
+        assert other.losses(with_rows(pairs, ((math.e, 0.0), (1.0, 1.0), (0.0, 1.0)))).loss.isfinite().all()
+    equal = registry.make("odpo", beta=0.5, odpo_alpha=0.0).losses(with_rows(pairs, ((1.0, 1.0),) * 3)).loss
+    assert equal.tolist() == pytest.approx([softplus(-0.5)] * 3)
 
 
 def test_aot_keeps_the_digits_of_log_ratios() -> None:

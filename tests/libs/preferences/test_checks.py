@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -133,3 +134,19 @@ def test_a_missing_reward_is_refused_where_one_is_needed_and_its_line_named() ->
                 check_rewards(pairs, "a", needed=True)
             where = f"has no reward of the {side} response (line 30 of prefs.jsonl), and the objective needs one"
             assert str(caught.value) == f"a: {where}: {remedy}"
+
+
+def test_rewards_that_contradict_the_choice_are_refused_where_their_order_counts() -> None:
+    """0.25 of the rejected response is less than 0.5 and equal to 0.25; it is more than -1."""
+    for chosen, is_refused in ((0.5, False), (0.25, False), (-1.0, True)):
+        made = [{"chosen_reward": 1.5, "rejected_reward": 0.0, **row} for row in rows()]
+        made[2] |= {"chosen_reward": chosen, "rejected_reward": 0.25}
+        for pairs in stored(made):
+            check_rewards(pairs, "a", needed=True)
+            with pytest.raises(UserError) if is_refused else contextlib.nullcontext() as caught:
+                check_rewards(pairs, "a", needed=True, ordered=True)
+            if caught is not None:
+                said = (
+                    "a: has rewards that contradict the choice, -1 for the chosen response and 0.25 for the other (line 30 of"
+                )
+                assert str(caught.value).startswith(said)

@@ -38,7 +38,7 @@ class Asking:
 
 def test_needs_that_training_does_not_meet_are_refused() -> None:
     values = frozenset({"entropy", "is_most_probable", "log_sum_squares"})
-    everything = Needs(True, True, values, row_rewards=True, whole_batch=True, state=True, tails=True)
+    everything = Needs(True, True, values, row_rewards=True, whole_batch=True, state=True, tails=True, ordered_rewards=True)
     for objective in (Dpo(0.1), Sft(), Asking(Needs()), Asking(everything)):
         check_needs(objective)
     for needs in (

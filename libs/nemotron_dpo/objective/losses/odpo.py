@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Odpo:
     """-log sigmoid(beta d - alpha f(G)), f the log or the gap itself (Amini et al. 2024, arXiv 2402.10571).
 
-    The log of a gap below 0 is NaN: a row whose chosen response has the lower reward is an error. A gap of 0 asks for nothing.
+    A gap below 0 has no log: a row whose chosen response has the lower reward is an error. A gap of 0 asks for nothing.
     That alpha is 1 where it is not given is ours.
     """
 
@@ -28,7 +28,10 @@ class Odpo:
     odpo_alpha: float = settings.setting(1.0, about="weight of ODPO's offset", minimum=0)
     odpo_gap: str = settings.setting("log", about="what ODPO's offset is of the gap of rewards", choices=("log", "identity"))
 
-    needs = Needs(reference=True, row_rewards=True)
+    @property
+    def needs(self) -> Needs:
+        """Only the log asks for an order of the rewards."""
+        return Needs(reference=True, row_rewards=True, ordered_rewards=self.odpo_gap == "log" and self.odpo_alpha > 0)
 
     @property
     def terms(self) -> Mapping[str, FirstReading | None]:
@@ -37,9 +40,10 @@ class Odpo:
 
     def losses(self, pairs: LossInputs) -> PairLosses:
         """See the class."""
-        gap = pairs.row_margin.log() if self.odpo_gap == "log" else pairs.row_margin
-        loss = logistic(pairs.logit(self.beta, average=self.average) - self.odpo_alpha * gap)
-        return one_term(loss, pairs.rewards(average=self.average))
+        logit = pairs.logit(self.beta, average=self.average)
+        if self.odpo_alpha > 0:  # else nothing is asked for, and 0 times the log of 0 would be NaN
+            logit = logit - self.odpo_alpha * (pairs.row_margin.log() if self.odpo_gap == "log" else pairs.row_margin)
+        return one_term(logistic(logit), pairs.rewards(average=self.average))
 
 
 OBJECTIVES = (
