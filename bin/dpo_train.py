@@ -124,13 +124,14 @@ def _config(
     path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path], objective: str | None, *, strict: bool
 ) -> RunConfig:
     """The checked configuration of the run; what it warns of is said."""
-    from nemotron_dpo.config import load_objective, load_run_and_idle, with_home
+    from nemotron_dpo.config import blamed, load_objective, load_run_and_idle, with_home
     from nemotron_dpo.steps.catalogue import manifest
 
     if path is not None and not Path(path).is_file():
         path = str(manifest.find_config(manifest.find_step("rl/nemo_rl/dpo", manifest.discover(manifest.configs_root())), path))
     own = None if objective is None else load_objective(objective)
-    run, warnings, idle = load_run_and_idle(path, overrides, list(held_out), own)
+    with blamed(own.entry.source, its_own=True) if own else contextlib.nullcontext():
+        run, warnings, idle = load_run_and_idle(path, overrides, list(held_out), own)
     _warn(warnings, strict=strict)
     if idle:
         SAY(f"no meaning here: {', '.join(key.key for key in idle)}; `nemotron-steps run dpo -d -v -c {path}` says why")
@@ -274,6 +275,7 @@ def _train(
     resumed: ResumeState | None,
 ) -> int:
     """Train to the end, or until SIGTERM or the time limit, and return the exit status."""
+    from nemotron_dpo.config import blamed
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.progress import Work
@@ -290,7 +292,11 @@ def _train(
     can_resume = checkpoints is not None and checkpoints.can_resume
     done = resumed.step if resumed else 0
     recorded = wiring.recorded(run, run_dir, policy, inputs, done, SAY) if cli.is_first_rank() else None
-    with cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext() as terminated:
+    own = run.dpo.own_objective
+    with (
+        cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext() as terminated,
+        blamed(own.entry.source, its_own=True) if own else contextlib.nullcontext(),
+    ):
         stop = Stop(save_by, terminated)
         train(
             trainable,

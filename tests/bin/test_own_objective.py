@@ -9,6 +9,7 @@ import pytest
 import dpo_train
 from nemotron_dpo.config import DpoConfig, RunConfig, identity, load_objective, load_run_and_idle, objective_of
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.trial import problem
 from nemotron_dpo.policy import parallel
 from support import small
 from support.programs import check, command, error_line, execute_job, losses, metrics, run
@@ -88,6 +89,14 @@ WRONG = [
     (OWN.replace(", rewards)", ")"), "SquaredHinge", ": SquaredHinge compares responses and gives no Rewards"),
     (OWN.replace(" ** 2", " / 0"), "SquaredHinge", ": SquaredHinge gives the loss as ["),
     (OWN.replace(" ** 2", ".detach()"), "SquaredHinge", ": SquaredHinge gives a loss without a gradient"),
+    (OWN.replace("(frozen=True)", ""), "SquaredHinge", ": SquaredHinge is no objective: it must be a frozen dataclass"),
+    (OWN.replace("e=True)\n    terms", "e=True, state=True)\n    terms"), "SquaredHinge", ": SquaredHinge needs a state and has no state"),
+    (OWN.replace("beta: float", "beta: float\n    seed: int = 1"), "SquaredHinge", ": SquaredHinge has a field seed, and dpo.seed is no"),
+    (OWN.replace('": None}', '": None}; modifiers = "x"'), "SquaredHinge", ": SquaredHinge.modifiers has 'x': it must be a tuple of f_d"),
+    (OWN.replace("SquaredHinge", "sft"), "sft", ": sft is the name of an objective of ours: call it otherwise"),
+    (OWN.replace('"preference"', '"a/b"'), "SquaredHinge", ": SquaredHinge has a term 'a/b', which is no name"),
+    (OWN.replace('": None}', '": 1.0}'), "SquaredHinge", ": SquaredHinge has 1.0 for the term preference, where a FirstReading"),
+    (OWN.replace('terms = {"preference": None}', "terms = property(lambda own: 1 / 0)"), "SquaredHinge", ":10: does not run: ZeroDivi"),
 ]  # fmt: skip
 
 
@@ -110,6 +119,52 @@ def test_what_is_no_objective_is_one_line(scored: Path, llama: Path, tmp_path: P
     )
     assert "is ipo, and --objective stands in its place: leave it out" in error_line(mixed, "dpo-train")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    (tmp_path / "late.py").write_text(
+        OWN.replace("        rewards =", "        assert len(pairs.chosen.logp) == 2\n        rewards =")
+    )
+    late = run("dpo-train", *_arguments(scored, llama, tmp_path / "late", f"{tmp_path}/late.py:SquaredHinge"))
+    assert error_line(late, "dpo-train").startswith(f"{tmp_path}/late.py:13: does not run: AssertionError")
+
+
+def test_what_goes_beside_it(tmp_path: Path) -> None:
+    """A modifier that reads tails works on the made-up pairs. A term called sft is one name for two with sft_loss_weight."""
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "sft.py").write_text(OWN.replace('"preference"', '"sft"'))
+    mine, sft = (load_objective(f"{tmp_path}/{name}.py:SquaredHinge") for name in ("mine", "sft"))
+    dpo = load_run_and_idle(None, ["dpo.ld_alpha=0.5", "dpo.sft_loss_weight=0.5"], [], mine)[0].dpo
+    assert problem(objective_of(dpo)) is None
+    assert list(objective_of(load_run_and_idle(None, [], [], sft)[0].dpo).terms) == ["sft"]
+    with pytest.raises(UserError, match=r"sft_loss_weight.* is 0\.5, and SquaredHinge has a term sft too: leave it 0"):
+        load_run_and_idle(None, ["dpo.sft_loss_weight=0.5"], [], sft)
+    with pytest.raises(UserError, match="is 0, and --objective would not be trained: leave it out"):
+        load_run_and_idle(None, ["dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1"], [], mine)
+
+
+STATE = """
+    seen: float = settings.state()
+    state = property(settings.state_of)
+
+    def with_state(self, state):
+        return replace(self, **state)
+
+    def after(self, batch):
+        return replace(self, seen=%s)
+"""
+
+
+def test_its_state_is_of_numbers(tmp_path: Path) -> None:
+    imports = "from dataclasses import dataclass, replace\nfrom nemotron_dpo.objective import settings\n"
+    stateful = OWN.replace("from dataclasses import dataclass\n", imports).replace(
+        "reference=True", "reference=True, state=True"
+    )
+    for value, words in (
+        ("2.0", None),
+        ("batch.chosen.logp.sum()", "has tensor(-8., grad_fn=<SumBackward0>) as seen of its state"),
+    ):
+        (tmp_path / "mine.py").write_text(stateful.replace("    beta: float\n", "    beta: float\n" + STATE % value))
+        own = load_objective(f"{tmp_path}/mine.py:SquaredHinge")
+        found = problem(objective_of(load_run_and_idle(None, [], [], own)[0].dpo))
+        assert (found is None) if words is None else str(found).startswith(words)
 
 
 @pytest.mark.multiprocess

@@ -62,6 +62,9 @@ def objective_of(dpo: DpoConfig) -> Objective:
         objectives = modified(plain, **modifier_values(dpo))
     except SettingError as error:
         raise UserError(error.problem, field=f"dpo.{error.setting}") from None
+    if dpo.own_objective is not None and len(parts) > 1 and SFT in objectives[0].terms:
+        message = f"is {dpo.sft_loss_weight:g}, and {dpo.own_objective.entry.name} has a term sft too"
+        raise UserError(message, field="dpo.sft_loss_weight", remedy="leave it 0, or call the term otherwise")
     named = [one if part.term in (_ALONE, SFT) else Named(part.term, one) for part, one in zip(parts, objectives, strict=True)]
     return weighted_sum(*((part.weight, one) for part, one in zip(parts, named, strict=True)))
 
@@ -124,6 +127,10 @@ def _preferences(dpo: DpoConfig) -> list[Part]:
         if dpo.preference_loss != DpoConfig.preference_loss:
             shown = dpo.preference_loss if isinstance(dpo.preference_loss, str) else "a mixture"
             raise UserError(f"is {shown}, and --objective stands in its place", field=LOSS, remedy="leave it out")
+        if dpo.preference_loss_weight == 0:
+            raise UserError(
+                "is 0, and --objective would not be trained", field="dpo.preference_loss_weight", remedy="leave it out"
+            )
         return [Part(dpo.own_objective.entry, dpo.preference_loss_weight)]
     if isinstance(dpo.preference_loss, str):
         entry = _find(dpo.preference_loss)

@@ -6,14 +6,16 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from nemotron_dpo.config.dpo import DpoConfig, OwnObjective
-from nemotron_dpo.config.objective import Part
+from nemotron_dpo.config.objective import SFT, Part
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.objective.modified import modifiers
 from nemotron_dpo.objective.protocol import Needs, Objective
 from nemotron_dpo.objective.registry import ON_RATIOS, Entry
 
@@ -51,36 +53,71 @@ def _executed(file: Path, source: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def blamed(file: str | Path) -> Iterator[None]:
-    """Whatever the code of the user's `file` raises is the user's to mend: a UserError with its line."""
+def blamed(file: str | Path, *, its_own: bool = False) -> Iterator[None]:
+    """Whatever the code of the user's `file` raises is the user's to mend: a UserError with its line.
+
+    With `its_own` only that, and not what other code raises meanwhile.
+    """
     try:
         yield
     except UserError:
         raise
-    except SyntaxError as error:
-        raise UserError(f"is no Python: {error.msg}", source=file, line=error.lineno) from None
-    except (Exception, SystemExit) as error:
-        raise UserError(_told(error), source=file, line=_line_of(error, str(file))) from None
+    except Exception as error:
+        if its_own and _line_of(error, str(file)) is None:
+            raise
+        raise _blame(error, file) from None
+    except SystemExit as error:
+        raise _blame(error, file) from None
+
+
+def _blame(error: BaseException, file: str | Path) -> UserError:
+    if isinstance(error, SyntaxError):
+        return UserError(f"is no Python: {error.msg}", source=file, line=error.lineno)
+    return UserError(_told(error), source=file, line=_line_of(error, str(file)))
 
 
 def _checked(made: Any, name: str, path: str) -> Entry:
     """The entry of `made`. Raises UserError unless it is the dataclass of an objective whose settings the config has."""
-    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+    params = getattr(made, "__dataclass_params__", None)
+    if not (isinstance(made, type) and params is not None and params.frozen):
         raise UserError(f"{name} is no objective: it must be {_IS_ONE}", source=path)
     missing = [part for part in ("needs", "terms", "losses") if not hasattr(made, part)]
     if missing:
         raise UserError(f"{name} has no {' and no '.join(missing)}: it must be {_IS_ONE}", source=path)
-    if not isinstance(vars(made).get("needs"), Needs | property):
+    needs = inspect.getattr_static(made, "needs")
+    if not isinstance(needs, Needs | property):
         raise UserError(f"{name}.needs is no Needs(...) of nemotron_dpo.objective.protocol", source=path)
-    modifiers = tuple(getattr(made, "modifiers", ON_RATIOS))
-    entry = Entry(name, cast(Callable[..., Objective], made), formula="", source=path, use="", modifiers=modifiers)
-    known = {item.name for item in dataclasses.fields(DpoConfig)}
-    settings = Part(entry).settings.items()
-    without = [item.name for key, item in settings if key not in known and item.default is dataclasses.MISSING]
-    if without:
-        remedy = "give it a default in the file, or call it as a key below dpo is called"
-        raise UserError(f"{name} has a field {without[0]}, which no key of a config sets", source=path, remedy=remedy)
+    missing = [part for part in ("state", "with_state", "after") if not hasattr(made, part)]
+    if isinstance(needs, Needs) and needs.state and missing:
+        raise UserError(f"{name} needs a state and has no {' and no '.join(missing)}: see Stateful", source=path)
+    if name == SFT:  # its weight, and whether it averages, have keys of their own
+        raise UserError(f"{name} is the name of an objective of ours", source=path, remedy="call it otherwise")
+    entry = Entry(name, cast(Callable[..., Objective], made), formula="", source=path, use="", modifiers=_modifiers(made, path))
+    _check_fields(entry)
     return entry
+
+
+def _modifiers(made: type, path: str) -> tuple[str, ...]:
+    given = getattr(made, "modifiers", ON_RATIOS)
+    unknown = [given] if isinstance(given, str) else [one for one in given if one not in modifiers()]
+    if unknown:
+        message = f"{made.__name__}.modifiers has {unknown[0]!r}: it must be a tuple of {', '.join(modifiers())}"
+        raise UserError(message, source=path)
+    return tuple(given)
+
+
+def _check_fields(entry: Entry) -> None:
+    """Raise UserError for a field without a value, and for one to which a key gives a value that means another thing."""
+    keys = {item.name: item for item in dataclasses.fields(DpoConfig)}
+    for key, item in Part(entry).settings.items():
+        if key not in keys and item.default is dataclasses.MISSING:
+            remedy = "give it a default in the file, or call it as a key below dpo is called"
+            raise UserError(
+                f"{entry.name} has a field {item.name}, which no key of a config sets", source=entry.source, remedy=remedy
+            )
+        if key in keys and "is_setting" not in keys[key].metadata and item.name != "beta":
+            message = f"{entry.name} has a field {item.name}, and dpo.{key} is no setting of an objective"
+            raise UserError(message, source=entry.source, remedy="call it otherwise")
 
 
 def _told(error: BaseException) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from nemotron_dpo.objective.inputs import LossInputs, Responses
-from nemotron_dpo.objective.protocol import Needs, Objective, PairLosses, Rewards
+from nemotron_dpo.objective.inputs import LossInputs, Responses, Tails
+from nemotron_dpo.objective.protocol import FirstReading, Needs, Objective, PairLosses, Rewards
+from nemotron_dpo.objective.weighted_sum import after, state_of, with_state
 
 
 def problem(objective: Objective) -> str | None:
@@ -16,7 +19,8 @@ def problem(objective: Objective) -> str | None:
     """
     needs = objective.needs
     logps = torch.tensor([[-3.0, -5.0], [-4.0, -2.0]], requires_grad=True)
-    return _wrong(objective.losses(_pairs(logps, needs)), objective.terms, needs, logps)
+    pairs, terms = _pairs(logps, needs), objective.terms
+    return _wrong_terms(terms) or _wrong(objective.losses(pairs), terms, needs, logps) or _wrong_state(objective, pairs)
 
 
 def _pairs(logps_2P: Tensor, needs: Needs) -> LossInputs:
@@ -29,10 +33,32 @@ def _pairs(logps_2P: Tensor, needs: Needs) -> LossInputs:
             logp + 3.5 if needs.reference else None,
             torch.full((2,), worth) if needs.row_rewards else None,
             dict.fromkeys(needs.token_values, torch.full((2,), -0.5)),
+            given_tails=Tails(logp / number, (logp + 3.5) / number if needs.reference else None) if needs.tails else None,
         )
         for logp, number, worth in zip(logps_2P, counts, (1.0, 0.0), strict=True)
     )
     return LossInputs(chosen, rejected)
+
+
+def _wrong_terms(terms: object) -> str | None:
+    """Names go into those of metrics; a number alone does not say how far a first reading may be off."""
+    if not (isinstance(terms, Mapping) and terms):
+        return f"has {terms!r} for its terms, where a name of each and what it reads first is due"
+    for name, first in terms.items():
+        if not (isinstance(name, str) and name.isidentifier()):
+            return f"has a term {name!r}, which is no name: letters, digits and _"
+        if not (first is None or isinstance(first, FirstReading)):
+            return f"has {first!r} for the term {name}, where a FirstReading or None is due"
+    return None
+
+
+def _wrong_state(objective: Objective, pairs: LossInputs) -> str | None:
+    if not objective.needs.state:
+        return None
+    moved = after(objective, pairs)
+    state = state_of(with_state(moved, state_of(moved)))
+    wrong = [name for name, value in state.items() if type(value) not in (int, float)]
+    return f"has {state[wrong[0]]!r} as {wrong[0]} of its state, where a number is due" if wrong else None
 
 
 def _wrong(losses: object, terms: object, needs: Needs, logps: Tensor) -> str | None:

@@ -37,6 +37,10 @@ class PairReport:
 
 def check_needs(objective: Objective) -> None:
     """Raise UserError where the objective needs what training does not give: it would be computed from something else."""
+    unknown = sorted(objective.needs.token_values - token_values.NAMES)
+    if unknown:
+        known = ", ".join(sorted(token_values.NAMES))
+        raise UserError(f"the objective needs {', '.join(unknown)} of each token, and training gives {known}")
     if objective.needs | _GIVEN != _GIVEN:
         raise UserError(f"the objective needs more than training gives: {objective.needs}")
 

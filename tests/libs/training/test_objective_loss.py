@@ -45,7 +45,7 @@ def test_needs_that_training_does_not_meet_are_refused() -> None:
         Needs(token_values=frozenset({"entropy", "margin"})),
         Needs(reference=True, token_values=frozenset({"margin"})),
     ):
-        with pytest.raises(UserError, match="the objective needs more than training gives"):
+        with pytest.raises(UserError, match="the objective needs margin of each token, and training gives entropy, is_most"):
             check_needs(Asking(needs))
 
 
