@@ -48,7 +48,7 @@ class Work:
     @property
     def units(self) -> str:
         """The unit, of several."""
-        return self.unit if self.unit == "MB" else f"{self.unit}s"
+        return self.unit if self.unit in ("MB", "kB") else f"{self.unit}s"
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class Bar:
             dynamic_ncols=True,
             bar_format=_COUNT if work.total is None else _BAR,
             mininterval=0.2,
+            leave=False,  # the program's line of facts stays in its place
         )
         atexit.register(self._bar.close)
 

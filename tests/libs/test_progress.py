@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 from nemotron_dpo.progress import Lines, Work, duration
+from support.terminal import in_terminal
 
 BAR = """
 from nemotron_dpo import cli, progress
@@ -21,6 +17,7 @@ shown.phase("")
 shown.advance(1, "loss 0.5")
 cli.say("program", "warning: something stays")
 shown.advance(1, "loss 0.25")
+shown.phase("saving")
 """
 
 
@@ -77,8 +74,13 @@ def test_on_a_terminal_a_line_is_drawn_anew_and_messages_stay_whole() -> None:
     drawn = [part.strip() for part in re.split(r"[\r\n]+", shown)]
     assert any(line.startswith("training (loading): 2 of 4 steps") for line in drawn)
     assert "program: warning: something stays" in drawn
-    assert drawn[-2 if not drawn[-1] else -1].startswith("training: 4 of 4 steps, 100 %")
-    assert "loss 0.25" in shown
+    assert any(line.startswith("training (saving): 4 of 4 steps, 100 %") and "loss 0.25" in line for line in drawn)
+
+
+def test_at_the_end_the_line_that_was_drawn_anew_is_gone() -> None:
+    """Only the message stays, so that the program's line of facts follows it: neither a bar nor an empty line."""
+    shown = _on_a_terminal(BAR)
+    assert [line.rpartition("\r")[2].strip() for line in shown.split("\n")] == ["program: warning: something stays", ""]
 
 
 def test_programs_chained_by_pipes_draw_nothing() -> None:
@@ -88,14 +90,4 @@ def test_programs_chained_by_pipes_draw_nothing() -> None:
 
 
 def _on_a_terminal(program: str, **streams: int) -> str:
-    """What `program` writes to a terminal of 100 columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    environment = {**os.environ, "TERM": "xterm"}
-    given = {"stdin": theirs, "stdout": theirs, **streams}
-    done = subprocess.run([sys.executable, "-c", program], stderr=theirs, timeout=60, check=True, env=environment, **given)  # type: ignore[call-overload] - streams are given by name
-    assert not done.stdout
-    os.close(theirs)
-    shown = os.read(ours, 100_000).decode()
-    os.close(ours)
-    return shown.replace("\r\n", "\n")
+    return in_terminal([sys.executable, "-c", program], **streams)

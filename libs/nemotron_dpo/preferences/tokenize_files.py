@@ -76,13 +76,14 @@ def tokenize_files(
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
         rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
-        is_measured = _is_measured(job, sources)
-        shown = progress(_work(sources, is_measured=is_measured))
+        work = _work(job, sources)
+        shown = progress(work)
         for result in _results(stack, chunks, job, settings):
             _note(result, job, tally, rejects, show)
             for batch in result.batches:
                 writer.write(batch)
-            shown.advance(place.moved() if is_measured else result.num_rows, f"{tally.num_pairs} pairs")
+            amount = result.num_rows if work.total is None else place.moved() / _BYTES[work.unit]
+            shown.advance(amount, f"{tally.num_pairs} pairs")
         for file in (file for file, old, new in zip(files, before, states(files), strict=True) if old != new):
             raise UserError("was changed while it was read", source=file)
         if not tally.num_pairs:
@@ -90,6 +91,10 @@ def tokenize_files(
         if job.stats:
             _write_json(job.stats, tally.report(info.digests, info.settings))
     return tally
+
+
+# What a unit of the work is, where the files are measured.
+_BYTES = {"MB": 1_000_000, "kB": 1_000}
 
 
 @dataclass
@@ -102,10 +107,10 @@ class _Place:
     def reach(self, place: int) -> None:
         self.now = place
 
-    def moved(self) -> float:
-        """Megabytes since the last call."""
+    def moved(self) -> int:
+        """Bytes since the last call."""
         amount, self.told = self.now - self.told, self.now
-        return amount / 1e6
+        return amount
 
 
 def _is_measured(job: Job, sources: list[RowSource]) -> bool:
@@ -115,11 +120,12 @@ def _is_measured(job: Job, sources: list[RowSource]) -> bool:
     return is_text and job.limit is None and all(source.part.is_whole for source in sources)
 
 
-def _work(sources: list[RowSource], *, is_measured: bool) -> Work:
-    if not is_measured:
+def _work(job: Job, sources: list[RowSource]) -> Work:
+    if not _is_measured(job, sources):
         return Work("tokenizing", "row", announced=False)
     size = sum(Path(file).stat().st_size for file in all_files(sources))
-    return Work("tokenizing", "MB", total=size / 1e6, announced=False)
+    unit = "MB" if size >= _BYTES["MB"] else "kB"
+    return Work("tokenizing", unit, total=size / _BYTES[unit], announced=False)
 
 
 def _rows(

@@ -18,7 +18,7 @@ _LAST_WORDS_SECONDS = 5
 
 @contextlib.contextmanager
 def tee_stderr(log: Path) -> Iterator[int]:
-    """A descriptor to give a child as its stderr; what it writes appears on ours and, without redrawn lines, in `log`."""
+    """A descriptor to give a child as its stderr; what it writes appears on ours and, but for lines drawn anew, in `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = _terminal() if sys.stderr.isatty() else os.pipe()
     pump = threading.Thread(target=_copy, args=(reader, log), daemon=True)
@@ -36,10 +36,14 @@ def _terminal() -> tuple[int, int]:
     settings = termios.tcgetattr(writer)
     settings[1] &= ~termios.OPOST
     termios.tcsetattr(writer, termios.TCSANOW, settings)
-    with contextlib.suppress(OSError):
-        size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
-        fcntl.ioctl(writer, termios.TIOCSWINSZ, size)
+    _fit(reader)
     return reader, writer
+
+
+def _fit(descriptor: int) -> None:
+    """Give the pseudo terminal the size of ours, which a person may change at any time."""
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8)))
 
 
 def _copy(reader: int, log: Path) -> None:
@@ -47,11 +51,14 @@ def _copy(reader: int, log: Path) -> None:
     with open(reader, "rb", buffering=0) as source, log.open("ab", buffering=0) as file:
         while chunk := _read(source.fileno()):
             _show(chunk)
+            _fit(reader)
             *whole, line = (line + chunk).split(b"\n")
             for text in whole:
                 file.write(_last_drawn(text) + b"\n")
-        if line:
-            file.write(_last_drawn(line) + b"\n")
+        if b"\r" not in line and line:
+            file.write(line + b"\n")
+        elif _last_drawn(line).strip():  # of a program that was killed: what is said next gets a line of its own
+            _show(b"\n")
 
 
 def _read(descriptor: int) -> bytes:
