@@ -32,7 +32,8 @@ LOSS, SFT = "dpo.preference_loss", "sft"
 TRL_F_ALPHA = 0.5
 _ALONE = "preference"  # the term of an objective that is in no mixture
 # Setting of an objective -> key below dpo where the names differ.
-_KEYS = {"beta": "reference_policy_kl_penalty", "average": "preference_average_log_probs"}
+BETA_KEY = "reference_policy_kl_penalty"
+_KEYS = {"beta": BETA_KEY, "average": "preference_average_log_probs"}
 
 
 @dataclass(frozen=True)

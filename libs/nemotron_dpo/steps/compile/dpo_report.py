@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from nemotron_dpo.config import RunConfig
+from nemotron_dpo.config.objective import BETA_KEY, parts_of
 from nemotron_dpo.outcome import Outcome, is_noise, outcome, read_metrics
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.summary import summarize
@@ -25,7 +27,7 @@ def report(plan: Plan, run: RunConfig, typed: Sequence[str]) -> str:
 
 def _next(plan: Plan, run: RunConfig, made: Outcome, typed: Sequence[str]) -> list[str]:
     """Score it on rows it has not seen, take it out, and run again with what may do better; what is cached is used again."""
-    again = shlex.join([*typed, _change(run, made)])
+    again = shlex.join(_with(typed, _change(run, made), *_own_folder(plan, run)))
     if plan.export_dir is None:
         return [again]
     trained, policy = str(plan.export_dir), str(plan.prelude.checkpoint if plan.prelude else run.policy.model_name)
@@ -35,10 +37,31 @@ def _next(plan: Plan, run: RunConfig, made: Outcome, typed: Sequence[str]) -> li
 
 
 def _change(run: RunConfig, made: Outcome) -> str:
-    """The setting to try next: a higher rate where nothing was learned, fewer steps where too much was, else a milder loss."""
+    """The setting to try next: a higher rate where nothing was learned, fewer steps where too much was, else a milder loss.
+
+    That is a greater beta, and a lower rate where the objective has none.
+    """
     turned = [one for one in made.validations if one.turned and one.best_step > 0]
     if is_noise(made.ends.last):
         return f"policy.optimizer.lr={10 * run.policy.optimizer.lr:g}"
     if turned:
         return f"dpo.max_num_steps={turned[0].best_step}"
-    return f"dpo.reference_policy_kl_penalty={2 * run.dpo.reference_policy_kl_penalty:g}"
+    if not any(BETA_KEY in part.settings for part in parts_of(run.dpo)):
+        return f"policy.optimizer.lr={run.policy.optimizer.lr / 2:g}"
+    return f"dpo.{BETA_KEY}={2 * run.dpo.reference_policy_kl_penalty:g}"
+
+
+def _own_folder(plan: Plan, run: RunConfig) -> list[str]:
+    """Another folder for the checkpoints, where theirs does not go with the job: steps of two settings must not mix."""
+    folder = run.checkpointing.checkpoint_dir
+    if not folder or not run.checkpointing.enabled or Path(folder).is_relative_to(plan.job):
+        return []
+    start, _, number = folder.rstrip("/").rpartition("-")
+    counts = start and number.isdecimal() and len(number) < 3
+    return [f"checkpointing.checkpoint_dir={f'{start}-{int(number) + 1}' if counts else folder.rstrip('/') + '-2'}"]
+
+
+def _with(typed: Sequence[str], *settings: str) -> list[str]:
+    """The command with `settings` in place of others of the same keys. What is up to date is not to be made again."""
+    keys = {setting.partition("=")[0] for setting in settings}
+    return [*(word for word in typed if word != "--force" and word.partition("=")[0] not in keys), *settings]

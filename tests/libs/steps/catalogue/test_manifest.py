@@ -77,3 +77,12 @@ def test_broken_manifest_is_named(tmp_path: Path, text: str, message: str):
     with pytest.raises(UserError) as caught:
         discover(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'step.toml'}: {message}")
+
+
+def test_a_path_that_is_no_file_is_called_one(tmp_path: Path):
+    """Not taken for a misspelt name: what there is by name comes second."""
+    step = find_step("rl/nemo_rl/dpo", STEPS)
+    with pytest.raises(UserError, match=r"/ours.yaml: no such file: configs of rl/nemo_rl/dpo by name: default, "):
+        find_config(step, str(tmp_path / "ours.yaml"))
+    with pytest.raises(UserError, match="is a folder where a YAML file is due"):
+        find_config(step, str(tmp_path))
