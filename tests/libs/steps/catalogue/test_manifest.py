@@ -24,6 +24,7 @@ def test_shipped_step_says_what_the_documentation_says():
     assert [item["type"] for item in step.produces] == ["checkpoint_megatron"]
     defaults = {item["name"]: item["default"] for item in step.parameters}
     assert defaults == {
+        "dpo.preference_loss": "dpo",
         "dpo.reference_policy_kl_penalty": 0.05,
         "policy.model_name": "${oc.env:RL_POLICY_MODEL,meta-llama/Llama-3.2-1B-Instruct}",
         "dpo.max_num_steps": 500,
