@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -65,7 +66,7 @@ class Part:
 def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> list[Part]:
     """Write the mixture of the streams `paths` to `output`, and return what it is made of.
 
-    Raises UserError for a weight that is no number above 0 or leaves no pair of its stream, a stream that is damaged or has no
+    Raises UserError for a weight that is no number above 0, leaves no pair of its stream or fills the disk, a stream that is damaged or has no
     pairs, and streams of different kinds, tokenizers, chat templates or reference policies.
     """
     refuse_overwriting({"-o": output}, paths)
@@ -74,6 +75,7 @@ def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) ->
     for path, weight in zip(paths, weights, strict=True):
         parts.append(_part(path, weight, seed, seen))
         _check_alike(parts[0], parts[-1])
+    _check_room(parts, output)
     with open_writer(output, _info(parts, seed)) as writer:
         for part in parts:
             for batch in _rows(part):
@@ -172,6 +174,19 @@ def _check_alike(first: Part, other: Part) -> None:
     if precisions[0] != precisions[1]:
         what = f"was scored in {precisions[1]}, and {first.path} in {precisions[0]}"
         raise UserError(what, source=other.path, remedy="score all of them at one precision")
+
+
+def _check_room(parts: Sequence[Part], output: str) -> None:
+    """A weight with too many zeros is known before the disk is full, which would take other programs' work with it."""
+    folder = Path(output).absolute().parent
+    if output == "-" or not folder.is_dir():
+        return
+    free = shutil.disk_usage(folder).free
+    sizes = [Path(part.path).stat().st_size * part.num_written / part.num_pairs for part in parts]
+    size, part = max(zip(sizes, parts, strict=True), key=lambda pair: pair[0])
+    if part.copies > 1 and sum(sizes) > free:
+        made = f"weight {part.weight} makes {part.num_written} pairs of {part.num_pairs}, about {size / 1e9:.0f} GB"
+        raise UserError(f"{made}, and {free / 1e9:.0f} GB are free", source=part.path, remedy="give a smaller weight")
 
 
 def _info(parts: Sequence[Part], seed: int) -> StreamInfo:

@@ -163,3 +163,13 @@ def test_the_program(tmp_path: Path) -> None:
     assert run(a, "-o", a) == (2, f"mixture: error: {a}: -o would be written over what is read: {a}: name another file")
     assert run(a, a, "--weights", 1, "-o", mixed)[0] == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_a_weight_that_would_fill_the_disk_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+    """A hundred thousand million copies of a file of some kilobytes are some hundred terabytes."""
+    a = write(tmp_path / "a", 1)
+    size = Path(a).stat().st_size
+    line = rf"weight 1e11 makes 100000000000 pairs of 1, about {size * 100} GB, and \d+ GB are free: give a smaller weight"
+    with pytest.raises(UserError, match=line):
+        mix([a], ["1e11"], str(tmp_path / "mixed"), seed=7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

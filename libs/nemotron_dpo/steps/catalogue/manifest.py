@@ -93,9 +93,9 @@ def find_config(step: Step, name_or_path: str | None) -> Path:
     close = difflib.get_close_matches(name, step.configs, n=1, cutoff=0.4)
     guess = f"did you mean {close[0]}? " if close else ""
     remedy = f"{guess}{step.id} has {', '.join(step.configs)}; or give a path"
-    if path.is_dir():
+    if name and path.is_dir():
         raise UserError("is a folder where a YAML file is due", source=name)
-    if path.name != name:
+    if name and path.name != name:
         raise UserError("no such file", source=name, remedy=f"configs of {step.id} by name: {', '.join(step.configs)}")
     raise UserError("no such config", source=name or "-c", remedy=remedy)
 
