@@ -173,6 +173,24 @@ def test_data_sets_are_named_as_in_nemo_rl(tmp_path: Path):
         assert warnings == []
 
 
+@pytest.mark.parametrize("below", ["prompt_file", "data_path", "path", "dataset_name"])
+@pytest.mark.parametrize("above", ["prompt_file", "data_path", "path", "dataset_name"])
+def test_the_later_name_of_the_rows_wins(below: str, above: str, tmp_path: Path):
+    """Whichever keys they have: neither are the rows of the file used in silence, nor is the override refused."""
+    (config := tmp_path / "c.yaml").write_text(
+        f"data: {{train: {{{below}: a.jsonl}}, validation: {{hard: {{{below}: a.jsonl}}}}}}"
+    )
+    given = [f"data.train.{above}=b.jsonl", f"data.validation.hard={{{above}: b.jsonl}}", "checkpointing.metric_name=null"]
+    data = load_run(config, given)[0].data
+    assert (data.train, data.validation) == (DatasetConfig("b.jsonl"), (("hard", DatasetConfig("b.jsonl")),))
+
+
+def test_rows_named_twice_in_one_file_are_refused_still(tmp_path: Path):
+    (config := tmp_path / "c.yaml").write_text("data: {train: {prompt_file: a.jsonl, path: b.jsonl}}")
+    with pytest.raises(UserError, match="under another name"):
+        load_run(config, [])
+
+
 A, B = DatasetConfig("a.jsonl", weight=2.0), DatasetConfig("b.jsonl", row_format="ranked", chosen_key="good")
 LISTED = "[{prompt_file: a.jsonl, weight: 2}, {data_path: b.jsonl, dataset_name: PreferenceDataset, chosen_key: good}]"
 

@@ -10,7 +10,7 @@ from typing import Any
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES, in_our_names, replaced
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.redact import redact_override
-from nemotron_dpo.config.spellings import Tree
+from nemotron_dpo.config.spellings import ROW_FORMS, Tree
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
 
@@ -130,6 +130,7 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
 
     tree = _renamed(_hoisted(layer.tree), layer)
     _make_room(below, tree, layer)
+    _forget_rows(below, tree)
     for key, (kind, names) in _LISTED.items():
         old, new = _selected(below, key), _selected(tree, key)
         if None in (old, new) or OmegaConf.is_list(old) == OmegaConf.is_list(new):
@@ -167,6 +168,23 @@ def _make_room(below: Any, tree: Any, layer: ConfigLayer) -> None:
     if path.startswith(f"{key}.") and not OmegaConf.is_dict(OmegaConf.select(below, key)):
         remedy = f"give all of it: {key}={{NAME: WEIGHT, NAME: WEIGHT}}"
         raise UserError("leads into a mixture, and none is below", source=layer.source, field=path, remedy=remedy)
+
+
+def _forget_rows(below: Any, tree: Any) -> None:
+    """Remove from the data sets of `below` the place of the rows that `tree` names anew, under whatever name it was given."""
+    from omegaconf import OmegaConf
+
+    sets = ["data.default", "data.train", "data.validation"]
+    validation = _selected(tree, "data.validation")
+    sets += [f"data.validation.{name}" for name in validation] if OmegaConf.is_dict(validation) else []
+    for key in sets:
+        old, new = _selected(below, key), _selected(tree, key)
+        if not OmegaConf.is_dict(old) or not OmegaConf.is_dict(new):
+            continue
+        names = [name for name in _PLACES if new.get(name) is not None and new.get(name) not in ROW_FORMS]
+        for name in _PLACES if names else ():
+            if old.get(name) not in ROW_FORMS:
+                old.pop(name, None)
 
 
 def _selected(config: Any, key: str) -> Any:

@@ -42,7 +42,7 @@ _DATASET_KEYS = (
 )  # fmt: skip
 _PATH_ALIASES = ("data_path", "prompt_file")
 # NeMo-RL's name for the form of the rows in the files of `data_path` -> our name; None if the rows show their form themselves
-_FORMS = {"PreferenceDataset": "ranked", "BinaryPreferenceDataset": None}
+ROW_FORMS = {"PreferenceDataset": "ranked", "BinaryPreferenceDataset": None}
 
 
 def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
@@ -261,14 +261,14 @@ def _dataset(dataset: Tree, given: Tree, place: str) -> None:
 
 
 def _named(dataset: Tree) -> None:
-    """Rewrite `dataset_name`, which is either the name of a form of rows (a key of _FORMS) or the place of the data.
+    """Rewrite `dataset_name`, which is either the name of a form of rows (a key of ROW_FORMS) or the place of the data.
 
     The place of the data is used only where no path is given: a config that gives both means the path.
     """
     name = dataset.pop("dataset_name", None)
-    if name in _FORMS:
+    if name in ROW_FORMS:
         if dataset.get("path") is not None and dataset.get("row_format") is None:
-            dataset["row_format"] = _FORMS[name]
+            dataset["row_format"] = ROW_FORMS[name]
     elif name is not None and dataset.get("path") is None:
         dataset["path"] = name
 

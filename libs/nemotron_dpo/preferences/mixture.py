@@ -66,8 +66,8 @@ class Part:
 def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> list[Part]:
     """Write the mixture of the streams `paths` to `output`, and return what it is made of.
 
-    Raises UserError for a weight that is no number above 0, leaves no pair of its stream or fills the disk, a stream that is damaged or has no
-    pairs, and streams of different kinds, tokenizers, chat templates or reference policies.
+    Raises UserError for a weight that is no number above 0, leaves no pair of its stream or fills the disk, a stream that is
+    damaged or has no pairs, and streams of different kinds, tokenizers, chat templates or reference policies.
     """
     refuse_overwriting({"-o": output}, paths)
     seen: Counter[str] = Counter()
