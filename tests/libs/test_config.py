@@ -185,6 +185,17 @@ def test_the_later_name_of_the_rows_wins(below: str, above: str, tmp_path: Path)
     assert (data.train, data.validation) == (DatasetConfig("b.jsonl"), (("hard", DatasetConfig("b.jsonl")),))
 
 
+def test_a_single_validation_set_is_the_default_one_beside_others(tmp_path: Path):
+    """On either side: a config with one set takes others by name, and one with names takes a single set."""
+    (config := tmp_path / "c.yaml").write_text("data: {validation: {prompt_file: a.jsonl, limit: 4}}")
+    run, _ = load_run(config, ["data.validation.hard.path=h.jsonl"])
+    both = (("default", DatasetConfig("a.jsonl", limit=4)), ("hard", DatasetConfig("h.jsonl")))
+    assert tuple(sorted(run.data.validation)) == both
+    config.write_text("data: {validation: {hard: {prompt_file: h.jsonl}}}")
+    run, _ = load_run(config, ["data.validation={dataset_name: a.jsonl, limit: 4}"])
+    assert tuple(sorted(run.data.validation)) == both
+
+
 def test_rows_named_twice_in_one_file_are_refused_still(tmp_path: Path):
     (config := tmp_path / "c.yaml").write_text("data: {train: {prompt_file: a.jsonl, path: b.jsonl}}")
     with pytest.raises(UserError, match="under another name"):

@@ -130,6 +130,7 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
 
     tree = _renamed(_hoisted(layer.tree), layer)
     _make_room(below, tree, layer)
+    _name_single_sets(below, tree)
     _forget_rows(below, tree)
     for key, (kind, names) in _LISTED.items():
         old, new = _selected(below, key), _selected(tree, key)
@@ -168,6 +169,17 @@ def _make_room(below: Any, tree: Any, layer: ConfigLayer) -> None:
     if path.startswith(f"{key}.") and not OmegaConf.is_dict(OmegaConf.select(below, key)):
         remedy = f"give all of it: {key}={{NAME: WEIGHT, NAME: WEIGHT}}"
         raise UserError("leads into a mixture, and none is below", source=layer.source, field=path, remedy=remedy)
+
+
+def _name_single_sets(*configs: Any) -> None:
+    """Where one of `configs` has a single validation set and another has sets by name, the single one is called `default`."""
+    from omegaconf import OmegaConf
+
+    sets = [(config, found) for config in configs if OmegaConf.is_dict(found := _selected(config, "data.validation")) and found]
+    named = [all(OmegaConf.is_config(value) for value in found.values()) for _, found in sets]
+    for (config, found), is_named in zip(sets, named, strict=True):
+        if not is_named and any(named):
+            config.data.validation = {"default": found}
 
 
 def _forget_rows(below: Any, tree: Any) -> None:
