@@ -48,11 +48,11 @@ def single(scored: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_keys_without_meaning_are_named(llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "theirs.yaml").write_text("dpo: {val_micro_batch_size: 1}\nlogger: {monitor_gpus: true}\n")
+    (tmp_path / "theirs.yaml").write_text("dpo: {val_micro_batch_size: 1}\nlogger: {num_val_samples_to_print: 1}\n")
     given = ["none.arrow", "--policy", llama, "--run-dir", tmp_path / "run", "-c", "theirs.yaml"]
     said = run("dpo-train", *given, cwd=tmp_path).stderr.decode()
     assert (
-        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.monitor_gpus; `nemotron-steps run dpo -d -v -c " in said
+        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.num_val_samples_to_print; `nemotron-steps run dpo -d -v -c " in said
     )
 
 
@@ -301,7 +301,7 @@ def test_bad_inputs_are_one_line(scored: Path, llama: Path, untied_llama: Path, 
     for source, policy, message in (
         (tmp_path / "none.arrow", llama, "no such file"),
         (tmp_path / "empty.arrow", llama, "is empty"),
-        (tmp_path / "text.arrow", llama, "is not an Arrow stream"),
+        (tmp_path / "text.arrow", llama, "is JSON where an Arrow stream is due"),
         (tmp_path / "unscored.arrow", llama, "run ref-logprobs on it first"),
         (tmp_path / "cut.arrow", llama, "the stream from ref-logprobs"),
         (tmp_path / "nan.arrow", llama, "has nan in ref_rejected_logps (line 4 of the input), which is no log-prob"),

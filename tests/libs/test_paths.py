@@ -64,7 +64,8 @@ def test_every_path_of_a_config_is_expanded(monkeypatch, tmp_path):
 def test_fields_that_name_files_are_marked():
     """Those that are text and no path are listed, so that a new one is thought about."""
     no_paths = {"prompt_key", "chosen_key", "rejected_key", "on_error", "metric_name", "checkpoint_must_save_by"}
-    no_paths |= {"split", "subset"}
+    no_paths |= {"split", "subset", "source_name", "chosen_reward_key", "rejected_reward_key", "f_divergence", "odpo_gap"}
+    no_paths |= {"hf_model_id", "hf_model_path", "device_map", "upstream_script"}  # of merge_lora, where they mean nothing
     no_paths |= {
         "project",
         "entity",

@@ -115,7 +115,7 @@ def _score(model: PairPolicy, pairs: Pairs, bins: Sequence[list[int]], told: _To
     batches = [_Batch(pack_row(*pairs.columns(members), parallel.row_cut())) for members in [*bins, *[[]] * num_empty]]
     if not batches:
         return {}
-    with torch.inference_mode():
+    with torch.no_grad():  # not in inference mode: megatron-core keeps tensors that training writes to afterwards
         rows = run_schedule(model, batches, lambda batch, logps_R: (logps_R, logps_R), forward_only=True, through=told.through)
     if not (parallel.is_last_stage() and parallel.is_first_copy()):
         return {}
