@@ -52,7 +52,8 @@ def test_keys_without_meaning_are_named(llama: Path, tmp_path: Path) -> None:
     given = ["none.arrow", "--policy", llama, "--run-dir", tmp_path / "run", "-c", "theirs.yaml"]
     said = run("dpo-train", *given, cwd=tmp_path).stderr.decode()
     assert (
-        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.num_val_samples_to_print; `nemotron-steps run dpo -d -v -c " in said
+        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.num_val_samples_to_print; `nemotron-steps run dpo -d -v -c "
+        in said
     )
 
 
@@ -266,11 +267,13 @@ def test_validation_sets_are_files_or_named_files(scored: Path, llama: Path, tmp
     assert validated == {"validation-default", "validation-more"}
     place = 'policy.scheduler.warmup_steps=3: "policy.scheduler.warmup_steps"'
     product = "pairs, and dpo.val_batches x dpo.val_global_batch_size is 32: all of them are taken"
+    seen = "are trained on as well: what it measures of them is no test"
     warnings = [line for line in done.stderr.decode().splitlines() if line.startswith("dpo-train: warning: ")]
     assert warnings == [
         f"dpo-train: warning: {place} is 3, and the run has no more than 1 steps: all of it is warm-up",
         f"dpo-train: warning: validation set default has 24 {product}",
         f"dpo-train: warning: validation set more has 24 {product}",
+        *(f"dpo-train: warning: 24 of the 24 pairs of validation set {name} {seen}" for name in ("default", "more")),
     ]
     for words, message in (
         ([scored, held_out], f"--validation {held_out}: the set default is {scored} already"),

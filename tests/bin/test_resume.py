@@ -44,6 +44,13 @@ def base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[object,
     return (scored, "--policy", llama, "--validation", scored)
 
 
+# The runs of this file validate on what they train on.
+SEEN = (
+    "dpo-train: warning: 24 of the 24 pairs of validation set default are trained on as well: "
+    "what it measures of them is no test\n"
+)
+
+
 @pytest.fixture(scope="module")
 def whole(base: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of six steps without interruption."""
@@ -130,7 +137,7 @@ def test_sigterm_ends_the_step_saves_and_the_same_command_resumes(base, whole: P
     assert resume(run_dir, *base, *COMMON) == "step_3: resuming after step 3 of 6"
     same(run_dir, whole)
     done = check("dpo-train", *base, "--run-dir", run_dir, *COMMON)
-    assert done.stderr.decode() == f"dpo-train: {run_dir}/checkpoints/step_6: all 6 steps are done already\n"
+    assert done.stderr.decode() == f"{SEEN}dpo-train: {run_dir}/checkpoints/step_6: all 6 steps are done already\n"
     same(run_dir, whole)
 
 
@@ -208,7 +215,7 @@ def test_another_run_is_refused_and_a_longer_one_warned_of(base, terminated: Pat
     )
     assert done.returncode == 1
     done = check("dpo-train", *base, "--run-dir", run_dir, *COMMON, "dpo.max_num_steps=3")
-    assert done.stderr.decode() == (
+    assert done.stderr.decode() == SEEN + (
         "dpo-train: warning: dpo.max_num_steps was 6, is 3: the rest of the run follows the new value\n"
         f"dpo-train: {step}: all 3 steps are done already\n"
     )
