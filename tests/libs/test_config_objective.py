@@ -161,6 +161,7 @@ REFUSED = [
     (["dpo.loss_type=[kto_pair]"], "bco_pair is built alike"),
     (["dpo={beta: 0.1, reference_policy_kl_penalty: 0.2}"], "is 0.1, and dpo.reference_policy_kl_penalty, its name here, is 0.2: set one of them"),
     (["dpo={loss_type: [ipo], preference_loss: dpo}"], "is set, and so is dpo.preference_loss, its name here: set one of them"),
+    (["dpo.loss_type={dpo: 1.0}"], "is a mapping: that is dpo.preference_loss; TRL has lists"),
     (["dpo={rpo_alpha: 1.0, sft_loss_weight: 1.0}"], "is set, and so is dpo.sft_loss_weight, its name here"),
     (["dpo.rpo_alpha=1.0", "dpo.loss_type=[sigmoid, sft]"], "has sft already"),
 ]  # fmt: skip
@@ -184,8 +185,12 @@ def test_settings_that_ask_for_nothing_are_counted_and_said():
             "label_smoothing",
             "other objectives than bco_pair, and asks",
         ),
-        (["dpo.preference_loss=simpo", "dpo.preference_average_log_probs=false"], "preference_average_log_probs", "than simpo"),
-        (["dpo.preference_loss=simpo", "dpo.sft_average_log_probs=true"], "sft_average_log_probs", "that has no weight"),
+        (["dpo.preference_loss=orpo", "dpo.preference_average_log_probs=false"], "preference_average_log_probs", "than orpo"),
+        (
+            ["dpo.preference_loss=orpo", "dpo.sft_average_log_probs=true"],
+            "sft_average_log_probs",
+            "has no weight",
+        ),
         (
             ["dpo.preference_loss=ipo", "dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1"],
             "preference_loss",
@@ -198,6 +203,10 @@ def test_settings_that_ask_for_nothing_are_counted_and_said():
 
 
 REMARKS = [
+    (["dpo.loss_type=aot"], "has aot, which means aot_paired, as in TRL"),
+    (["dpo.preference_loss={dpo: 1, aot_pair: 1}"], "has aot_pair, which means aot_paired; TRL before 0.29 had"),
+    (["dpo.preference_loss=simpo"], "is 0.05, the default, and with simpo it is usually 2 to 10"),
+    (["dpo.preference_loss={dpo: 1, dpo_norm: 1}"], "is 0.05, the default, and with dpo_norm it is usually 2 to 10"),
     (["dpo.reference_policy_kl_penalty=0"], "is 0: the preference loss is ln 2 whatever the policy does, and moves nothing"),
     (["dpo.preference_loss=hinge", "dpo.reference_policy_kl_penalty=0"], "is 0: the preference loss is 1 whatever"),
     (
@@ -217,6 +226,11 @@ REMARKS = [
         '"dpo.loss_type" has sft: a sum over the tokens of each',
     ),
 ]
+
+
+def test_what_asks_for_nothing_is_not_remarked_on():
+    for overrides in (["dpo.rpo_alpha=0"], ["dpo.preference_loss=aot_paired"], ["dpo.preference_loss=simpo", "dpo.beta=2"]):
+        assert load_run(None, overrides)[1] == []
 
 
 def test_what_few_will_mean_is_remarked_on():

@@ -62,11 +62,15 @@ def canonical_dpo(dpo: dict[str, Any]) -> None:
     for value, theirs, ours in ((types, "loss_type", _LOSS), (alpha, "rpo_alpha", "sft_loss_weight")):
         if value is not None and dpo.get(ours) is not None:
             raise UserError(f"is set, and so is dpo.{ours}, its name here", field=f"dpo.{theirs}", remedy="set one of them")
+    if isinstance(types, dict):
+        raise UserError(
+            "is a mapping", field="dpo.loss_type", remedy=f"that is dpo.{_LOSS}; TRL has lists, and dpo.loss_weights"
+        )
     if types is not None:
         dpo[_LOSS] = _objectives(types if isinstance(types, list) else [types], weights)
     if alpha is not None:
         dpo["sft_loss_weight"] = alpha
-    if (alpha is not None or "sft" in _items(types)) and dpo.get("sft_average_log_probs") is None:
+    if (alpha or "sft" in _items(types)) and dpo.get("sft_average_log_probs") is None:
         dpo["sft_average_log_probs"] = True
     if isinstance(dpo.get(_LOSS), list):
         raise UserError("is a list", field=f"dpo.{_LOSS}", remedy="map each objective to its weight: {dpo: 0.8, sft: 1.0}")
@@ -83,7 +87,7 @@ def trl_remarks(sections: Sequence[Mapping[str, Any]], *, averages: bool) -> Ite
     text = f"{how} here, and a mean over the tokens of the batch in TRL"
     if any("sft" in _items(section.get("loss_type")) for section in sections):
         yield "dpo.loss_type", f"has sft: {text}"
-    if any(section.get("rpo_alpha") is not None for section in sections):
+    if any(section.get("rpo_alpha") for section in sections):
         yield "dpo.rpo_alpha", f"is the weight of sft: {text}"
 
 

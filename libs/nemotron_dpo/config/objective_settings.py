@@ -15,7 +15,7 @@ from nemotron_dpo.config.dpo import DpoConfig
 from nemotron_dpo.config.objective import LOSS, SFT, TRL_F_ALPHA, Part, modifier_values, objective_of, parts_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.modified import modifiers
-from nemotron_dpo.objective.registry import Entry, entries
+from nemotron_dpo.objective.registry import Entry, entries, find
 
 _NO_WEIGHT = "belongs to a term of the loss that has no weight"
 _BETA, _AVERAGE = "reference_policy_kl_penalty", "preference_average_log_probs"
@@ -69,6 +69,13 @@ def objective_remarks(dpo: DpoConfig) -> Iterator[tuple[str, str]]:
     if averaging and dpo.preference_average_log_probs is False:
         text = f"is false: {_names(averaging)} then sums log-ratios over tokens, and averages them by its own default"
         yield f"dpo.{_AVERAGE}", text
+    for part in preferences:
+        if part.entry.usual_beta is not None and dpo.reference_policy_kl_penalty == DpoConfig.reference_policy_kl_penalty:
+            text = "is {:g}, the default, and with {} it is usually {:g} to {:g}"
+            yield f"dpo.{_BETA}", text.format(dpo.reference_policy_kl_penalty, part.entry.name, *part.entry.usual_beta)
+    for name in _names_given(dpo):
+        if (note := find(name).notes.get(name)) is not None:
+            yield LOSS, f"has {name}, which {note}"
 
 
 def objectives_with(key: str) -> list[str]:
@@ -121,6 +128,13 @@ def _unused(key: str, value: Any, parts: Sequence[Part]) -> UserError:
     theirs = f"what it uses is {', '.join(counting)}" if counting else "it has no settings"
     message = f"is {str(value).lower() if isinstance(value, bool) else value}, which is not used by {_names(parts)}"
     return UserError(message, field=f"dpo.{key}", remedy=f"{theirs}; {_those_with(key)}")
+
+
+def _names_given(dpo: DpoConfig) -> list[str]:
+    """The objectives as the config calls them."""
+    if dpo.own_objective is not None:
+        return []
+    return [dpo.preference_loss] if isinstance(dpo.preference_loss, str) else list(dpo.preference_loss)
 
 
 def _names(parts: Sequence[Part]) -> str:

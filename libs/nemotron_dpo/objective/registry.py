@@ -34,7 +34,7 @@ class Entry:
     name, aliases: what a config may call it. make: the dataclass that it is, whose fields are its settings, by the names that
     they have in a config. formula, source: the loss of a pair, and the paper that it is from. use: when it is the one to take.
     modifiers: the names of those in modifiers/ that have a meaning with it. notes: what to tell a person who uses one of its
-    names, where the field means two things by it.
+    names, where the field means two things by it. usual_beta: from what to what beta is with it, where that is far from DPO's.
 
     In a formula, l_c and l_r are log pi(y|x) of the chosen and of the rejected response, r_c and r_r the same minus
     log pi_ref(y|x), n_c and n_r the numbers of their tokens, d = r_c - r_r, G the difference of the rewards that the row brings
@@ -49,6 +49,7 @@ class Entry:
     aliases: tuple[str, ...] = ()
     modifiers: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    usual_beta: tuple[float, float] | None = None
 
     @property
     def settings(self) -> tuple[str, ...]:

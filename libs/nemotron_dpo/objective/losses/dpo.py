@@ -82,5 +82,6 @@ OBJECTIVES = (
         use="responses of very different lengths; beta is then 2 to 10, Tulu 3 has 5",
         aliases=("sigmoid_norm",),
         modifiers=ON_MARGIN,
+        usual_beta=(2.0, 10.0),
     ),
 )

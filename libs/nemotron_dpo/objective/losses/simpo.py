@@ -83,6 +83,7 @@ OBJECTIVES = (
         source="arXiv 2405.14734, eq. 6",
         use="no reference; beta is 2 to 10 and gamma 0.3 to 1.6 times beta",
         modifiers=WEIGHTED,
+        usual_beta=(2.0, 10.0),
     ),
     Entry(
         "alphapo",
@@ -91,5 +92,6 @@ OBJECTIVES = (
         source="arXiv 2501.03884",
         use="as simpo, where it makes both responses too improbable",
         modifiers=WEIGHTED,
+        usual_beta=(2.0, 10.0),
     ),
 )
