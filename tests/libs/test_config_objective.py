@@ -229,7 +229,13 @@ REMARKS = [
 
 
 def test_what_asks_for_nothing_is_not_remarked_on():
-    for overrides in (["dpo.rpo_alpha=0"], ["dpo.preference_loss=aot_paired"], ["dpo.preference_loss=simpo", "dpo.beta=2"]):
+    for overrides in (
+        ["dpo.rpo_alpha=0.5", "dpo.sft_loss_weight=1"],  # the later one stands in place of the other
+        ["dpo.loss_type=[sigmoid, sft]", "dpo.preference_loss=dpo"],
+        ["dpo.rpo_alpha=0"],
+        ["dpo.preference_loss=aot_paired"],
+        ["dpo.preference_loss=simpo", "dpo.beta=2"],
+    ):
         assert load_run(None, overrides)[1] == []
 
 

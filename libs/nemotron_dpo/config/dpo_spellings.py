@@ -85,10 +85,16 @@ def trl_remarks(sections: Sequence[Mapping[str, Any]], *, averages: bool) -> Ite
     """
     how = "a mean over the tokens of each response" if averages else "a sum over the tokens of each response"
     text = f"{how} here, and a mean over the tokens of the batch in TRL"
-    if any("sft" in _items(section.get("loss_type")) for section in sections):
+    if "sft" in _items(_counting("loss_type", _LOSS, sections)):
         yield "dpo.loss_type", f"has sft: {text}"
-    if any(section.get("rpo_alpha") for section in sections):
+    if _counting("rpo_alpha", "sft_loss_weight", sections):
         yield "dpo.rpo_alpha", f"is the weight of sft: {text}"
+
+
+def _counting(theirs: str, ours: str, sections: Sequence[Mapping[str, Any]]) -> Any:
+    """The value of `theirs` in the last section that says it or `ours`; None where that is ours."""
+    last = next((one for one in reversed(sections) if one.get(theirs) is not None or one.get(ours) is not None), {})
+    return last.get(theirs)
 
 
 def _objectives(names: list[Any], weights: Any) -> str | dict[str, Any]:
