@@ -265,6 +265,8 @@ COUNTERPARTS = {
     "policy.gradient_checkpointing": "TRL's gradient_checkpointing is policy.megatron_cfg.activation_checkpointing here",
     "policy.bf16": "TRL's bf16 is policy.precision here",
     "policy.max_prompt_length": "TRL's max_prompt_length cuts prompts, and is not built",
+    "dpo.reference_free": "TRL's reference_free is a loss without a reference, and is not built: "
+    "dpo.preference_loss=cpo with dpo.cpo_alpha=0 is dpo without one",
     "policy.sequence_len": "Axolotl's sequence_len is policy.max_total_sequence_length here",
     "dpo.pref_ftx": "LLaMA-Factory's pref_ftx is dpo.sft_loss_weight, dpo.sft_average_log_probs here",
 }

@@ -13,5 +13,8 @@ def counterpart(key: str) -> str | None:
         if name in COUNTS:
             return f"{TITLES[program]}'s {leaf} is {COUNTS[name][1]} here"
         if name in REFUSED:
-            return f"{TITLES[program]}'s {leaf} {REFUSED[name].why}, and is not built"
+            refused = REFUSED[name]
+            return (
+                f"{TITLES[program]}'s {leaf} {refused.why}, and is not built{f': {refused.remedy}' if refused.remedy else ''}"
+            )
     return None

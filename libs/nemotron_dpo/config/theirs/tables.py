@@ -151,7 +151,9 @@ REFUSED: dict[str, Refused] = {
     "max_completion_length": Refused((None,), "cuts responses"),
     "sync_ref_model": Refused((False,), "changes the reference while training"),
     "ref_model": Refused((None,), "is another reference than the policy that training starts from"),
-    "reference_free": Refused((False, None), "is a loss without a reference"),
+    "reference_free": Refused(
+        (False, None), "is a loss without a reference", "dpo.preference_loss=cpo with dpo.cpo_alpha=0 is dpo without one"
+    ),
     "model_revision": Refused(("main", None), "is another revision of the model", "download it and give its folder"),
     "lora_target_parameters": Refused((None,), "adapts parameters that are no layers"),
     "lora_modules_to_save": Refused((None, [], ""), "trains whole modules beside the adapters"),
