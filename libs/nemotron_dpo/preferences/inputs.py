@@ -92,7 +92,7 @@ def read_chunks(
             for chunk in file_chunks(raw, name, max_line_bytes, columns):
                 num_rows += len(chunk.rows)
                 if is_file and chunk.rows and isinstance(chunk.rows[0], bytes):
-                    # a reader of CSV closes the file at its end
+                    # what reads a CSV closes the file at its end
                     reached(before + (Path(file).stat().st_size if raw.closed else raw.tell()))
                 yield chunk
             if not num_rows:

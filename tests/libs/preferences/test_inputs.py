@@ -119,3 +119,16 @@ def test_results_come_in_order(num_workers: int) -> None:
 def test_a_dead_worker_is_told() -> None:
     with ordered_map(slow_when_even, 7, 2) as results, pytest.raises(UserError, match="a worker process died"):
         list(results([1, 2000, 3]))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json"])
+def test_at_the_end_of_the_files_all_of_their_bytes_were_read(name: str, tmp_path: Path) -> None:
+    """Whatever reads them: this is what a person is shown."""
+    texts = {"x.csv": "a,b\n1,2\n", "x.tsv": "a\tb\n1\t2\n", "x.jsonl": '{"a": 1}\n', "x.json": '[{"a": 1}]\n'}
+    files, places = [tmp_path / name, tmp_path / f"more-{name}"], [0]
+    for file in files:
+        file.write_text(texts[name])
+    chunks = list(inputs.read_chunks([str(file) for file in files], 1 << 20, None, places.append))
+    assert [len(chunk.rows) for chunk in chunks if chunk.rows] == [1, 1]
+    assert places[-1] == 2 * len(texts[name])
+    assert places == sorted(places)
