@@ -37,7 +37,7 @@ dpo-smollm2 DATA: setup
     @RL_POLICY_MODEL={{ quote(smollm2) }} .venv/bin/nemotron-steps run rl/nemo_rl/dpo -c smollm2 \
         data.train.prompt_file="$(cd {{ quote(invocation_directory()) }} && realpath -- {{ quote(trim_start_match(DATA, "DATA=")) }})"
 
-# Run every test (10 to 15 minutes on two cores)
+# Run every test (15 to 20 minutes on two cores)
 test *ARGS: setup
     @{{ python }} -m pytest -n 2 {{ by_file }} {{ ARGS }}
 

@@ -116,7 +116,7 @@ def sentence(made: Outcome) -> str:
     if turned:
         one = turned[0]
         return f"{one.name} was best after step {one.best_step} and got worse: from there on the pairs are learned by heart"
-    if not last.get("accuracy"):
+    if not any(metrics.get("accuracy") for metrics in (last, *(one.last for one in made.validations))):
         return f"the loss went from {made.ends.first['loss']:.4f} to {last['loss']:.4f}"
     unseen = [one for one in made.validations if one.last.get("accuracy") is not None]
     where = f"pairs of {unseen[0].name}" if unseen else f"pairs of the last {_steps(made.ends)}"

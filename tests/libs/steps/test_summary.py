@@ -90,5 +90,7 @@ def test_what_was_learned_in_a_sentence():
     assert sentence(outcome([])) == "nothing was trained"
     assert sentence(outcome([step])) == "the policy now prefers the chosen response in 60% of the pairs of the last step"
     assert sentence(outcome([step, *unseen])).startswith("validation was best after step 4 and got worse")
+    unlucky = [{**step, "train/accuracy": 0.0}, {"step": 5, "validation-default/loss": 0.5, "validation-default/accuracy": 1.0}]
+    assert sentence(outcome(unlucky)) == "the policy now prefers the chosen response in 100% of the pairs of validation"
     fine_tuning = [{"step": n, "train/loss": loss} for n, loss in ((1, 2.0), (2, 1.5))]
     assert sentence(outcome(fine_tuning)) == "the loss went from 2.0000 to 1.5000"
