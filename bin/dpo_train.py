@@ -32,7 +32,8 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -44,7 +45,7 @@ from nemotron_dpo.paths import expand_home
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
-    from nemotron_dpo.policy.trainable import TrainablePolicy
+    from nemotron_dpo.config.dpo import OwnObjective
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.resume import Identity, ResumeState
@@ -105,32 +106,31 @@ def command(
     wiring.check_trackers(run)
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
-    _check_router(run, initial)
+    wiring.check_router(run, initial)
     with parallel.joined(SAY), _held(run, folder):
-        _check_own_objective(run)
+        wiring.check_own_objective(run)
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
-        data, sets = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
-        settings = _settings(run, data, sets, strict=strict)
-        identity = _identity(run, initial, data, sets) if earlier or run.checkpointing.save_optimizer else None
+        pairs = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
+        settings = _settings(run, pairs, strict=strict)
+        is_known = earlier or run.checkpointing.save_optimizer
+        identity = wiring.identity(run, initial, pairs.train, pairs.sets) if is_known else None
         resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
-        inputs = {"train": folder / "input.arrow" if source == "-" else Path(source)}
-        inputs |= {f"validation-{name}": path for name, path in held_out.items()}
-        return _train(run, initial, folder, inputs, data, sets, settings, identity, resumed)
+        return _train(run, initial, folder, pairs, settings, identity, resumed)
 
 
 def _config(
     path: str | None, overrides: tuple[str, ...], held_out: Mapping[str, Path], objective: str | None, *, strict: bool
 ) -> RunConfig:
     """The checked configuration of the run; what it warns of is said."""
-    from nemotron_dpo.config import blamed, load_objective, load_run_and_idle, with_home
+    from nemotron_dpo.config import load_objective, load_run_and_idle, with_home
     from nemotron_dpo.steps.catalogue import manifest
 
     if path is not None and not Path(path).is_file():
         path = str(manifest.find_config(manifest.find_step("rl/nemo_rl/dpo", manifest.discover(manifest.configs_root())), path))
     own = None if objective is None else load_objective(objective)
-    with blamed(own.entry.source, its_own=True) if own else contextlib.nullcontext():
+    with _blamed(own):
         run, warnings, idle = load_run_and_idle(path, overrides, list(held_out), own)
     _warn(warnings, strict=strict)
     if idle:
@@ -138,23 +138,11 @@ def _config(
     return with_home(run)
 
 
-def _check_own_objective(run: RunConfig) -> None:
-    """Raise UserError where the user's own objective is not the same on all ranks, or does not work on two made-up pairs."""
-    from nemotron_dpo.config import blamed, objective_of
-    from nemotron_dpo.objective.trial import problem
-    from nemotron_dpo.policy import parallel
+def _blamed(own: OwnObjective | None) -> AbstractContextManager[object]:
+    """Inside it, what the code of a user's own objective raises is that file's mistake."""
+    from nemotron_dpo.config import blamed
 
-    own = run.dpo.own_objective
-    if own is None:
-        return
-    digests = parallel.gather(own.digest) if parallel.job_size() > 1 else [own.digest]
-    if len(set(digests)) > 1:
-        where = ", ".join(f"rank {rank}: {digest[:17]}" for rank, digest in enumerate(digests))
-        raise UserError(f"is not the same file on all ranks ({where})", source=own.entry.source, remedy="give all the same")
-    with blamed(own.entry.source):
-        found = problem(objective_of(run.dpo))
-    if found is not None:
-        raise UserError(f"{own.entry.name} {found}", source=own.entry.source)
+    return blamed(own.entry.source, its_own=True) if own else contextlib.nullcontext()
 
 
 def _initial_policy(run: RunConfig, policy: str) -> ModelSource:
@@ -196,10 +184,19 @@ def _validation_sets(arguments: tuple[str, ...]) -> dict[str, Path]:
     return sets
 
 
+@dataclass(frozen=True)
+class _OpenPairs:
+    """The pairs to train on, those to validate on by the name of their set, and the files of all by what they are for."""
+
+    train: Pairs
+    sets: Mapping[str, Pairs]
+    files: Mapping[str, Path]
+
+
 def _open_pairs(
     run: RunConfig, policy: ModelSource, source: str, held_out: Mapping[str, Path], run_dir: Path, *, is_first: bool
-) -> tuple[Pairs, dict[str, Pairs]]:
-    """The pairs to train on and those to validate on, by name.
+) -> _OpenPairs:
+    """The streams of the run.
 
     What comes through a pipe is kept in the run folder, and where a run is resumed must not replace what it began with.
     """
@@ -214,24 +211,15 @@ def _open_pairs(
     finally:
         if source == "-" and not is_first:
             path.unlink()
-    return data, {name: rules.open(file, SAY) for name, file in held_out.items()}
+    files = {"train": run_dir / "input.arrow" if source == "-" else path}
+    files |= {f"validation-{name}": file for name, file in held_out.items()}
+    return _OpenPairs(data, {name: rules.open(file, SAY) for name, file in held_out.items()}, files)
 
 
-def _check_router(run: RunConfig, policy: ModelSource) -> None:
-    """Raise UserError where `policy` has experts and their router is to be trained as it is not here."""
-    from nemotron_dpo.checkpoint.policy import read_architecture
-    from nemotron_dpo.config import router_refusal
-
-    routers = read_architecture(policy).routers
-    refusal = router_refusal(run, routers[0].aux_loss_coeff) if routers else None
-    if refusal is not None:
-        raise refusal
-
-
-def _settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], *, strict: bool) -> LoopSettings:
+def _settings(run: RunConfig, pairs: _OpenPairs, *, strict: bool) -> LoopSettings:
     """The loop's settings on this data; what may surprise in them is said."""
-    settings = wiring.settings(run, data, sets)
-    _warn(wiring.remarks(run, data, sets, settings), strict=strict)
+    settings = wiring.settings(run, pairs.train, pairs.sets)
+    _warn(wiring.remarks(run, pairs.train, pairs.sets, settings), strict=strict)
     return settings
 
 
@@ -241,12 +229,6 @@ def _warn(lines: Sequence[str], *, strict: bool) -> None:
         if strict:
             raise UserError(line, remedy="it is a warning without --strict")
         SAY(f"warning: {line}")
-
-
-def _identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
-    from nemotron_dpo.checkpoint.policy import read_architecture
-
-    return wiring.identity(run, policy, data, sets, has_routers=bool(read_architecture(policy).routers))
 
 
 def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:
@@ -267,41 +249,35 @@ def _train(
     run: RunConfig,
     policy: ModelSource,
     run_dir: Path,
-    inputs: Mapping[str, Path],
-    data: Pairs,
-    sets: Mapping[str, Pairs],
+    pairs: _OpenPairs,
     settings: LoopSettings,
     identity: Identity | None,
     resumed: ResumeState | None,
 ) -> int:
     """Train to the end, or until SIGTERM or the time limit, and return the exit status."""
-    from nemotron_dpo.config import blamed
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.progress import Work
     from nemotron_dpo.training.run import train
     from nemotron_dpo.training.stopping import Stop, deadline
 
-    checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, sets), deadline(wiring.save_by(run))
+    checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, pairs.sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
-    progress = cli.show_progress(PROGRAM, Work("training", "step", settings.num_steps, resumed.step if resumed else 0))
+    done = resumed.step if resumed else 0
+    progress = cli.show_progress(PROGRAM, Work("training", "step", settings.num_steps, done))
     progress.phase("loading")
-    trainable = _open_trainable(run, policy, resumed)
+    trainable = wiring.open_trainable(run, policy, resumed)
     keep_freed_memory()
     can_resume = checkpoints is not None and checkpoints.can_resume
-    done = resumed.step if resumed else 0
-    recorded = wiring.recorded(run, run_dir, policy, inputs, done, SAY) if cli.is_first_rank() else None
-    own = run.dpo.own_objective
-    with (
-        cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext() as terminated,
-        blamed(own.entry.source, its_own=True) if own else contextlib.nullcontext(),
-    ):
+    recorded = wiring.recorded(run, run_dir, policy, pairs.files, done, SAY) if cli.is_first_rank() else None
+    noted = cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext()
+    with noted as terminated, _blamed(run.dpo.own_objective):
         stop = Stop(save_by, terminated)
         train(
             trainable,
-            data,
-            sets,
+            pairs.train,
+            pairs.sets,
             settings,
             recorded=recorded and replace(recorded, stopped_by=lambda: stop.reason),
             checkpoints=checkpoints,
@@ -311,33 +287,6 @@ def _train(
             progress=progress,
         )
     return 128 + stop.signal if stop.signal else 0  # the exit status, as shells give it
-
-
-def _open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> TrainablePolicy:
-    """The initial policy, or the one of the resumed step with its optimizer's state."""
-    from nemotron_dpo.checkpoint import adapters, optimizer_state
-    from nemotron_dpo.checkpoint import megatron as checkpoint
-    from nemotron_dpo.checkpoint.policy import open_policy
-    from nemotron_dpo.policy.balanced_routers import balance
-    from nemotron_dpo.policy.lora import Adapted, adapt
-    from nemotron_dpo.policy.routers import freeze_routers
-    from nemotron_dpo.policy.trainable import TrainablePolicy
-    from nemotron_dpo.training.data import weights_digest
-
-    length, lora = run.policy.max_total_sequence_length, wiring.lora(run)
-    source = resumed.policy if resumed and not lora else policy
-    model = open_policy(source, run.policy.precision, max_length=length, recompute=wiring.recompute(run))
-    if lora:
-        adapt(model, Adapted(lora, adapters.base_of(policy, weights_digest(policy))), run.dpo.seed)
-        if resumed:
-            checkpoint.load(model, resumed.policy.path)
-    if run.policy.megatron_cfg.freeze_moe_router:
-        freeze_routers(model)
-    balance(model, wiring.load_balancing(run))
-    trainable = TrainablePolicy(model, wiring.optimization(run))
-    if resumed:
-        optimizer_state.load(trainable, resumed.optimizer)
-    return trainable
 
 
 def main() -> NoReturn:

@@ -135,19 +135,10 @@ def command(**options: Any) -> None:
         cli.say(PROGRAM, f"warning: {settings.folder.path}: {doubt}")
     if settings.folder.template is None:
         cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
+    same = ("inputs", "output", "split", "subset", "source_name", "row_format", "limit", "num_workers", "rejects", "stats")
     job = Job(
-        inputs=options["inputs"],
-        output=options["output"],
-        split=options["split"],
-        subset=options["subset"],
-        source_name=options["source_name"],
-        row_format=options["row_format"],
-        limit=options["limit"],
-        num_workers=options["num_workers"],
+        **{name: options[name] for name in (*same, "num_shown")},
         skip_errors=options["on_error"] == "skip",
-        rejects=options["rejects"],
-        stats=options["stats"],
-        num_shown=options["num_shown"],
         beside=(options["tokenizer"], options["chat_template"], options["system_prompt_file"]),
     )
     show = _shower(settings) if job.num_shown else _no_show

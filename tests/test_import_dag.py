@@ -53,7 +53,18 @@ ALLOWED = {
         "checkpoint",
         "wiring",
     },
-    "wiring": {"config", "kernels", "sources", "policy", "preferences", "training", "versions"},
+    "wiring": {
+        "checkpoint",
+        "config",
+        "errors",
+        "kernels",
+        "objective",
+        "policy",
+        "preferences",
+        "sources",
+        "training",
+        "versions",
+    },
 }
 # room of steps -> the rooms of steps that it may import, besides itself; what stands above them all is last
 ROOMS = {

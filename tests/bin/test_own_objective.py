@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import dpo_train
+from nemotron_dpo import wiring
 from nemotron_dpo.config import DpoConfig, RunConfig, identity, load_objective, load_run_and_idle, objective_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.trial import problem
@@ -205,7 +205,7 @@ def test_another_file_on_another_rank_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(
         UserError, match=r"mine\.py: is not the same file on all ranks \(rank 0: sha256:\w{10}, rank 1: sha256:0123456789\)"
     ):
-        dpo_train._check_own_objective(RunConfig(dpo=dpo))
+        wiring.check_own_objective(RunConfig(dpo=dpo))
 
 
 def test_no_config_and_no_job_takes_one(tmp_path: Path) -> None:

@@ -55,9 +55,8 @@ def tokenize_files(
 ) -> Tally:
     """Write the tokenized pairs of `job` and return the counts; `show` is called with the texts and ids of the first pairs.
 
-    `progress` is told what work there is, and gives what hears how it goes on.
-    Raises UserError for what a user can fix, such as a broken row or a file that changes while it is read. In that case no file
-    is left under the output's name.
+    `progress` is told what work there is, and gives what hears how it goes on. Raises UserError for what a user can fix, such
+    as a broken row or a file that changes while it is read. In that case no file is left under the output's name.
     """
     sources = resolve_data(job.inputs, job.split, job.subset)
     files = all_files(sources)
@@ -66,13 +65,8 @@ def tokenize_files(
     before = states(files)
     info = stream_info(job, settings, files)
     tally = Tally(for_report=job.stats is not None)
-    columns = columns_read(settings.keys)
     place = _Place()
-    raw = limit_rows(_rows(sources, settings.max_line_bytes, columns, place.reach), job.limit)
-    row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
-    names = source_names(sources)
-    named = (replace(chunk, source_name=job.source_name or names.get(chunk.source, "stdin")) for chunk in raw)
-    chunks = with_row_formats(named, row_format, settings.keys, settings.max_line_bytes)
+    chunks = _chunks(job, settings, sources, place.reach)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(job.output, info))
         rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
@@ -91,6 +85,15 @@ def tokenize_files(
         if job.stats:
             _write_json(job.stats, tally.report(info.digests, info.settings))
     return tally
+
+
+def _chunks(job: Job, settings: Settings, sources: list[RowSource], reached: Callable[[int], object]) -> Iterator[Chunk]:
+    """The rows of `job`, which know the form they have and the data that they are of."""
+    raw = limit_rows(_rows(sources, settings.max_line_bytes, columns_read(settings.keys), reached), job.limit)
+    row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
+    names = source_names(sources)
+    named = (replace(chunk, source_name=job.source_name or names.get(chunk.source, "stdin")) for chunk in raw)
+    return with_row_formats(named, row_format, settings.keys, settings.max_line_bytes)
 
 
 # What a unit of the work is, where the files are measured.

@@ -52,16 +52,20 @@ def train(
                 say(_noise_floor(record, policy))
             recording.write(record)
             info.add(record)
-            if record.is_training:
-                progress.advance(1, narration.step_facts(record))
-            else:
-                say(narration.validation_line(record))
+            _show(record, progress, say)
         progress.phase("")
     if recorded is not None:
         for line in narration.ending(outcome(read_metrics(recorded.folder / METRICS))):
             say(line)
     if stop.reason is not None:
         say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
+
+
+def _show(record: Record, progress: Progress, say: Callable[[str], None]) -> None:
+    if record.is_training:
+        progress.advance(1, narration.step_facts(record))
+    else:
+        say(narration.validation_line(record))
 
 
 def _save(

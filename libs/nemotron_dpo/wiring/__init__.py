@@ -1,0 +1,30 @@
+"""From a run's configuration to the plain arguments of the libraries. No other part knows both.
+
+torch and megatron-core are imported inside the functions: an executable that imports this still prints its help at once.
+"""
+
+from nemotron_dpo.wiring.data import data_rules, identity
+from nemotron_dpo.wiring.loop import check_own_objective, remarks, row_tokens, save_by, settings
+from nemotron_dpo.wiring.model import check_router, layout, load_balancing, lora, open_trainable, optimization, recompute
+from nemotron_dpo.wiring.records import check_trackers, checkpoint_dir, checkpoints, recorded
+
+__all__ = [
+    "check_own_objective",
+    "check_router",
+    "check_trackers",
+    "checkpoint_dir",
+    "checkpoints",
+    "data_rules",
+    "identity",
+    "layout",
+    "load_balancing",
+    "lora",
+    "open_trainable",
+    "optimization",
+    "recompute",
+    "recorded",
+    "remarks",
+    "row_tokens",
+    "save_by",
+    "settings",
+]

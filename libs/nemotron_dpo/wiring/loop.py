@@ -1,0 +1,125 @@
+"""The loop of a run: its objective, batches, schedule and validation, and what may surprise in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.wiring.data import reference_is_policy
+from nemotron_dpo.wiring.model import layout
+
+if TYPE_CHECKING:
+    from nemotron_dpo.config import RunConfig
+    from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.training.settings import BatchSettings, LoopSettings, ValidationSettings
+
+
+def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:
+    """Plain arguments for the loop; everything that can be refused without a model is refused here."""
+    from nemotron_dpo.config import objective_of
+    from nemotron_dpo.policy.parallel import job_size
+    from nemotron_dpo.training import schedule
+    from nemotron_dpo.training.objective_loss import check_needs
+    from nemotron_dpo.training.settings import LoopSettings, UpdateSettings, check_validation, num_steps
+
+    dpo, policy, objective = run.dpo, run.policy, objective_of(run.dpo)
+    check_needs(objective)
+    replicas = layout(run).data(job_size())
+    steps = num_steps(len(data), policy.train_global_batch_size, dpo.max_num_steps, dpo.max_num_epochs, replicas)
+    check_validation(sets, replicas)
+    rates = schedule.rates(lr=policy.optimizer.lr, total_steps=steps, **asdict(policy.scheduler))
+    return LoopSettings(
+        objective=objective,
+        batches=_batches(run),
+        updates=UpdateSettings(rates, policy.optimizer.weight_decay),
+        validation=_validation(run),
+        save_period=run.checkpointing.save_period,
+        ft_save_period=run.checkpointing.ft_save_period or 0,
+        gate_precision=policy.precision if reference_is_policy(run) else None,
+        token_metrics=run.logger.token_metrics,
+    )
+
+
+def _batches(run: RunConfig) -> BatchSettings:
+    from nemotron_dpo.training.settings import BatchSettings, Packing
+
+    return BatchSettings(
+        size=run.policy.train_global_batch_size,
+        packing=Packing(row_tokens(run), run.policy.train_micro_batch_size),
+        seed=run.dpo.seed,
+        shuffle=run.data.shuffle,
+    )
+
+
+def _validation(run: RunConfig) -> ValidationSettings:
+    from nemotron_dpo.training.settings import ValidationSettings
+
+    return ValidationSettings(
+        period=run.dpo.val_period,
+        batches=run.dpo.val_batches,
+        batch_size=run.dpo.val_global_batch_size,
+        at_start=run.dpo.val_at_start,
+        at_end=run.dpo.val_at_end,
+    )
+
+
+def row_tokens(run: RunConfig) -> int | None:
+    """The most tokens of a packed row; None where rows are counted in pairs."""
+    packing = run.policy.sequence_packing
+    if not packing.enabled:
+        return None
+    return packing.train_mb_tokens or max(2048, 2 * run.policy.max_total_sequence_length)
+
+
+def save_by(run: RunConfig) -> float | None:
+    """Seconds from the start of the process by which a checkpoint must have been begun."""
+    from nemotron_dpo.config import seconds_until
+
+    limit = run.checkpointing.checkpoint_must_save_by
+    return None if limit is None else seconds_until(limit)
+
+
+def check_own_objective(run: RunConfig) -> None:
+    """Raise UserError where the user's own objective is not the same on all ranks, or does not work on two made-up pairs."""
+    from nemotron_dpo.config import blamed, objective_of
+    from nemotron_dpo.objective.trial import problem
+    from nemotron_dpo.policy import parallel
+
+    own = run.dpo.own_objective
+    if own is None:
+        return
+    digests = parallel.gather(own.digest) if parallel.job_size() > 1 else [own.digest]
+    if len(set(digests)) > 1:
+        where = ", ".join(f"rank {rank}: {digest[:17]}" for rank, digest in enumerate(digests))
+        raise UserError(f"is not the same file on all ranks ({where})", source=own.entry.source, remedy="give all the same")
+    with blamed(own.entry.source):
+        found = problem(objective_of(run.dpo))
+    if found is not None:
+        raise UserError(f"{own.entry.name} {found}", source=own.entry.source)
+
+
+def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSettings) -> list[str]:
+    """What `made`, the settings of `run`, come to on this data and on these processes, where that may surprise."""
+    from nemotron_dpo.config import DpoConfig, ranking
+    from nemotron_dpo.policy.parallel import job_size
+    from nemotron_dpo.training import remarks
+
+    schedule, keep, asked = run.policy.scheduler, run.checkpointing, run.cluster.gpus_per_node * run.cluster.num_nodes
+    asked_for = (run.dpo.val_batches, run.dpo.val_global_batch_size)
+    is_asked = asked_for != (DpoConfig.val_batches, DpoConfig.val_global_batch_size)
+    sizes = {name: len(pairs) for name, pairs in sets.items()}
+    lines = [
+        *remarks.on_schedule(made.updates.learning_rates, run.dpo.max_num_steps, schedule.warmup_steps, schedule.milestones),
+        *remarks.on_batches(made, len(data)),
+        *remarks.on_validation(made, sizes, is_asked=is_asked),
+        *remarks.on_overlap({name: pairs.pair_ids.num_found_in(data.pair_ids) for name, pairs in sets.items()}, sizes),
+    ]
+    if keep.enabled and not sets:
+        lines += remarks.on_retention(made, keep.keep_top_k, keep.metric_name, ranking(run, sets))
+    if asked not in (1, job_size()):
+        lines.append(f"cluster.* asks for {asked} processes, and this is a run of {job_size()}: torchrun starts them")
+    if run.data.validation and not sets:
+        lines.append("data.validation is not read here: give --validation NAME=FILE of scored pairs")
+    return lines
