@@ -29,9 +29,10 @@ score.run_schedule = lambda *a, **k: computed.append(sum(batch.row.num_pairs for
 model = open_policy(resolve(folder), "float32").eval()
 with open_reader(source, "tokenized_pairs") as reader:
     table = reader.read_all().combine_chunks()
-scores, new = score.score_window(model, table.to_batches()[0], 64, {})
+told = []
+scores, new = score.score_window(model, table.to_batches()[0], 64, {}, told.append)
 flat = np.concatenate([side for pair in scores for side in pair])
-np.savez(f"{out}.{parallel.data_rank()}.npz", flat=flat, computed=computed, new=new)
+np.savez(f"{out}.{parallel.data_rank()}.npz", flat=flat, computed=computed, new=new, told=told)
 parallel.shut_down()
 """
 
@@ -65,6 +66,8 @@ def test_every_rank_scores_its_part_and_knows_all(llama: Path, tmp_path: Path) -
         assert rank["computed"].sum() >= 2
         assert rank["new"] == 10
         assert np.abs(rank["flat"] - expected).max() <= 1e-5
+        assert rank["told"].sum() == 10
+    assert max(len(rank["told"]) for rank in ranks) > 1, "who waits hears of a window when it is over"
 
 
 @pytest.mark.usefixtures("megatron")
