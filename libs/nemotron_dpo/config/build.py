@@ -18,8 +18,8 @@ from nemotron_dpo.config.dpo import OwnObjective, is_built, is_key
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
-from nemotron_dpo.config.spellings import Tree
 from nemotron_dpo.config.theirs.counterparts import counterpart
+from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
 
 _DUE = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}

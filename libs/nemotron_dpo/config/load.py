@@ -18,7 +18,8 @@ from nemotron_dpo.config.origins import origins
 from nemotron_dpo.config.redact import hide_secrets
 from nemotron_dpo.config.run_env import split_run_env
 from nemotron_dpo.config.schema import DatasetConfig, RunConfig
-from nemotron_dpo.config.spellings import Tree, canonical
+from nemotron_dpo.config.spellings import canonical
+from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
 
 

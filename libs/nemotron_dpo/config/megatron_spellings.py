@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from nemotron_dpo.config.tree import Tree, drop_empty
 from nemotron_dpo.errors import UserError
-
-Tree = dict[str, Any]
 
 MEGATRON_ADAM = {"optimizer": "name", "lr": "lr", "weight_decay": "weight_decay", "adam_eps": "eps"}
 # our name in policy.scheduler -> theirs in policy.megatron_cfg
@@ -69,9 +66,3 @@ def _check_weight_decay(schedule: Tree, optimizer: Tree) -> None:
         if value is not None and value != own:
             message = f"is {value}, and policy.megatron_cfg.optimizer.weight_decay is {own}"
             raise UserError(message, field=f"policy.megatron_cfg.scheduler.{key}", remedy="set them to one value")
-
-
-def drop_empty(section: Tree, key: str) -> None:
-    """Remove `key` from `section` where all of it was taken."""
-    if section.get(key) == {}:
-        del section[key]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.config.data_spellings import ROW_FORMS
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES, in_our_names, replaced
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.redact import redact_override
-from nemotron_dpo.config.spellings import ROW_FORMS, Tree
+from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
 
