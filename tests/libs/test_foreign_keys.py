@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nemotron_dpo.config import PolicyConfig, RunConfig, dump_run, idle_keys, load_run, router_refusal, with_job_folder
-from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
+from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.key_table import with_table
 from nemotron_dpo.errors import UserError
 

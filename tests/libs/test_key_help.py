@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nemotron_dpo.config import RunConfig
-from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.key_help import key_help
+from nemotron_dpo.config.key_names import known_keys
 
 
 def test_every_key_has_a_line_and_no_line_is_long_but_a_setting_s() -> None:

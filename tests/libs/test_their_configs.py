@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemotron_dpo.config import load_run
-from nemotron_dpo.config.build import known_keys
+from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.theirs import Choices, Converted, as_yaml, convert
 from nemotron_dpo.config.theirs.tables import AXOLOTL, COUNTS, FORMER, IDLE, LLAMA_FACTORY, REFUSED
 from nemotron_dpo.errors import UserError

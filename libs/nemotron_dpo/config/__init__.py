@@ -3,10 +3,10 @@
 The only OmegaConf user. Config becomes plain arguments in the executables; libraries never see a config tree.
 """
 
-from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.checks import ranking, router_refusal, seconds_until
 from nemotron_dpo.config.home import with_home, with_job_folder
 from nemotron_dpo.config.identity import identity
+from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.load import (
     IdleKey,
     dump_run,

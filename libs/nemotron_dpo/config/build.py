@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import functools
 import math
 import operator
 import re
@@ -14,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nemotron_dpo.config.dpo import OwnObjective, is_built, is_key
+from nemotron_dpo.config.dpo import OwnObjective, is_built
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.idle import idle_settings
+from nemotron_dpo.config.key_names import foreign_prefix, known_keys, leaves, nearest
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
-from nemotron_dpo.config.theirs.counterparts import counterpart
 from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
 
@@ -47,8 +46,8 @@ def build_run(tree: Tree, own: OwnObjective | None = None) -> tuple[RunConfig, d
     _check_peft(run.policy.megatron_cfg.peft)
     _check_length(length, run.policy.max_total_sequence_length)
     idle: dict[str, str] = {}
-    for key in _leaves(tree):
-        prefix = _foreign_prefix(key)
+    for key in leaves(tree):
+        prefix = foreign_prefix(key)
         if prefix is None:
             raise UserError("is no known key", field=key, remedy=nearest(key))
         idle[prefix] = NO_MEANING.get(prefix, "asks for nothing")
@@ -87,35 +86,6 @@ def build_plain(cls: Any, tree: Tree) -> Any:
     return built
 
 
-def nearest(key: str) -> str:
-    """The remedy for the unknown `key`, which suggests the most similar known key.
-
-    It is the counterpart of a key of TRL, Axolotl or LLaMA-Factory; else a similar key of the same section, a key of another
-    section with the same last part, or any similar key.
-    """
-    if (theirs := counterpart(key)) and key.rpartition(".")[2] not in {k.rpartition(".")[2] for k in known_keys()}:
-        return theirs
-    section, _, leaf = key.rpartition(".")
-    known = sorted({*known_keys(), *foreign_keys()})
-    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
-    close = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {beside[close[0]]}?"
-    elsewhere = [k for k in known_keys() if k.rpartition(".")[2] == leaf]
-    near = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    return f"did you mean {near[0]}?" if near else f"the sections are {', '.join(get_type_hints(RunConfig))}"
-
-
-def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the dataclass `cls` and its sections, in the order of their fields."""
-    keys: list[str] = []
-    hints = get_type_hints(cls)
-    for name, hint in ((item.name, hints[item.name]) for item in fields(cls) if is_key(item)):
-        nested = is_dataclass(hint)
-        keys += known_keys(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
-    return keys
-
-
 def _refuse_unbuilt(tree: Tree) -> None:
     for refused in REFUSED:
         value = _select(tree, refused.key)
@@ -130,12 +100,6 @@ def _select(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
-
-
-@functools.cache
-def foreign_keys() -> frozenset[str]:
-    """Every dotted key that NeMo-RL's schema has and ours does not; each stands for its whole subtree."""
-    return frozenset({*NO_MEANING, *(refused.key for refused in REFUSED)})
 
 
 def _build(cls: Any, tree: Tree, prefix: str) -> Any:
@@ -256,24 +220,3 @@ def _parsed(text: str, kind: Any) -> Any:
 def _shown(value: Any) -> str:
     """`value` as YAML spells it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _leaves(tree: Tree, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value and _foreign_prefix(key) is None:
-            keys += _leaves(value, f"{key}.")
-        elif not (value == {} and _is_section(key)):
-            keys.append(key)
-    return keys
-
-
-def _is_section(key: str) -> bool:
-    return any(known.startswith(f"{key}.") for known in (*known_keys(), *foreign_keys()))
-
-
-def _foreign_prefix(key: str) -> str | None:
-    parts = key.split(".")
-    prefixes = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-    return next((prefix for prefix in prefixes if prefix in foreign_keys()), None)

@@ -6,8 +6,8 @@ import re
 from functools import reduce
 from typing import Any
 
-from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.dpo import DpoConfig
+from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.objective import canonical_name
 from nemotron_dpo.config.objective_settings import neutral, settings_of
 from nemotron_dpo.config.schema import RunConfig

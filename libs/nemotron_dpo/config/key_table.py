@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from nemotron_dpo.config.build import known_keys
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
+from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.megatron_spellings import MEGATRON_ADAM, MEGATRON_SCHEDULE
 from nemotron_dpo.config.objective_table import objective_tables
 from nemotron_dpo.config.spellings import DTENSOR_NAMES, LORA_NAMES

@@ -15,7 +15,8 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import text
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import job_record as job
-from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
+from nemotron_dpo.steps.compile.dpo_missing import missing_inputs
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan
 from nemotron_dpo.steps.profiles.profile import Profile
 
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"

@@ -33,6 +33,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step
 from nemotron_dpo.steps.compile import dpo_plan, from_trl_plan, merge_lora_plan, single_stage_plans
 from nemotron_dpo.steps.compile.data_parts import without_unread_default
+from nemotron_dpo.steps.compile.dpo_missing import missing_inputs
 from nemotron_dpo.steps.compile.dpo_report import report as dpo_report
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
@@ -96,7 +97,7 @@ _PLANNERS = {
         run_origins,
         run_tree,
         dpo_plan.compile_plan,
-        dpo_plan.missing_inputs,
+        missing_inputs,
         dpo_report,
         ("preference-tokenize", "ref-logprobs", "mixture", "dpo-train", "ckpt-export"),
         _dpo_forecast,

@@ -12,7 +12,8 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import tiny_sft
 from nemotron_dpo.steps.compile.data_parts import without_unread_default
-from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
+from nemotron_dpo.steps.compile.dpo_missing import missing_inputs
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan
 from nemotron_dpo.steps.compile.stages import Plan
 from support.families import write_config
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from nemotron_dpo.config import load_run, objective_names, objective_of
 from nemotron_dpo.steps.catalogue.manifest import configs_root
-from nemotron_dpo.steps.compile.dpo_plan import compile_plan, missing_inputs
+from nemotron_dpo.steps.compile.dpo_missing import missing_inputs
+from nemotron_dpo.steps.compile.dpo_plan import compile_plan
 
 STEP = configs_root() / "rl" / "nemo_rl" / "dpo"
 # recipe -> its objectives, whether a reference is scored, (beta, pairs a step, learning rate, weight decay) as published
