@@ -4,7 +4,7 @@
 \b
     dpo-train scored.arrow --policy sft-checkpoint --run-dir run dpo.max_num_steps=100 policy.optimizer.lr=1e-6
     dpo-train scored.arrow --policy P --run-dir run --validation held_out.arrow -c tiny.yaml
-    torchrun --nproc-per-node 8 --no-python dpo-train scored.arrow --policy P --run-dir run -c tiny.yaml
+    dpo-torchrun --nproc-per-node 8 --no-python dpo-train scored.arrow --policy P --run-dir run -c tiny.yaml
     dpo-train pairs.arrow --policy P --run-dir sft dpo.preference_loss_weight=0 dpo.sft_loss_weight=1
     dpo-train scored.arrow --policy P --run-dir run 'dpo.preference_loss={dpo: 0.8, sft: 1.0}'
     dpo-train scored.arrow --policy P --run-dir run --objective mine.py:Margin dpo.reference_policy_kl_penalty=0.1

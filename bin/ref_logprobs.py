@@ -5,7 +5,7 @@
     ref-logprobs pairs.arrow -o scored.arrow --policy sft-checkpoint
     preference-tokenize prefs.jsonl -o - --tokenizer P | ref-logprobs - -o scored.arrow --policy P
     ref-logprobs more.arrow -o more-scored.arrow --policy P --reuse scored.arrow
-    torchrun --nproc-per-node 8 --no-python ref-logprobs pairs.arrow -o scored.arrow --policy P --tensor-parallel 4
+    dpo-torchrun --nproc-per-node 8 --no-python ref-logprobs pairs.arrow -o scored.arrow --policy P --tensor-parallel 4
 
 INPUT and -o take a path or "-". The reference is the policy that training starts from; score with the precision you
 train with. Scores do not depend on the objective, beta or the learning rate, so one pass serves any number of runs.

@@ -26,6 +26,7 @@ ALLOWED = {
     "standard_streams": set(),
     "progress": set(),
     "outcome": set(),
+    "torchrun": {"errors"},
     "cli": {"errors", "launcher", "paths", "progress", "standard_streams", "versions"},
     "streams": {"errors", "launcher"},
     "hf_folder": {"errors"},
@@ -97,7 +98,7 @@ ONLY_IN = {
     "megatron": {"policy", "checkpoint"},
     "click": {"cli", "bin"},
     "omegaconf": {"config"},
-    "torch": {"objective", "kernels", "scoring", "policy", "checkpoint", "training"},
+    "torch": {"torchrun", "objective", "kernels", "scoring", "policy", "checkpoint", "training"},
     "transformers": set(),
 }
 

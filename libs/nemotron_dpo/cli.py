@@ -194,6 +194,10 @@ def _status(command: click.Command, program: str) -> int:
         place = f"{error.filename}: " if error.filename else ""
         standard_streams.drain_stdout()
         return _complain(program, f"{place}{os.strerror(error.errno).lower()}", 1)
+    except RuntimeError as error:
+        if not _lost_another_process(error):
+            raise
+        return _complain_of_another(program, str(error))
 
 
 def _invoke(command: click.Command, program: str) -> object:
@@ -229,6 +233,24 @@ def _complain(program: str, line: str, status: int) -> int:
         line = f"rank {os.environ.get('RANK')}: {line}"
     progress.write_line(f"{program}: error: {line}")
     return status
+
+
+def _lost_another_process(error: RuntimeError) -> bool:
+    """Whether `error` is torch's way to say that another process of the job is gone, or does not answer."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # of torch.distributed, which this module does not import
+    is_of_gloo = "gloo/transport" in str(error) or "Connection closed by peer" in str(error)
+    return launcher.job_size() > 1 and ("DistError" in names or is_of_gloo)
+
+
+def _complain_of_another(program: str, message: str) -> int:
+    """Say that another process is gone, where nobody ends this one meanwhile: who watches all of them knows which it was."""
+    try:
+        time.sleep(_FIRST_RANK_SECONDS)
+    except (KeyboardInterrupt, Terminated):
+        return 1
+    what = " ".join(message.split()).removesuffix("GLHF! \N{BEACH WITH UMBRELLA}\N{VARIATION SELECTOR-16}").strip()
+    progress.write_line(f"{program}: error: rank {launcher.rank()}: another process of the job is gone: {what}")
+    return 1
 
 
 def _raise_terminated(signum: int, frame: object) -> NoReturn:

@@ -164,7 +164,7 @@ def test_documented_command_of_a_cloud_dry_run(tmp_path: Path, executor: str):
     assert "max_num_steps: 1000\n" in text
     assert "nodes: 2\ngpus_per_node: 8\nnprocs_per_node: 8\n" in text
     root = "/mnt/shared" if executor == "lepton" else "/workspace"
-    assert f'\nstage 3 dpo-train 2 torchrun "${{rendezvous[@]}}" dpo-train {root}/nemo-run/dpo-' in text
+    assert f'\nstage 3 dpo-train 2 dpo-torchrun "${{rendezvous[@]}}" dpo-train {root}/nemo-run/dpo-' in text
 
 
 @pytest.mark.parametrize("executor", CLOUDS)

@@ -77,7 +77,7 @@ def launched(stage: Stage, num_processes: int) -> Stage:
     argv = (executable(stage.argv[0]), *stage.argv[1:])
     if num_processes == 1:
         return replace(stage, argv=argv)
-    launcher = (executable("torchrun"), *_ON_LOOPBACK[_has_ipv4()], "--nproc-per-node", str(num_processes), "--no-python")
+    launcher = (executable("dpo-torchrun"), *_ON_LOOPBACK[_has_ipv4()], "--nproc-per-node", str(num_processes), "--no-python")
     threads = str(max(1, (os.cpu_count() or 1) // num_processes))
     return replace(stage, argv=launcher + argv, env={"OMP_NUM_THREADS": threads}, num_launcher_words=len(launcher))
 

@@ -152,8 +152,8 @@ def test_nothing_is_exported_where_nothing_is_saved():
 
 def test_several_processes_run_under_torchrun():
     plan = _compile("cluster.gpus_per_node=2", "cluster.num_nodes=2")
-    launched = [" ".join(c[:8]) for c in _commands(plan) if c[0] == "torchrun"]
-    prefix = "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 4 --no-python"
+    launched = [" ".join(c[:8]) for c in _commands(plan) if c[0] == "dpo-torchrun"]
+    prefix = "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 4 --no-python"
     assert launched == [f"{prefix} ref-logprobs", f"{prefix} dpo-train"]
     assert all("OMP_NUM_THREADS" in stage.env for stage in plan.stages if "torchrun" in stage.argv[0])
 

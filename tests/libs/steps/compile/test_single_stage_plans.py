@@ -62,8 +62,8 @@ PLANS = [
     ]),
     ("preference_score", ["data.path=p", "policy.model_name=m", "reference.model_name=r", "cluster.gpus_per_node=2"], [
         "preference-tokenize p -o job/pairs.arrow --tokenizer m --max-length 4096",
-        "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",
-        "torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/reference.arrow --policy r --precision bfloat16",
+        "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",
+        "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/reference.arrow --policy r --precision bfloat16",
         "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --reference job/reference.arrow --beta 0.05",
     ]),
 ]  # fmt: skip

@@ -68,5 +68,5 @@ def _stage_lines(plan: Plan, facts: CloudJobFacts, paths: PathMap) -> Iterator[s
 
 
 def _stage_line(number: str, name: str, nodes: int, command: Sequence[str], is_launched: bool = False) -> str:
-    launcher = ['torchrun "${rendezvous[@]}"'] if is_launched else []
+    launcher = ['dpo-torchrun "${rendezvous[@]}"'] if is_launched else []
     return " ".join(["stage", number, shlex.quote(name), str(nodes), *launcher, shlex.join(command)])

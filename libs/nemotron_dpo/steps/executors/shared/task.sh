@@ -1,10 +1,7 @@
-# All processes of a stage get TERM at once, and the stage decides when it is done with it; so this shell waits, and
-# torchrun, which would kill workers that take longer than 30 s to save, is kept out of it.
+# All processes of a stage get TERM at once, and the stage decides when it is done with it; so this shell waits, and the
+# launcher, which would pass it on to its processes once more, does not hear it.
 case $1 in
-  torchrun)
-    export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
-    trap '' TERM
-    ;;
+  dpo-torchrun) trap '' TERM ;;
   *) trap : TERM ;;
 esac
 run_stage "$@"

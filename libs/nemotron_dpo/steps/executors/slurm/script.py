@@ -138,5 +138,5 @@ def _stage_lines(plan: Plan, facts: SlurmJobFacts, paths: PathMap) -> Iterator[s
 
 
 def _stage_line(number: str, name: str, nodes: str, command: Sequence[str], *, launched: bool = False) -> str:
-    launcher = ['torchrun "${rendezvous[@]}"'] if launched else []
+    launcher = ['dpo-torchrun "${rendezvous[@]}"'] if launched else []
     return " ".join(["stage", number, shlex.quote(name), nodes, *launcher, shlex.join(command)])

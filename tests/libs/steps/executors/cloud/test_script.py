@@ -58,7 +58,7 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def shell(name: str, line: str, *, launched: bool = False) -> Stage:
-    words = ("torchrun", "x") if launched else ()
+    words = ("dpo-torchrun", "x") if launched else ()
     return Stage(name, (*words, "bash", "-c", line), num_launcher_words=len(words))
 
 
@@ -130,8 +130,8 @@ def test_nodes_wait_for_the_first_and_learn_where_it_is(tmp_path: Path):
     """With a stand-in for torchrun that says how it was called, and takes longer than a look at the first node."""
     folder = written(tmp_path, shell("one", "sleep 0.5"), shell("two", ":", launched=True), num_nodes=2)
     (folder / "tools").mkdir()
-    (folder / "tools" / "torchrun").write_text('#!/bin/bash\necho "$*; ${RANK-no rank}, ${PET_NNODES-no nodes}"; sleep 2\n')
-    (folder / "tools" / "torchrun").chmod(0o755)
+    (folder / "tools" / "dpo-torchrun").write_text('#!/bin/bash\necho "$*; ${RANK-no rank}, ${PET_NNODES-no nodes}"; sleep 2\n')
+    (folder / "tools" / "dpo-torchrun").chmod(0o755)
     names = {"LEPTON_JOB_NAME": "j", "LEPTON_WORKSPACE_ID": "w", "RANK": "5", "PET_NNODES": "7"}
     both = [start(folder, node, **names) for node in (1, 0)]
     (late, said), (first, _) = finished(both[0]), finished(both[1])

@@ -144,7 +144,7 @@ def test_directives():
         "account": "us", "partition": "p", "nodes": 2, "gpus_per_node": 4, "ntasks_per_node": 4, "cpus_per_task": 8,
         "time": "00:04:00", "mem": "0", "exclusive": True,
     }  # fmt: skip
-    launched = Stage("dpo-train", ("torchrun", "--standalone", "dpo-train", "x"), num_launcher_words=2)
+    launched = Stage("dpo-train", ("dpo-torchrun", "--standalone", "dpo-train", "x"), num_launcher_words=2)
     plan = Plan(Path("j"), Path("j/run"), None, {}, None, (Stage("one", ("one",)), launched), {}, 8)
     compiled = made(plan, profile, num_nodes=2)
     assert directives(compiled) == [
@@ -155,7 +155,7 @@ def test_directives():
         "makes=()",
         "stage 1 one 1 one",
         "makes=()",
-        'stage 2 dpo-train 2 torchrun "${rendezvous[@]}" dpo-train x',
+        'stage 2 dpo-train 2 dpo-torchrun "${rendezvous[@]}" dpo-train x',
     ]
     assert "\nprocesses_per_node=4\n" in compiled.script
 
