@@ -114,9 +114,9 @@ def fingerprint(environ: Mapping[str, str]) -> str:
     It takes no compiling and no torch, so a compiler that cannot build kernels counts as one that can. The sources of the
     kernels are not in it. What the environment asks for in vain is left for the program that computes to refuse.
     """
-    gpus = _gpus(environ)
+    found = gpus(environ)
     try:
-        name = backend_for(environ, has_gpu=bool(gpus)).name
+        name = backend_for(environ, has_gpu=bool(found)).name
     except UserError:
         name = f"refused {environ.get(VARIABLE)}"
     built_by = compiler(environ) if name == "c" else None
@@ -125,10 +125,10 @@ def fingerprint(environ: Mapping[str, str]) -> str:
         words = [*words, cpu()]
     except OSError:  # a system that has no such file
         words = [*words, platform.machine(), platform.processor()]
-    return hashlib.sha256("\0".join([*words, *gpus]).encode()).hexdigest()
+    return hashlib.sha256("\0".join([*words, *found]).encode()).hexdigest()
 
 
-def _gpus(environ: Mapping[str, str]) -> list[str]:
+def gpus(environ: Mapping[str, str]) -> list[str]:
     """The kinds of GPUs that torch may use; one that names no kind is still told from none."""
     if environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return []

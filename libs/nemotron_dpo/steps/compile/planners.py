@@ -50,8 +50,8 @@ class Planner:
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
     `report` tells what came of it, and what to do next after the command as it was typed; `forecast` what it will cost, on a
     profile and with the tokenized pairs where there are any. `idle` names the keys of its files that have no meaning here;
-    `settled` gives the config as this machine can run it, with lines that say what it lacks. `programs` are those that its
-    stages may run, in their order.
+    `settled` gives the config as this machine can run it, with lines that say what it lacks; `short` says what this machine may
+    run out of. `programs` are those that its stages may run, in their order.
     """
 
     config: type[Any]
@@ -65,6 +65,7 @@ class Planner:
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
     idle: Callable[..., list[IdleKey]] | None = None
     settled: Callable[[Any], tuple[Any, list[str]]] | None = None
+    short: Callable[[Any], list[str]] = lambda config: []
 
 
 def planner_of(step: Step) -> Planner:
@@ -82,6 +83,12 @@ def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
     from nemotron_dpo.steps.estimate.forecast import forecast
 
     return forecast(run, profile, pairs)
+
+
+def _dpo_short(run: RunConfig) -> list[str]:
+    from nemotron_dpo.steps.estimate.forecast import short_of_disk
+
+    return short_of_disk(run)
 
 
 def _other_step(config: type[Any], compile_: Callable[[Any, Path, Path], Plan], *programs: str) -> Planner:
@@ -103,6 +110,7 @@ _PLANNERS = {
         _dpo_forecast,
         _idle_dpo,
         without_unread_default,
+        _dpo_short,
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),

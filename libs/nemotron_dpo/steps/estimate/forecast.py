@@ -1,4 +1,4 @@
-"""What a dry run says of a run's cost: FLOPs, memory of a rank, and the largest micro batch that fits. Imports no torch.
+"""What a dry run says of a run's cost: FLOPs, time, memory of a rank, the largest micro batch, disk. Imports no torch.
 
 Lengths are those of the tokenized pairs where these are up to date, else the most that the config allows.
 """
@@ -14,8 +14,10 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora_targets import check_targets
 from nemotron_dpo.steps.estimate import flops, memory
+from nemotron_dpo.steps.estimate.disk import DiskNeed, checkpoints_folder, disk_need, free_bytes
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes, batch_tokens, kind_of_memory, sizes_of
+from nemotron_dpo.steps.estimate.speed import speed_of
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import counted, table
 
@@ -43,12 +45,15 @@ def forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
         architecture = policy_architecture(run)
         if sizes.lora is not None:
             check_targets(sizes.lora, architecture)
+        work = _work(run, architecture, sizes, lengths, counted[0] if counted else None)
         rows = [
             ("policy", _policy(architecture, run)),
             ("pairs", _pairs(counted, lengths)),
-            *_flops(run, architecture, sizes, lengths, counted[0] if counted else None),
+            *_flops(run, work),
+            ("time", _time(run, profile, work)),
             ("memory", _memory(architecture, sizes)),
             ("largest row", _largest(run, architecture, sizes, lengths, budget)),
+            ("disk", _disk(run, profile, disk_need(run, architecture, sizes, work.steps))),
         ]
     except (UserError, OSError) as error:
         return f"none: {error}"
@@ -68,24 +73,89 @@ def _pairs(counted: tuple[int, Lengths] | None, lengths: Lengths) -> str:
     return f"{counted[0]} as tokenized, on average {means}"
 
 
-def _flops(
-    run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None
-) -> Iterator[tuple[str, str]]:
-    batch, steps, most = run.policy.train_global_batch_size, run.dpo.max_num_steps, "at most "
+def short_of_disk(run: RunConfig) -> list[str]:
+    """A line where the checkpoints of `run` may take more of this machine's disk than is free."""
+    lengths = Lengths(0, 2 * run.policy.max_total_sequence_length)
+    try:
+        need = disk_need(run, policy_architecture(run), sizes_of(run, lengths), run.dpo.max_num_steps)
+        free = free_bytes(checkpoints_folder(run))
+    except (UserError, OSError):  # the policy is not here yet, or its folder cannot be looked into: the stages say so
+        return []
+    if need is None or need.total <= free:
+        return []
+    what = f"up to {need.most} checkpoints of {_scaled(need.checkpoint)}B and an export of {_scaled(need.export)}B"
+    remedy = "lower checkpointing.keep_top_k, or let checkpointing.checkpoint_dir name a larger disk"
+    return [f"{what} may not fit: {_scaled(free)}B are free in {checkpoints_folder(run).absolute()}: {remedy}"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a step, of the forward pass before it where there is one, of scoring a pair (0 where nothing is scored).
+
+    `num_pairs` is None where the pairs are not tokenized yet, and `steps` the most that there can be.
+    """
+
+    step: float
+    before: float
+    pair: float
+    steps: int
+    num_pairs: int | None
+
+    @property
+    def scoring(self) -> float | None:
+        """FLOPs of scoring all pairs, None where their number is not known."""
+        return None if self.num_pairs is None else self.pair * self.num_pairs
+
+
+def _work(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None) -> Work:
+    batch, steps, needs = run.policy.train_global_batch_size, run.dpo.max_num_steps, objective_of(run.dpo).needs
     if num_pairs is not None:
-        steps, most = min(steps, run.dpo.max_num_epochs * (num_pairs // batch)), ""
-    needs, names = objective_of(run.dpo).needs, " and ".join(objective_names(run.dpo))
-    before = batch * flops.scoring(architecture, lengths) if needs.whole_batch else 0.0
+        steps = min(steps, run.dpo.max_num_epochs * (num_pairs // batch))
+    scoring = flops.scoring(architecture, lengths)
+    before = batch * scoring if needs.whole_batch else 0.0
     step = batch * flops.training(architecture, sizes, lengths) + before
-    total = f"{_scaled(step * steps)}FLOP in {most}{counted(steps, 'step')}"
-    first = f"; {_scaled(before)}FLOP of a step are a forward pass before it, for {names}" if before else ""
-    yield "training", f"{_scaled(step)}FLOP a step of {counted(batch, 'pair')}, {total}{first}"
-    if needs.reference:
-        pair = flops.scoring(architecture, lengths)
-        total = f", {_scaled(pair * num_pairs)}FLOP in all" if num_pairs is not None else ""
-        yield "reference", f"{_scaled(pair)}FLOP a pair{total}"
+    return Work(step, before, scoring if needs.reference else 0.0, steps, num_pairs)
+
+
+def _flops(run: RunConfig, work: Work) -> Iterator[tuple[str, str]]:
+    batch, most, names = run.policy.train_global_batch_size, _most(work), " and ".join(objective_names(run.dpo))
+    total = f"{_scaled(work.step * work.steps)}FLOP in {most}{counted(work.steps, 'step')}"
+    first = f"; {_scaled(work.before)}FLOP of a step are a forward pass before it, for {names}" if work.before else ""
+    yield "training", f"{_scaled(work.step)}FLOP a step of {counted(batch, 'pair')}, {total}{first}"
+    if work.pair:
+        total = f", {_scaled(work.scoring)}FLOP in all" if work.scoring is not None else ""
+        yield "reference", f"{_scaled(work.pair)}FLOP a pair{total}"
     else:
         yield "reference", f"not scored: no reference is needed by {names}"
+
+
+def _most(work: Work) -> str:
+    return "at most " if work.num_pairs is None else ""
+
+
+def _time(run: RunConfig, profile: Profile, work: Work) -> str:
+    """Of the FLOPs alone: loading, validating and saving come to it."""
+    speed = speed_of(run, profile)
+    if speed is None:
+        return "not known: no speed of these devices is known here"
+    scoring = f" and {_spoken(work.scoring / speed.flops)} of scoring" if work.scoring else ""
+    training = f"{_most(work)}about {_spoken(work.step * work.steps / speed.flops)} of training"
+    return f"{training}{scoring}, at {speed.source}"
+
+
+def _spoken(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _disk(run: RunConfig, profile: Profile, need: DiskNeed | None) -> str:
+    if need is None:
+        return "nothing is saved but the records of the run"
+    kept = f"{_scaled(need.checkpoint)}B a checkpoint, at most {need.most} at once, and {_scaled(need.export)}B of the export"
+    free = f"; {_scaled(free_bytes(checkpoints_folder(run)))}B are free" if profile.executor == "local" else ""
+    return f"{_scaled(need.total)}B: {kept}{free}"
 
 
 def _memory(architecture: Architecture, sizes: Sizes) -> str:

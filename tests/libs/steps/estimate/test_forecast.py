@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from nemotron_dpo.config import ClusterConfig, DpoConfig, MegatronConfig, PolicyConfig, RunConfig, SequencePackingConfig
 from nemotron_dpo.steps import tiny_policy
-from nemotron_dpo.steps.estimate.forecast import forecast
+from nemotron_dpo.steps.estimate import forecast as forecasting
+from nemotron_dpo.steps.estimate.disk import DiskNeed, disk_need
+from nemotron_dpo.steps.estimate.forecast import forecast, short_of_disk
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 from nemotron_dpo.steps.estimate.sizes import Lengths, sizes_of
 from nemotron_dpo.steps.profiles.profile import Profile
@@ -111,3 +114,54 @@ def test_sizes_of_a_divided_run(run: RunConfig) -> None:
     assert (sizes.copies, sizes.tokens, sizes.in_flight) == (2, 50, 2)  # 2 pairs of 40 tokens a rank
     assert sizes.layout.stages(4) == [slice(0, 3), slice(3, 4)]
     assert sizes.whole_layers
+
+
+def test_time_follows_from_the_speed_of_the_devices(run: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """500 steps on 16 H100s of 989 TFLOP/s, of which 0.4 is counted on; a measured CPU is remembered."""
+    wide = replace(run, policy=replace(run.policy, precision="bfloat16"), cluster=ClusterConfig(gpus_per_node=8, num_nodes=2))
+    lines = _lines(wide, Profile("big", "slurm", settings={"partition": "H100"}))
+    flop = _number(lines["training"].partition(", ")[2])
+    expected = f"at most about {flop / (0.4 * 16 * 989e12):.2g} s of training, at 0.4 of 16 GPUs (h100) of 989 TFLOP/s each"
+    assert lines["time"].strip() == expected
+    assert "(H100, assumed)" in _lines(wide, SLURM)["time"]
+    assert "not known" in _lines(run, SLURM)["time"]  # float32 on a GPU
+    asked = []
+    done = subprocess.CompletedProcess([], 0, stdout=b"2e12\n")
+    monkeypatch.setattr(subprocess, "run", lambda argv, **options: asked.append(argv[-1]) or done)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    here = [_lines(run)["time"].strip() for _ in range(2)]
+    assert asked == ["float32"]
+    assert here[0] == here[1]
+    assert here[0].endswith("at 0.7 of the 2000 GFLOP/s at which this machine multiplies float32 matrices")
+    seconds = _number(_lines(run)["training"].partition(", ")[2]) / (0.7 * 2e12)
+    assert here[0].startswith(f"at most about {seconds:.2g} s of training, at")
+
+
+def test_disk_is_counted_and_a_full_one_said(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """120 steps saved every 50: steps 50, 100 and 120; of a float32 weight 4 bytes, with its state 16."""
+    long = replace(run, dpo=replace(run.dpo, max_num_steps=120))
+    weights, sizes = policy_architecture(run).num_parameters(), sizes_of(run, Lengths(0, 200))
+    cases = [
+        ({}, 120, 4, 3),
+        ({"save_optimizer": True}, 120, 16, 3),
+        ({}, 100, 4, 2),
+        ({}, 1000, 4, 5),  # the best three, the newest, and a new one before an old one goes
+        ({"keep_top_k": None}, 1000, 4, 20),
+        ({"ft_save_period": 10, "ft_keep_latest_k": 2}, 1000, 4, 6),
+        ({"ft_save_period": 30}, 60, 4, 4),
+    ]
+    for changes, steps, width, most in cases:
+        changed = replace(long, checkpointing=replace(long.checkpointing, **changes))
+        need = disk_need(changed, policy_architecture(run), sizes, steps)
+        assert need == DiskNeed(width * weights, most, 4 * weights), changes
+    nothing = replace(long, checkpointing=replace(long.checkpointing, enabled=False))
+    assert _lines(nothing)["disk"].strip() == "nothing is saved but the records of the run"
+    for free, lines in ((16 * weights - 1, 1), (16 * weights, 0)):
+        monkeypatch.setattr(forecasting, "free_bytes", lambda folder, free=free: free)
+        assert len(short_of_disk(long)) == lines
+
+
+def _number(text: str) -> float:
+    """The FLOP of a text that begins with `1.23 TFLOP`."""
+    number, unit = text.split()[:2]
+    return float(number) * {"MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15}[unit]

@@ -58,6 +58,8 @@ class LocalExecutor:
             say("warning: --force-squash: a local run has no container image")
         if idle := [key for key in run.profile.idle_keys() if f'"run.env.{key}" ' not in " ".join(run.idle)]:
             say(f"warning: {run.profile.source or 'run.env'}: without effect in a local run: {', '.join(idle)}")
+        for line in run.planner.short(run.config):
+            say(f"warning: {line}")
         digests = Digests(stage_cache.DIGESTS, peek=run.request.dry_run)
         stage_choice.check_given(run.plan, run.choices, digests, run.profile.env_vars)
         return digests
