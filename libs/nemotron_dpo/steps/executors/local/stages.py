@@ -51,7 +51,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[StageChoice],
     What is taken from the cache is told to `say`. Raises StageFailed at the first that fails.
     """
     if plan.prelude is not None:
-        _run_prelude(plan.prelude, plan.job, env)
+        _run_prelude(plan.prelude, plan.job, env, say)
     digests = Digests(stage_cache.DIGESTS)
     num_run = 0
     for decision in decide(plan, choices, digests, env):
@@ -124,10 +124,11 @@ def run_stage(stage: Stage, env: Mapping[str, str], log: Path | None = None) -> 
         raise StageFailed(stage.name, status if status > 0 else 128 - status, log)
 
 
-def _run_prelude(prelude: Prelude, job: Path, env: Mapping[str, str]) -> None:
+def _run_prelude(prelude: Prelude, job: Path, env: Mapping[str, str], say: Callable[[str], object]) -> None:
     with _only_one(prelude.target):
         if prelude.is_cached:
             return
+        say(f"fine-tuning a random policy of a million parameters on the sample pairs, once: {prelude.target}")
         shutil.rmtree(prelude.scratch, ignore_errors=True)
         prelude.scratch.mkdir(parents=True)
         for name, argv in prelude.commands:
