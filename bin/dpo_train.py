@@ -15,7 +15,8 @@ fine-tuning on the chosen responses. `nemotron-steps show dpo` lists the objecti
 --validation may be repeated with names; a path that exists is one, even with "=" in it. Keys are NeMo-RL's; KEY.PATH=VALUE
 wins over the config.
 
-The run folder receives metrics.jsonl (a record a step and a validation), run.json (how it stands) and checkpoints/step_N.
+The run folder receives metrics.jsonl (a record a step and a validation), pairs_log.arrow (the same pair by pair), run.json
+(how it stands) and checkpoints/step_N.
 The first step measures how well rewards are known (train/reward_noise); records have what their mean rewards are noise below
 (reward_noise_floor). With checkpointing.save_optimizer=true a run that was interrupted is resumed by the same command,
 exactly and on any number of processes (a piped one by giving INPUT as RUN_DIR/input.arrow): SIGTERM then ends it after the

@@ -57,7 +57,7 @@ def test_keys_without_meaning_are_named(llama: Path, tmp_path: Path) -> None:
     )
 
 
-def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path) -> None:
+def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path, scored: Path) -> None:
     curve = losses(single)
     assert curve[0] == pytest.approx(np.log(2), abs=1e-5)
     assert curve[-1] < 0.3
@@ -69,6 +69,8 @@ def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path) -> N
     validations = [record for record in metrics(single) if "validation-default/loss" in record]
     assert [record["step"] for record in validations] == [0, 6]
     assert validations[1]["validation-default/accuracy"] == 1.0
+    told = orjson.loads((single / "run.json").read_bytes())
+    assert told["inputs"] == {"train": str(scored), "validation-default": str(scored)}
 
 
 def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Path, llama: Path) -> None:

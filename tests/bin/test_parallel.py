@@ -121,3 +121,12 @@ def test_several_processes_equal_one(
             if not name.startswith(("timing", "memory")):
                 near_zero = 0 if name in ("train/loss", "train/grad_norm") else 1e-4  # rewards start at 0
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=near_zero), name
+    for ours, theirs in zip(logged(tmp_path / "run"), logged(one / "run"), strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=1e-4, abs=1e-3) if isinstance(value, float) else value), name
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """What is known of each pair of each step and validation."""
+    with open_reader(run / "pairs_log.arrow", "pairs_log") as reader:
+        return reader.read_all().to_pylist()

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from nemotron_dpo.sources import resolve
+from nemotron_dpo.streams import open_reader
 from support import small
 from support.programs import ROOT, Done, check, command, error_line, execute, execute_job, metrics, run
 
@@ -119,6 +120,10 @@ def same(run_dir: Path, other: Path) -> None:
     assert info(run_dir) == info(other)
     assert weights(run_dir) == weights(other)
     assert len(weights(other)) >= 2
+    log = (run_dir / "pairs_log.arrow").read_bytes()
+    assert log == (other / "pairs_log.arrow").read_bytes()
+    with open_reader(run_dir / "pairs_log.arrow", "pairs_log") as reader:
+        assert len(reader.read_all()) == 6 * 8 + 4 * 24  # each pair of each step and validation
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint_bit_for_bit(base, whole: Path, tmp_path: Path) -> None:
@@ -158,7 +163,13 @@ def test_out_of_time_and_a_piped_input(base, whole: Path, tmp_path: Path) -> Non
         done = check("dpo-train", "-", *others, "--run-dir", tmp_path, *COMMON, limit, input=content)
         ended = f"ended after step {step} of 6 by checkpointing.checkpoint_must_save_by: the same command resumes it\n"
         assert done.stderr.decode().endswith(ended)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "input.arrow", "metrics.jsonl", "run.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "checkpoints",
+            "input.arrow",
+            "metrics.jsonl",
+            "pairs_log.arrow",
+            "run.json",
+        ]
     assert resume(tmp_path, tmp_path / "input.arrow", *others, *COMMON) == "step_2: resuming after step 2 of 6"
     same(tmp_path, whole)
 

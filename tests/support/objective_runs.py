@@ -159,14 +159,20 @@ def records(folder: Path, objective: Objective, packing: Packing) -> Iterator[di
 
 
 def records_of(folder: Path, told: LoopSettings) -> Iterator[dict[str, float]]:
-    """What is `repeatable` of each step and validation."""
+    """What is `repeatable` of each step and validation, and what is known of each of its pairs, as "pair PLACE NAME"."""
     from nemotron_dpo.training import loop
     from nemotron_dpo.training.carried import Carried
     from nemotron_dpo.training.stopping import Stop
 
     pairs, policy, carried = read_pairs(folder), open_trainable(folder / "policy"), Carried(told.objective)
     for record in loop.records(policy, pairs, {"same": pairs}, told, lambda step: None, stop=Stop(), carried=carried):
-        yield repeatable(record)
+        yield {**repeatable(record), **_of_pairs(record)}
+
+
+def _of_pairs(record: Record) -> dict[str, float]:
+    assert record.pairs is not None
+    columns = {"row": record.pairs.rows, **record.pairs.by_name}
+    return {f"pair {place} {name}": float(value) for name, values in columns.items() for place, value in enumerate(values)}
 
 
 def repeatable(record: Record) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from nemotron_dpo.streams.publish import published_file, sync_folder, sync_tree
 from nemotron_dpo.streams.reader import Reader, open_reader, spool
-from nemotron_dpo.streams.schema import SCORED_PAIRS, TOKENIZED_PAIRS, StreamInfo
+from nemotron_dpo.streams.schema import PAIRS_LOG, SCORED_PAIRS, TOKENIZED_PAIRS, VERSIONS, StreamInfo
 from nemotron_dpo.streams.writer import Writer, open_writer
 
 __all__ = [
+    "PAIRS_LOG",
     "SCORED_PAIRS",
     "TOKENIZED_PAIRS",
+    "VERSIONS",
     "Reader",
     "StreamInfo",
     "Writer",

@@ -38,6 +38,8 @@ def extended(checksum: int, batch: pa.RecordBatch) -> int:
 
 def _extended(checksum: int, array: pa.Array) -> int:
     """Extend by the length, the number of nulls, which values are null, and the values. A null counts as 0 or as empty."""
+    if isinstance(array, pa.DictionaryArray):  # by its values: what a dictionary lists, and where, is how they are stored
+        return _extended(checksum, array.dictionary_decode())
     checksum = zlib.crc32(struct.pack("<qq", len(array), array.null_count), checksum)
     if not len(array):
         return checksum  # such a list array may lack its first offset, or hold an arbitrary one

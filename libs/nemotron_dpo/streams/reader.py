@@ -15,7 +15,16 @@ import pyarrow as pa
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.streams.checksum import CHECKSUM_KEY, decoded, encoded, extended
 from nemotron_dpo.streams.publish import published_file
-from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, VERSION, StreamInfo, checksum_of, columns_of, in_columns_of
+from nemotron_dpo.streams.schema import (
+    PAIRS,
+    SCHEMAS,
+    TRAILER_KEY,
+    VERSIONS,
+    StreamInfo,
+    checksum_of,
+    columns_of,
+    in_columns_of,
+)
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
 
 # what pyarrow raises over bytes that are not, or no longer, a valid stream
@@ -57,6 +66,16 @@ class Reader:
         batches = self._rows(lambda number: parts == 1 or number in mine)
         return pa.Table.from_batches(list(batches), schema=self.schema)
 
+    def read_so_far(self) -> tuple[pa.Table, UserError | None]:
+        """The rows up to where the stream is cut, damaged or still being written, and what is wrong there, if anything."""
+        batches: list[pa.RecordBatch] = []
+        try:
+            for batch in self:
+                batches.append(batch)
+        except UserError as error:
+            return pa.Table.from_batches(batches, schema=self.schema), error
+        return pa.Table.from_batches(batches, schema=self.schema), None
+
     def count_rows(self) -> int | None:
         """The rows of a file, up to where it is cut; None for a pipe, which can be read only once."""
         return self._count()[1] if self._file.seekable() else None
@@ -73,7 +92,7 @@ class Reader:
                 continue
             num_rows += batch.num_rows
             if batch.num_rows:
-                yield batch if self.info.version == VERSION else in_columns_of(self.schema, batch)
+                yield batch if self.info.version == VERSIONS[self.info.schema] else in_columns_of(self.schema, batch)
         if promised is None:
             raise self._incomplete(num_rows, "ends without its trailer")
         if promised != str(num_rows):
@@ -171,7 +190,7 @@ def spool(source: str, target: Path) -> Path:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         file.flush()
         with open(file.name, "rb") as copy:
-            for _ in Reader(copy, "<stdin>", tuple(SCHEMAS)):
+            for _ in Reader(copy, "<stdin>", PAIRS):
                 pass
     return target
 
@@ -219,7 +238,7 @@ def _checked_info(schema: pa.Schema, source: str, accept: tuple[str, ...]) -> St
         raise UserError(f"holds {info.schema} where {' or '.join(accept)} is due", source=source, remedy=hint)
     columns = columns_of(info.schema, info.version)
     if columns is None:
-        what = f"holds {info.schema}/{info.version}; this program reads {info.schema}/1 to /{VERSION}"
+        what = f"holds {info.schema}/{info.version}; this program reads {info.schema}/1 to /{VERSIONS[info.schema]}"
         raise UserError(what, source=source, remedy="read it with the version that wrote it, or write it again with this one")
     if not schema.equals(columns):
         what = f"says that it holds {info.schema}/{info.version}, and has other columns"

@@ -44,9 +44,36 @@ SCORED_PAIRS = pa.schema(
     ]
 )
 
-SCHEMAS = {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS}
-VERSION = 2
-_ADDED = {2: ("source", "chosen_reward", "rejected_reward")}  # columns by the version that added them, all nullable
+# A row for each pair that was trained on or validated, in the order of the run. step is as in metrics.jsonl; split is "train"
+# or "validation-NAME". Log-probs are sums over a response's tokens under the policy; log-ratios are these less the reference's,
+# null where none is known. margin is how much more the objective rewards the chosen response, null where it compares none.
+# loss is the pair's preference loss, null where the objective has none. Names repeat from row to row: they are dictionaries.
+_NAME = pa.dictionary(pa.int32(), pa.string())
+PAIRS_LOG = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("split", _NAME, nullable=False),
+        pa.field("pair_id", pa.binary(16), nullable=False),
+        pa.field("source", _NAME),
+        pa.field("source_line", pa.int64(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("chosen_tokens", pa.int32(), nullable=False),
+        pa.field("rejected_tokens", pa.int32(), nullable=False),
+        pa.field("chosen_logp", pa.float32(), nullable=False),
+        pa.field("rejected_logp", pa.float32(), nullable=False),
+        pa.field("chosen_log_ratio", pa.float32()),
+        pa.field("rejected_log_ratio", pa.float32()),
+        pa.field("margin", pa.float32()),
+        pa.field("loss", pa.float32()),
+    ]
+)
+
+PAIRS = ("tokenized_pairs", "scored_pairs")
+SCHEMAS = {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS, "pairs_log": PAIRS_LOG}
+VERSION = 2  # of PAIRS
+VERSIONS = {**dict.fromkeys(PAIRS, VERSION), "pairs_log": 1}
+# Columns by the schema and the version that added them, all nullable.
+_ADDED = {name: {2: ("source", "chosen_reward", "rejected_reward")} for name in PAIRS}
 
 
 @dataclass(frozen=True)
@@ -92,9 +119,9 @@ def checksum_of(schema: pa.Schema) -> int | None:
 
 def columns_of(name: str, version: int) -> pa.Schema | None:
     """The columns that the schema `name` had in `version`; None where there is no such version."""
-    if not 1 <= version <= VERSION:
+    if not 1 <= version <= VERSIONS[name]:
         return None
-    later = {column for added, columns in _ADDED.items() if added > version for column in columns}
+    later = {column for added, columns in _ADDED.get(name, {}).items() if added > version for column in columns}
     return pa.schema([column for column in SCHEMAS[name] if column.name not in later])
 
 

@@ -18,10 +18,11 @@ from nemotron_dpo.objective.weighted_sum import after
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.training import whole_batch
+from nemotron_dpo.training import pair_values, whole_batch
 from nemotron_dpo.training.batches import GlobalBatch
 from nemotron_dpo.training.objective_loss import PairReport, lines_not_finite, loss_of, means_over_job, rewards_of
 from nemotron_dpo.training.pair_inputs import needed, of_global_batch, unread_log_ratios
+from nemotron_dpo.training.pair_values import PairValues
 from nemotron_dpo.training.settings import LoopSettings
 
 
@@ -29,12 +30,14 @@ from nemotron_dpo.training.settings import LoopSettings
 class Gradients:
     """What a step knows once the policy has the gradients of its global batch.
 
-    values: the metrics of the whole job. lines_not_finite: the input lines of all pairs whose loss is not finite. objective: as
-    it is after the batch. rewards_2P: of this rank's first micro batch; empty before the last pipeline stage, None where
-    responses are not compared. rewards: computes them anew, by the weights as they are then.
+    values: the metrics of the whole job. pairs: what was measured of each of its pairs. lines_not_finite: the input lines of
+    all pairs whose loss is not finite. objective: as it is after the batch. rewards_2P: of this rank's first micro batch; empty
+    before the last pipeline stage, None where responses are not compared. rewards: computes them anew, by the weights as they
+    are then.
     """
 
     values: dict[str, float]
+    pairs: PairValues
     lines_not_finite: list[int]
     objective: Objective
     rewards_2P: Tensor | None
@@ -48,19 +51,31 @@ def gradients(
     return (_in_two_passes if objective.needs.whole_batch else _in_one_pass)(policy, data, batch, objective, settings)
 
 
-def measured(policy: TrainablePolicy, batch: GlobalBatch, objective: Objective, settings: LoopSettings) -> dict[str, float]:
-    """The metrics of the pairs of `batch`, without gradients and without moving a state.
+def measured(
+    policy: TrainablePolicy, data: Pairs, batch: GlobalBatch, objective: Objective, settings: LoopSettings
+) -> tuple[dict[str, float], PairValues]:
+    """The metrics of the pairs of `batch`, and those of each of them, without gradients and without moving a state.
 
     Where the loss of a pair depends on others, these are those of its group: validation.batch_size pairs in a row.
     """
     if not objective.needs.whole_batch:
         reports = policy.evaluate(batch.mine, loss_of(objective), settings.token_values)
-        return means_over_job(reports, objective, is_scored=batch.is_scored, token_metrics=settings.token_metrics)
+        means = means_over_job(reports, objective, is_scored=batch.is_scored, token_metrics=settings.token_metrics)
+        return means, _each(reports, data, batch, objective)
     pairs, total = whole_batch.whole(policy, batch, settings.token_values, objective.needs), dict[str, float]()
+    each: list[Tensor] = []
     for group in whole_batch.groups(pairs, settings.validation.batch_size):
-        sums = _sums(objective.losses(needed(group, objective.needs)), group, objective)
-        total = {name: total.get(name, 0.0) + value for name, value in sums.items()}
-    return metrics.means(total, objective, token_metrics=settings.token_metrics)
+        losses = objective.losses(needed(group, objective.needs))
+        each.append(pair_values.measured_of(group, losses))
+        total = {name: total.get(name, 0.0) + value for name, value in _sums(losses, group, objective).items()}
+    names = pair_values.names(objective, is_scored=batch.is_scored)
+    means = metrics.means(total, objective, token_metrics=settings.token_metrics)
+    return means, pair_values.of_batch(torch.cat(each, dim=1), names, data, batch)
+
+
+def _each(reports: Sequence[PairReport], data: Pairs, batch: GlobalBatch, objective: Objective) -> PairValues:
+    names = pair_values.names(objective, is_scored=batch.is_scored)
+    return pair_values.over_job([report.values_CP for report in reports], names, data, batch)
 
 
 def _in_one_pass(
@@ -73,6 +88,7 @@ def _in_one_pass(
 
     return Gradients(
         means_over_job(reports, objective, is_scored=batch.is_scored, token_metrics=settings.token_metrics),
+        _each(reports, data, batch, objective),
         lines_not_finite(data, batch, reports),
         _after_pass(reports, batch, objective, settings),
         _first_rewards(reports),
@@ -99,6 +115,7 @@ def _in_two_passes(
     objective = after(objective, needed(pairs, needs))
     found = whole_batch.sloped(objective, pairs)
     policy.accumulate(batch.mine, whole_batch.linear(found.slopes, batch, needs))
+    names = pair_values.names(objective, is_scored=batch.is_scored)
 
     def rewards() -> Tensor | None:
         moved = whole_batch.first_micro_batch(policy, batch, settings.token_values, needs)
@@ -108,6 +125,7 @@ def _in_two_passes(
 
     return Gradients(
         metrics.means(_sums(found.losses, pairs, objective), objective, token_metrics=settings.token_metrics),
+        pair_values.of_batch(pair_values.measured_of(pairs, found.losses), names, data, batch),
         [int(data.source_lines[batch.rows[place]]) for place in whole_batch.not_finite(pairs, found.losses)],
         objective,
         _at(here_P if parallel.is_last_stage() else here_P[:0], rewards_of(found.losses)),

@@ -15,6 +15,7 @@ from nemotron_dpo.objective.protocol import Needs, Objective, PairLosses
 from nemotron_dpo.policy import parallel, token_values
 from nemotron_dpo.policy.trainable import Loss
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.training import pair_values
 from nemotron_dpo.training.batches import GlobalBatch, PairBatch
 from nemotron_dpo.training.pair_inputs import NO_VALUES, detached, known, needed, unread_log_ratios
 
@@ -25,6 +26,8 @@ _GIVEN = Needs(True, True, token_values.NAMES, row_rewards=True, whole_batch=Tru
 class PairReport:
     """Of the P pairs of one micro batch: metrics.sums, whether each loss is finite, and both rewards [2, P] where it has them.
 
+    values_CP: what `pair_values.names` names of each pair.
+
     pairs: what is known of them, where the objective has a state, which moves by it. Read late: reading makes the program wait
     for a GPU.
     """
@@ -32,6 +35,7 @@ class PairReport:
     sums: dict[str, Tensor]
     finite_P: Tensor
     rewards_2P: Tensor | None
+    values_CP: Tensor
     pairs: LossInputs | None
 
 
@@ -53,7 +57,8 @@ def loss_of(objective: Objective) -> Loss:
         pairs = known(batch, logps_R, values, needs)
         losses = objective.losses(needed(pairs, needs))
         sums, finite_P = metrics.sums(losses, pairs, unread_log_ratios(pairs, needs)), losses.loss.detach().isfinite()
-        return losses.loss.sum(), PairReport(sums, finite_P, rewards_of(losses), detached(pairs) if needs.state else None)
+        values_CP, kept = pair_values.measured_of(pairs, losses), detached(pairs) if needs.state else None
+        return losses.loss.sum(), PairReport(sums, finite_P, rewards_of(losses), values_CP, kept)
 
     return loss
 

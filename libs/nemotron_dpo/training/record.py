@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nemotron_dpo.objective.metric_names import selector
+
+if TYPE_CHECKING:
+    from nemotron_dpo.training.pair_values import PairValues
 
 TRAIN = "train"
 STATE = "state/"  # before the names of the objective's numbers that go from step to step
@@ -15,12 +19,14 @@ STATE = "state/"  # before the names of the objective's numbers that go from ste
 class Record:
     """What was measured in one training step, or in one validation of the policy that a step left.
 
-    split: `train` or `validation-NAME`. values: by NeMo-RL's full names (`train/loss`), timings and memory besides.
+    split: `train` or `validation-NAME`. values: by NeMo-RL's full names (`train/loss`), timings and memory besides. pairs: the
+    same for each pair, where it is of pairs.
     """
 
     step: int
     split: str
     values: Mapping[str, float]
+    pairs: PairValues | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_training(self) -> bool:

@@ -15,6 +15,7 @@ from nemotron_dpo.training import guards, noise
 from nemotron_dpo.training.batches import GlobalBatch, micro_batches, share
 from nemotron_dpo.training.carried import Carried
 from nemotron_dpo.training.gradients import Gradients, gradients
+from nemotron_dpo.training.pair_values import PairValues
 from nemotron_dpo.training.record import STATE, TRAIN, Record
 from nemotron_dpo.training.settings import BatchSettings, LoopSettings
 
@@ -43,7 +44,7 @@ def train_step(
     lr = settings.updates.learning_rates[step - 1]
     values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.updates.weight_decay}
     guards.check_finite(step, values, [])
-    return _record(step, values, settings.batches.size, time.perf_counter() - started), carried
+    return _record(step, values, computed.pairs, time.perf_counter() - started), carried
 
 
 def _with_router_loss(policy: TrainablePolicy, values: dict[str, float]) -> dict[str, float]:
@@ -69,13 +70,13 @@ def _reward_noise(policy: TrainablePolicy, computed: Gradients) -> float:
     return noise.rms_over_job(moved_2P - computed.rewards_2P)
 
 
-def _record(step: int, values: dict[str, float], num_pairs: int, seconds: float) -> Record:
+def _record(step: int, values: dict[str, float], pairs: PairValues, seconds: float) -> Record:
     measured = {
         **{f"{TRAIN}/{name}": value for name, value in values.items()},
         "timing/train/total_step_time": seconds,
-        "timing/train/pairs_per_sec": num_pairs / seconds,
+        "timing/train/pairs_per_sec": len(pairs.rows) / seconds,
         "timing/train/valid_tokens_per_sec": values["global_valid_toks"] / seconds,
         "timing/train/valid_tokens_per_sec_per_gpu": values["global_valid_toks"] / seconds / parallel.world_size(),
         **peak_memory(),
     }
-    return Record(step, TRAIN, measured)
+    return Record(step, TRAIN, measured, pairs)

@@ -27,8 +27,8 @@ def validate(
         mine = share(policy.model, pairs, rows)
         started = time.perf_counter()
         batch = GlobalBatch(rows, micro_batches(pairs, mine, settings.batches.packing))
-        values = measured(policy, batch, carried.objective, settings)
+        values, each = measured(policy, pairs, batch, carried.objective, settings)
         values |= noise.floor_metric(carried.reward_noise, values["num_valid_samples"])
         split = f"validation-{name}"
         named = {f"{split}/{key}": value for key, value in values.items()}
-        yield Record(step, split, {**named, f"timing/{split}/total_validation_time": time.perf_counter() - started})
+        yield Record(step, split, {**named, f"timing/{split}/total_validation_time": time.perf_counter() - started}, each)

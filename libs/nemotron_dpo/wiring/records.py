@@ -72,7 +72,8 @@ def recorded(
         say(hide_secrets(line, ""))
 
     made_from = lineage(policy, inputs)
-    return RecordedRun(run_dir, done, asdict(run.logger), redact(run_tree(run)), made_from, say_hidden, _facts(run))
+    facts = {**_facts(run), "inputs": {name: str(path.absolute()) for name, path in inputs.items()}}
+    return RecordedRun(run_dir, done, asdict(run.logger), redact(run_tree(run)), made_from, say_hidden, facts)
 
 
 def _facts(run: RunConfig) -> dict[str, Any]:

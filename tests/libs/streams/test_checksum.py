@@ -172,3 +172,17 @@ def test_a_checksum_is_of_the_rows_and_not_of_how_they_are_stored() -> None:
             ]
     assert len(set(sums)) > 50
     assert sums.count(sums[0]) == 1
+
+
+def test_names_have_the_checksum_of_their_texts_however_a_dictionary_lists_them() -> None:
+    field, texts = pa.field("name", pa.dictionary(pa.int32(), pa.string())), ["a", None, "bc", "a"]
+
+    def checksum(places: list[int | None], dictionary: list[str]) -> int:
+        names = pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), pa.array(dictionary, pa.string()))
+        return extended(5, pa.RecordBatch.from_arrays([names], schema=pa.schema([field])))
+
+    plain = extended(
+        5, pa.RecordBatch.from_pylist([{"name": text} for text in texts], schema=pa.schema([("name", pa.string())]))
+    )
+    assert checksum([0, None, 1, 0], ["a", "bc"]) == checksum([2, None, 1, 2], ["x", "bc", "a"]) == plain
+    assert checksum([1, None, 0, 1], ["a", "bc"]) != plain

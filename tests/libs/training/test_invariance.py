@@ -118,10 +118,29 @@ def test_a_step_is_that_of_transformers_and_autograd(folder: Path, one_row: dict
         step = next(record for record in one_row[name] if "train/loss" in record)
         assert step["train/loss"] == pytest.approx(loss.item(), rel=1e-5), name
         assert step["train/grad_norm"] == pytest.approx(norm, rel=1e-4), name
-        watched = {key: value for key, value in step.items() if "log_ratio" in key}
+        watched = {key: value for key, value in step.items() if "log_ratio" in key and key.startswith("train/")}
         means = {side: getattr(batch_B, side).log_ratio.mean().item() for side in ("chosen", "rejected")}
         expected = {} if objective.needs.reference else {f"train/log_ratio_{side}_mean": means[side] for side in means}
         assert watched == pytest.approx(expected, rel=1e-5), name
+        assert _each(step) == pytest.approx(_each_expected(rows, batch_B, objective), rel=1e-4, abs=1e-5), name
+
+
+def _each(step: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in step.items() if key.startswith("pair ")}
+
+
+def _each_expected(rows: list[int], batch_B: LossInputs, objective: Objective) -> dict[str, float]:
+    """What is to be known of each pair: its preference loss is without its weight, and the whole loss where it has other terms."""
+    losses, sides = objective.losses(batch_B), {"chosen": batch_B.chosen, "rejected": batch_B.rejected}
+    assert losses.rewards is not None
+    columns = {
+        "row": torch.tensor(rows),
+        **{f"{name}_logp": side.logp for name, side in sides.items()},
+        **{f"{name}_log_ratio": side.log_ratio for name, side in sides.items()},
+        "margin": losses.rewards.chosen - losses.rewards.rejected,
+        "loss": losses.terms.get("preference", losses.loss),
+    }
+    return {f"pair {place} {name}": value for name, values in columns.items() for place, value in enumerate(values.tolist())}
 
 
 def test_a_validation_goes_by_groups_of_its_own_order(folder: Path, one_row: dict[str, Records]) -> None:

@@ -58,8 +58,8 @@ def _cut(path: Path, done: int) -> list[str]:
     damaged = [number for number, step in enumerate(steps, start=1) if step is None]
     missing = [step for step in range(1, done + 1) if step not in trained]
     return [
-        *([f"line {_listed(damaged)} is damaged and left out"] if damaged else []),
-        *([f"has no record of training step {_listed(missing)}"] if missing else []),
+        *([f"line {listed(damaged)} is damaged and left out"] if damaged else []),
+        *([f"has no record of training step {listed(missing)}"] if missing else []),
     ]
 
 
@@ -72,5 +72,6 @@ def _step(line: bytes) -> tuple[int, bool] | None:
         return None
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[int]) -> str:
+    """The first ten of `numbers` and how many more there are."""
     return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")

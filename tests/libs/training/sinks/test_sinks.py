@@ -64,11 +64,11 @@ def test_a_tracker_is_one_file(folder: Path, tmp_path: Path) -> None:
 def test_one_that_is_not_asked_for_and_a_rank_that_records_nothing(folder: Path, tmp_path: Path) -> None:
     (folder / "silent_tracker.py").write_text(TRACKER)
     with sinks.opened(sinks.RecordedRun(tmp_path)) as recording:
-        assert [type(member).__name__ for member in recording.members] == ["MetricsFile", "RunFile"]
+        assert [type(member).__name__ for member in recording.members] == ["MetricsFile", "PairsLog", "RunFile"]
     with sinks.opened(None) as recording:
         recording.write(Record(1, "train", {}))
         recording.sync()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "more", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "more", "pairs_log.arrow", "run.json"]
 
 
 def test_what_was_opened_is_closed_where_another_cannot_be(folder: Path, tmp_path: Path) -> None:
