@@ -4,6 +4,8 @@
 \b
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
   preference-tokenize data/*.jsonl.gz -o - --tokenizer $POLICY | ref-logprobs - -o scored.arrow --policy $POLICY
+  preference-tokenize pairs.jsonl -o train.arrow --tokenizer $POLICY --split validation=0.05 --split-output validation.arrow
+  preference-tokenize --show 3 --longest scored.arrow
 
 INPUT is a file, a glob, a folder or "-" for stdin. JSON lines, a JSON array, Parquet and Arrow are told apart by their
 content, CSV and TSV by their suffix; what is text may be .gz, .zst, .bz2 or .xz. The first record of a CSV names its
@@ -46,8 +48,22 @@ texts may differ. The last line counts these, and names columns that carry conte
 an error.
 
 Rows that carry no signal (equal responses, a tie, no room for a response) are dropped and counted. An error in a row ends
-the run (--on-error fail) or is counted and skipped. The last line on stderr has exact counts. Digests of input, tokenizer
-and template travel with the stream. Input that can be read only once (stdin, a pipe) is recorded as "stream".
+the run (--on-error fail) or is counted and skipped. At the end an audit tells of lengths and of what is odd, with the first
+input lines; --stats has all of them, and --drop leaves such pairs out:
+
+\b
+  empty        a response of white space alone
+  whitespace   responses that differ in white space alone
+  inverted     rewards that contradict the choice       tied   the same reward for both responses
+  both-ways    A is preferred to B here, and B to A there: all of these
+  duplicates   the same pair came before
+
+--split validation=0.05 holds that share of the pairs out, by prompt: no prompt is on both sides. It and the last two of --drop
+need all pairs first, which wait on the disk of the output. --show prints pairs as text on stderr, or without -o on stdout, and
+then nothing is written. It looks into streams of this program and of ref-logprobs too, which remember their tokenizer.
+
+The last line on stderr has exact counts. Digests of input, tokenizer and template travel with the stream. Input that can be
+read only once (stdin, a pipe) is recorded as "stream".
 """
 
 from __future__ import annotations
@@ -56,12 +72,14 @@ import datetime
 import functools
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
-from nemotron_dpo import cli
+from nemotron_dpo import cli, progress
 from nemotron_dpo.errors import UserError
 
 PROGRAM = "preference-tokenize"
@@ -69,17 +87,25 @@ PROGRAM = "preference-tokenize"
 
 @click.command(PROGRAM, help=__doc__, no_args_is_help=True)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=cli.PATH)
-@click.option("-o", "--output", required=True, type=cli.PATH, metavar="OUT", help='File to write, or "-" for stdout.')
-@click.option(
-    "--tokenizer", required=True, type=cli.PATH, metavar="ID_OR_DIR", help="Hugging Face id or folder, or Megatron checkpoint."
-)
+@click.option("-o", "--output", type=cli.PATH, metavar="OUT", help='File to write, or "-" for stdout.')
+@click.option("--tokenizer", type=cli.PATH, metavar="ID_OR_DIR", help="Hugging Face id or folder, or Megatron checkpoint.")
 @click.option(
     "--chat-template", type=cli.PATH, metavar="FILE", help="Jinja file to use instead of the tokenizer's own template."
 )
 @click.option("--chat-template-kwargs", metavar="JSON", help='Variables for the template, such as {"enable_thinking":false}.')
 @click.option("--template-date", metavar="YYYY-MM-DD", help="What templates take for the present day [default: today].")
 @click.option("--system-prompt-file", type=cli.PATH, metavar="FILE", help="System message for rows that have none.")
-@click.option("--split", metavar="SPLIT", help="Split of a data set or folder, or a part: train, train[:1%], train[10:20].")
+@click.option(
+    "--split",
+    "splits",
+    metavar="SPLIT",
+    multiple=True,
+    help="Split of a data set or folder, or a part: train, train[:1%], train[10:20]. NAME=SHARE holds out a share.",
+)
+@click.option("--split-output", type=cli.PATH, metavar="FILE", help="Where the pairs that --split NAME=SHARE holds out go.")
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(min=0), default=42, show_default=True, help="Of --split NAME=SHARE and --random."
+)
 @click.option("--subset", metavar="NAME", help="Subset (config) of a data set.")
 @click.option(
     "--format",
@@ -104,48 +130,134 @@ PROGRAM = "preference-tokenize"
     help="What to do with a longer pair: cut its responses at the end, drop it, or cut its prompt on the left.",
 )
 @click.option("--swap", is_flag=True, help="Exchange chosen and rejected.")
+@click.option("--drop", "drops", metavar="A,B", help="What to leave out of the oddities above, such as duplicates,both-ways.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Read the first N rows only.")
 @click.option("--num-workers", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
 @click.option("--rejects", type=cli.PATH, metavar="FILE", help="JSONL of the rows not written: place, reason, digests.")
-@click.option("--stats", type=cli.PATH, metavar="FILE", help="JSON report: counts, lengths, length bias, duplicates, digests.")
+@click.option("--rejects-with-rows", is_flag=True, help="Put each row itself into --rejects too.")
 @click.option(
-    "--show", "num_shown", metavar="N", type=click.IntRange(min=0), default=0, help="Print the first N pairs to stderr."
+    "--stats", type=cli.PATH, metavar="FILE", help="JSON report: counts, lengths, length bias, all oddities, digests."
 )
+@click.option("--show", "num_shown", metavar="N", type=click.IntRange(min=0), help="Print the first N pairs as text.")
+@click.option("--random", "at_random", is_flag=True, help="Show pairs at random, by --seed.")
+@click.option("--longest", is_flag=True, help="Show the longest pairs.")
+@click.option("--lines", metavar="12,40", help="Show the pairs of these input lines; all of them without --show.")
+@click.option("--show-tokens", is_flag=True, help='Show the boundaries of tokens, by "|".')
 @click.option("--max-line-bytes", metavar="N", type=click.IntRange(min=1), default=16 << 20, show_default=True)
 def command(**options: Any) -> None:
-    from nemotron_dpo.preferences.encoding import TRUNCATIONS
+    from nemotron_dpo.preferences.selection import parse_choice
+    from nemotron_dpo.preferences.stream_texts import is_stream
+
+    asked = ("num_shown", "at_random", "longest", "lines", "seed")
+    choice = parse_choice(*(options[name] for name in asked))
+    looks_only, inputs = options["output"] is None, options["inputs"]
+    if looks_only and choice.number == 0:
+        raise click.UsageError("Missing option '-o' / '--output', or --show to look at pairs only")
+    if looks_only and len(inputs) == 1 and (is_stream(inputs[0]) or (inputs[0] == "-" and not options["tokenizer"])):
+        others = {str(parameter.name) for parameter in command.params} - {"inputs", "tokenizer", "show_tokens", *asked}
+        _refuse_given(others, f"is about rows, and {inputs[0]} is a stream of pairs")
+        _look_into(inputs[0], choice, options)
+        return
+    if looks_only:
+        _refuse_given({"split_output", "rejects", "stats"}, "needs -o: without it no more rows are read than are shown")
+    if options["tokenizer"] is None:
+        raise click.UsageError("Missing option '--tokenizer'")
+    _tokenize(choice, options)
+
+
+def _refuse_given(names: Collection[str], why: str) -> None:
+    """Raise UsageError where one of the parameters `names` stands on the command line."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name in names and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} {why}")
+
+
+def _tokenize(choice: Any, options: dict[str, Any]) -> None:
+    from nemotron_dpo.preferences.tokenize_files import tokenize_files
+
+    settings, looks_only = _settings(options), options["output"] is None
+    if (doubt := settings.folder.doubt) is not None:
+        cli.say(PROGRAM, f"warning: {settings.folder.path}: {doubt}")
+    if settings.folder.template is None:
+        cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
+    picker = _picker(choice, settings.folder, options)
+    tally = tokenize_files(_job(options), settings, picker, functools.partial(cli.show_progress, PROGRAM))
+    _say_missing(picker.finish())
+    for line in () if looks_only else tally.audit():
+        cli.say(PROGRAM, line)
+    for warning in tally.warnings():
+        cli.say(PROGRAM, f"warning: {warning}")
+    cli.say(PROGRAM, "nothing is written without -o" if looks_only else tally.closing_line())
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from nemotron_dpo.preferences.audit.findings import parse_names
     from nemotron_dpo.preferences.row_formats import Keys
     from nemotron_dpo.preferences.tokenize_chunk import Settings
-    from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
     from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
-    settings = Settings(
+    return Settings(
         folder=open_folder(options["tokenizer"], options["chat_template"]),
         now=_moment(options["template_date"]),
         keys=Keys(options["prompt_key"], options["chosen_key"], options["rejected_key"], *_reward_keys(options)),
         system_prompt=_system_prompt(options["system_prompt_file"]),
         template_kwargs=_json_object(options["chat_template_kwargs"]),
-        max_length=options["max_length"],
-        truncation=next(t for t in TRUNCATIONS if t == options["truncation"]),
-        swap=options["swap"],
-        max_line_bytes=options["max_line_bytes"],
+        drops=parse_names(options["drops"] or ""),
+        rejects_have_rows=options["rejects_with_rows"],
+        **{name: options[name] for name in ("max_length", "truncation", "swap", "max_line_bytes")},
     )
-    if (doubt := settings.folder.doubt) is not None:
-        cli.say(PROGRAM, f"warning: {settings.folder.path}: {doubt}")
-    if settings.folder.template is None:
-        cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
-    same = ("inputs", "output", "split", "subset", "source_name", "row_format", "limit", "num_workers", "rejects", "stats")
-    job = Job(
-        **{name: options[name] for name in (*same, "num_shown")},
+
+
+def _job(options: dict[str, Any]) -> Any:
+    from nemotron_dpo.preferences.held_out import parse_splits
+    from nemotron_dpo.preferences.tokenize_files import Job
+
+    if options["rejects_with_rows"] and options["rejects"] is None:
+        raise click.UsageError("--rejects-with-rows needs --rejects FILE")
+    split, held_out = parse_splits(options["splits"], options["seed"], options["split_output"])
+    same = ("inputs", "subset", "source_name", "row_format", "limit", "num_workers", "rejects", "stats")
+    tokenizer = options["tokenizer"]
+    return Job(
+        **{name: options[name] for name in same},
+        output=options["output"] or os.devnull,
+        is_written=options["output"] is not None,
+        split=split,
+        held_out=held_out,
         skip_errors=options["on_error"] == "skip",
-        beside=(options["tokenizer"], options["chat_template"], options["system_prompt_file"]),
+        tokenizer=os.path.abspath(tokenizer) if os.path.isdir(tokenizer) else tokenizer,
+        beside=(tokenizer, options["chat_template"], options["system_prompt_file"]),
     )
-    show = _shower(settings) if job.num_shown else _no_show
-    tally = tokenize_files(job, settings, show, functools.partial(cli.show_progress, PROGRAM))
-    for warning in tally.warnings():
-        cli.say(PROGRAM, f"warning: {warning}")
-    cli.say(PROGRAM, tally.closing_line())
+
+
+def _look_into(stream: str, choice: Any, options: dict[str, Any]) -> None:
+    """Show pairs of a stream."""
+    from nemotron_dpo.preferences.stream_texts import show_stream
+
+    say = functools.partial(cli.say, PROGRAM)
+    _say_missing(show_stream(stream, options["tokenizer"], lambda folder: _picker(choice, folder, options), say))
+
+
+def _picker(choice: Any, folder: Any, options: dict[str, Any]) -> Any:
+    from nemotron_dpo.preferences.selection import Picker
+
+    if choice.number == 0:
+        return Picker(choice, lambda pair: None)
+    from nemotron_dpo.preferences.showing import format_pair
+
+    looks_only = options["output"] is None
+    colour = "NO_COLOR" not in os.environ and (
+        (sys.stdout if looks_only else sys.stderr).isatty() or "FORCE_COLOR" in os.environ
+    )
+    shown = functools.partial(format_pair, tokenizer=folder.load(), colour=colour, boundaries=options["show_tokens"])
+    write = functools.partial(print, flush=True) if looks_only else progress.write_line
+    return Picker(choice, lambda pair: write(f"{shown(pair)}\n"))
+
+
+def _say_missing(lines: list[int]) -> None:
+    if lines:
+        cli.say(PROGRAM, f"no pair is of line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))}")
 
 
 def _reward_keys(options: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -184,18 +296,6 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise click.BadParameter("no JSON object", param_hint="--chat-template-kwargs")
     return value
-
-
-def _no_show(texts: Any, ids: Any) -> None:
-    """Show nothing."""
-
-
-def _shower(settings: Any) -> Any:
-    from nemotron_dpo.preferences.showing import format_pair
-
-    tokenizer = settings.folder.load()
-    colour = "NO_COLOR" not in os.environ and (sys.stderr.isatty() or "FORCE_COLOR" in os.environ)
-    return lambda texts, ids: print(format_pair(ids, tokenizer, colour=colour), file=sys.stderr, end="\n\n")
 
 
 def main() -> NoReturn:

@@ -73,7 +73,7 @@ def compare(name: str, theirs: Callable[[], Timed], ours: Callable[[], Timed], r
 
 def _tokenize(data: Path, out: Path, folder: TokenizerFolder) -> Timed:
     settings = Settings(folder, datetime.datetime(2026, 1, 31))
-    return _timed(lambda: tokenize_files(Job((str(data),), str(out), skip_errors=True), settings, lambda texts, ids: None))
+    return _timed(lambda: tokenize_files(Job((str(data),), str(out), skip_errors=True), settings))
 
 
 def _raw(once: Path, folder: TokenizerFolder, copies: int) -> Callable[[], Timed]:

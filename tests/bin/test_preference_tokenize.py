@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.selection import Choice, Picker, Shown
 from nemotron_dpo.preferences.tokenize_chunk import Settings
 from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
@@ -63,7 +64,7 @@ def test_pairs_provenance_and_counts(tmp_path: Path, tokenizer: Path) -> None:
     assert decode(pair["chosen_ids"], False) == "Fine.<|im_end|>"
     assert decode(pair["rejected_ids"], False) == "no<|im_end|>"
     num_tokens = sum(len(pair[f"{k}_ids"]) for k in ("prompt", "chosen", "rejected"))
-    assert done.stderr.decode() == COUNTS.format(1, 1, "0 dropped", "0 errors", num_tokens)
+    assert done.stderr.decode().endswith(COUNTS.format(1, 1, "0 dropped", "0 errors", num_tokens))
     assert done.stdout == b""
     digest = subprocess.run(["sha256sum", str(data)], capture_output=True, text=True, check=True).stdout.split()[0]
     assert info.digests["input"] == f"sha256:{digest}"
@@ -162,7 +163,7 @@ def test_a_folder_of_shards_counts_the_empty_ones_and_names_all(tmp_path: Path, 
     (stored / "b.jsonl").touch()
     (stored / "c.json").write_bytes(b"[" + LINE + b"," + LINE + b"]")
     done = tokenize(tmp_path, tokenizer, stored, "--stats", tmp_path / "stats")
-    assert done.stderr.decode().startswith(f"{PROGRAM}: 3 rows read from 3 files (1 empty), 3 pairs written")
+    assert done.stderr.decode().splitlines()[-1].startswith(f"{PROGRAM}: 3 rows read from 3 files (1 empty), 3 pairs written")
     files = orjson.loads((tmp_path / "stats").read_bytes())["files"]
     assert files == {str(stored / name): count for name, count in (("a.jsonl", 1), ("b.jsonl", 0), ("c.json", 2))}
 
@@ -185,12 +186,12 @@ def test_workers_and_limits_treat_tables_and_arrays_as_lines(tmp_path: Path, tok
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, tokenizer: Path) -> None:
     (data := tmp_path / "a").write_bytes(LINE)
 
-    def change(texts: Any, ids: Any) -> None:
+    def change(pair: Shown) -> None:
         data.write_bytes(LINE * 2)
 
-    job = Job((str(data),), str(tmp_path / "out"), num_shown=1)
+    job = Job((str(data),), str(tmp_path / "out"))
     with pytest.raises(UserError, match="was changed while it was read"):
-        tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON), change)
+        tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON), Picker(Choice(number=1), change))
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -356,7 +357,7 @@ def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokeniz
     num_tokens = sum(part["total"] for part in stats["tokens"].values())
     drops, errors = "1 dropped (1 equal responses)", "2 errors (1 broken JSON, 1 line too long)"
     lost = f"{PROGRAM}: warning: 3 of 5 rows became no pair\n"
-    assert done.stderr.decode() == lost + COUNTS.format(5, 2, drops, errors, num_tokens)
+    assert done.stderr.decode().endswith(lost + COUNTS.format(5, 2, drops, errors, num_tokens))
 
 
 def test_pairs_that_were_cut_are_said_by_side(tmp_path: Path, tokenizer: Path) -> None:
@@ -449,7 +450,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, tokenizer: 
 
 def test_shown_pairs(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "a").write_bytes(LINE + orjson.dumps({**ROW, "chosen": "\x1b[2J"}) + b"\n" + LINE)
-    plain = tokenize(tmp_path, tokenizer, tmp_path / "a", "--show", 2).stderr.decode()
+    plain = tokenize(tmp_path, tokenizer, tmp_path / "a", "--show", 2, "--show-tokens").stderr.decode()
     assert plain.count("prompt: ") == plain.count("rejected: ") == 2
     assert "<|im_start|>|" in plain
     assert "\x1b" not in plain
@@ -541,7 +542,7 @@ def test_no_row_brings_a_traceback(tmp_path: Path, tokenizer: Path, lines: list[
     (tmp_path / "fuzzed").write_bytes(b"\n".join(lines))
     job = Job((str(tmp_path / "fuzzed"),), str(tmp_path / "out"), skip_errors=True)
     try:
-        tally = tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON), lambda texts, ids: None)
+        tally = tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON))
     except UserError as error:
         outcome = str(error)
     else:
@@ -555,7 +556,7 @@ def test_rows_that_no_template_renders_are_said_to_be_plain_text(tmp_path: Path)
     bare = save(tmp_path / "bare", byte_level(), eos_token="</s>")
     lines = tokenize(tmp_path, bare, data).stderr.decode().splitlines()
     assert lines[0] == f"{PROGRAM}: {bare}: no chat template: rows are taken as plain text"
-    assert len(lines) == 2
+    assert lines[1] == f"{PROGRAM}: audit of 1 pairs, in tokens before truncation:"
 
 
 def test_a_class_that_transformers_5_builds_otherwise_is_named(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from nemotron_dpo.preferences.audit.facts import INVERTED, REWARDED
 from nemotron_dpo.preferences.beside import Beside
-from nemotron_dpo.preferences.rewards import Rewards
 
 Notes = Counter[tuple[str, str]]  # (kind, name of the column or change) -> number of rows
 _READ, _UNREAD, _CHANGED = "columns_read_besides", "columns_not_read", "changed_by_template"
@@ -32,16 +35,14 @@ def note_changes(notes: Notes, changed: frozenset[str]) -> None:
         notes[_CHANGED, what] += 1
 
 
-def note_rewards(notes: Notes, rewards: Rewards) -> None:
-    """Count the rewards of one pair that is written, by the columns that they are of."""
-    if not rewards.of:
-        return
-    if rewards.chosen is None or rewards.rejected is None:
-        notes[_NO_REWARDS, rewards.of] += 1
-        return
-    notes[_REWARDS, rewards.of] += 1
-    if rewards.chosen < rewards.rejected:
-        notes[_INVERTED, rewards.of] += 1
+def reward_notes(facts: np.ndarray, columns: Sequence[str]) -> Notes:
+    """How many pairs have rewards, have ones that contradict the choice, or have none, by the columns that these are of."""
+    notes: Notes = Counter()
+    for number, name in enumerate(columns, 1):
+        odd = facts["odd"][facts["rewards_of"] == number]
+        counts = ((_REWARDS, odd & REWARDED), (_INVERTED, odd & INVERTED), (_NO_REWARDS, (odd & REWARDED) == 0))
+        notes.update({(kind, name): count for kind, these in counts if (count := int(np.count_nonzero(these)))})
+    return notes
 
 
 def spoken(notes: Notes) -> str:

@@ -69,7 +69,7 @@ def describe(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One row that was not written, as it stands in the rejects file."""
+    """One row that was not written, as it stands in the rejects file; `row` is the row itself where it is kept."""
 
     source: str
     line: int
@@ -79,3 +79,4 @@ class Reject:
     drop: bool
     pair_id: str | None
     row_sha256: str
+    row: bytes | None = None

@@ -14,12 +14,14 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from nemotron_dpo.preferences.audit.facts import FACTS, fact, oddities
+from nemotron_dpo.preferences.audit.findings import OF_ONE_PAIR
 from nemotron_dpo.preferences.beside import refuse_repeated_keys
 from nemotron_dpo.preferences.boundary import Texts
 from nemotron_dpo.preferences.columns import Row, pair_id, to_batches
 from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
 from nemotron_dpo.preferences.lines import Chunk, TooLong
-from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns, note_rewards
+from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
 from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
 from nemotron_dpo.preferences.rendering import Renderer, make_renderer
 from nemotron_dpo.preferences.rewards import Rewards
@@ -31,7 +33,8 @@ from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
 class Settings:
     """Everything that the tokenized pairs depend on; the values are plain, so that they can be sent to another process.
 
-    `max_length` is in tokens, None for no limit. `swap` exchanges the chosen and the rejected response of each row.
+    `max_length` is in tokens, None for no limit. `swap` exchanges the chosen and the rejected response of each row. `drops`
+    names what is left out besides (audit.findings.NAMES). `rejects_have_rows`, `pairs_have_rows`: with the row as read.
     """
 
     folder: TokenizerFolder
@@ -43,13 +46,17 @@ class Settings:
     truncation: Truncation = "response"
     swap: bool = False
     max_line_bytes: int = 16 << 20
+    drops: frozenset[str] = frozenset()
+    rejects_have_rows: bool = False
+    pairs_have_rows: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a chunk was turned into. `facts` has one row for each pair that was written, with the columns of FACTS.
+    """What a chunk was turned into. `facts` has one row of FACTS for each pair, whose rewards are of `reward_columns`.
 
-    `num_rows` does not count empty lines. `shown` holds the first pairs, for a person to look at.
+    `num_rows` does not count empty lines. `shown` holds the first pairs with their texts. `rows` has the row of each pair as
+    it was read, where the settings keep them.
     """
 
     source: str
@@ -59,18 +66,10 @@ class Result:
     facts: np.ndarray
     shown: list[tuple[Texts, PairIds]]
     notes: Notes = field(default_factory=Counter)
+    reward_columns: list[str] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
 
 
-# The facts about a pair: lengths in tokens, whether it was cut (flags CUT_*) or its prompt rewritten, and 64-bit digests of its
-# texts, by which duplicates are found.
-FACTS = np.dtype(
-    [
-        ("prompt", "i4"), ("chosen", "i4"), ("rejected", "i4"), ("cut", "u1"), ("rewritten", "?"),
-        ("prompt_digest", "u8"), ("chosen_digest", "u8"), ("rejected_digest", "u8"),
-    ]
-)  # fmt: skip
-CUT_CHOSEN, CUT_REJECTED, CUT_PROMPT = 1, 2, 4
-SHOWN_PER_CHUNK = 64
 _NO_NUMBER = re.compile(rb"NaN|-?Infinity")
 
 
@@ -80,6 +79,7 @@ class _Rendered:
 
     line: int
     texts: Texts
+    odd: int
     rewards: Rewards
     row: Any
 
@@ -107,21 +107,26 @@ class Worker:
             try:
                 rendered.append(self._rendered(line, row, chunk.row_format, notes))
             except RowProblem as problem:
-                rejects.append(_reject(chunk.source, line, problem, row))
+                rejects.append(self._reject(chunk.source, line, problem, row))
         facts: list[tuple[Any, ...]] = []
         shown: list[tuple[Texts, PairIds]] = []
+        columns: dict[str, int] = {"": 0}
+        rows: list[bytes] = []
 
         def noted() -> Iterator[Row]:
-            for one, ids in self._encoded(rendered, chunk.source, rejects):
-                facts.append(_facts(one.texts, ids))
-                note_rewards(notes, one.rewards)
+            for one, whole, ids in self._encoded(rendered, chunk.source, rejects):
+                number = columns.setdefault(one.rewards.of, len(columns))
+                facts.append(fact(one.line, one.texts, one.odd, number, whole, ids))
+                if self.settings.pairs_have_rows:
+                    rows.append(raw(one.row))
                 if len(shown) < self.num_shown:
                     shown.append((one.texts, ids))
                 yield Row(one.line, ids, pair_id(ids), (one.rewards.chosen, one.rewards.rejected))
 
         batches = list(to_batches(noted(), chunk.source_name))
         rejects.sort(key=lambda r: r.line)
-        return Result(chunk.source, len(chunk.rows) - num_blank, batches, rejects, np.array(facts, FACTS), shown, notes)
+        made, num_rows = np.array(facts, FACTS), len(chunk.rows) - num_blank
+        return Result(chunk.source, num_rows, batches, rejects, made, shown, notes, list(columns)[1:], rows)
 
     def _rendered(self, line: int, row: Any, row_format: str, notes: Notes) -> _Rendered:
         try:
@@ -131,7 +136,11 @@ class Worker:
         except RecursionError:
             raise RowProblem("wrong type", "is nested too deeply") from None
         note_changes(notes, texts.changed)
-        return _Rendered(line, texts, preference.rewards, row)
+        odd = oddities(texts, preference.chosen, preference.rejected, preference.rewards)
+        for name, (flag, what) in OF_ONE_PAIR.items() if odd and self.settings.drops else ():
+            if odd & flag and name in self.settings.drops:
+                raise drop(name, what)
+        return _Rendered(line, texts, odd, preference.rewards, row)
 
     def preference(self, row: Any, row_format: str) -> Preference:
         """The preference in one row. Raises RowProblem where the row cannot be read or yields no pair."""
@@ -141,7 +150,10 @@ class Worker:
         rewards = replace(preference.rewards, chosen=preference.rewards.rejected, rejected=preference.rewards.chosen)
         return replace(preference, chosen=preference.rejected, rejected=preference.chosen, rewards=rewards)
 
-    def _encoded(self, rendered: list[_Rendered], source: str, rejects: list[Reject]) -> Iterator[tuple[_Rendered, PairIds]]:
+    def _encoded(
+        self, rendered: list[_Rendered], source: str, rejects: list[Reject]
+    ) -> Iterator[tuple[_Rendered, PairIds, PairIds]]:
+        """The rows that become pairs, with their ids before and after truncation. Of the others `rejects` gets one each."""
         encoded = self.encoder.encode(one.texts for one in rendered)
         for one, ids in zip(rendered, encoded, strict=True):
             try:
@@ -150,9 +162,14 @@ class Worker:
                     where = "after truncation" if cut is not ids else "as token ids"
                     raise drop(f"equal {where}", f"the chosen and the rejected response are the same {where}")
             except RowProblem as problem:
-                rejects.append(_reject(source, one.line, problem, one.row, pair_id(ids)))
+                rejects.append(self._reject(source, one.line, problem, one.row, pair_id(ids)))
                 continue
-            yield one, cut
+            yield one, ids, cut
+
+    def _reject(self, source: str, line: int, problem: RowProblem, row: Any, pair: bytes | None = None) -> Reject:
+        kept = raw(row) if self.settings.rejects_have_rows else None
+        told = (problem.reason, problem.message, problem.field, problem.drop)
+        return Reject(source, line, *told, pair.hex() if pair else None, row_digest(raw(row)), kept)
 
 
 def make_worker(settings: Settings, num_shown: int = 0) -> Worker:
@@ -209,19 +226,11 @@ def _broken(line: bytes, error: orjson.JSONDecodeError) -> RowProblem:
     return RowProblem("broken JSON", f"is broken JSON at column {error.colno}: {what}")
 
 
-def _reject(source: str, line: int, problem: RowProblem, row: Any, pair: bytes | None = None) -> Reject:
-    raw = row if isinstance(row, bytes) else orjson.dumps(row, default=str) if isinstance(row, dict) else b""
-    digest = hashlib.sha256(raw).hexdigest()
-    pair_hex = pair.hex() if pair else None
-    return Reject(source, line, problem.reason, problem.message, problem.field, problem.drop, pair_hex, digest)
+def raw(row: Any) -> bytes:
+    """The bytes of a row: its line, or as JSON what a table holds there; empty for what was not held in memory."""
+    return row if isinstance(row, bytes) else orjson.dumps(row, default=str) if isinstance(row, dict) else b""
 
 
-def _facts(texts: Texts, ids: PairIds) -> tuple[Any, ...]:
-    cut = CUT_CHOSEN * ids.chosen_truncated | CUT_REJECTED * ids.rejected_truncated | CUT_PROMPT * ids.prompt_truncated
-    digests = (_digest(texts.prompt), _digest(texts.chosen), _digest(texts.rejected))
-    return (len(ids.prompt), len(ids.chosen), len(ids.rejected), cut, texts.rewritten, *digests)
-
-
-def _digest(text: str) -> int:
-    raw = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+def row_digest(row: bytes) -> str:
+    """The hexadecimal sha256 of the bytes of a row."""
+    return hashlib.sha256(row).hexdigest()

@@ -6,33 +6,35 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
+from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS
 from nemotron_dpo.preferences.data_sources import RowSource, all_files, format_of, resolve_data, source_names
+from nemotron_dpo.preferences.held_out import HeldOut
 from nemotron_dpo.preferences.inputs import digest, limit_rows, read_chunks, states
 from nemotron_dpo.preferences.lines import Chunk
-from nemotron_dpo.preferences.problems import Reject
 from nemotron_dpo.preferences.recognition import AUTO, with_row_formats
 from nemotron_dpo.preferences.row_formats import columns_read
+from nemotron_dpo.preferences.selection import Choice, Picker
+from nemotron_dpo.preferences.sink import Files, open_sink
 from nemotron_dpo.preferences.splits import is_blank, sliced
 from nemotron_dpo.preferences.tally import Tally
-from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, make_worker
+from nemotron_dpo.preferences.tokenize_chunk import Settings, make_worker
 from nemotron_dpo.preferences.workers import ordered_map
 from nemotron_dpo.progress import Progress, Silent, Work
-from nemotron_dpo.streams import StreamInfo, open_writer, published_file
-
-Show = Callable[[Any, Any], None]
+from nemotron_dpo.streams import StreamInfo, published_file
 
 
 @dataclass(frozen=True)
 class Job:
     """What to read and where to write it; `beside` names the other files and folders that are read.
 
-    `source_name` is what the data are called in the stream; None for the names of files and data sets.
-    No output may overwrite an input or a path in `beside`.
+    `source_name` is what the data are called in the stream; None for the names of files and data sets. `tokenizer` is the name
+    that the stream remembers. Unless it `is_written`, the pairs are only looked at. No output may overwrite an input or a
+    path in `beside`.
     """
 
     inputs: tuple[str, ...]
@@ -46,45 +48,55 @@ class Job:
     skip_errors: bool = False
     rejects: str | None = None
     stats: str | None = None
-    num_shown: int = 0
+    held_out: HeldOut | None = None
+    tokenizer: str | None = None
+    is_written: bool = True
     beside: tuple[str | None, ...] = ()
 
 
 def tokenize_files(
-    job: Job, settings: Settings, show: Show, progress: Callable[[Work], Progress] = lambda work: Silent()
+    job: Job, settings: Settings, picker: Picker | None = None, progress: Callable[[Work], Progress] = lambda work: Silent()
 ) -> Tally:
-    """Write the tokenized pairs of `job` and return the counts; `show` is called with the texts and ids of the first pairs.
+    """Write the tokenized pairs of `job` and return the counts; `picker` is offered the pairs that are written.
 
     `progress` is told what work there is, and gives what hears how it goes on. Raises UserError for what a user can fix, such
     as a broken row or a file that changes while it is read. In that case no file is left under the output's name.
     """
     sources = resolve_data(job.inputs, job.split, job.subset)
     files = all_files(sources)
-    outputs = {"-o": job.output, "--rejects": job.rejects, "--stats": job.stats}
-    refuse_overwriting(outputs, [*files, *job.beside])
+    refuse_overwriting(_outputs(job), [*files, *job.beside])
     before = states(files)
     info = stream_info(job, settings, files)
-    tally = Tally(for_report=job.stats is not None)
-    place = _Place()
+    settings = replace(settings, pairs_have_rows=bool(job.rejects and settings.drops & OF_SEVERAL_PAIRS.keys()))
+    tally, place = Tally(settings.drops, settings.swap), _Place()
     chunks = _chunks(job, settings, sources, place.reach)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(open_writer(job.output, info))
-        rejects = stack.enter_context(published_file(job.rejects)) if job.rejects else None
+        files_written = Files(
+            job.output, job.held_out, job.rejects, settings.drops, job.skip_errors, settings.rejects_have_rows
+        )
+        sink = stack.enter_context(open_sink(files_written, info, picker or Picker(Choice(), lambda shown: None)))
         work = _work(job, sources)
         shown = progress(work)
-        for result in _results(stack, chunks, job, settings):
-            _note(result, job, tally, rejects, show)
-            for batch in result.batches:
-                writer.write(batch)
+        for result in stack.enter_context(ordered_map(make_worker, settings, job.num_workers))(chunks):
+            tally.add(result)
+            sink.take(result)
             amount = result.num_rows if work.total is None else place.moved() / _BYTES[work.unit]
-            shown.advance(amount, f"{tally.num_pairs} pairs")
+            shown.advance(amount, f"{len(tally.table)} pairs")
+            if not job.is_written and sink.picker.is_done:
+                break
         for file in (file for file, old, new in zip(files, before, states(files), strict=True) if old != new):
             raise UserError("was changed while it was read", source=file)
+        sink.finish(tally)
         if not tally.num_pairs:
             raise UserError(f"no pair is left: {tally.closing_line()}", source=", ".join(job.inputs))
         if job.stats:
             _write_json(job.stats, tally.report(info.digests, info.settings))
     return tally
+
+
+def _outputs(job: Job) -> dict[str, str | None]:
+    apart = job.held_out.output if job.held_out else None
+    return {"-o": job.output, "--split-output": apart, "--rejects": job.rejects, "--stats": job.stats}
 
 
 def _chunks(job: Job, settings: Settings, sources: list[RowSource], reached: Callable[[int], object]) -> Iterator[Chunk]:
@@ -171,40 +183,14 @@ def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
         shaped["template_date"] = settings.now.isoformat()
     optional = {"split": job.split, "subset": job.subset, "source_name": job.source_name}
     shaped |= {name: value for name, value in optional.items() if value}
+    if settings.drops:
+        shaped["drop"] = sorted(settings.drops)
+    if job.tokenizer is not None:
+        shaped["tokenizer"] = job.tokenizer
     if settings.keys.chosen_reward:
         shaped["reward_keys"] = [settings.keys.chosen_reward, settings.keys.rejected_reward]
     digests = {"input": digest(files), **settings.folder.digests}
     return StreamInfo("tokenized_pairs", "preference-tokenize", __version__, digests, shaped)
-
-
-def _results(stack: contextlib.ExitStack, chunks: Iterator[Chunk], job: Job, settings: Settings) -> Iterator[Result]:
-    make = _ShowingWorker(job.num_shown)
-    return stack.enter_context(ordered_map(make, settings, job.num_workers))(chunks)
-
-
-@dataclass(frozen=True)
-class _ShowingWorker:
-    num_shown: int
-
-    def __call__(self, settings: Settings) -> Callable[[Chunk], Result]:
-        return make_worker(settings, self.num_shown)
-
-
-def _note(result: Result, job: Job, tally: Tally, rejects: BinaryIO | None, show: Show) -> None:
-    for pair in result.shown[: max(0, job.num_shown - tally.num_pairs)]:
-        show(*pair)
-    tally.add(result)
-    for reject in result.rejects:
-        if not (reject.drop or job.skip_errors):
-            raise UserError(reject.message, source=reject.source, line=reject.line, field=reject.field)
-        if rejects is not None:
-            rejects.write(_json_line(reject))
-
-
-def _json_line(reject: Reject) -> bytes:
-    import orjson
-
-    return orjson.dumps(reject, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _write_json(path: str, value: dict[str, Any]) -> None:

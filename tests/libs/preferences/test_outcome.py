@@ -145,12 +145,12 @@ def test_report(plain: Path) -> None:
     assert report["duplicates"] == {"prompts": 2, "pairs": 1, "both_ways": 1}
     assert report["truncated"] == {"chosen": 1, "rejected": 2, "prompt": 0}
     assert report["first_places"] == {"equal responses": ["rows.jsonl:5"], "missing field": ["rows.jsonl:6"]}
-    # chosen 3 3 4 2 tokens, rejected 4 4 3 2
+    # chosen 3 3 5 2 tokens before truncation, rejected 5 5 3 2
     assert report["length_bias"] == {
         "chosen_longer": 0.25,
         "rejected_longer": 0.5,
         "same_length": 0.25,
-        "mean_ratio": round((0.75 + 0.75 + 4 / 3 + 1) / 4, 4),
+        "mean_ratio": round((3 / 5 + 3 / 5 + 5 / 3 + 1) / 4, 4),
     }
     assert report["tokens"]["chosen"]["p50"] == 3.0
     assert report["tokens"]["prompt"]["total"] == 10

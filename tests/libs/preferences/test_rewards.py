@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_dpo.preferences.notes import spoken
+from nemotron_dpo.preferences.notes import reward_notes, spoken
 from nemotron_dpo.preferences.problems import NOT_READ, RowProblem
 from nemotron_dpo.preferences.row_formats import Keys, read_row
 from support.chat_templates import CHATML
@@ -113,4 +113,5 @@ def test_rewards_are_written_and_said(tokenizer: Path) -> None:
         result = tokenize(tokenizer, *rows, swap=swap)
         assert [(pair["chosen_reward"], pair["rejected_reward"]) for pair in pairs(result)] == expected
         counted = f"rewards of 3 pairs ({columns}), of which {higher} have a higher one for the rejected response"
-        assert spoken(result.notes) == f"; {counted}; no rewards of 1 pairs, as {columns} are no numbers there"
+        notes = reward_notes(result.facts, result.reward_columns)
+        assert spoken(notes) == f"; {counted}; no rewards of 1 pairs, as {columns} are no numbers there"

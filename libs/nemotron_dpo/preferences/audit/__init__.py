@@ -1,0 +1,1 @@
+"""What is odd about the pairs of a data set, for people, --stats and --drop: repeats, contradictions, lengths, rewards."""
