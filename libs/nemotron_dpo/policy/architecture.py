@@ -13,6 +13,7 @@ from typing import Literal
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.mamba import Mamba
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
 Normalization = Literal["RMSNorm", "LayerNorm"]
@@ -79,17 +80,25 @@ class Architecture:
         return [layer.feed_forward.router for layer in self.layers if isinstance(layer.feed_forward, Experts)]
 
     @property
-    def rotary(self) -> Rotary:
-        """The positions of all attention layers. Raises UserError where they have none, or not all the same."""
+    def rotary(self) -> Rotary | None:
+        """The positions of all attention layers, None without any. Raises UserError where they are not all the same."""
         kinds = {attention.rotary for attention in self.attentions}
-        if len(kinds) != 1:
+        if len(kinds) > 1:
             raise UserError(f"layers with {len(kinds)} kinds of rotary positions are not supported", remedy="one kind is")
-        return kinds.pop()
+        return kinds.pop() if kinds else None
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether it is of the kind that Megatron calls so: recurrent layers, or layers of one sublayer each.
+
+        Its checkpoints number their layers, alike or not, and call the last norm `decoder.final_norm`.
+        """
+        return any(len(layer.sublayers) == 1 or isinstance(layer.mixer, Mamba) for layer in self.layers)
 
     @property
     def is_uniform(self) -> bool:
         """Whether all layers are alike, so that checkpoints may stack their tensors."""
-        return len(set(self.layers)) <= 1
+        return len(set(self.layers)) <= 1 and not self.is_hybrid
 
     def sublayers(self) -> Iterator[Sublayer]:
         """The sublayers of all layers."""

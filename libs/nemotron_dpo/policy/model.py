@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import parallel_state
@@ -55,11 +55,13 @@ class PairPolicy(GPTModel):
         hidden = None
         if self.pre_process:
             hidden = self.embedding(input_ids=row.input_ids_L[None], position_ids=row.positions_L[None])
-        rotary = self.rotary_pos_emb(self.max_sequence_length, packed_seq=True)
+        angles = None
+        if self.position_embedding_type == "rope":
+            angles = self.rotary_pos_emb(self.max_sequence_length, packed_seq=True)[row.positions_L]
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=rotary[row.positions_L],
+            rotary_pos_emb=angles,
             packed_seq_params=row,
             padding_mask=self._sequences(row),
         )
@@ -130,7 +132,7 @@ def build_policy(
     vocabulary do not divide over the ranks.
     """
     _check_length(architecture, max_length)
-    config, rotary = transformer_config(architecture, dtype, recompute=recompute), architecture.rotary
+    config = transformer_config(architecture, dtype, recompute=recompute)
     rotate_in_few_passes(config)
     model = PairPolicy(
         config,
@@ -140,17 +142,27 @@ def build_policy(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=architecture.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_percent=rotary.percent,
-        rotary_base=rotary.base,  # type: ignore[arg-type] - megatron-core says int and computes with floats
-        rope_scaling=rotary.scaling is not None,
-        rope_scaling_factor=rotary.scaling.factor if rotary.scaling else 1.0,
+        **_positions(architecture),
     )
     model.architecture = architecture
     specialize(model)
     mark_partitions(model)
     scale_embeddings(model, architecture.embedding_scale)
     return model.to(device=device(), dtype=dtype)
+
+
+def _positions(architecture: Architecture) -> dict[str, Any]:
+    """GPTModel's arguments for rotary positions, or for none."""
+    rotary = architecture.rotary
+    if rotary is None:
+        return {"position_embedding_type": "none"}
+    return {
+        "position_embedding_type": "rope",
+        "rotary_percent": rotary.percent,
+        "rotary_base": rotary.base,
+        "rope_scaling": rotary.scaling is not None,
+        "rope_scaling_factor": rotary.scaling.factor if rotary.scaling else 1.0,
+    }
 
 
 def _check_length(architecture: Architecture, max_length: int) -> None:

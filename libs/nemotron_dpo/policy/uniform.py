@@ -71,6 +71,7 @@ def flat(architecture: Architecture) -> UniformDecoder:
     (layer,) = set(architecture.layers)
     attention, feed_forward = layer.mixer, layer.feed_forward
     assert isinstance(attention, Attention)
+    assert attention.rotary is not None
     dense = feed_forward.expert if isinstance(feed_forward, Experts) else feed_forward
     assert isinstance(dense, Dense)
     return UniformDecoder(

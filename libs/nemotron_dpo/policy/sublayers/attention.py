@@ -46,13 +46,14 @@ class Rotary:
 class Attention:
     """`num_heads` query heads in `num_groups` groups that share a key and a value head, all of `head_size` channels.
 
-    `window` is how many tokens back a query sees, None all.
+    `rotary` None has no positions: what is before, it tells by the causal order alone. `window` is how many tokens back a query
+    sees, None all.
     """
 
     num_heads: int
     num_groups: int
     head_size: int
-    rotary: Rotary
+    rotary: Rotary | None
     qkv_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
@@ -84,7 +85,7 @@ class Attention:
         return _FORWARD * self.channels * pair.meetings, _BACKWARD * self.channels * pair.meetings
 
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
-        """Queries and keys rotated, values, and the result; with norms queries and keys before them; a divisor a head."""
+        """Queries and keys (rotated), values, and the result; with norms queries and keys before them; a divisor a head."""
         heads, groups = self.num_heads, self.num_groups
         normed = heads + groups if self.qk_norm else 0
         elements = (2 * heads + 2 * groups + normed) * self.head_size
