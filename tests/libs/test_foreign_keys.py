@@ -34,6 +34,10 @@ HONOURED: list[tuple[list[str], dict[str, Any]]] = [
         {f"{MEGATRON}.moe_router_load_balancing_type": "seq_aux_loss", f"{MEGATRON}.moe_aux_loss_coeff": 0.01},
     ),
     (
+        ["policy.automodel_cfg={expert_parallel_size: 8, activation_checkpointing: true, checkpoint: {model_save_format: x}}"],
+        {f"{MEGATRON}.expert_model_parallel_size": 8, f"{MEGATRON}.activation_checkpointing": True},
+    ),
+    (
         [f"{MEGATRON}.distributed_data_parallel_config={{grad_reduce_in_fp32: false, use_distributed_optimizer: false}}"],
         {f"{MEGATRON}.grad_reduce_in_fp32": False, f"{MEGATRON}.use_distributed_optimizer": False},
     ),
@@ -251,6 +255,19 @@ def test_a_coefficient_without_its_loss_is_said():
 def test_the_two_names_of_the_coefficient_must_agree():
     with pytest.raises(UserError, match=r"moe_aux_loss_coeff.*is 0.1 and, under another name, 0.01"):
         load_run(None, [f"{MEGATRON}.moe_aux_loss_coeff=0.1", "policy.hf_config_overrides={router_aux_loss_coef: 0.01}"])
+
+
+def test_a_key_of_a_renamed_section_is_found_where_it_stands(tmp_path: Path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text("policy:\n  automodel_cfg:\n    cpu_offload: true\n    tensor_parallel_size: many\n")
+    found = [
+        str(key)
+        for key in idle_keys(path, [f"{MEGATRON}.tensor_model_parallel_size=1", "policy.automodel_cfg.tensor_parallel_size=1"])
+    ]
+    assert any(line.startswith(f'{path}:3: "policy.dtensor_cfg.cpu_offload" has no meaning here') for line in found)
+    with pytest.raises(UserError) as caught:
+        load_run(path, [])
+    assert str(caught.value).startswith(f"{path}:4: ")
 
 
 def test_no_key_is_both_ours_and_theirs():

@@ -76,6 +76,7 @@ policy.megatron_cfg.fp8_cfg {enabled fp8 fp8_recipe fp8_param}""",
 policy {reward_model_cfg}""",
     "is about how a checkpoint is written; steps are written before training goes on": """
 policy.megatron_cfg.checkpoint {async_save is_async ckpt_assume_constant_structure}
+policy.dtensor_cfg {checkpoint}
 checkpointing {is_async model_save_format save_consolidated model_cache_dir model_repo_id peft_config is_peft}""",
     "names processes that load data; whole files are tokenized before the training": """
 data {num_workers}""",

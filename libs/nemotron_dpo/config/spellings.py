@@ -50,6 +50,7 @@ def canonical(tree: Tree) -> tuple[Tree, dict[str, str]]:
     idle: dict[str, str] = {}
     if isinstance(policy, dict):
         _template(policy)
+        _automodel(policy)
         idle = _megatron_backend(policy) | megatron_optimizer(policy)
         _hf_overrides(policy)
         _optimizer(policy)
@@ -76,8 +77,11 @@ def spellings(key: str) -> list[str]:
     if section.startswith("data.") and leaf == "path":
         sections = [section, *(["data.validation"] if section == "data.validation.default" else [])]
         return [f"{place}.{name}" for place in sections for name in ("path", *PATH_ALIASES, "dataset_name")]
+    if key.startswith("policy.dtensor_cfg."):
+        return [key, key.replace("dtensor_cfg", "automodel_cfg", 1)]
     if section == "policy.megatron_cfg":
-        return [key, *(f"policy.dtensor_cfg.{name}" for name, ours in DTENSOR_NAMES.items() if ours == leaf)]
+        theirs = [name for name, ours in DTENSOR_NAMES.items() if ours == leaf]
+        return [key, *(f"policy.{backend}.{name}" for name in theirs for backend in ("dtensor_cfg", "automodel_cfg"))]
     return [key]
 
 
@@ -88,6 +92,16 @@ def _template(policy: Tree) -> None:
         template = tokenizer.pop("chat_template")
         if template != "default":
             tokenizer["chat_template"] = PASS_THROUGH if template is None else template
+
+
+def _automodel(policy: Tree) -> None:
+    """Rewrite `automodel_cfg`, as newer versions of NeMo-RL call dtensor_cfg."""
+    section = mapping(policy, "automodel_cfg", "policy")
+    dtensor = mapping(policy, "dtensor_cfg", "policy")
+    for key, value in section.items():
+        set_key(dtensor, key, value, "policy.dtensor_cfg")
+    policy["dtensor_cfg"] = dtensor
+    del policy["automodel_cfg"]
 
 
 def _hf_overrides(policy: Tree) -> None:
