@@ -33,7 +33,7 @@ ALLOWED = {
     "file_digests": {"errors"},
     "sources": {"errors", "hf_folder"},
     "config": {"errors", "paths", "objective"},
-    "preferences": {"paths", "file_digests", "progress", "streams", "sources", "errors"},
+    "preferences": {"paths", "file_digests", "hf_folder", "progress", "streams", "sources", "errors"},
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
@@ -70,7 +70,8 @@ ALLOWED = {
 # room of steps -> the rooms of steps that it may import, besides itself; what stands above them all is last
 ROOMS = {
     "text": set(),
-    "tiny_policy": set(),
+    "tiny_hybrid": set(),
+    "tiny_policy": {"tiny_hybrid"},
     "from_trl": set(),
     "summary": {"text"},
     "catalogue": {"text"},

@@ -6,7 +6,7 @@ The choice of files is that of transformers. A folder that holds more than one m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from nemotron_dpo.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "is the download complete?"
 _PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# tensors that old checkpoints hold and all versions of transformers ignore
-UNREAD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
+# tensors that old checkpoints hold, and layers that predict several tokens ahead: all versions of transformers ignore them
+UNREAD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|^mtp\.")
+# a recurrence's own parameters, and all tensors that keep a precision of their own: rounded, an expert bias picks other experts
+STATES = re.compile(r"\.mixer\.(A_log|D|dt_bias)$")
+OWN_PRECISION = re.compile(rf"{STATES.pattern}|\.(e_score_correction_bias|expert_bias)$")
 # fields of config.json that no log-prob depends on: where they change the policy is still the same
 _INERT = frozenset(
     (
@@ -76,11 +79,25 @@ def index(folder: Path) -> dict[str, str]:
 def precision(folder: Path) -> str | None:
     """The precision that all stored weights share; float32 where they differ, which holds the others exactly.
 
-    None where no weight is a float that we compute with. Raises UserError where a file cannot be read or holds float64.
+    Tensors that have a precision of their own (OWN_PRECISION) are left out. None where no weight is a float that we compute
+    with. Raises UserError where a file cannot be read or holds float64.
     """
+    return _common({kind for key, kind in _stored_precisions(folder) if not OWN_PRECISION.search(key)})
+
+
+def states_precision(folder: Path) -> str | None:
+    """As `precision`, of a recurrence's own parameters; None where there are none."""
+    return _common({kind for key, kind in _stored_precisions(folder) if STATES.search(key)})
+
+
+def _common(kinds: set[str]) -> str | None:
+    found = {_PRECISIONS[kind] for kind in kinds if kind in _PRECISIONS}
+    return next(iter(found)) if len(found) == 1 else "float32" if found else None
+
+
+def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    found: set[str] = set()
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -90,8 +107,24 @@ def precision(folder: Path) -> str | None:
         if wide := next((key for key, kind in stored.items() if kind == "F64"), None):
             remedy = "save the model in float32, or less"
             raise UserError(f"holds {wide} as float64, which would be rounded", source=path, remedy=remedy)
-        found |= {_PRECISIONS[kind] for kind in stored.values() if kind in _PRECISIONS}
-    return next(iter(found)) if len(found) == 1 else "float32" if found else None
+        yield from stored.items()
+
+
+def parsed_config(content: bytes) -> Any:
+    """The content of a config.json. Python, and so NVIDIA's files, write Infinity and NaN, which JSON does not have.
+
+    Raises json.JSONDecodeError.
+    """
+    import json
+
+    import orjson
+
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        if not re.search(rb"\b(Infinity|NaN)\b", content):
+            raise
+    return json.loads(content)
 
 
 def honoured_config(folder: Path) -> bytes:
@@ -100,8 +133,8 @@ def honoured_config(folder: Path) -> bytes:
 
     content = (folder / "config.json").read_bytes()
     try:
-        config: Any = orjson.loads(content)
-    except orjson.JSONDecodeError:
+        config = parsed_config(content)
+    except ValueError:
         return content
     if not isinstance(config, Mapping):
         return content

@@ -15,6 +15,7 @@ from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
 from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architecture, tokenizer_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.allocator import return_freed_memory
+from nemotron_dpo.policy.precision import set_precision
 from nemotron_dpo.sources import ModelSource, resolve
 
 
@@ -33,8 +34,10 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
     model = open_policy(source, precision)
     rows = probe.rows(verify, model.architecture)
     before_R = probe.score(model, rows) if verify else None
-    if precision is None and read_architecture(source).dtype == "float16":  # computed with in float32, which holds it exactly
-        model.half().architecture = replace(model.architecture, dtype="float16")
+    stored = read_architecture(source)
+    if precision is None and stored.dtype == "float16":  # computed with in float32, which holds it exactly
+        set_precision(model, torch.float16, states_in_float32=stored.states_in_float32)
+        model.architecture = replace(model.architecture, dtype="float16")
     with published_folder(output) as folder:
         if form == "megatron":
             megatron.save(model, folder, source.iteration, tokenizer_folder(source))

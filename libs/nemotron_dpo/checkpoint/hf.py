@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import hf_files
@@ -54,7 +54,8 @@ def load(model: PairPolicy, folder: Path) -> None:
     for name, parameter, rule, place in placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:
-            shard = _shard(rule.merge(layer_at(architecture, place), parts), parameter, rule, name)
+            layer = layer_at(architecture, place)
+            shard = _shard(rule.merge(layer, parts), parameter, rule, name, layer)
         except RuntimeError:
             shard = None
         if shard is None or shard.shape != parameter.shape:
@@ -81,7 +82,7 @@ def save(
     name = str(dtype).removeprefix("torch.")
     written = {**config.write(model.architecture), "dtype": name, "torch_dtype": name}
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-    hf_files.write(folder, _plan(model), _tensors(model), dtype, shard_bytes)
+    hf_files.write(folder, _plan(model, dtype), _tensors(model), shard_bytes)
     copy_tokenizer(tokenizer, folder)
 
 
@@ -95,12 +96,13 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _plan(model: PairPolicy) -> list[Planned]:
-    """Names and shapes of all HF tensors, in the order in which `_tensors` yields them."""
+def _plan(model: PairPolicy, dtype: torch.dtype) -> list[Planned]:
+    """All HF tensors, in the order in which `_tensors` yields them."""
     plan: list[Planned] = []
     for _, parameter, rule, place in placed(model):
         parts = rule.split(layer_at(model.architecture, place), torch.empty_like(parameter, device="meta"))
-        plan += [(key.format(*place), part.shape) for key, part in zip(rule.hf, parts, strict=True)]
+        kind = parameter.dtype if rule.own_precision else dtype
+        plan += [Planned(key.format(*place), part.shape, kind) for key, part in zip(rule.hf, parts, strict=True)]
     return plan
 
 
@@ -109,11 +111,12 @@ def _tensors(model: PairPolicy) -> Iterator[Tensor]:
         yield from rule.split(layer_at(model.architecture, place), parameter.detach())
 
 
-def placed(model: PairPolicy) -> Iterator[tuple[str, nn.Parameter, Rule, Place]]:
-    """(name, parameter, its rule, its place) for every parameter that this rank holds."""
+def placed(model: PairPolicy) -> Iterator[tuple[str, Tensor, Rule, Place]]:
+    """(name, parameter, its rule, its place) for every parameter that this rank holds, and every buffer that has a rule."""
     architecture = model.architecture
     by_name = {rule.megatron: rule for rule in rules(architecture)}
-    for name, parameter in model.named_parameters():
+    biases = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith(".expert_bias"))
+    for name, parameter in (*model.named_parameters(), *biases):
         layer = re.match(r"decoder\.layers\.\d+", name)
         expert = re.search(r"\.local_experts\.(\d+)\.", name)
         place: list[int] = []
@@ -137,8 +140,8 @@ def _first_expert(layer: Layer) -> int:
     return parallel_state.get_expert_model_parallel_rank() * (layer.num_experts // ranks)
 
 
-def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tensor:
-    """This rank's shard of `full`. Where two halves are stacked (gate over up), its shard of each half."""
+def _shard(full: Tensor, parameter: Tensor, rule: Rule, name: str, layer: Layer | None) -> Tensor:
+    """This rank's shard of `full`. Where parts are stacked (gate over up), its shard of each."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     if ".local_experts." in name:
@@ -147,8 +150,9 @@ def _shard(full: Tensor, parameter: nn.Parameter, rule: Rule, name: str) -> Tens
         group = parallel_state.get_tensor_model_parallel_group()
     size, rank = group.size(), group.rank()
     axis = parameter.partition_dim  # type: ignore[attr-defined] - megatron-core's mark on a parameter
-    if rule.halves:
-        return torch.cat([half.chunk(size, axis)[rank] for half in full.chunk(2, axis)], axis)
+    if rule.halves or rule.parts:
+        parts = full.chunk(2, axis) if rule.parts is None else full.split(list(rule.parts(layer).values()), axis)
+        return torch.cat([part.chunk(size, axis)[rank] for part in parts], axis)
     return full.chunk(size, axis)[rank]
 
 

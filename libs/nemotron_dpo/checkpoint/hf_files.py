@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,19 @@ SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
-# (name, shape) of a tensor that is to be written
-Planned = tuple[str, Sequence[int]]
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that is to be written."""
+
+    name: str
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class Weights:
@@ -85,20 +97,20 @@ class Weights:
             raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
 
 
-def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], dtype: torch.dtype, shard_bytes: int) -> list[Path]:
+def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], shard_bytes: int) -> list[Path]:
     """Write the `tensors` in the order of `plan`, to files of at most `shard_bytes` or one tensor, with an index.
 
     A model that fits one file is model.safetensors without an index. Raises UserError where a file cannot be written.
     """
-    shards = _shards(plan, dtype.itemsize, shard_bytes)
+    shards = _shards(plan, shard_bytes)
     names = [_shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
     stream = iter(tensors)
     try:
         for name, shard in zip(names, shards, strict=True):
-            _write_file(folder / name, shard, stream, dtype)
+            _write_file(folder / name, shard, stream)
         if len(shards) > 1:
-            total = sum(_size(shape, dtype.itemsize) for _, shape in plan)
-            where = {key: name for name, shard in zip(names, shards, strict=True) for key, _ in shard}
+            total = sum(planned.nbytes for planned in plan)
+            where = {planned.name: name for name, shard in zip(names, shards, strict=True) for planned in shard}
             index = {"metadata": {"total_size": total}, "weight_map": where}
             (folder / hf_folder.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     except OSError as error:
@@ -106,39 +118,35 @@ def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], dtyp
     return [folder / name for name in names]
 
 
-def _write_file(path: Path, shard: Sequence[Planned], stream: Iterable[Tensor], dtype: torch.dtype) -> None:
+def _write_file(path: Path, shard: Sequence[Planned], stream: Iterable[Tensor]) -> None:
     """One safetensors file: the header's length as u64, the header as JSON, then the bytes of every tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for key, shape in shard:
-        begin, end = end, end + _size(shape, dtype.itemsize)
-        header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for planned in shard:
+        begin, end = end, end + planned.nbytes
+        kind = {"dtype": _DTYPES[planned.dtype], "shape": list(planned.shape)}
+        header[planned.name] = {**kind, "data_offsets": [begin, end]}
     text = orjson.dumps(header)
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (key, shape), tensor in zip(shard, stream, strict=False):  # the next file takes the rest of the stream
-            assert tuple(tensor.shape) == tuple(shape), key
-            file.write(tensor.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8).numpy().data)
+        for planned, tensor in zip(shard, stream, strict=False):  # the next file takes the rest of the stream
+            assert tuple(tensor.shape) == tuple(planned.shape), planned.name
+            file.write(tensor.to(device="cpu", dtype=planned.dtype).contiguous().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _shards(plan: Sequence[Planned], itemsize: int, limit: int) -> list[list[Planned]]:
+def _shards(plan: Sequence[Planned], limit: int) -> list[list[Planned]]:
     shards: list[list[Planned]] = [[]]
     filled = 0
-    for key, shape in plan:
-        size = _size(shape, itemsize)
-        if shards[-1] and filled + size > limit:
+    for planned in plan:
+        if shards[-1] and filled + planned.nbytes > limit:
             shards.append([])
             filled = 0
-        shards[-1].append((key, shape))
-        filled += size
+        shards[-1].append(planned)
+        filled += planned.nbytes
     return shards
-
-
-def _size(shape: Sequence[int], itemsize: int) -> int:
-    return prod(shape) * itemsize
 
 
 def _shard_name(number: int, count: int) -> str:

@@ -7,12 +7,13 @@ which is imported only where tensors are joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nemotron_dpo.policy.architecture import Layer
 from nemotron_dpo.policy.sublayers.attention import Attention
+from nemotron_dpo.policy.sublayers.mamba import Mamba
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Rule:
     """`megatron` = merge(layer, [hf tensors]) and [hf tensors] = split(layer, megatron), `layer` being the one it is a part of.
 
-    `halves` marks a parameter that stacks two halves (gate over up). Tensor parallelism divides each half.
+    `halves` marks a parameter that stacks two halves (gate over up). Tensor parallelism divides each half. `parts` names all
+    that it stacks, with their rows, where that is not halves. With `own_precision` it keeps its own, whatever the model's.
     """
 
     megatron: str
@@ -30,11 +32,19 @@ class Rule:
     merge: Callable[[Layer | None, Sequence[Tensor]], Tensor]
     split: Callable[[Layer | None, Tensor], Sequence[Tensor]]
     halves: bool = False
+    parts: Callable[[Layer | None], Mapping[str, int]] | None = None
+    own_precision: bool = False
 
 
-def copy(megatron: str, hf: str, *, halves: bool = False) -> Rule:
+def copy(megatron: str, hf: str, *, halves: bool = False, own_precision: bool = False) -> Rule:
     """The same tensor under another name."""
-    return Rule(megatron, (hf,), lambda layer, parts: parts[0], lambda layer, full: [full], halves)
+    same = (lambda layer, parts: parts[0]), (lambda layer, full: [full])
+    return Rule(megatron, (hf,), *same, halves=halves, own_precision=own_precision)
+
+
+def stacked(megatron: str, hf: str, parts: Callable[[Mamba], Mapping[str, int]]) -> Rule:
+    """The same tensor, in which `parts` of a recurrence are stacked."""
+    return replace(copy(megatron, hf), parts=lambda layer: parts(_recurrence(layer)))
 
 
 def stack(megatron: str, gate: str, up: str) -> Rule:
@@ -81,6 +91,12 @@ def _qkv_rows(layer: Layer | None) -> list[int]:
 def _attention(layer: Layer | None) -> Attention:
     assert layer is not None
     assert isinstance(layer.mixer, Attention)
+    return layer.mixer
+
+
+def _recurrence(layer: Layer | None) -> Mamba:
+    assert layer is not None
+    assert isinstance(layer.mixer, Mamba)
     return layer.mixer
 
 

@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from nemotron_dpo import file_digests
+from nemotron_dpo import file_digests, hf_folder
 from nemotron_dpo.checkpoint import adapters, hf, run_config, torch_dist, untrusted
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora import adapted_of, only_adapters
@@ -74,15 +74,23 @@ def load(model: nn.Module, folder: Path) -> None:
         raise UserError(f"lacks {missing} and has {unexpected} besides", source=folder, remedy="is it of another model?")
 
 
-def precision(folder: Path) -> str | None:
-    """The precision that all stored weights share; float32 where they differ; None where it has no such weights."""
+def precisions(folder: Path) -> tuple[str | None, str | None]:
+    """The precision that all stored weights share, and that of a recurrence's own parameters.
+
+    Each is float32 where they differ, None where it has no such weights. Tensors with a precision of their own have no say.
+    """
     metadata, _ = untrusted.check(folder)
     found = {
-        str(stored.properties.dtype).removeprefix("torch.")
+        key: str(stored.properties.dtype).removeprefix("torch.")
         for key, stored in metadata.state_dict_metadata.items()
         if isinstance(stored, TensorStorageMetadata) and key.startswith(_MODEL) and ".adapter." not in key
     }
-    found &= {"float32", "bfloat16", "float16"}
+    weights = {kind for key, kind in found.items() if not hf_folder.OWN_PRECISION.search(key)}
+    return _common(weights), _common({kind for key, kind in found.items() if hf_folder.STATES.search(key)})
+
+
+def _common(kinds: set[str]) -> str | None:
+    found = kinds & {"float32", "bfloat16", "float16"}
     return next(iter(found)) if len(found) == 1 else "float32" if found else None
 
 
@@ -128,6 +136,8 @@ def _renamed(wanted: dict[str, Any], stored: set[str]) -> dict[str, Any]:
 _NORMS = (
     (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
     (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
+    (".mixer.in_proj.layer_norm_", ".norm."),
+    ("decoder.final_norm.", "decoder.final_layernorm."),
 )
 
 
@@ -149,7 +159,7 @@ def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
     return sharded
 
 
-_OWN_NORMS = tuple(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp"))
+_OWN_NORMS = (*(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp")), "decoder.final_norm.weight")
 
 
 def _train_state(iteration: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.checkpoint import untrusted
-from nemotron_dpo.checkpoint.provider import from_provider, symbol
+from nemotron_dpo.checkpoint.provider import from_provider
+from nemotron_dpo.checkpoint.provider_parts import symbol
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.uniform import flat
@@ -59,6 +60,8 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
 
 
 def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
+    if stored.is_hybrid or named.is_hybrid:
+        return _agreed_hybrid(stored, named, folder)
     pair = flat(stored), flat(named)
     for field in _MUST_AGREE:
         here, there = (getattr(decoder, field) for decoder in pair)
@@ -66,6 +69,16 @@ def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architec
             what = f"{field} is {here} in the checkpoint and {there} in the Hugging Face model"
             raise UserError(what, source=folder, remedy="name the model whose weights it holds")
     return replace(stored, **{name: getattr(named, name) for name in _FROM_HF})
+
+
+def _agreed_hybrid(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
+    pairs = zip(stored.layers, named.layers, strict=False)
+    differing = next((number for number, (here, there) in enumerate(pairs) if here != there), None)
+    if differing is not None or len(stored.layers) != len(named.layers) or stored.hidden_size != named.hidden_size:
+        where = "their sizes" if differing is None else f"layer {differing}"
+        what = f"the checkpoint and the Hugging Face model differ in {where}"
+        raise UserError(what, source=folder, remedy="name the model whose weights it holds")
+    return replace(named, dtype=stored.dtype)
 
 
 def _provider(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,13 @@ def read_architecture(source: ModelSource) -> Architecture:
         return read_architecture(_peft_base(source))
     if source.kind == "hf":
         architecture = config.read(source.path)
-        return replace(architecture, dtype=hf_folder.precision(source.path) or architecture.dtype)
-    architecture = _described(source)
-    return replace(architecture, dtype=megatron.precision(source.path) or architecture.dtype)
+        return _stored_in(architecture, hf_folder.precision(source.path), hf_folder.states_precision(source.path))
+    return _stored_in(_described(source), *megatron.precisions(source.path))
+
+
+def _stored_in(architecture: Architecture, weights: str | None, states: str | None) -> Architecture:
+    in_float32 = architecture.states_in_float32 if states is None else states == "float32"
+    return replace(architecture, dtype=weights or architecture.dtype, states_in_float32=in_float32)
 
 
 def _described(source: ModelSource) -> Architecture:
@@ -47,8 +51,8 @@ def open_policy(
 ) -> PairPolicy:
     """Build the model on this rank's device and load its weights; process groups must exist.
 
-    `precision` None keeps the stored one; `max_length` None allows as many tokens as the policy takes. Adapters are
-    merged into the weights of their base, unless `merged` is False.
+    `precision` None keeps the stored one, and what is stored in float32 because less would spoil it stays so. `max_length` None
+    allows as many tokens as the policy takes. Adapters are merged into the weights of their base, unless `merged` is False.
     """
     stored = read_architecture(source)
     architecture = replace(stored, dtype=precision or stored.dtype)

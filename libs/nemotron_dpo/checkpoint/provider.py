@@ -5,39 +5,43 @@ run_config.py stores apart what a provider has no field for: the family and the 
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
+from nemotron_dpo.checkpoint import provider_hybrid
 from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
+from nemotron_dpo.checkpoint.provider_parts import (
+    ACTIVATIONS,
+    BRIDGE,
+    largest_power_of_two,
+    precision,
+    read_activation,
+    read_dtype,
+    symbol,
+)
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
 from nemotron_dpo.policy.sublayers.experts import Router
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
-_BRIDGE = "megatron.bridge.models"
 _TARGETS = {  # families for which Bridge has a provider class of its own
-    "gemma": f"{_BRIDGE}.gemma.gemma_provider.GemmaModelProvider",
-    "mistral": f"{_BRIDGE}.mistral.mistral_provider.MistralModelProvider",
+    "gemma": f"{BRIDGE}.gemma.gemma_provider.GemmaModelProvider",
+    "mistral": f"{BRIDGE}.mistral.mistral_provider.MistralModelProvider",
 }
-_ACTIVATIONS = {
-    "silu": "torch.nn.functional.silu",
-    "relu2": "megatron.core.activations.squared_relu",
-    "gelu_tanh": "megatron.core.activations.fast_gelu",
-}
-_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
+    if architecture.is_hybrid:
+        return provider_hybrid.to_provider(architecture)
     decoder = flat(architecture)
     return {
-        "_target_": _TARGETS.get(decoder.family, f"{_BRIDGE}.gpt_provider.GPTModelProvider"),
+        "_target_": _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider"),
         **_sizes(decoder),
         **_layers(decoder),
         **_positions(decoder),
-        **_precision(decoder.dtype),
+        **precision(decoder.dtype),
         **_experts(decoder),
     }
 
@@ -47,6 +51,8 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
 
     Raises UserError where a field needs what is not supported, KeyError and the like where the fields are no model.
     """
+    if provider_hybrid.describes(model):
+        return provider_hybrid.from_provider(model, extra)
     refuse_unsupported(model)
     _check_sizes(model)
     family = _read_family(model, extra)
@@ -65,11 +71,11 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         norm_epsilon=model["layernorm_epsilon"],
         rotary_base=float(model["rotary_base"]),
         tied_embeddings=model["share_embeddings_and_output_weights"],
-        dtype=_read_dtype(model),
+        dtype=read_dtype(model),
         family=family,
         normalization=model["normalization"],
         zero_centered_norm=bool(model.get("layernorm_zero_centered_gamma")),
-        activation=_read_activation(model),  # type: ignore[arg-type] - it returns one of the literals
+        activation=read_activation(model),  # type: ignore[arg-type] - it returns one of the literals
         gated=bool(model.get("gated_linear_unit")),
         qkv_bias=bool(model.get("add_qkv_bias")),
         qk_norm=bool(model.get("qk_layernorm")),
@@ -103,7 +109,7 @@ def infer_family(model: dict[str, Any]) -> str:
     rules = (
         ("gemma", ".gemma." in target),
         ("mistral", ".mistral." in target),
-        ("nemotron", model["normalization"] == "LayerNorm" or _read_activation(model) == "relu2"),
+        ("nemotron", model["normalization"] == "LayerNorm" or read_activation(model) == "relu2"),
         ("gemma", bool(model.get("layernorm_zero_centered_gamma"))),
         ("qwen3_moe", experts and qk_norm),
         ("mixtral", experts),
@@ -114,17 +120,12 @@ def infer_family(model: dict[str, Any]) -> str:
     return next((family for family, holds in rules if holds), "llama")
 
 
-def symbol(name: str) -> dict[str, Any]:
-    """How Megatron-Bridge writes a function, class or dtype that it looks up and does not call."""
-    return {"_call_": False, "_target_": name}
-
-
 def _sizes(decoder: UniformDecoder) -> dict[str, Any]:
     return {
         "ffn_hidden_size": decoder.ffn_hidden_size,
         "hidden_size": decoder.hidden_size,
         "kv_channels": decoder.kv_channels,
-        "make_vocab_size_divisible_by": _largest_power_of_two(decoder.vocab_size),
+        "make_vocab_size_divisible_by": largest_power_of_two(decoder.vocab_size),
         "num_attention_heads": decoder.num_attention_heads,
         "num_layers": decoder.num_layers,
         "num_query_groups": decoder.num_query_groups,
@@ -139,7 +140,7 @@ def _sizes(decoder: UniformDecoder) -> dict[str, Any]:
 
 def _layers(decoder: UniformDecoder) -> dict[str, Any]:
     return {
-        "activation_func": symbol(_ACTIVATIONS[decoder.activation]),
+        "activation_func": symbol(ACTIVATIONS[decoder.activation]),
         "add_bias_linear": False,
         "add_qkv_bias": decoder.qkv_bias,
         "attention_dropout": 0.0,
@@ -149,7 +150,7 @@ def _layers(decoder: UniformDecoder) -> dict[str, Any]:
         "layernorm_zero_centered_gamma": decoder.zero_centered_norm,
         "normalization": decoder.normalization,
         "qk_layernorm": decoder.qk_norm,
-        "transformer_layer_spec": symbol(f"{_BRIDGE}.gpt_provider.default_layer_spec"),
+        "transformer_layer_spec": symbol(f"{BRIDGE}.gpt_provider.default_layer_spec"),
     }
 
 
@@ -164,12 +165,6 @@ def _positions(decoder: UniformDecoder) -> dict[str, Any]:
         "rotary_percent": decoder.rotary_percent,
         **window,
     }
-
-
-def _precision(dtype: str) -> dict[str, Any]:
-    named = symbol(f"torch.{dtype}")
-    kinds = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
-    return {"autocast_dtype": named, "params_dtype": named, "pipeline_dtype": named, **kinds}
 
 
 def _experts(decoder: UniformDecoder) -> dict[str, Any]:
@@ -192,31 +187,6 @@ def _read_experts(model: dict[str, Any]) -> Router | None:
     num, coeff = model.get("num_moe_experts"), model.get("moe_aux_loss_coeff", 0.0)
     own = float(coeff) if isinstance(coeff, int | float) else None  # a list has one for each of several losses
     return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own) if num else None
-
-
-def _read_dtype(model: dict[str, Any]) -> str:
-    """The dtype as Bridge derives it: from the two flags, and from `params_dtype` where neither is set."""
-    if model.get("bf16"):
-        return "bfloat16"
-    if model.get("fp16"):
-        return "float16"
-    name = model["params_dtype"]["_target_"].removeprefix("torch.")
-    if name not in _DTYPES:
-        raise UserError(f"params_dtype {name!r} is not supported", remedy=f"one of {', '.join(_DTYPES)} is")
-    return name
-
-
-def _read_activation(model: dict[str, Any]) -> str:
-    name = str(model["activation_func"]["_target_"])
-    for activation, known in _ACTIVATIONS.items():
-        if name.rpartition(".")[2] == known.rpartition(".")[2]:
-            return activation
-    raise UserError(f"activation_func {name!r} is not supported", remedy=f"one of {', '.join(_ACTIVATIONS.values())} is")
-
-
-def _largest_power_of_two(size: int, limit: int = 128) -> int:
-    """The largest power of two up to `limit` that divides `size`. A tool that pads to it leaves the vocabulary as it is."""
-    return prod(2 for bit in range(1, limit.bit_length()) if size % 2**bit == 0)
 
 
 def _check_sizes(model: dict[str, Any]) -> None:

@@ -5,9 +5,9 @@ An absent field means the first of its values.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from nemotron_dpo.checkpoint.families import MAMBA
 from nemotron_dpo.errors import UserError
 
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -42,13 +42,14 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refuse_unsupported(model: dict[str, Any]) -> None:
-    """Raise UserError where a provider field asks for something that our GPTModel does not compute."""
-    if model.get("is_hybrid_model") or model.get("hybrid_override_pattern") or "mamba" in str(model.get("_target_")).lower():
-        raise UserError(f"a hybrid model is not supported: {MAMBA}")
-    for key, known in _ONLY.items():
+def refuse_unsupported(model: Mapping[str, Any], own: Mapping[str, tuple[Any, ...]] = {}, free: Collection[str] = ()) -> None:
+    """Raise UserError where a provider field asks for something that our GPTModel does not compute.
+
+    `own` replaces values of these fields, or adds fields; those in `free` are read elsewhere.
+    """
+    for key, known in {**_ONLY, **own}.items():
         value = model.get(key, known[0])
-        if key == "moe_layer_freq" and isinstance(value, list) and set(value) == {1}:
+        if key in free or (key == "moe_layer_freq" and isinstance(value, list) and set(value) == {1}):
             continue
         if value not in known:
             raise UserError(f"{key}: {value!r} is not supported", remedy=f"{' or '.join(repr(k) for k in known)} is")

@@ -45,7 +45,8 @@ class Layer:
 class Architecture:
     """A decoder-only transformer: `layers` from first to last, sizes in elements, `dtype` that of the weights as stored.
 
-    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one.
+    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one. `states_in_float32` is whether a
+    recurrence's own parameters (A_log, D, dt_bias) are in float32 beside weights of less.
     """
 
     layers: tuple[Layer, ...]
@@ -62,6 +63,7 @@ class Architecture:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+    states_in_float32: bool = False
 
     @property
     def max_length(self) -> int:

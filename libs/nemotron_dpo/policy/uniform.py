@@ -63,7 +63,7 @@ class UniformDecoder:
         return Architecture(layers=(layer,) * self.num_layers, **{name: getattr(self, name) for name in _SHARED})
 
 
-_SHARED = tuple(field.name for field in fields(Architecture) if field.name != "layers")
+_SHARED = tuple(field.name for field in fields(Architecture) if field.name not in ("layers", "states_in_float32"))
 
 
 def flat(architecture: Architecture) -> UniformDecoder:

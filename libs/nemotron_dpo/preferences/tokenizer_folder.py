@@ -7,11 +7,12 @@ hold only a tokenizer.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_dpo import file_digests, sources
+from nemotron_dpo import file_digests, hf_folder, sources
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences import added_tokens, tokenizer_class
 from nemotron_dpo.preferences.added_tokens import AddedTokens
@@ -185,13 +186,11 @@ def _configured(value: Any, file: Path) -> tuple[str | None, str | None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    import orjson
-
     if not path.is_file():
         return {}
     try:
-        value = orjson.loads(_content(path))
-    except orjson.JSONDecodeError as error:
+        value = hf_folder.parsed_config(_content(path))
+    except json.JSONDecodeError as error:
         raise UserError(f"is broken JSON: {error.msg}", source=path, line=error.lineno) from None
     return value if isinstance(value, dict) else {}
 

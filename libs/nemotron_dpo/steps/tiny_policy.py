@@ -1,9 +1,10 @@
 """Make a policy out of nothing: random Llama-shaped weights and a tokenizer trained on preference pairs, as an HF folder.
 
-python -m nemotron_dpo.steps.tiny_policy PAIRS.jsonl... -o DIR
+python -m nemotron_dpo.steps.tiny_policy PAIRS.jsonl... -o DIR [--hybrid]
 
 About a million parameters, float32, tied embeddings; byte-level BPE with ChatML turns. Seeded, so the same pairs give the
-same bytes. What it is fine-tuned into is the starting policy of the `tiny` config.
+same bytes. What it is fine-tuned into is the starting policy of the `tiny` config. With --hybrid it has the layers of
+Nemotron-3-Nano instead: a recurrence, attention, a dense part and experts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nemotron_dpo.steps import tiny_hybrid
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,11 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", type=Path)
     parser.add_argument("-o", dest="folder", required=True, type=Path)
+    parser.add_argument("--hybrid", action="store_true")
     arguments = parser.parse_args()
-    write_policy(arguments.pairs, arguments.folder)
+    write_policy(arguments.pairs, arguments.folder, hybrid=arguments.hybrid)
 
 
-def write_policy(pairs: Sequence[Path], folder: Path) -> None:
+def write_policy(pairs: Sequence[Path], folder: Path, *, hybrid: bool = False) -> None:
     """Train the tokenizer on every text in `pairs`, draw the weights, and write both into `folder`."""
     from safetensors.numpy import save_file
 
@@ -47,8 +51,11 @@ def write_policy(pairs: Sequence[Path], folder: Path) -> None:
     num_tokens = tokenizer.get_vocab_size()
     ids = {name: tokenizer.token_to_id(token) for name, token in (("pad", PAD), ("bos", TURN), ("eos", END))}
     token_ids = {f"{name}_token_id": number for name, number in ids.items()}
-    save_file(random_weights(num_tokens), folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", {**architecture(num_tokens), **token_ids})
+    config, weights = architecture, random_weights
+    if hybrid:
+        config, weights = tiny_hybrid.architecture, tiny_hybrid.random_weights
+    save_file(weights(num_tokens), folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", {**config(num_tokens), **token_ids})
     _write_json(folder / "generation_config.json", token_ids)
     special = {"pad_token": PAD, "bos_token": None, "eos_token": END, "unk_token": None}
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "model_max_length": MAX_POSITIONS}

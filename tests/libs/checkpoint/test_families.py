@@ -190,7 +190,7 @@ def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("nemotron_h", {}, "model_type 'nemotron_h' is not supported: its Mamba layers run on GPU kernels"),
+        ("jamba", {}, "model_type 'jamba' is not supported: of hybrids Nemotron-H alone is"),
         ("gemma2", {}, "GPTModel has no place for its soft-capped attention"),
         ("gemma3_text", {}, "GPTModel has no place for its two rotary bases"),
         ("gpt2", {}, "model_type 'gpt2' is not supported: llama, mistral, qwen2, .* are"),

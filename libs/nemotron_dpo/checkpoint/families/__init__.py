@@ -6,18 +6,20 @@ holds every family against transformers.
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import dense, experts
+from nemotron_dpo.checkpoint.families import dense, experts, nemotron_h
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*dense.FAMILIES, *experts.FAMILIES)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (*dense.FAMILIES, *experts.FAMILIES, *nemotron_h.FAMILIES)
+}
 
-MAMBA = "its Mamba layers run on GPU kernels (mamba-ssm, causal-conv1d) that this program does not drive"
+_MAMBA = "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)"
 _GEMMA = "megatron-core's GPTModel has no place for"
 # families that a user may well ask for, and why they are not supported
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("nemotron_h", "mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), MAMBA),
+    **dict.fromkeys(("mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), _MAMBA),
     "gemma2": f"{_GEMMA} its soft-capped attention and logits and its norms behind each block",
     "gemma3": f"{_GEMMA} its vision tower, and none for two rotary bases and norms behind each block",
     "gemma3_text": f"{_GEMMA} its two rotary bases and its norms behind each block",

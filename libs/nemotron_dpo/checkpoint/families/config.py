@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint.families import FAMILIES, REASONS, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.errors import UserError
@@ -49,16 +50,17 @@ _NUMBERS = frozenset(  # fields of UniformDecoder
         "window",
     )
 )
+_OF_ALL_LAYERS = frozenset(field.name for field in fields(Architecture))
 
 
 def read(folder: Path) -> Architecture:
     """Read the architecture of an HF folder. Raises UserError where config.json is damaged or of an unknown kind."""
     path = folder / "config.json"
     try:
-        return from_config(orjson.loads(path.read_bytes()), path)
+        return from_config(hf_folder.parsed_config(path.read_bytes()), path)
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the download complete?") from None
-    except orjson.JSONDecodeError as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"is not JSON ({error})", source=path) from None
 
 
@@ -66,6 +68,9 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
     """The architecture that the content of the file `path` describes. Raises UserError where it is of an unknown kind."""
     try:
         return _architecture(_family(config, path), config, path)
+    except UserError as error:
+        error.source = error.source or str(path)
+        raise
     except KeyError as error:
         raise UserError(f"lacks {error}", source=path, remedy="is the download complete?") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -73,21 +78,31 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def write(architecture: Architecture) -> dict[str, Any]:
-    """The content of config.json."""
-    family, decoder = FAMILIES[architecture.family], flat(architecture)
-    fields = {key: getattr(decoder, name) for name, key in {**USUAL_KEYS, **family.keys}.items()}
-    only = {key: values[0] for key, values in {"hidden_act": _ONLY["hidden_act"], **family.only}.items()}
+    """The content of config.json. Raises UserError where the family has no such model."""
+    family = FAMILIES[architecture.family]
+    keys = {**USUAL_KEYS, **family.keys}
     return {
         "architectures": [family.hf_class],
         "model_type": family.model_type,
         "attention_dropout": 0.0,
         "dtype": architecture.dtype,
         "torch_dtype": architecture.dtype,
-        **fields,
-        **only,
-        **rope.write(decoder, family),
-        **family.write(decoder),
+        **(_written_layers(architecture, family, keys) if family.layered else _written_decoder(architecture, family, keys)),
     }
+
+
+def _written_decoder(architecture: Architecture, family: Family, keys: Mapping[str, str]) -> dict[str, Any]:
+    decoder = flat(architecture)
+    only = {key: values[0] for key, values in {"hidden_act": _ONLY["hidden_act"], **family.only}.items()}
+    own = {key: getattr(decoder, name) for name, key in keys.items()}
+    return {**own, **only, **rope.write(decoder, family), **family.write(decoder)}
+
+
+def _written_layers(architecture: Architecture, family: Family, keys: Mapping[str, str]) -> dict[str, Any]:
+    assert family.layered is not None
+    own = {key: getattr(architecture, name) for name, key in keys.items() if name in _OF_ALL_LAYERS}
+    only = {key: values[0] for key, values in family.only.items() if values}
+    return {**own, **only, **family.layered.write(architecture)}
 
 
 def _family(config: Mapping[str, Any], path: Path) -> Family:
@@ -100,6 +115,8 @@ def _family(config: Mapping[str, Any], path: Path) -> Family:
 
 
 def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Architecture:
+    if family.layered is not None:
+        return _layered(family, family.layered.normal(config), path)
     _refuse_unhonoured(family, config, path)
     heads = config["num_attention_heads"]
     with_defaults = {
@@ -123,6 +140,21 @@ def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Arch
         **family.traits,
         **family.read(config),
     ).architecture
+
+
+def _layered(family: Family, config: Mapping[str, Any], path: Path) -> Architecture:
+    assert family.layered is not None
+    _refuse_unhonoured(family, config, path)
+    keys = {name: key for name, key in {**USUAL_KEYS, **family.keys}.items() if name in _OF_ALL_LAYERS}
+    with_defaults = {"tie_word_embeddings": False, **dict.fromkeys(keys.values()), **config}
+    _check_numbers(with_defaults, keys)
+    return Architecture(
+        layers=family.layered.read(config),
+        **{name: with_defaults[key] for name, key in keys.items()},
+        dtype=_dtype(config, path),
+        family=family.model_type,
+        **family.traits,
+    )
 
 
 def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_dpo.checkpoint.hf_weights import Rule
+from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.uniform import UniformDecoder
 
 # field of UniformDecoder -> key of config.json, as most architectures call it
@@ -28,6 +29,19 @@ USUAL_KEYS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
+class Layered:
+    """How a family whose layers differ is read and written.
+
+    normal: a config under transformers' own names of today, with its defaults. read: its layers, from a normal config.
+    write: what config.json says of them.
+    """
+
+    normal: Callable[[Mapping[str, Any]], dict[str, Any]]
+    read: Callable[[Mapping[str, Any]], tuple[Layer, ...]]
+    write: Callable[[Architecture], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Family:
     """One `model_type`.
 
@@ -37,6 +51,7 @@ class Family:
     defaults: what transformers takes where config.json has no such key.
     only: keys of config.json with the values that are honoured; the first is the one that is written.
     read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
+    layered: in place of these two, where layers differ.
     """
 
     model_type: str
@@ -48,6 +63,7 @@ class Family:
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     write: Callable[[UniformDecoder], dict[str, Any]] = lambda decoder: {}
+    layered: Layered | None = None
 
     @property
     def partial_rotary(self) -> bool:
