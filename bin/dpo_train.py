@@ -115,7 +115,7 @@ def command(
         settings = _settings(run, pairs, strict=strict)
         is_known = earlier or run.checkpointing.save_optimizer
         identity = wiring.identity(run, initial, pairs.train, pairs.sets) if is_known else None
-        resumed = _resumed(earlier, identity, settings.num_steps) if earlier and identity else None
+        resumed = _resumed(earlier, initial, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
         return _train(run, initial, folder, pairs, settings, identity, resumed)
@@ -232,13 +232,15 @@ def _warn(lines: Sequence[str], *, strict: bool) -> None:
         SAY(f"warning: {line}")
 
 
-def _resumed(earlier: Path, identity: Identity, last: int) -> ResumeState:
-    """The state of the step folder `earlier`, which must be of this run."""
+def _resumed(earlier: Path, policy: ModelSource, identity: Identity, last: int) -> ResumeState:
+    """The state of the step folder `earlier`, which must be of this run from `policy`."""
     from nemotron_dpo.policy import parallel
+    from nemotron_dpo.training.data import named_as
     from nemotron_dpo.training.resume import ResumeState, check_identity
 
     state = parallel.agreed(lambda: ResumeState.read(earlier))
-    changes = parallel.agreed(lambda: check_identity(state.identity, identity, earlier) if cli.is_first_rank() else [])
+    given = replace(identity, policy=named_as(state.identity.policy, policy))
+    changes = parallel.agreed(lambda: check_identity(state.identity, given, earlier) if cli.is_first_rank() else [])
     for change in changes:
         SAY(f"warning: {change}")
     goes_on = f"resuming after step {state.step} of {last}" if state.step < last else f"all {last} steps are done already"

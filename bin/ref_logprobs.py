@@ -147,10 +147,11 @@ def _score(
 
 
 def _stream_info(reader: Reader, policy: ModelSource, precision: str) -> StreamInfo:
+    from nemotron_dpo.checkpoint.weights_digest import weights_digest
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.streams import StreamInfo
 
-    digests = {**reader.info.digests, "reference": policy.weights_digest()}
+    digests = {**reader.info.digests, "reference": weights_digest(policy)}
     own = {"reference_policy": policy.name, "reference_precision": precision, "kernels": parallel.kernels_of_job()}
     settings = {**reader.info.settings, **own}
     return StreamInfo("scored_pairs", PROGRAM, __version__, digests, settings)

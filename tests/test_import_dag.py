@@ -38,7 +38,7 @@ ALLOWED = {
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
     "scoring": {"errors", "policy", "preferences", "streams"},
-    "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "policy"},
+    "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "paths", "policy"},
     "training": {"streams", "sources", "errors", "outcome", "policy", "preferences", "progress", "objective", "checkpoint"},
     "steps": {
         "errors",

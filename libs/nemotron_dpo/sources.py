@@ -50,21 +50,33 @@ class ModelSource:
         number = self.path.name.removeprefix("iter_")
         return int(number) if self.kind == "megatron" and number.isdigit() else 0
 
-    def weights_digest(self) -> str:
-        """sha256 over what decides the forward pass: the weight files that are read, and the config's fields that count.
+    def weight_files(self) -> list[Path]:
+        """The files that decide the forward pass: weights and what describes them.
 
-        Every weight file is read. Raises UserError where an HF folder has no weights or two sets of them.
+        Raises UserError where an HF folder has no weights or two sets of them.
+        """
+        described = [self.path / "config.json", self.path / hf_folder.INDEX, self.path / "run_config.yaml"]
+        described += [self.hf_model / "config.json"] if self.hf_model else []
+        return [*self._weights(), *(path for path in described if path.is_file())]
+
+    def files_digest(self) -> str:
+        """sha256 over the weight files that are read, byte by byte, and the config's fields that count.
+
+        Earlier versions named policies by it. Raises UserError where an HF folder has no weights or two sets of them.
         """
         if self.kind == "hf":
-            files, said = hf_folder.weight_files(self.path), [hf_folder.honoured_config(self.path)]
-        else:
-            files = sorted({path for pattern in _MEGATRON_WEIGHTS for path in self.path.glob(pattern)})
-            said = [_model_sections(self.path / "run_config.yaml")]
-            said += [hf_folder.honoured_config(self.hf_model)] if self.hf_model else []
-        return _digest(files, said)
+            return _digest(self._weights(), [hf_folder.honoured_config(self.path)])
+        said = [_model_sections(self.path / "run_config.yaml")]
+        said += [hf_folder.honoured_config(self.hf_model)] if self.hf_model else []
+        return _digest(self._weights(), said)
 
-    def former_weights_digest(self) -> str:
-        """The digest as earlier versions computed it: adapters that they wrote name their base by it."""
+    def _weights(self) -> list[Path]:
+        if self.kind == "hf":
+            return hf_folder.weight_files(self.path)
+        return sorted({path for pattern in _MEGATRON_WEIGHTS for path in self.path.glob(pattern)})
+
+    def former_files_digest(self) -> str:
+        """The digest of files as the first versions computed it: adapters that they wrote name their base by it."""
         return _digest(sorted({path for pattern in _FORMER_WEIGHTS for path in self.path.glob(pattern)}), [])
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from nemotron_dpo.checkpoint.weights_digest import weights_digest
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.sources import resolve, resolve_run
 from nemotron_dpo.streams import open_reader
@@ -105,7 +106,7 @@ def test_a_step_holds_the_adapters_alone_and_says_what_lies_beneath(single: Path
     assert (said["peft"]["dim"], said["peft"]["alpha"]) == (4, 8)
     assert said["peft"]["target_modules"] == ["linear_fc1", "linear_fc2", "linear_proj", "linear_qkv"]
     assert said["checkpoint"]["pretrained_checkpoint"] == str(llama)
-    assert said["nemotron_dpo"]["base_weights_digest"] == resolve(llama).weights_digest()
+    assert said["nemotron_dpo"]["base_weights_digest"] == weights_digest(resolve(llama))
 
 
 @pytest.mark.usefixtures("megatron")

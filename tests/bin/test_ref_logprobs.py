@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
+from nemotron_dpo.checkpoint.weights_digest import weights_digest
 from nemotron_dpo.kernels.choice import VARIABLE
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.sources import resolve
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
-from support.programs import check, error_line, run, torchrun
+from support.programs import Done, check, error_line, run, torchrun
 
 
 def read(path: Path) -> pa.Table:
@@ -46,10 +49,11 @@ def test_every_token_is_scored_as_transformers_does(scored: Path, llama: Path) -
             assert np.allclose(ours, small.reference_logps(model, pairs.prompt[i], ids).detach().numpy(), atol=1e-5)
 
 
-def test_provenance_names_the_reference(scored: Path) -> None:
+@pytest.mark.usefixtures("megatron")
+def test_provenance_names_the_reference(scored: Path, llama: Path) -> None:
     with open_reader(scored, "scored_pairs") as reader:
         assert reader.info.producer == "ref-logprobs"
-        assert reader.info.digests["reference"].startswith("sha256:")
+        assert reader.info.digests["reference"] == weights_digest(resolve(llama))
         assert reader.info.settings["reference_precision"] == "float32"
         assert reader.info.settings["kernels"].startswith(("c ", "torch "))
 
@@ -86,6 +90,43 @@ def test_kernels_are_chosen_by_the_environment_recorded_and_said(
     done = run("ref-logprobs", pairs_file, *options, env={**os.environ, VARIABLE: "gpu", "CUDA_VISIBLE_DEVICES": ""})
     assert error_line(done, "ref-logprobs") == f"{VARIABLE} is gpu, which cannot be: there is no GPU: unset {VARIABLE}"
     assert done.returncode == 2
+
+
+TRAIN = (
+    "policy.train_global_batch_size=4",
+    "policy.precision=float32",
+    "policy.max_total_sequence_length=64",
+    "dpo.max_num_steps=1",
+    "checkpointing.enabled=false",
+)
+
+
+@pytest.mark.slow
+def test_scores_serve_every_form_of_their_policy_and_older_ones_the_files_they_name(
+    scored: Path, llama: Path, tmp_path: Path
+) -> None:
+    imported = tmp_path / "imported"
+    check("ckpt-export", llama, "-o", imported, "--to", "megatron")
+    with open_reader(scored, "scored_pairs") as reader:
+        batch, info = reader.read_all().to_batches()[0], reader.info
+    older = tmp_path / "older.arrow"
+    with open_writer(older, replace(info, digests={**info.digests, "reference": resolve(llama).files_digest()})) as writer:
+        writer.write(batch)
+
+    def train(pairs: Path, policy: Path) -> Done:
+        return run("dpo-train", pairs, "--policy", policy, "--run-dir", tmp_path / "run", *TRAIN)
+
+    done = train(scored, imported)
+    assert done.returncode == 0, done.stderr.decode()
+    done = train(older, llama)
+    assert done.returncode == 0, done.stderr.decode()
+    line = f"dpo-train: {older}: was scored by an earlier version, which knew weights by their files: these are the same files"
+    assert line in done.stderr.decode().splitlines()
+    message = (
+        f"{older}: was scored by another policy than --policy, or by an earlier version from other files of its weights: "
+        "run ref-logprobs with this policy, or set dpo.allow_reference_mismatch=true"
+    )
+    assert error_line(train(older, imported), "dpo-train") == message
 
 
 @pytest.mark.slow

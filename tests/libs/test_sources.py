@@ -102,7 +102,7 @@ def test_the_weights_digest_is_of_content_not_of_place(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(weights)
-    a, b, c = (resolve(tmp_path / name).weights_digest() for name in "abc")
+    a, b, c = (resolve(tmp_path / name).files_digest() for name in "abc")
     assert a == b != c
 
 
@@ -118,7 +118,7 @@ def test_the_digest_of_a_checkpoint_covers_what_it_says_of_the_model(tmp_path: P
         folder = checkpoint(tmp_path / name, 3) / "iter_0000003"
         (folder / "__0_0.distcp").write_bytes(b"1")
         (folder / "run_config.yaml").write_text(text)
-        digests[name] = resolve(folder).weights_digest()
+        digests[name] = resolve(folder).files_digest()
     assert digests["a"] == digests["moved"]
     assert len(set(digests.values())) == 3
 
@@ -129,5 +129,5 @@ def test_the_digest_of_megatron_lm_weights_covers_the_model_that_is_named_for_th
     for vocab in (96, 128):
         (tmp_path / str(vocab)).mkdir()
         (tmp_path / str(vocab) / "config.json").write_text(f'{{"vocab_size": {vocab}}}')
-        digests.add(resolve_pretrained(root, "megatron_lm", tmp_path / str(vocab)).weights_digest())
+        digests.add(resolve_pretrained(root, "megatron_lm", tmp_path / str(vocab)).files_digest())
     assert len(digests) == 2

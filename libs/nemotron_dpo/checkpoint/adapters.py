@@ -13,6 +13,7 @@ import torch.distributed as dist
 import yaml
 
 from nemotron_dpo.checkpoint.run_config import NAME
+from nemotron_dpo.checkpoint.weights_digest import OF_FILES, is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora import Adapted, Base
 from nemotron_dpo.policy.lora_targets import Lora
@@ -70,16 +71,15 @@ def open_base(adapted: Adapted, source: ModelSource) -> ModelSource:
         remedy = "put it back, or name it with ckpt-export --base: adapters mean nothing without their base"
         raise UserError(f"holds adapters over {base.location}, which is gone", source=folder, remedy=remedy)
     found = resolve(base.location)
-    if base.digest and dist.get_rank() == 0:
-        digest = found.weights_digest()
-        if base.digest not in (digest, found.former_weights_digest()):
-            seen = f"({digest} where {base.digest} is due)"
-            if source.base:
-                what, remedy = f"holds adapters over other weights than those of {base.location} {seen}", "name their own base"
-            else:
-                what = f"holds adapters over {base.location}, whose weights have changed {seen}"
-                remedy = "put the weights back that the run began with"
-            raise UserError(what, source=folder, remedy=remedy)
+    if base.digest and dist.get_rank() == 0 and not is_digest_of(base.digest, found):
+        now = found.files_digest() if base.digest.startswith(OF_FILES) else weights_digest(found)
+        seen = f"({now} where {base.digest} is due)"
+        if source.base:
+            what, remedy = f"holds adapters over other weights than those of {base.location} {seen}", "name their own base"
+        else:
+            what = f"holds adapters over {base.location}, whose weights have changed {seen}"
+            remedy = "put the weights back that the run began with"
+        raise UserError(what, source=folder, remedy=remedy)
     return found
 
 

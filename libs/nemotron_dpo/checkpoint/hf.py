@@ -158,7 +158,7 @@ def _shard(full: Tensor, parameter: Tensor, rule: Rule, name: str, layer: Layer 
 
 def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
     """Raise UserError where the folder holds weights that no rule reads: the stored model computes something else."""
-    known = {key.format(*place) for rule in rules(architecture) for place in _places(architecture, rule) for key in rule.hf}
+    known = {key.format(*place) for rule in rules(architecture) for place in places(architecture, rule) for key in rule.hf}
     left = sorted(key for key in weights.keys() - known - {_OUTPUT} if not hf_folder.UNREAD.search(key))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
@@ -166,7 +166,7 @@ def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
         raise UserError(what, source=weights.folder, remedy="does config.json belong to these weights?")
 
 
-def _places(architecture: Architecture, rule: Rule) -> Iterator[Place]:
+def places(architecture: Architecture, rule: Rule) -> Iterator[Place]:
     """Where in the whole model there are parameters of this rule."""
     _, _, within = rule.megatron.partition("layers.{}.")
     if not within:

@@ -50,7 +50,7 @@ class DataRules:
         if self.scored and by and by != ours:
             say(f"warning: {path}: was scored by other kernels ({by}) than train now ({ours}): they round otherwise")
         if self.own_reference:
-            parallel.agreed(lambda: _check_reference(info, self.policy, path))
+            parallel.agreed(lambda: _check_reference(info, self.policy, path, say))
         return pairs
 
     def _vocab_size(self, tokenizer: str | None) -> int:
@@ -99,9 +99,19 @@ def open_pairs(
 def weights_digest(policy: ModelSource) -> str:
     """The digest of the policy's weights on the first rank, which compares it for all; empty on the others.
 
-    It takes reading all weights.
+    It takes reading all weights, unless they were read before.
     """
-    return policy.weights_digest() if parallel.rank() == 0 else ""
+    from nemotron_dpo.checkpoint import weights_digest as content
+
+    return content.weights_digest(policy) if parallel.rank() == 0 else ""
+
+
+def named_as(digest: str, policy: ModelSource) -> str:
+    """`digest` where it names the weights of `policy` as earlier versions did, else their digest; for the first rank alone."""
+    from nemotron_dpo.checkpoint import weights_digest as content
+
+    is_former = parallel.rank() == 0 and digest.startswith(content.OF_FILES) and content.is_digest_of(digest, policy)
+    return digest if is_former else weights_digest(policy)
 
 
 def _read(path: Path, scored: bool, say: Callable[[str], None]) -> tuple[pa.Table, StreamInfo]:
@@ -118,14 +128,24 @@ def _share(table: pa.Table) -> pa.Table:
     return table.slice(first, end - first)
 
 
-def _check_reference(info: StreamInfo, policy: ModelSource, path: Path) -> None:
-    """Raise UserError, on the first rank, where the pairs were scored by other weights than those training starts from."""
-    if parallel.rank() == 0 and info.digests.get("reference") != weights_digest(policy):
-        raise UserError(
-            "was scored by another policy than --policy",
-            source=path,
-            remedy="run ref-logprobs with this policy, or set dpo.allow_reference_mismatch=true",
-        )
+def _check_reference(info: StreamInfo, policy: ModelSource, path: Path, say: Callable[[str], None]) -> None:
+    """Raise UserError, on the first rank, where the pairs were scored by other weights than those training starts from.
+
+    Streams of earlier versions name weights by the digest of their files. Those that were scored from the same files are
+    taken, and it is said; those from another copy or form of the same weights cannot be told from others.
+    """
+    from nemotron_dpo.checkpoint.weights_digest import OF_FILES
+
+    if parallel.rank() != 0:
+        return
+    scored_by = info.digests.get("reference") or ""
+    is_former = scored_by.startswith(OF_FILES) and not weights_digest(policy).startswith(OF_FILES)
+    if named_as(scored_by, policy) != scored_by:
+        other = ", or by an earlier version from other files of its weights" if is_former else ""
+        remedy = "run ref-logprobs with this policy, or set dpo.allow_reference_mismatch=true"
+        raise UserError(f"was scored by another policy than --policy{other}", source=path, remedy=remedy)
+    if is_former:
+        say(f"{path}: was scored by an earlier version, which knew weights by their files: these are the same files")
 
 
 def _check_lengths(pairs: Pairs, path: Path, max_length: int) -> None:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from nemotron_dpo.checkpoint.weights_digest import weights_digest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.sources import resolve, resolve_adapters
@@ -31,7 +32,7 @@ def trained(base: Path, precision: str = "float32", **settings: Any):
 
     source = resolve(base)
     model = open_policy(source, precision)
-    over = adapters.base_of(source, source.weights_digest())
+    over = adapters.base_of(source, weights_digest(source))
     lora.adapt(model, lora.Adapted(lora.Lora(dim=4, alpha=6, **settings), over))
     random = torch.Generator().manual_seed(5)
     for layer in lora.adapters(model).values():
@@ -105,7 +106,7 @@ def test_the_digest_covers_the_scale(llama: Path, tmp_path: Path) -> None:
     for alpha in (6, 7):
         model.adapted = Adapted(Lora(dim=4, alpha=alpha), Base("base", "digest"))  # type: ignore[assignment] - to torch any attribute is a tensor or a module
         megatron.save(model, tmp_path / str(alpha), 0, None)
-    digests = {resolve(tmp_path / str(alpha)).weights_digest() for alpha in (6, 7)}
+    digests = {weights_digest(resolve(tmp_path / str(alpha))) for alpha in (6, 7)}
     assert len(digests) == 2
 
 
@@ -115,7 +116,7 @@ def test_a_base_that_is_gone_or_changed_is_refused(llama: Path, tmp_path: Path) 
     base = Path(shutil.copytree(llama, tmp_path / "base"))
     source = saved(tmp_path / "root", base)[1]
     small.write_llama(base, seed=9)
-    with pytest.raises(UserError, match=r"holds adapters over .*/base, whose weights have changed \(sha256:.* is due\)"):
+    with pytest.raises(UserError, match=r"holds adapters over .*/base, whose weights have changed \(tensors:.* is due\)"):
         open_policy(source, None)
     shutil.rmtree(base)
     with pytest.raises(UserError, match=r"root.*holds adapters over .*/base, which is gone: put it back, or name it with"):
@@ -131,7 +132,9 @@ def test_a_base_that_was_moved_is_named_and_another_is_refused_by_its_digest(lla
     merged = open_policy(resolve_adapters(tmp_path / "root", str(moved)), None)
     assert (logits(merged)[1] - logits(model)[1]).abs().max() <= 1e-5
     other = small.write_llama(tmp_path / "other", seed=9)
-    with pytest.raises(UserError, match=r"over other weights than those of .*/other \(sha256:.* is due\): name their own base"):
+    with pytest.raises(
+        UserError, match=r"over other weights than those of .*/other \(tensors:.* is due\): name their own base"
+    ):
         open_policy(resolve_adapters(tmp_path / "root", str(other)), None)
 
 
@@ -162,7 +165,7 @@ def test_adapters_that_name_their_base_by_the_former_digest_open(llama: Path, tm
     files = [(name, hashlib.sha256((llama / name).read_bytes()).hexdigest()) for name in ("config.json", "model.safetensors")]
     former = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files).encode()).hexdigest()
     path = source.path / "run_config.yaml"
-    path.write_text(path.read_text().replace(resolve(llama).weights_digest(), f"sha256:{former}"))
+    path.write_text(path.read_text().replace(weights_digest(resolve(llama)), f"sha256:{former}"))
     (source.path / "integrity.json").unlink()
     open_policy(source, None)
 
