@@ -9,7 +9,7 @@
     ckpt-export adapters --base HF_DIR -o merged --to hf         a folder of peft's adapters, merged
 
 SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), a run folder of dpo-train, or a folder of
-peft's LoRA adapters. A run folder means its last step; run/checkpoints/step_N means another. The output folder must not
+peft's LoRA adapters. A run folder means its last step, or the one that --step says. The output folder must not
 exist yet. It appears whole or not at all.
 
 Adapters are merged into the weights of their base, except with --to peft. They know where it lies, unless --base says so;
@@ -40,10 +40,18 @@ PROGRAM = "ckpt-export"
     "--hf-model", type=cli.PATH, metavar="ID_OR_DIR", help="HF model that SOURCE, a checkpoint of Megatron-LM, holds."
 )
 @click.option("--base", type=cli.PATH, metavar="ID_OR_DIR", help="Policy that SOURCE, which holds adapters, was trained over.")
+@click.option("--step", metavar="last|best|N", default="last", help="Step of a run; best by its checkpointing.metric_name.")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
 @click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
 def command(
-    source: str, output: str, form: str, hf_model: str | None, base: str | None, precision: str | None, verify: int
+    source: str,
+    output: str,
+    form: str,
+    hf_model: str | None,
+    base: str | None,
+    step: str,
+    precision: str | None,
+    verify: int,
 ) -> None:
     from nemotron_dpo import file_digests
     from nemotron_dpo.sources import refuse_existing, resolve, resolve_adapters, with_hf_model
@@ -54,9 +62,15 @@ def command(
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
     target = Path(output)
     refuse_existing(target)
+    if step not in ("last", "best"):
+        if not (step.isascii() and step.isdigit()):
+            raise click.UsageError(f"--step {step}: give last, best or the number of a step")
+        step = str(int(step))
+    if hf_model and step != "last":
+        raise click.UsageError("--hf-model is for checkpoints of Megatron-LM, --step for runs")
     if hf_model and base:
         raise click.UsageError("--hf-model is for whole policies, --base for adapters")
-    found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base)
+    found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base, step)
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy import parallel
 

@@ -15,8 +15,8 @@ from typing import Literal
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.run_folder import LAST, TRACKER, policy_of, step_of
 
-TRACKER = "latest_checkpointed_iteration.txt"
 _MEGATRON_WEIGHTS = ("*.distcp", "common.pt", ".metadata")
 _ADAPTERS = "adapter_config.json"
 _FORMER_WEIGHTS = ("*.safetensors", *_MEGATRON_WEIGHTS, "config.json")
@@ -124,21 +124,19 @@ def with_hf_model(source: ModelSource, hf_model: str | Path) -> ModelSource:
     return replace(source, hf_model=model.path)
 
 
-def resolve_run(source: str | Path) -> ModelSource:
-    """As `resolve`, and for folders of dpo-train: a run or its checkpoints mean the policy of the last step.
+def resolve_run(source: str | Path, step: str = LAST) -> ModelSource:
+    """As `resolve`, and for folders of dpo-train: a run or its checkpoints mean the policy of the last step, or of `step`.
 
-    A step_N folder means its own policy, and the folder of a job the run in it.
+    A step_N folder means its own policy, and the folder of a job the run in it. `step` is "last", "best" or a number; raises
+    UserError where there is no such step, and (usage) where `source` is no run and a step was asked for.
     """
-    folder = Path(source)
-    if (folder / "job.yaml").is_file() and (folder / "run").is_dir():
-        folder = source = folder / "run"
-    if (folder / "policy" / TRACKER).is_file():
-        return resolve(folder / "policy")
-    steps = [p for p in (*folder.glob("checkpoints/step_*"), *folder.glob("step_*")) if _step(p) is not None]
-    return resolve(max(steps, key=lambda p: _step(p) or 0) / "policy" if steps else source)
+    policy = policy_of(Path(source), step)
+    if policy is None and step != LAST:
+        raise UserError(f"is no run, and has no {step} step", source=source, remedy="leave --step out", usage=True)
+    return resolve(source if policy is None else policy)
 
 
-def resolve_adapters(source: str | Path, base: str | None) -> ModelSource:
+def resolve_adapters(source: str | Path, base: str | None, step: str = LAST) -> ModelSource:
     """As `resolve_run`, and for a folder of peft's adapters; `base` names the policy that they were trained over.
 
     `base` None leaves it to the adapters themselves to say.
@@ -146,12 +144,7 @@ def resolve_adapters(source: str | Path, base: str | None) -> ModelSource:
     path = Path(source).expanduser()
     if (path / _ADAPTERS).is_file() and not (path / "config.json").is_file():
         return ModelSource("peft", path, str(source), base=base)
-    return replace(resolve_run(source), base=base)
-
-
-def _step(folder: Path) -> int | None:
-    number = folder.name.removeprefix("step_")
-    return int(number) if number.isdigit() else None
+    return replace(resolve_run(source, step), base=base)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -178,8 +171,13 @@ def _local(path: Path, name: str) -> ModelSource:
         remedy = "merge them into their base: ckpt-export ADAPTERS --base BASE -o DIR --to hf"
         raise UserError("holds adapters of peft and no model", source=name, remedy=remedy)
     steps = [step for pattern in ("policy", "step_*/policy", "checkpoints/step_*/policy") for step in path.glob(pattern)]
-    remedy = f"it holds some: name {max(steps, key=lambda step: _step(step.parent) or 0)}" if steps else None
+    remedy = f"it holds some: name {max(steps, key=lambda step: _number(step.parent))}" if steps else None
     raise UserError("is neither an HF folder (config.json) nor a Megatron checkpoint (iter_*)", source=name, remedy=remedy)
+
+
+def _number(folder: Path) -> int:
+    """The step of a step_N folder, -1 for any other."""
+    return step_of(folder) if folder.name.removeprefix("step_").isdigit() else -1
 
 
 def _tracked_iteration(root: Path) -> Path:

@@ -169,8 +169,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if value is None:
             return None
         kinds = [kind for kind in args if kind is not type(None)]
-        mappings = [kind for kind in kinds if get_origin(kind) is dict]
-        return _convert(value, (mappings if isinstance(value, dict) and mappings else kinds)[0], key)
+        fitting = [kind for kind in kinds if _may_be(value, kind)]
+        return _convert(value, [*fitting, *kinds][0], key)
     if origin is Literal:
         if value not in args:
             raise UserError(f"is {value!r} where {' or '.join(map(repr, args))} is due", field=key)
@@ -180,6 +180,13 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if origin is dict and args[1] is not Any:
         return {str(name): _convert(part, args[1], f"{key}.{name}") for name, part in _expect(value, dict, key).items()}
     return _expect(value, origin or hint, key)
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    """Whether `value` is of a form that only this one of several kinds has: a mapping, or a whole number, maybe as text."""
+    if kind is int:
+        return type(value) is int or (isinstance(value, str) and value.isdecimal())
+    return get_origin(kind) is dict and isinstance(value, dict)
 
 
 def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ def check(run: RunConfig, sets: Collection[str]) -> list[Remark]:
     _check_schedule(run)
     _check_deadline(run.checkpointing)
     _check_metric(run, sets)
+    _check_export(run.checkpointing)
     _check_address(run.logger.mlflow.tracking_uri)
     return list(_remarks(run, sets))
 
@@ -93,6 +94,14 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
     listed = selectors_text(running, terms, token_metrics=run.logger.token_metrics)
     remedy = f"{guess}{'there are' if running else 'without validation there are'} {listed}"
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
+
+
+def _check_export(keep: CheckpointingConfig) -> None:
+    step, field = keep.export_step, "checkpointing.export_step"
+    if step != "last" and step != "best" and not (isinstance(step, int) and step > 0):
+        raise UserError(f"is {step!r}", field=field, remedy="give last, best or the number of a step")
+    if step == "best" and keep.metric_name is None:
+        raise UserError("is best, and checkpointing.metric_name is null: no step is the best", field=field, remedy="name it")
 
 
 def _check_address(uri: str | None) -> None:

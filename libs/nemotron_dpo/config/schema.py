@@ -177,7 +177,8 @@ class CheckpointingConfig:
 
     `checkpoint_must_save_by` is DD:HH:MM:SS from process start; keep_top_k None keeps all; without a metric the newest count.
     `ft_save_period` saves further steps, to go on from: of those keep_top_k keeps none, `ft_keep_latest_k` the newest of all.
-    With `save_optimizer` a step holds all that an interrupted run needs to go on as if nothing had happened.
+    With `save_optimizer` a step holds all that an interrupted run needs to go on as if nothing had happened. `export_step`, the
+    last, the best by the metric or a number, is the one that a run of all stages exports at its end.
     """
 
     enabled: bool = True
@@ -191,6 +192,7 @@ class CheckpointingConfig:
     checkpoint_must_save_by: str | None = None
     pretrained_checkpoint: PretrainedCheckpoint = PretrainedCheckpoint()
     save_optimizer: bool = False
+    export_step: Literal["last", "best"] | int = "last"
 
 
 @dataclass(frozen=True)

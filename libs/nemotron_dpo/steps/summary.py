@@ -15,7 +15,7 @@ _LOSS, _ACCURACY = "loss", "accuracy"
 
 def summarize(
     made: Outcome,
-    places: Mapping[str, Path | None],
+    places: Mapping[str, Path | str | None],
     commands: Sequence[str] = (),
     sources: Mapping[str, int] = MappingProxyType({}),
 ) -> str:

@@ -13,9 +13,9 @@ import orjson
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.run_folder import step_folders
 from nemotron_dpo.sources import TRACKER, ModelSource, resolve
 from nemotron_dpo.training.record import Totals
-from nemotron_dpo.training.retention import step_folders
 
 FILE = "resume.json"
 _FORMAT = 3

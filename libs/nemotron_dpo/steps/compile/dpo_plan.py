@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemotron_dpo.config import (
+    CheckpointingConfig,
     DatasetConfig,
     MegatronConfig,
     RunConfig,
@@ -43,7 +44,7 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
     prelude = tiny_sft_prelude(step_folder) if run.policy.model_name == TINY_SFT else None
     if prelude:
         run = replace(run, policy=replace(run.policy, model_name=str(prelude.checkpoint)))
-    files = {"train.yaml": to_yaml(redact(run_tree(run)))} | _inline_template(run)
+    files = {"train.yaml": to_yaml(redact(run_tree(_trained(run))))} | _inline_template(run)
     datasets = {"train": _input(run.data.train)} | {f"validation-{name}": dataset for name, dataset in run.data.validation}
     parts = {part: rows for name, dataset in datasets.items() for part, rows in data_parts(name, dataset).items()}
     stages = [_tokenize_stage(run, name, dataset, job) for name, dataset in parts.items()]
@@ -166,6 +167,11 @@ def _layout_options(megatron: MegatronConfig) -> list[str]:
     return [word for option, size in given.items() for word in (option, str(size))]
 
 
+def _trained(run: RunConfig) -> RunConfig:
+    """What dpo-train is told: not what is exported after it, or another export would train anew."""
+    return replace(run, checkpointing=replace(run.checkpointing, export_step=CheckpointingConfig.export_step))
+
+
 def _train_stage(run: RunConfig, job: Path) -> Stage:
     suffix = _suffix(run)
     data, policy, config = str(job / f"train.{suffix}"), run.policy.model_name, str(job / "train.yaml")
@@ -186,7 +192,9 @@ def _train_stage(run: RunConfig, job: Path) -> Stage:
 
 def _export_stage(run: RunConfig, job: Path, export_dir: Path) -> Stage:
     trained = run.checkpointing.checkpoint_dir or str(job / "run")
-    argv = (executable("ckpt-export"), trained, "-o", str(export_dir), "--to", "megatron")
+    step = str(run.checkpointing.export_step)
+    chosen = () if step == "last" else ("--step", step)
+    argv = (executable("ckpt-export"), trained, "-o", str(export_dir), "--to", "megatron", *chosen)
     return Stage("ckpt-export", argv, inputs={trained: Input("stage", trained)}, outputs=(export_dir,))
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from nemotron_dpo.config import RunConfig
 from nemotron_dpo.config.objective import BETA_KEY, parts_of
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.outcome import Outcome, is_noise, outcome, read_metrics
+from nemotron_dpo.run_folder import policy_of, step_of
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.summary import summarize
 
@@ -19,10 +21,24 @@ def report(plan: Plan, run: RunConfig, typed: Sequence[str]) -> str:
 
     metrics = plan.run_dir / "metrics.jsonl"
     made = outcome(read_metrics(metrics))
-    places = {"metrics": metrics, "checkpoint": plan.export_dir}
+    places = {"metrics": metrics, "checkpoint": _exported(plan, run)}
     mixed = next((stage.outputs[0] for stage in plan.stages if stage.name == "mixture train"), None)
     sources = counts_by_source(mixed) if mixed else {}
     return summarize(made, places, _next(plan, run, made, typed) if made.num_steps else (), sources)
+
+
+def _exported(plan: Plan, run: RunConfig) -> str | None:
+    """The checkpoint at the end, and which step of the run it is."""
+    if plan.export_dir is None:
+        return None
+    which = str(run.checkpointing.export_step)
+    try:
+        policy = policy_of(Path(run.checkpointing.checkpoint_dir or plan.run_dir), which)
+    except UserError:  # it was removed meanwhile, or its records are damaged: what was exported is still there
+        policy = None
+    step = f"step {step_of(policy.parent)}, " if policy is not None else ""
+    named = {"last": "the last", "best": f"the best by {run.checkpointing.metric_name}"}.get(which, "as asked for")
+    return f"{plan.export_dir} ({step}{named})"
 
 
 def _next(plan: Plan, run: RunConfig, made: Outcome, typed: Sequence[str]) -> list[str]:

@@ -187,6 +187,20 @@ def test_the_export_reads_where_training_saves():
     assert _commands(_compile("checkpointing.checkpoint_dir=results/dpo"))[-1][1] == "results/dpo"
 
 
+def test_another_export_trains_nothing_anew():
+    plain = _compile()
+    for step in ("best", "30"):
+        plan = _compile(f"checkpointing.export_step={step}")
+        assert _commands(plan)[-1][-2:] == ["--step", step]
+        assert _commands(plan)[:-1] == _commands(plain)[:-1]
+        assert plan.files == plain.files
+    for wrong in ("0", "first", "-1", "null"):
+        with pytest.raises(UserError, match="export_step"):
+            _compile(f"checkpointing.export_step={wrong}")
+    with pytest.raises(UserError, match="no step is the best: name it"):
+        _compile("checkpointing.export_step=best", "checkpointing.metric_name=null")
+
+
 def test_inline_template_becomes_a_file():
     plan = _compile("policy.tokenizer.chat_template='{{ messages }}'")
     assert plan.files["chat_template.jinja"] == "{{ messages }}"
@@ -228,10 +242,11 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 
 def test_a_library_that_is_missing_is_named_before_the_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where a folder has its name, as wandb makes one."""
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
     (tmp_path / "a.jsonl").write_text("{}\n")
     run, _ = load_run(None, [f"data.train.path={tmp_path}/a.jsonl", "logger.wandb_enabled=true"])
+    missing_inputs(run)  # imports what it needs before there is nothing to import it from
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
     line = "\"logger.wandb_enabled\" is true, and the library wandb is not installed: pip install 'nemotron-dpo[wandb]'"
     assert missing_inputs(run) == [f"{line}, or set it to false"]
     assert missing_inputs(run, look=False) == []
