@@ -24,6 +24,11 @@ step it is in, with a checkpoint and status 143, and so do Ctrl-C, with status 1
 checkpointing.checkpoint_must_save_by=DD:HH:MM:SS, with status 0. Without, steps hold weights alone, and a run folder that
 has any is refused.
 
+Where the loss rises above its start, the policy leaves its reference or comes back to it, gradients spike, accuracy or the
+log-prob of chosen responses falls, or a validation turns, it is said once: what, at which step, on which pairs, and the beta
+and learning rate to try. dpo.on_divergence=stop ends the run then, with status 3: nothing more is saved, and the last
+checkpoint from before the trouble is kept and named. dpo.on_divergence=off looks away.
+
 NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; without it that is the fastest the machine has.
 """
 
@@ -41,7 +46,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from nemotron_dpo import cli, launcher, wiring
-from nemotron_dpo.errors import UserError
+from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.paths import expand_home
 
 if TYPE_CHECKING:
@@ -257,7 +262,7 @@ def _train(
     identity: Identity | None,
     resumed: ResumeState | None,
 ) -> int:
-    """Train to the end, or until SIGTERM or the time limit, and return the exit status."""
+    """Train to the end, or until SIGTERM, the time limit or the guards end it, and return the exit status."""
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.progress import Work
@@ -288,7 +293,10 @@ def _train(
             stop=stop,
             say=SAY,
             progress=progress,
+            watch=wiring.watch(run, settings),
         )
+    if stop.has_diverged:
+        return DIVERGED
     return 128 + stop.signal if stop.signal else 0  # the exit status, as shells give it
 
 

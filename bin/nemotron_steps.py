@@ -175,8 +175,8 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, strict: 
     A run leaves .nemotron/jobs/TIME-STEP behind, with job.yaml, train.yaml and the logs of its stages. Profiles are the tables
     of env.toml, which NEMOTRON_ENV_FILE names or which lies here or above, up to the folder with pyproject.toml.
 
-    Exit status: 0 done; 1 refused; 2 called wrongly; that of the stage or the job that failed; 130 interrupted; 143 cancelled;
-    124 out of time; 137 out of memory.
+    Exit status: 0 done; 1 refused; 2 called wrongly; that of the stage or the job that failed (3 where training
+    diverged and dpo.on_divergence=stop ended it); 130 interrupted; 143 cancelled; 124 out of time; 137 out of memory.
     """
     launcher.refuse_job()
     if attached is not None and detached is not None:

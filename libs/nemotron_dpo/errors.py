@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DIVERGED = 3  # the exit status of a training run that dpo.on_divergence=stop ended: no error of this kind
+
 
 class UserError(Exception):
     """One line for a person: `source:line: message: remedy`. The CLI puts the program's name in front.

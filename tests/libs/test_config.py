@@ -353,6 +353,18 @@ def test_environment_and_folder_are_filled_in(tmp_path: Path, monkeypatch: pytes
     assert (run.dpo.max_num_steps, run.dpo.seed, run.data.train.path) == (7, 9, str(tmp_path / "t.jsonl"))
 
 
+@pytest.mark.parametrize("value", ["off", "'off'", "false"])
+def test_off_is_a_word_where_it_is_a_choice(value: str, tmp_path: Path):
+    """YAML reads off as false."""
+    (tmp_path / "run.yaml").write_text(f"dpo:\n  on_divergence: {value}\n")
+    for run, _ in (load_run(tmp_path / "run.yaml", []), load_run(None, [f"dpo.on_divergence={value}"])):
+        assert run.dpo.on_divergence == "off"
+        (tmp_path / "again.yaml").write_text(dump_run(run))
+        assert load_run(tmp_path / "again.yaml", [])[0] == run
+    with pytest.raises(UserError, match="is True where 'warn' or 'stop' or 'off' is due"):
+        load_run(None, ["dpo.on_divergence=on"])
+
+
 def test_base_lies_under_the_file(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("cluster: {gpus_per_node: 2}\n")
     base = {"cluster": {"gpus_per_node": 4, "num_nodes": 3}}

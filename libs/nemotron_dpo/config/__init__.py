@@ -22,6 +22,7 @@ from nemotron_dpo.config.load import (
     to_yaml,
 )
 from nemotron_dpo.config.objective import objective_names, objective_of
+from nemotron_dpo.config.objective_settings import kl_penalty
 from nemotron_dpo.config.own_objective import blamed, load_objective
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
 from nemotron_dpo.config.run_env import RunEnv, leaves, load_run_env
@@ -61,6 +62,7 @@ __all__ = [
     "dump_run",
     "identity",
     "idle_keys",
+    "kl_penalty",
     "known_keys",
     "leaves",
     "load_objective",

@@ -172,6 +172,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         fitting = [kind for kind in kinds if _may_be(value, kind)]
         return _convert(value, [*fitting, *kinds][0], key)
     if origin is Literal:
+        if isinstance(value, bool):  # YAML reads off as false, and on as true
+            value = next((word for word in args if _WORDS.get(str(word)) is value), value)
         if value not in args:
             raise UserError(f"is {value!r} where {' or '.join(map(repr, args))} is due", field=key)
         return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nemotron_dpo.objective.registry import Entry
 
@@ -27,7 +27,9 @@ class DpoConfig:
     """The objective and the length of the run; batch sizes count pairs.
 
     `preference_loss` is a name, or maps several names to their weights. `val_batches` <= 0 means all, `val_period` <= 0 never.
-    `own_objective` stands in place of `preference_loss`; it is no key of a config, because a config may be a stranger's.
+    `on_divergence` says what becomes of a run that goes wrong: it is warned of, or stopped (exit status 3) with the last good
+    checkpoint kept, or nobody looks. `own_objective` stands in place of `preference_loss`; it is no key of a config, because a
+    config may be a stranger's.
     """
 
     max_num_epochs: int = field(default=1, metadata={"minimum": 1})
@@ -63,6 +65,7 @@ class DpoConfig:
     odpo_gap: str | None = _setting()
     orpo_lambda: float | None = _setting()
     allow_reference_mismatch: bool = False
+    on_divergence: Literal["warn", "stop", "off"] = "warn"
     own_objective: OwnObjective | None = field(default=None, metadata={"is_key": False, "is_built": False})
 
 

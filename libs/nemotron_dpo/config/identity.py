@@ -25,7 +25,7 @@ _FREE = (
 # May change without a word, as keys or whole sections: where things lie (digests say what they are), what is kept and
 # logged, and how model and batch are cut, on which results do not depend. {a b} stands for each.
 _IRRELEVANT = """
-{checkpointing cluster data.train data.validation dpo.allow_reference_mismatch logger}
+{checkpointing cluster data.train data.validation dpo.allow_reference_mismatch dpo.on_divergence logger}
 policy.{max_total_sequence_length model_name sequence_packing tokenizer train_micro_batch_size}
 policy.megatron_cfg.{tensor_model_parallel_size pipeline_model_parallel_size
   num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage context_parallel_size expert_model_parallel_size

@@ -78,6 +78,17 @@ def objective_remarks(dpo: DpoConfig) -> Iterator[tuple[str, str]]:
             yield LOSS, f"has {name}, which {note}"
 
 
+def kl_penalty(dpo: DpoConfig) -> tuple[float | None, bool]:
+    """The beta that holds the policy to its reference, None where none does, and whether it is of DPO's size.
+
+    It is of another where log-ratios are averaged over tokens.
+    """
+    parts, settings = parts_of(dpo), settings_of(dpo)
+    holds = _BETA in settings and objective_of(dpo).needs.reference
+    is_plain = not settings.get(_AVERAGE) and all(part.entry.usual_beta is None for part in parts)
+    return dpo.reference_policy_kl_penalty if holds else None, is_plain
+
+
 def objectives_with(key: str) -> list[str]:
     """The objectives that `key`, below dpo, is a setting of, or of a modifier that has a meaning with them."""
     return [entry.name for entry in entries().values() if _takes(entry, key)]

@@ -32,6 +32,8 @@ def records(
 ) -> Iterator[Record]:
     """Train to the last step, or until `stop`, yielding a record a step and a record a validation.
 
+    Where whoever takes a record gives `stop` up, nothing more is done: neither a validation nor a checkpoint follows.
+
     The first `done` steps were taken by the run that is resumed, and left `carried`. `save` is called with the step where a
     checkpoint is due, after all records of that step were taken. Where the noise of rewards is not known, the first step
     measures it and has it in its record; all records after it have the floor of their mean rewards. `enter` hears what comes
@@ -46,10 +48,14 @@ def records(
         enter("")
         record, carried = train_step(policy, data, settings, step, carried)
         yield record
+        if stop.has_diverged:
+            return
         ends_early = step < last and stop.due(time.time() - started)
         if settings.validation.is_due(step, last):
             enter("validating")
             yield from validate(policy, validation, settings, step, carried)
+        if stop.has_diverged:
+            return
         if ends_early or settings.saves(step):
             enter("saving")
             save(step)

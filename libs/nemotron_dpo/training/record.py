@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.objective.metric_names import selector
 
@@ -49,7 +49,7 @@ class Record:
 class Totals:
     """What a run counted and measured so far, and its last step's metrics under the names of checkpointing.metric_name.
 
-    state: the numbers of the objective that go from step to step, as the last step left them.
+    state: the numbers of the objective that go from step to step, as the last step left them. guards: what the guards remember.
     """
 
     steps: int = 0
@@ -58,6 +58,7 @@ class Totals:
     latest: dict[str, float] = field(default_factory=dict)
     reward_noise: float | None = None
     state: dict[str, float] = field(default_factory=dict)
+    guards: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

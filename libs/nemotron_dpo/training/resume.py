@@ -18,8 +18,9 @@ from nemotron_dpo.sources import TRACKER, ModelSource, resolve
 from nemotron_dpo.training.record import Totals
 
 FILE = "resume.json"
-_FORMAT = 3
-_READ = (2, _FORMAT)  # in format 2, totals are without the state of an objective, which none had then
+_FORMAT = 4
+# in format 2, totals are without the state of an objective, which none had then; in 3, without what guards remember
+_READ = (2, 3, _FORMAT)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class ResumeState:
         try:
             tree = orjson.loads(path.read_bytes())
             if tree["format"] not in _READ:
-                what = f"has format {tree['format']}; this program reads {' and '.join(map(str, _READ))}"
+                what = f"has format {tree['format']}; this program reads {_READ[0]} to {_FORMAT}"
                 raise UserError(what, source=path, remedy="resume it with the version that saved it")
             if tree.pop("digest") != _digest(tree):
                 raise UserError("was changed since it was saved: its digest differs", source=path, remedy=remedy)

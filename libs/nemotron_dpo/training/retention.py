@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from nemotron_dpo.run_folder import badness, step_folders, step_of
@@ -17,12 +18,14 @@ def prune(
     higher_is_better: bool,
     period: int | None = None,
     keep_latest_k: int | None = None,
+    needed: Callable[[Sequence[int]], Collection[int]] = lambda steps: (),
 ) -> dict[Path, bool]:
     """Delete all step folders but the best `keep_top_k` by `metric_name`; the deleted folders, and whether each had the metric.
 
     A newer checkpoint wins a tie, a checkpoint without the metric counts as worst, and the newest one is always kept. Without a
     `metric_name` the newest are the best. If `keep_top_k` is None, all are kept. With a `period` only its multiples are kept
-    so; the others are there to go on from, and of all the newest `keep_latest_k` stay. Raises UserError where a
+    so; the others are there to go on from, and of all the newest `keep_latest_k` stay. Those that are `needed` of all steps
+    that there are stay besides. Raises UserError where a
     training_info.json is missing or damaged, and deletes nothing then.
     """
     if keep_top_k is None and keep_latest_k is None:
@@ -33,6 +36,8 @@ def prune(
     if keep_top_k is not None:
         ranked = sorted(ranked, key=lambda folder: badness(folder, metric_name, higher_is_better))[:keep_top_k]
     kept = {*ranked, *newest_first[: max(1, keep_latest_k or 0)]}
+    wanted = set(needed([step_of(folder) for folder in folders]))
+    kept |= {folder for folder in folders if step_of(folder) in wanted}
     doomed = {
         folder: metric_name is None or badness(folder, metric_name, higher_is_better) < math.inf
         for folder in folders

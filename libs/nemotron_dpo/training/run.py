@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from nemotron_dpo.outcome import outcome, read_metrics
 from nemotron_dpo.policy.trainable import TrainablePolicy
@@ -11,6 +12,8 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.progress import Progress
 from nemotron_dpo.training import loop, narration, sinks
 from nemotron_dpo.training.carried import Carried, goes_on
+from nemotron_dpo.training.guards.guarded import Guarded
+from nemotron_dpo.training.guards.watch import Watch
 from nemotron_dpo.training.record import Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
 from nemotron_dpo.training.saving import Checkpoints
@@ -31,19 +34,23 @@ def train(
     stop: Stop,
     say: Callable[[str], None],
     progress: Progress,
+    watch: Watch | None = None,
 ) -> None:
     """Train `policy`, saying what is saved and how it went; every rank calls it, and the first says what is `recorded`.
 
-    `policy` must already be what `resumed` says. `progress` counts steps. Raises UserError from the loop's guards and from
-    saving.
+    `policy` must already be what `resumed` says. `progress` counts steps. `watch` sees all records, and may end the run. Raises
+    UserError from the loop's guards and from saving.
     """
     size = settings.batches.size
     info = TrainingInfo(len(data) // size, size, resumed.totals if resumed else Totals())
     done, carried = 0, Carried(settings.objective)
     if resumed:
         done, carried = resumed.step, goes_on(settings.objective, info.totals, resumed.folder)
+    guarded = Guarded(watch, info.totals, stop, say)
+    if recorded is not None:
+        recorded = replace(recorded, alarms=guarded.alarms)
     with sinks.opened(recorded) as recording:
-        save = functools.partial(_save, recording, checkpoints, policy, info, say)
+        save = functools.partial(_save, recording, checkpoints, policy, info, guarded, say)
         records = loop.records(
             policy, data, validation, settings, save, stop=stop, enter=progress.phase, carried=carried, done=done
         )
@@ -53,11 +60,16 @@ def train(
             recording.write(record)
             info.add(record)
             _show(record, progress, say)
+            guarded.take(record)
         progress.phase("")
     if recorded is not None:
         for line in narration.ending(outcome(read_metrics(recorded.folder / METRICS))):
             say(line)
-    if stop.reason is not None:
+        for line in guarded.summary():
+            say(line)
+    if stop.has_diverged:
+        say(guarded.ending(settings.num_steps, checkpoints))
+    elif stop.reason is not None:
         say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
 
 
@@ -73,6 +85,7 @@ def _save(
     checkpoints: Checkpoints | None,
     policy: TrainablePolicy,
     info: TrainingInfo,
+    guarded: Guarded,
     say: Callable[[str], None],
     step: int,
 ) -> None:
@@ -80,7 +93,7 @@ def _save(
     if checkpoints is None:
         return
     recording.sync()
-    saved, removed = checkpoints.save(step, policy, info)
+    saved, removed = checkpoints.save(step, policy, info, guarded.needed)
     say(f"saved {saved}")
     for old, why in removed.items():
         say(f"removed {old}: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.trainable import TrainablePolicy
+from nemotron_dpo.run_folder import step_folders, step_of
 from nemotron_dpo.streams import sync_folder, sync_tree
 from nemotron_dpo.training.guards import STRATEGY
 from nemotron_dpo.training.record import TrainingInfo
@@ -56,8 +58,16 @@ class Checkpoints:
         latest = f", nor among the newest {self.keep_latest_k} of all" if self.keep_latest_k else ""
         return f"{periodic} of every {self.ranked_period} steps{latest}"
 
-    def save(self, step: int, policy: TrainablePolicy, info: TrainingInfo) -> tuple[Path, dict[Path, str]]:
+    def save(
+        self,
+        step: int,
+        policy: TrainablePolicy,
+        info: TrainingInfo,
+        needed: Callable[[Sequence[int]], Collection[int]] = lambda steps: (),
+    ) -> tuple[Path, dict[Path, str]]:
         """Write step_N, delete the checkpoints that do not stay, and return step_N and why each went; every rank calls it.
+
+        Of all steps that are there, those that are `needed` stay.
 
         step_N holds policy/, training_info.json and config.yaml; to resume, also optimizer/ and resume.json. It replaces an
         older step_N. Raises UserError if it cannot be written or a weight is not finite. The new step_N is removed then, and
@@ -89,10 +99,17 @@ class Checkpoints:
                 higher_is_better=self.higher_is_better,
                 period=self.ranked_period,
                 keep_latest_k=self.keep_latest_k,
+                needed=needed,
             )
         dist.barrier()
         unmeasured = f"was not validated, and without {self.metric_name} it counts as worst"
         return target, {old: f"not among the {self.kept}" if had else unmeasured for old, had in removed.items()}
+
+    def good(self, step: int) -> tuple[Path | None, list[Path]]:
+        """The newest checkpoint up to `step`, None where there is none, and those that are later."""
+        folders = step_folders(self.folder)
+        later = [folder for folder in folders if step_of(folder) > step]
+        return next(iter(folders[: len(folders) - len(later)][::-1]), None), later
 
     def _fill(self, folder: Path, step: int, policy: TrainablePolicy, info: TrainingInfo) -> None:
         megatron.save(policy.model, folder / "policy", step, self.tokenizer)

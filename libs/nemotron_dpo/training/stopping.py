@@ -14,7 +14,7 @@ from nemotron_dpo.policy import parallel
 
 @dataclass
 class Stop:
-    """What may end a run early, and once it did, the `reason`.
+    """What may end a run early, and once it did, the `reason`; `has_diverged` where that is what the guards saw.
 
     save_by: the time.time() by which a checkpoint must have been begun. terminated: tells the number of the signal that
     asked for the end, 0 without one. The ranks agree on each, so what is None on one rank must be None on all.
@@ -24,6 +24,11 @@ class Stop:
     terminated: Callable[[], int] | None = None
     reason: str | None = None
     signal: int = 0
+    has_diverged: bool = False
+
+    def give_up(self, reason: str) -> None:
+        """End the run before anything more is computed or saved: the policy is no longer what it should be."""
+        self.reason, self.has_diverged = reason, True
 
     def due(self, step_seconds: float) -> bool:
         """Whether the run must not begin another step, which would take `step_seconds`. All ranks get the same answer."""

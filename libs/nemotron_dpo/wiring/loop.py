@@ -13,6 +13,7 @@ from nemotron_dpo.wiring.model import layout
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.training.guards.watch import Watch
     from nemotron_dpo.training.settings import BatchSettings, LoopSettings, ValidationSettings
 
 
@@ -40,6 +41,21 @@ def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSett
         gate_precision=policy.precision if reference_is_policy(run) else None,
         token_metrics=run.logger.token_metrics,
     )
+
+
+def watch(run: RunConfig, made: LoopSettings) -> Watch | None:
+    """What watches over a run with the settings `made`; None where nobody is to."""
+    from nemotron_dpo.config import kl_penalty
+    from nemotron_dpo.training.guards.remedies import Tuning
+    from nemotron_dpo.training.guards.watch import Watch, WatchSettings
+
+    if run.dpo.on_divergence == "off":
+        return None
+    beta, is_plain = kl_penalty(run.dpo)
+    rates, clips = made.updates.learning_rates, run.policy.max_grad_norm is not None
+    tuning = Tuning(run.policy.optimizer.lr, rates, beta, sums=is_plain, clips=clips)
+    starts_exactly = made.gate_precision is not None and None not in made.objective.terms.values()
+    return Watch(WatchSettings(tuning, run.dpo.on_divergence == "stop", made.objective.needs.rejected, starts_exactly))
 
 
 def _batches(run: RunConfig) -> BatchSettings:

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no digest": (edited("resume.json", lambda tree: tree.pop("digest")), "resume.json: is damaged"),
     "an earlier format": (
         edited("resume.json", lambda tree: tree.update(format=1)),
-        "resume.json: has format 1; this program reads 2 and 3: resume it with the version that saved it",
+        "resume.json: has format 1; this program reads 2 to 4: resume it with the version that saved it",
     ),
     "no object": (lambda folder: (folder / "resume.json").write_text("[]"), "resume.json: is damaged"),
     "cut": (

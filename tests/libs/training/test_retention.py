@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -34,6 +35,19 @@ def test_the_best_and_the_newest_stay(
     (tmp_path / ".step_40.tmp").mkdir()
     prune(tmp_path, keep, LOSS, higher_is_better=higher)
     assert sorted(int(path.name[5:]) for path in tmp_path.glob("step_*")) == kept
+
+
+def test_what_is_needed_stays_besides(tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+    for step in (5, 10, 20, 30):
+        (tmp_path / f"step_{step}").mkdir()
+
+    def needed(steps: Sequence[int]) -> set[int]:
+        asked.append(list(steps))
+        return {5, 7, 30}
+
+    assert set(prune(tmp_path, 1, None, higher_is_better=False, needed=needed)) == {tmp_path / "step_10", tmp_path / "step_20"}
+    assert asked == [[5, 10, 20, 30]]
 
 
 def test_what_was_never_validated_is_told_apart(tmp_path: Path) -> None:

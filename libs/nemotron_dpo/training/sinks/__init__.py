@@ -46,7 +46,7 @@ class RecordedRun:
     folder: the run folder. done: steps that were taken before; a sink goes on behind them and drops what came later.
     logger: the `logger.*` settings as plain values. config: the whole configuration, without secrets. lineage: digests of what
     the run is made from. facts: what else run.json says of it. say: tells the user one line. stopped_by: what ended the run
-    early, None where nothing has.
+    early, None where nothing has. alarms: what the guards said so far.
     """
 
     folder: Path
@@ -57,6 +57,7 @@ class RecordedRun:
     say: Callable[[str], object] = lambda line: None
     facts: Mapping[str, Any] = field(default_factory=dict)
     stopped_by: Callable[[], str | None] = lambda: None
+    alarms: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 
 @dataclass(frozen=True)

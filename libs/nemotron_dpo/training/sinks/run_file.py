@@ -1,8 +1,9 @@
 """run.json: how a run stands, and what it is, for whoever looks into its folder while it runs or long after.
 
-`status` is `running`, `done`, `stopped` (by a signal or the time limit, with a checkpoint) or `failed`; `reason` says by what.
-A process that was killed leaves `running`: `pid` and `host` say whom to look for, and the run that goes on from there lists it
-under `earlier` as `killed`.
+`status` is `running`, `done`, `stopped` (by a signal or the time limit, with a checkpoint, or by dpo.on_divergence) or
+`failed`; `reason` says by what. `alarms` has what the guards said: kind, step, pairs, what to try, and the last step that was
+good. A process that was killed leaves `running`: `pid` and `host` say whom to look for, and the run that goes on from there
+lists it under `earlier` as `killed`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class RunFile:
     def _write(self) -> None:
         self._written = time.monotonic()
         with published_file(self._path) as file:
-            file.write(orjson.dumps(self._facts | {"updated": _now()}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            facts = self._facts | {"alarms": [dict(one) for one in self._run.alarms()], "updated": _now()}
+            file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:

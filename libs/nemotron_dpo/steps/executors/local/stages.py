@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemotron_dpo import launcher
-from nemotron_dpo.errors import UserError
+from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.stage_choice import StageChoice, decide
@@ -37,6 +37,8 @@ class StageFailed(Exception):
 
     def __str__(self) -> str:
         where = f" and in {self.log}" if self.log else ""
+        if (self.stage, self.status) == ("dpo-train", DIVERGED):
+            return f"{self.stage} was stopped because it diverges (exit {self.status}); it said why above{where}"
         if self.status <= 128:
             return f"{self.stage} failed (exit {self.status}); it said why above{where}"
         name = signal.Signals(self.status - 128).name if self.status - 128 in set(signal.Signals) else self.status - 128

@@ -27,6 +27,14 @@ FAILURES = [
 ]
 
 
+def test_a_run_that_was_stopped_because_it_diverges():
+    with pytest.raises(StageFailed) as caught:
+        run_stage(Stage("dpo-train", ("bash", "-c", "exit 3")), {})
+    assert (caught.value.status, str(caught.value)) == (
+        3, "dpo-train was stopped because it diverges (exit 3); it said why above"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("script", "status", "line"), FAILURES)
 def test_failure_keeps_its_exit_code(script: str, status: int, line: str):
     with pytest.raises(StageFailed) as caught:
