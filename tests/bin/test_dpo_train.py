@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from nemotron_dpo.policy.load_balancing import METRICS as ROUTERS
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
-from support.programs import check, command, error_line, losses, metrics, run
+from support.programs import ROOT, check, command, error_line, losses, metrics, run
 
 COMMON = (
     "policy.precision=float32",
@@ -252,8 +254,42 @@ def test_metrics_that_checkpoints_may_be_ranked_by_are_those_there_are(single: P
 
     info = orjson.loads((single / "checkpoints" / "step_6" / "training_info.json").read_bytes())
     measured = {name for name in info if name.startswith(("train:", "val:"))}
-    noise = {name for name in measured if "reward_noise" in name}  # of the measuring: nothing to rank by
-    assert measured - noise == set(selectors(["default"], ["preference"], token_metrics=True))
+    watched = {name for name in measured if re.search("reward_noise|kl_|_per_token|epoch", name)}
+    assert len(watched) == 2 + 2 * 4 + 1  # nothing to rank by: of the measuring, of the distance from the reference, a count
+    assert measured - watched == set(selectors(["default"], ["preference"], token_metrics=True))
+
+
+ELSEWHERE = {  # of objectives without a reference or with a state, of routers, of GPUs
+    *(f"train/{name}" for name in ("log_ratio_chosen_mean", "log_ratio_rejected_mean", "state/NAME")),
+    *(f"train/{name}" for name in (*ROUTERS.values(), "train_fp_utilization")),
+    "memory/train/max_allocated_bytes",
+}
+OF_STEPS = {f"train/{name}" for name in ("grad_norm", "lr", "wd", "epoch", "total_valid_tokens", "reward_noise", "state/NAME")}
+
+
+def test_the_table_of_metrics_has_what_is_measured_and_nothing_else(single: Path) -> None:
+    page = (ROOT / "libs" / "nemotron_dpo" / "training" / "README.md").read_text(encoding="utf-8")
+    table = page.partition("| metric | says | TRL's |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    ours, theirs = ({name for row in cells for name in re.findall("`([^`]+)`", row[column])} for column in (0, 2))
+    measured = {re.sub("validation-default", "validation-NAME", name) for record in metrics(single) for name in record}
+    of_sets = {name for name in measured if name.startswith("validation-")}
+    assert measured - of_sets - {"step"} == ours - ELSEWHERE
+    of_pairs = {name for name in ours - ELSEWHERE - OF_STEPS if name.startswith("train/") and "fp_util" not in name}
+    assert {name.replace("validation-NAME/", "train/") for name in of_sets} == of_pairs
+    rewards = {f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")}
+    assert rewards | {"logps/chosen", "logps/rejected", "entropy", "mean_token_accuracy", "num_tokens", "epoch"} <= theirs
+
+
+def test_times_are_parts_of_the_step(single: Path) -> None:
+    for record in metrics(single):
+        if "train/loss" in record:
+            times = {name.removeprefix("timing/train/"): value for name, value in record.items() if name.startswith("timing/")}
+            parts = times["policy_training/forward_backward"] + times["policy_training/optimizer"]
+            assert times["policy_training"] == pytest.approx(parts)
+            assert 0 < times["data_processing"] + times["policy_training"] <= times["total_step_time"]
+    saved = [record for record in metrics(single) if "timing/train/checkpointing" in record]
+    assert [(record.keys() - {"timing/train/checkpointing"}, record["step"]) for record in saved] == [({"step"}, 6)]
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ def test_several_processes_equal_one(
     arguments = (*policy, "--run-dir", tmp_path / "run", "--validation", scored, *settings)
     torchrun(processes, "dpo-train", scored, *arguments, cold=layout in COLD)
     for ours, theirs in zip(metrics(tmp_path / "run"), metrics(one / "run"), strict=True):
+        assert ours.keys() == theirs.keys()
         for name in theirs:
             if not name.startswith(("timing", "memory")):
                 near_zero = 0 if name in ("train/loss", "train/grad_norm") else 1e-4  # rewards start at 0

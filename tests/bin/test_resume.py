@@ -96,8 +96,8 @@ def resume(run_dir: Path, *arguments: object, processes: int = 1, cold: bool = F
 
 
 def measured(run_dir: Path) -> list[dict]:
-    """All records, without timings and memory."""
-    return [_repeatable(record) for record in metrics(run_dir)]
+    """All records that have more than timings and memory, without these."""
+    return [found for record in metrics(run_dir) if len(found := _repeatable(record)) > 1]
 
 
 def info(run_dir: Path) -> dict:

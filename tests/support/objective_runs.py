@@ -165,7 +165,7 @@ def records_of(folder: Path, told: LoopSettings) -> Iterator[dict[str, float]]:
     from nemotron_dpo.training.stopping import Stop
 
     pairs, policy, carried = read_pairs(folder), open_trainable(folder / "policy"), Carried(told.objective)
-    for record in loop.records(policy, pairs, {"same": pairs}, told, lambda step: None, stop=Stop(), carried=carried):
+    for record in loop.records(policy, pairs, {"same": pairs}, told, lambda step: False, stop=Stop(), carried=carried):
         yield {**repeatable(record), **_of_pairs(record)}
 
 

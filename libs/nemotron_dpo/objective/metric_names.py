@@ -15,6 +15,10 @@ TOKEN_METRICS = {"entropy": "entropy", "mean_token_accuracy": "is_most_probable"
 TOKEN_VALUES = frozenset(TOKEN_METRICS.values())
 # Log-ratios to the reference, where there are scores that the objective itself does not read.
 LOG_RATIOS = ("log_ratio_chosen_mean", "log_ratio_rejected_mean")
+# What is known of each pair besides: means over pairs, and over response tokens where there are scores.
+LOGPS = ("logps_chosen_mean", "logps_rejected_mean")
+MARGIN = "rewards_margin_mean"
+DISTANCES = ("log_ratio_chosen_per_token", "log_ratio_rejected_per_token", "kl_chosen", "kl_rejected")
 COUNTS = ("num_valid_samples", "global_valid_seqs", "global_valid_toks")
 # What a training step has besides.
 OF_STEPS = ("grad_norm", "lr", "wd")
@@ -44,7 +48,7 @@ def selectors(sets: Iterable[str], terms: Iterable[str], *, token_metrics: bool 
 
 def unmeasured(sets: Iterable[str], terms: Iterable[str], *, compares: bool) -> list[str]:
     """Those of `selectors` that are always 0: losses of other terms; rewards where the objective `compares` no responses."""
-    names = {*LOSSES[1:]} - {loss_metric(term) for term in terms} | ({*REWARDS} if not compares else set())
+    names = {*LOSSES[1:]} - {loss_metric(term) for term in terms} | ({*REWARDS, MARGIN} if not compares else set())
     starts = [selector("train/"), *(selector(f"validation-{name}/") for name in sets)]
     return [f"{start}{name}" for start in starts for name in sorted(names)]
 
@@ -56,10 +60,10 @@ def selectors_text(sets: Iterable[str], terms: Iterable[str], *, token_metrics: 
 
 def keeps_the_worst(name: str, *, higher_is_better: bool) -> bool:
     """Whether `higher_is_better` takes for best what everybody else calls worst. `name` is one of `selectors`."""
-    return name.endswith("loss") if higher_is_better else name.endswith("accuracy")
+    return name.endswith("loss") if higher_is_better else name.endswith(("accuracy", MARGIN))
 
 
 def _sections(sets: Iterable[str], terms: Iterable[str], token_metrics: bool) -> list[tuple[str, tuple[str, ...]]]:
     """How the names of a section begin, and its metrics."""
-    metrics = of_pairs(terms, token_metrics=token_metrics)
+    metrics = (*of_pairs(terms, token_metrics=token_metrics), *LOGPS, MARGIN)
     return [(selector("train/"), (*metrics, *OF_STEPS)), *((selector(f"validation-{name}/"), metrics) for name in sets)]

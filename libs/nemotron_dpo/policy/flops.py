@@ -35,3 +35,13 @@ def forward(architecture: Architecture, pair: PairTokens) -> Any:
     """FLOPs of the forward pass of a pair."""
     layers = 2 * weights_met(architecture) * pair.all + mixing(architecture, pair)[0]
     return layers + 2 * output_weights(architecture) * pair.responses
+
+
+def trained(architecture: Architecture, pair: PairTokens, *, are_frozen: bool = False) -> Any:
+    """FLOPs of the forward and the backward pass of a pair that its gradients take, however they are computed.
+
+    What is computed a second time to save memory does not count, nor do adapters. Frozen weights have no gradient of their own.
+    """
+    per_weight, (ahead, back) = (4 if are_frozen else 6), mixing(architecture, pair)
+    layers = per_weight * weights_met(architecture) * pair.all + ahead + back
+    return layers + per_weight * output_weights(architecture) * pair.responses

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.training.carried import Carried
-from nemotron_dpo.training.record import Record
+from nemotron_dpo.training.record import SAVING, TRAIN, Record
 from nemotron_dpo.training.settings import LoopSettings
 from nemotron_dpo.training.step import train_step
 from nemotron_dpo.training.stopping import Stop
+from nemotron_dpo.training.timer import Timer
 from nemotron_dpo.training.validation import validate
 
 
@@ -23,21 +24,21 @@ def records(
     data: Pairs,
     validation: Mapping[str, Pairs],
     settings: LoopSettings,
-    save: Callable[[int], None],
+    save: Callable[[int], bool],
     *,
     stop: Stop,
     carried: Carried,
     enter: Callable[[str], object] = lambda what: None,
     done: int = 0,
 ) -> Iterator[Record]:
-    """Train to the last step, or until `stop`, yielding a record a step and a record a validation.
+    """Train to the last step, or until `stop`, yielding a record a step, a validation and a checkpoint.
 
     Where whoever takes a record gives `stop` up, nothing more is done: neither a validation nor a checkpoint follows.
 
     The first `done` steps were taken by the run that is resumed, and left `carried`. `save` is called with the step where a
-    checkpoint is due, after all records of that step were taken. Where the noise of rewards is not known, the first step
-    measures it and has it in its record; all records after it have the floor of their mean rewards. `enter` hears what comes
-    next: "validating", "saving", "" for the next step.
+    checkpoint is due, after all records of that step were taken, and says whether it left one. Where the noise of rewards is
+    not known, the first step measures it and has it in its record; all records after it have the floor of their mean rewards.
+    `enter` hears what comes next: "validating", "saving", "" for the next step.
     """
     last = settings.num_steps
     if done == 0 and settings.validation.is_due(0, last):
@@ -58,6 +59,14 @@ def records(
             return
         if ends_early or settings.saves(step):
             enter("saving")
-            save(step)
+            yield from _saved(save, step)
         if ends_early:
             return
+
+
+def _saved(save: Callable[[int], bool], step: int) -> Iterator[Record]:
+    timer = Timer()
+    with timer.time("checkpointing"):
+        is_saved = save(step)
+    if is_saved:
+        yield Record(step, SAVING, {f"timing/{TRAIN}/{name}": seconds for name, seconds in timer.seconds.items()})

@@ -20,12 +20,15 @@ from nemotron_dpo.training.batches import GlobalBatch, PairBatch
 
 Columns = Mapping[str, Tensor]
 NO_VALUES: Mapping[str, Tensor] = MappingProxyType({})
+KL = "kl"  # half the square of a token's log-ratio, known where there are scores: a mean of them estimates the KL divergence
 _SIDES, _MEAN, _TAIL = ("chosen", "rejected"), "mean of ", "tail."
 
 
 def known(batch: PairBatch, logps_R: Tensor, token_values: Mapping[str, Tensor], needs: Needs) -> LossInputs:
     """What the needs name of the pairs of `batch`; log-ratios and `token_values` also where they are there unasked for."""
     by_response = batch.row.sums_of_responses
+    if batch.ref_logps_R is not None:
+        token_values = {**token_values, KL: (logps_R.detach() - batch.ref_logps_R).square() / 2}
     pairs = loss_inputs(logps_R, batch.ref_logps_R, by_response, token_values)
     if needs.tails:
         pairs = with_tails(pairs, logps_R, batch.ref_logps_R, by_response, batch.row.is_tail_R)

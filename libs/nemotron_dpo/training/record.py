@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.objective.metric_names import selector
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from nemotron_dpo.training.pair_values import PairValues
 
 TRAIN = "train"
+SAVING = "saving"  # the split of a record of how long a checkpoint took
 STATE = "state/"  # before the names of the objective's numbers that go from step to step
 
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured in one training step, or in one validation of the policy that a step left.
+    """What was measured in one training step, in one validation of the policy that a step left, or of saving it.
 
-    split: `train` or `validation-NAME`. values: by NeMo-RL's full names (`train/loss`), timings and memory besides. pairs: the
-    same for each pair, where it is of pairs.
+    split: `train`, `validation-NAME` or SAVING. values: by NeMo-RL's full names (`train/loss`), timings and memory besides.
+    pairs: the same for each pair, where it is of pairs.
     """
 
     step: int
@@ -32,6 +33,11 @@ class Record:
     def is_training(self) -> bool:
         """True for the record of a training step."""
         return self.split == TRAIN
+
+    @property
+    def is_validation(self) -> bool:
+        """True for the record of a validation."""
+        return self.split.startswith("validation-")
 
     @property
     def reward_noise(self) -> float | None:
@@ -69,8 +75,8 @@ class TrainingInfo:
     batch_size: int
     totals: Totals = field(default_factory=Totals)
 
-    def add(self, record: Record) -> None:
-        """Take in one record of the loop."""
+    def add(self, record: Record) -> Record:
+        """Take in one record of the loop, and return it with what the run counted so far."""
         totals, values = self.totals, record.values
         if record.is_training:
             totals.latest = {}  # a validation of the policy before this step says nothing of the one after it
@@ -79,7 +85,9 @@ class TrainingInfo:
             totals.state = record.state
             totals.valid_tokens += values["train/global_valid_toks"]
             totals.seconds += values["timing/train/total_step_time"]
+            record = replace(record, values={**values, "train/total_valid_tokens": totals.valid_tokens})
         totals.latest.update({selector(name): value for name, value in values.items()})
+        return record
 
     def at(self, step: int) -> dict[str, float]:
         """The content of training_info.json at `step`."""

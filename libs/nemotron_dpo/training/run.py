@@ -57,8 +57,8 @@ def train(
         for record in records:
             if record.reward_noise is not None:
                 say(_noise_floor(record, policy))
+            record = info.add(record)
             recording.write(record)
-            info.add(record)
             _show(record, progress, say)
             guarded.take(record)
         progress.phase("")
@@ -76,7 +76,7 @@ def train(
 def _show(record: Record, progress: Progress, say: Callable[[str], None]) -> None:
     if record.is_training:
         progress.advance(1, narration.step_facts(record))
-    else:
+    elif record.is_validation:
         say(narration.validation_line(record))
 
 
@@ -88,15 +88,16 @@ def _save(
     guarded: Guarded,
     say: Callable[[str], None],
     step: int,
-) -> None:
-    """Save `step` where anything is saved, once what was recorded up to it cannot be lost."""
+) -> bool:
+    """Save `step` where anything is saved, once what was recorded up to it cannot be lost; whether it was."""
     if checkpoints is None:
-        return
+        return False
     recording.sync()
     saved, removed = checkpoints.save(step, policy, info, guarded.needed)
     say(f"saved {saved}")
     for old, why in removed.items():
         say(f"removed {old}: {why}")
+    return True
 
 
 def _noise_floor(record: Record, policy: TrainablePolicy) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from nemotron_dpo.objective.weighted_sum import state_of
@@ -10,7 +11,7 @@ from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.device import peak_memory
 from nemotron_dpo.policy.trainable import TrainablePolicy
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.preferences.sampler import batch_indices
+from nemotron_dpo.preferences.sampler import batch_indices, batches_per_epoch
 from nemotron_dpo.training import guards, noise
 from nemotron_dpo.training.batches import GlobalBatch, micro_batches, share
 from nemotron_dpo.training.carried import Carried
@@ -18,6 +19,8 @@ from nemotron_dpo.training.gradients import Gradients, gradients
 from nemotron_dpo.training.pair_values import PairValues
 from nemotron_dpo.training.record import STATE, TRAIN, Record
 from nemotron_dpo.training.settings import BatchSettings, LoopSettings
+from nemotron_dpo.training.timer import Timer
+from nemotron_dpo.training.utilization import utilization
 
 
 def train_step(
@@ -27,9 +30,11 @@ def train_step(
 
     `carried` is what the step before left. Where the noise of rewards is not known it is measured, and is in the record.
     """
-    started = time.perf_counter()
-    batch = _global_batch(policy, data, settings.batches, step)
-    computed = gradients(policy, data, batch, carried.objective, settings)
+    started, timer = time.perf_counter(), Timer()
+    with timer.time("data_processing"):
+        batch = _global_batch(policy, data, settings.batches, step)
+    with timer.time("policy_training/forward_backward"):
+        computed = gradients(policy, data, batch, carried.objective, settings)
     carried, values = replace(carried, objective=computed.objective), _with_router_loss(policy, computed.values)
     values |= {f"{STATE}{name}": value for name, value in state_of(carried.objective).items()}
     guards.check_finite(step, values, computed.lines_not_finite)
@@ -42,9 +47,13 @@ def train_step(
     started += time.perf_counter() - paused  # it is measured once a run and not counted as the step's
     values |= noise.floor_metric(carried.reward_noise, values["num_valid_samples"])
     lr = settings.updates.learning_rates[step - 1]
-    values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.updates.weight_decay}
+    with timer.time("policy_training/optimizer"):
+        values |= {"grad_norm": policy.step(lr), "lr": lr, "wd": settings.updates.weight_decay}
     guards.check_finite(step, values, [])
-    return _record(step, values, computed.pairs, time.perf_counter() - started), carried
+    values |= {**computed.pairs.metrics(), "epoch": step / batches_per_epoch(len(data), settings.batches.size)}
+    timer.seconds["total_step_time"] = time.perf_counter() - started
+    values |= utilization(policy.model, computed.pairs, timer.seconds["policy_training"])
+    return _record(step, values, computed.pairs, timer.seconds), carried
 
 
 def _with_router_loss(policy: TrainablePolicy, values: dict[str, float]) -> dict[str, float]:
@@ -70,10 +79,11 @@ def _reward_noise(policy: TrainablePolicy, computed: Gradients) -> float:
     return noise.rms_over_job(moved_2P - computed.rewards_2P)
 
 
-def _record(step: int, values: dict[str, float], pairs: PairValues, seconds: float) -> Record:
+def _record(step: int, values: dict[str, float], pairs: PairValues, times: Mapping[str, float]) -> Record:
+    seconds = times["total_step_time"]
     measured = {
         **{f"{TRAIN}/{name}": value for name, value in values.items()},
-        "timing/train/total_step_time": seconds,
+        **{f"timing/{TRAIN}/{name}": value for name, value in times.items()},
         "timing/train/pairs_per_sec": len(pairs.rows) / seconds,
         "timing/train/valid_tokens_per_sec": values["global_valid_toks"] / seconds,
         "timing/train/valid_tokens_per_sec_per_gpu": values["global_valid_toks"] / seconds / parallel.world_size(),

@@ -28,7 +28,7 @@ def validate(
         started = time.perf_counter()
         batch = GlobalBatch(rows, micro_batches(pairs, mine, settings.batches.packing))
         values, each = measured(policy, pairs, batch, carried.objective, settings)
-        values |= noise.floor_metric(carried.reward_noise, values["num_valid_samples"])
+        values |= each.metrics() | noise.floor_metric(carried.reward_noise, values["num_valid_samples"])
         split = f"validation-{name}"
         named = {f"{split}/{key}": value for key, value in values.items()}
         yield Record(step, split, {**named, f"timing/{split}/total_validation_time": time.perf_counter() - started}, each)

@@ -179,5 +179,5 @@ def test_names_that_checkpoints_are_ranked_by() -> None:
     assert not {"val:validation-a_lr", "train:num_pairs"} & set(names)
     wrong = {(name, higher) for name in names for higher in (True, False) if keeps_the_worst(name, higher_is_better=higher)}
     assert wrong == {(name, True) for name in names if name.endswith("loss")} | {
-        (name, False) for name in names if name.endswith("accuracy")
+        (name, False) for name in names if name.endswith(("accuracy", "rewards_margin_mean"))
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -118,11 +119,32 @@ def test_a_step_is_that_of_transformers_and_autograd(folder: Path, one_row: dict
         step = next(record for record in one_row[name] if "train/loss" in record)
         assert step["train/loss"] == pytest.approx(loss.item(), rel=1e-5), name
         assert step["train/grad_norm"] == pytest.approx(norm, rel=1e-4), name
-        watched = {key: value for key, value in step.items() if "log_ratio" in key and key.startswith("train/")}
+        watched = {key: value for key, value in step.items() if re.fullmatch("train/log_ratio_.*_mean", key)}
         means = {side: getattr(batch_B, side).log_ratio.mean().item() for side in ("chosen", "rejected")}
         expected = {} if objective.needs.reference else {f"train/log_ratio_{side}_mean": means[side] for side in means}
         assert watched == pytest.approx(expected, rel=1e-5), name
+        assert _of_pairs(step) == pytest.approx(_of_pairs_expected(batch_B, objective), rel=1e-4, abs=1e-6), name
         assert _each(step) == pytest.approx(_each_expected(rows, batch_B, objective), rel=1e-4, abs=1e-5), name
+
+
+OF_PAIRS = r"train/(logps_.*_mean|rewards_margin_mean|kl_.*|.*_per_token)"
+
+
+def _of_pairs(step: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in step.items() if re.fullmatch(OF_PAIRS, key)}
+
+
+def _of_pairs_expected(batch_B: LossInputs, objective: Objective) -> dict[str, float]:
+    """Means over pairs, and over all response tokens of a side; the KL of a token is half the square of its log-ratio."""
+    rewards = objective.losses(batch_B).rewards
+    assert rewards is not None
+    found = {"rewards_margin_mean": (rewards.chosen - rewards.rejected).mean()}
+    for name, side in (("chosen", batch_B.chosen), ("rejected", batch_B.rejected)):
+        tokens = side.num_tokens.sum()
+        found[f"logps_{name}_mean"] = side.logp.mean()
+        found[f"log_ratio_{name}_per_token"] = side.log_ratio.sum() / tokens
+        found[f"kl_{name}"] = (side.token_means["half_square"] * side.num_tokens).sum() / tokens
+    return {f"train/{name}": value.item() for name, value in found.items()}
 
 
 def _each(step: dict[str, float]) -> dict[str, float]:
@@ -137,6 +159,7 @@ def _each_expected(rows: list[int], batch_B: LossInputs, objective: Objective) -
         "row": torch.tensor(rows),
         **{f"{name}_logp": side.logp for name, side in sides.items()},
         **{f"{name}_log_ratio": side.log_ratio for name, side in sides.items()},
+        **{f"{name}_kl": side.token_means["half_square"] for name, side in sides.items()},
         "margin": losses.rewards.chosen - losses.rewards.rejected,
         "loss": losses.terms.get("preference", losses.loss),
     }
@@ -198,8 +221,8 @@ def _responses(model: torch.nn.Module, pairs: Pairs, rows: list[int], side: str)
         logps = log_p[torch.arange(len(ids)), everything[-len(ids) :]]
         shorter, squares = min(pairs.chosen.lengths[row], pairs.rejected.lengths[row]), log_p.detach().exp().square().sum(-1)
         tail, ratios = logps[shorter:], logps - scores
-        count, tail_ratio = torch.tensor(float(len(ids))), ratios[shorter:].sum()
-        summed.append(torch.stack([logps.sum(), count, ratios.sum(), squares.log().mean(), tail.sum(), tail_ratio]))
-    logp, num_tokens, ratio, log_sum_squares, tail_logp, tail_ratio = torch.stack(summed, 1)
-    means = {"log_sum_squares": log_sum_squares}
+        count, tail_ratio, half = torch.tensor(float(len(ids))), ratios[shorter:].sum(), (ratios**2).mean() / 2
+        summed.append(torch.stack([logps.sum(), count, ratios.sum(), squares.log().mean(), tail.sum(), tail_ratio, half]))
+    logp, num_tokens, ratio, log_sum_squares, tail_logp, tail_ratio, half_square = torch.stack(summed, 1)
+    means = {"log_sum_squares": log_sum_squares, "half_square": half_square}
     return Responses(logp, num_tokens, ratio, token_means=means, given_tails=Tails(tail_logp, tail_ratio))

@@ -36,8 +36,9 @@ def run(folder: Path, settings: LoopSettings, checkpoints: Path, resumed_from: P
         carried, info = goes_on(settings.objective, state.totals, state.folder), dataclasses.replace(info, totals=state.totals)
     saved, kept, done = Checkpoints(checkpoints, "a: 1\n", Identity("data", "policy")), [], state.step if state else 0
 
-    def save(step: int) -> None:
+    def save(step: int) -> bool:
         saved.save(step, policy, info)
+        return False  # how long it took is no number that repeats
 
     for record in loop.records(policy, pairs, {"same": pairs}, settings, save, stop=Stop(), carried=carried, done=done):
         info.add(record)

@@ -103,7 +103,7 @@ def _columns(step: int, split: str, pairs: PairValues) -> _Columns:
         "source_line": pa.array(data.source_lines[rows]),
         **{f"{part}_tokens": pa.array(count[rows].astype(np.int32)) for part, count in lengths.items()},
         **{field.name: pa.nulls(size, field.type) for field in PAIRS_LOG if field.nullable and field.name != "source"},
-        **{name: pa.array(values) for name, values in pairs.by_name.items()},
+        **{name: pa.array(values) for name, values in pairs.by_name.items() if name in PAIRS_LOG.names},
     }
 
 
