@@ -175,11 +175,15 @@ def _refuse_given(names: Collection[str], why: str) -> None:
 
 
 def _tokenize(choice: Any, options: dict[str, Any]) -> None:
+    from nemotron_dpo.preferences.column_names import Columns, doubt
     from nemotron_dpo.preferences.tokenize_files import tokenize_files
 
     settings, looks_only = _settings(options), options["output"] is None
-    if (doubt := settings.folder.doubt) is not None:
-        cli.say(PROGRAM, f"warning: {settings.folder.path}: {doubt}")
+    mixed_up = doubt(Columns(*(options[f"{role}_key"] for role in ("prompt", "chosen", "rejected"))))
+    if mixed_up and not settings.swap:
+        cli.say(PROGRAM, f"warning: {mixed_up}")
+    if (unsure := settings.folder.doubt) is not None:
+        cli.say(PROGRAM, f"warning: {settings.folder.path}: {unsure}")
     if settings.folder.template is None:
         cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
     picker = _picker(choice, settings.folder, options)

@@ -287,6 +287,28 @@ def test_a_stream_remembers_its_tokenizer(tmp_path: Path, tokenizer: Path) -> No
     assert said(other) == [f"warning: {out}: was not made with the tokenizer {own}: its texts may be others"]
 
 
+def test_columns_that_look_swapped_are_named(tmp_path: Path, tokenizer: Path) -> None:
+    """By their names before the first row is read, and by most of the rewards at the end, those that are left out too."""
+    data = jsonl(tmp_path / "a.jsonl", [{**AB, "prompt": str(n), "chosen_score": n, "rejected_score": 5} for n in range(8)])
+    base = (data, "-o", tmp_path / "o", "--tokenizer", tokenizer)
+    by_name = "warning: reads the column 'rejected' as the chosen one and 'chosen' as the rejected one: are they swapped?"
+    turned = ("--chosen-key", "rejected", "--rejected-key", "chosen")
+    assert said(run(PROGRAM, *base, *turned))[0] == by_name
+    assert by_name not in said(run(PROGRAM, *base, *turned, "--swap"))
+    by_reward = (
+        "warning: in 5 of 8 pairs with rewards (chosen_score, rejected_score) the rejected response has the higher one: are chosen"
+        " and rejected swapped? --swap exchanges them (data.train.chosen_key and rejected_key in a config)"
+    )
+    assert by_reward in said(run(PROGRAM, *base))
+    assert by_reward in said(run(PROGRAM, *base, "--drop", "inverted"))
+    assert not any("swapped?" in line for line in said(run(PROGRAM, *base, "--swap")))
+    refused = run(PROGRAM, *base, "--chosen-key", "prompt")
+    assert error_line(refused, PROGRAM) == (
+        "'prompt' is named as prompt and as chosen: name two columns with --prompt-key and --chosen-key"
+    )
+    assert refused.returncode == 2
+
+
 def test_what_is_about_rows_is_refused_for_a_stream(tmp_path: Path, tokenizer: Path) -> None:
     data, out = jsonl(tmp_path / "a.jsonl", [AB]), tmp_path / "o"
     check(PROGRAM, data, "-o", out, "--tokenizer", tokenizer)

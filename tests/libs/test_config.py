@@ -239,7 +239,7 @@ def test_a_list_of_data_sets_is_one_set(tmp_path: Path):
         (
             ["data.train=[{path: a, split_validation_size: 0.05}]"],
             '"data.train.split_validation_size" is 0.05, which holds rows out of the training set (NeMo-RL\'s DPO does not) and '
-            "is not built: name the two parts: data.train.split=train[5%:] data.validation.split=train[:5%]",
+            "is not built: data.validation.split_from_train=0.05 does, by prompt",
         ),
     ],
 )
@@ -247,6 +247,50 @@ def test_a_list_that_cannot_be_meant_is_one_clear_line(overrides: list[str], lin
     with pytest.raises(UserError) as caught:
         load_run(None, overrides)
     assert str(caught.value).removeprefix(f"{overrides[-1]}: ") == line
+
+
+def test_a_share_of_the_training_set_has_no_rows_of_its_own(tmp_path: Path):
+    """What is below of another set goes; what data.default says of rows is said of the training set alone."""
+    share = DatasetConfig(split_from_train=0.05)
+    (below := tmp_path / "c.yaml").write_text(HELPSTEER)
+    (single := tmp_path / "d.yaml").write_text("data: {validation: {prompt_file: v.jsonl, limit: 3, prompt_key: q}}")
+    (named := tmp_path / "e.yaml").write_text("data: {validation: {default: {path: v}, hard: {path: h, limit: 4}}}")
+    for config in (None, below, single):
+        run, _ = load_run(config, ["data.validation.split_from_train=0.05"])
+        assert run.data.validation == (("default", share),)
+        (written := tmp_path / "written.yaml").write_text(dump_run(run))
+        assert load_run(written, [])[0].data == run.data
+    run, _ = load_run(named, ["data.validation.default={split_from_train: 0.05, split_seed: 7}"])
+    assert dict(run.data.validation) == {"default": replace(share, split_seed=7), "hard": DatasetConfig("h", limit=4)}
+    run, _ = load_run(single, ["data.validation.split_from_train=0.05", "data.validation.data_path=w.jsonl"])
+    assert run.data.validation == (("default", DatasetConfig("w.jsonl")),)
+
+
+SHARE = "data.validation.split_from_train=0.05"
+NOT_HELD_OUT = [
+    (["data.train.split_from_train=0.5"], '"data.train.split_from_train" is 0.5, and only a whole validation set can be held out'),
+    (["data.train=[{path: a, split_seed: 5}]"], '"data.train.0.split_seed" is 5, and only a whole validation set'),
+    (["data.validation=[{path: a, split_from_train: 0.1}]"], '"data.validation.default.0.split_from_train" is 0.1, and only a whole'),
+    (["data.train=[a, b]", SHARE], '"data.validation.default.split_from_train" is 0.05, and data.train is a list: a prompt of one'),
+    (["data.validation.split_from_train=1"], '"data.validation.default.split_from_train" is 1.0 where less than 1 is due'),
+    (["data.validation.split_from_train=0"], '"data.validation.default.split_from_train" is 0.0 where more than 0 is due'),
+    (["data.validation={split_from_train: 0.1, path: v}"], '"data.validation.default.path" is v, and the set is held out'),
+    ([SHARE, "data.validation.limit=3"], '"data.validation.default.limit" is 3, and the set is held out of the training set'),
+    (["data.validation={split_seed: 1, path: v}"], '"data.validation.default.split_seed" is 1, and split_from_train is not set'),
+    (["data.validation={a: {split_from_train: 0.1}, b: {split_from_train: 0.2}}"],
+        '"data.validation.b.split_from_train" is 0.2, and data.validation.a is held out as well: they would share prompts'),
+    (["data.validation.split_form_train=0.1"], '"data.validation.split_form_train" is 0.1 where a mapping with a path is due: '
+        "did you mean data.validation.split_from_train?"),
+    ([SHARE, "data.validation.split_sede=1"], '"data.validation.split_sede" is no known key: did you mean data.validation.split_seed?'),
+    (["data.default.split_from_train=0.1"], '"data.default.split_from_train" is no known key'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "line"), NOT_HELD_OUT)
+def test_a_share_that_cannot_be_held_out_is_one_clear_line(overrides: list[str], line: str):
+    with pytest.raises(UserError) as caught:
+        load_run(None, ["checkpointing.metric_name=null", *overrides])
+    assert str(caught.value).removeprefix(f"{overrides[-1]}: ").startswith(line)
 
 
 def test_the_form_of_files_names_no_place():

@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nemotron_dpo.config.dpo import OwnObjective, is_built
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
+from nemotron_dpo.config.held_out import check_held_out
 from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.key_names import foreign_prefix, known_keys, leaves, nearest
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
@@ -45,6 +46,7 @@ def build_run(tree: Tree, own: OwnObjective | None = None) -> tuple[RunConfig, d
     _refuse_unbuilt(tree)  # again: _build has put the remaining keys of every set directly under data.validation
     _check_peft(run.policy.megatron_cfg.peft)
     _check_length(length, run.policy.max_total_sequence_length)
+    check_held_out(run.data)
     idle: dict[str, str] = {}
     for key in leaves(tree):
         prefix = foreign_prefix(key)
@@ -133,7 +135,12 @@ def _validation(sets: Tree, tree: Tree) -> tuple[tuple[str, DatasetConfig], ...]
     built = tuple((str(name), _build(DatasetConfig, rows, f"data.validation.{name}.")) for name, rows in sets.items())
     if left := _left(sets.values()):
         tree["validation"] = left
-    return tuple((name, dataset) for name, dataset in built if dataset.path is not None or dataset.parts)
+    return tuple((name, rows) for name, rows in built if rows.path is not None or rows.parts or _is_held_out(rows))
+
+
+def _is_held_out(dataset: DatasetConfig) -> bool:
+    """Whether keys of a share are set, which are looked at later."""
+    return dataset.split_from_train is not None or dataset.split_seed is not None
 
 
 def _parts(parts: list[Tree], tree: Tree, prefix: str) -> tuple[DatasetConfig, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from nemotron_dpo.config.tree import Tree, drop_empty, mapping, set_key
@@ -11,6 +12,8 @@ _DATASET_KEYS = (
     "path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format",
     "chosen_reward_key", "rejected_reward_key", "source_name", "weight",
 )  # fmt: skip
+# What a validation set has that is held out of the training set.
+HELD_OUT_KEYS = ("split_from_train", "split_seed")
 PATH_ALIASES = ("data_path", "prompt_file")
 # NeMo-RL's name for the form of the rows in the files of `data_path` -> our name; None if the rows show their form themselves
 ROW_FORMS = {"PreferenceDataset": "ranked", "BinaryPreferenceDataset": None}
@@ -33,7 +36,7 @@ def canonical_data(data: Tree) -> None:
     if isinstance(validation, list):
         data["validation"] = {"default": validation}
     validation = mapping(data, "validation", "data")
-    if any(key in validation for key in (*_DATASET_KEYS, *PATH_ALIASES, "dataset_name")):
+    if any(key in validation for key in (*_DATASET_KEYS, *HELD_OUT_KEYS, *PATH_ALIASES, "dataset_name")):
         validation = {"default": validation}
     for name, path in mapping(data, "val_data_paths", "data").items():
         validation[name] = {"path": path}
@@ -48,7 +51,7 @@ def canonical_data(data: Tree) -> None:
 
 def _names_rows(dataset: Any) -> bool:
     """Whether `dataset` itself says where its rows are."""
-    names = (*PATH_ALIASES, "path", "dataset_name")
+    names = (*PATH_ALIASES, "path", "dataset_name", "split_from_train")
     return isinstance(dataset, list) or (isinstance(dataset, dict) and any(dataset.get(name) is not None for name in names))
 
 
@@ -58,7 +61,10 @@ def _rows(dataset: Any, given: Tree, place: str) -> Tree:
         _dataset(dataset, given, place)
         return dataset
     if not isinstance(dataset, list):
-        raise UserError(f"is {dataset!r} where a mapping with a path is due", field=place)
+        section, _, name = place.rpartition(".")
+        close = difflib.get_close_matches(name, (*_DATASET_KEYS, *HELD_OUT_KEYS, *PATH_ALIASES), n=1, cutoff=0.7)
+        remedy = f"did you mean {section}.{close[0]}?" if close else None
+        raise UserError(f"is {dataset!r} where a mapping with a path is due", field=place, remedy=remedy)
     if not dataset:
         raise UserError("is an empty list", field=place, remedy="name data, or leave it null")
     parts = [{"path": part} if isinstance(part, str) else part for part in dataset]
@@ -72,6 +78,8 @@ def _rows(dataset: Any, given: Tree, place: str) -> Tree:
 
 
 def _dataset(dataset: Tree, given: Tree, place: str) -> None:
+    if dataset.get("split_from_train") is not None:
+        given = {}  # its rows are those of the training set, and so is all that is said of them
     for alias in PATH_ALIASES:
         if dataset.get(alias) is not None:
             set_key(dataset, "path", dataset[alias], place)

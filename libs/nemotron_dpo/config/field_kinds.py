@@ -4,5 +4,5 @@ from __future__ import annotations
 
 # Of a field that names a file, a folder or a model: see `with_home`.
 PATH = {"is_path": True}
-# Of a field that has no key of its own: `canonical` sets it.
+# Of a field that is not a key wherever its dataclass is: `canonical` sets it, or only some sections may.
 NO_KEY = {"is_key": False}

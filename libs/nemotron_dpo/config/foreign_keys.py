@@ -130,7 +130,7 @@ _HELD_OUT = tuple(
         f"data.{section}.split_validation_size",
         (None, 0, 0.0),
         "holds rows out of the training set (NeMo-RL's DPO does not)",
-        "name the two parts: data.train.split=train[5%:] data.validation.split=train[:5%]",
+        "data.validation.split_from_train=0.05 does, by prompt",
     )
     for section in ("train", "validation", "default")
 )

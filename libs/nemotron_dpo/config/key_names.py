@@ -7,9 +7,10 @@ import functools
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS
 from nemotron_dpo.config.dpo import is_key
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
-from nemotron_dpo.config.schema import RunConfig
+from nemotron_dpo.config.schema import DataConfig, RunConfig
 from nemotron_dpo.config.theirs.counterparts import counterpart
 from nemotron_dpo.config.tree import Tree
 
@@ -21,6 +22,8 @@ def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
     for name, hint in ((item.name, hints[item.name]) for item in fields(cls) if is_key(item)):
         nested = is_dataclass(hint)
         keys += known_keys(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+        if cls is DataConfig and name == "validation":
+            keys += [f"{prefix}{name}.{key}" for key in HELD_OUT_KEYS]
     return keys
 
 

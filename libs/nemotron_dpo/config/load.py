@@ -9,6 +9,7 @@ from typing import Any
 
 from nemotron_dpo.config.build import build_plain, build_run
 from nemotron_dpo.config.checks import Remark, check
+from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS
 from nemotron_dpo.config.dpo import DpoConfig, OwnObjective
 from nemotron_dpo.config.dpo_spellings import trl_remarks
 from nemotron_dpo.config.idle import switched_off
@@ -229,7 +230,9 @@ def _dataset_tree(dataset: dict[str, Any]) -> Any:
     if dataset["parts"]:
         plain = asdict(DatasetConfig())
         return [{name: value for name, value in part.items() if value != plain[name]} for part in dataset["parts"]]
-    return {name: value for name, value in dataset.items() if name not in ("parts", "is_default")}
+    if dataset["split_from_train"] is not None:
+        return {name: dataset[name] for name in HELD_OUT_KEYS if dataset[name] is not None}
+    return {name: value for name, value in dataset.items() if name not in ("parts", "is_default", *HELD_OUT_KEYS)}
 
 
 def _settings(layers: Sequence[ConfigLayer]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config.data_spellings import ROW_FORMS
+from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS, ROW_FORMS
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES, in_our_names, replaced
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.redact import redact_override
@@ -22,7 +22,7 @@ _PLACES = ("path", "data_path", "prompt_file", "dataset_name")
 _LISTED = {
     "policy.scheduler": ("torch schedulers", ("name",)),
     "data.train": ("data sets", _PLACES),
-    "data.validation": ("data sets", _PLACES),
+    "data.validation": ("data sets", (*_PLACES, "split_from_train")),
 }
 
 
@@ -194,8 +194,10 @@ def _forget_rows(below: Any, tree: Any) -> None:
         old, new = _selected(below, key), _selected(tree, key)
         if not OmegaConf.is_dict(old) or not OmegaConf.is_dict(new):
             continue
+        if new.get("split_from_train") is not None:
+            old.clear()  # another set altogether: it has no rows of its own
         names = [name for name in _PLACES if new.get(name) is not None and new.get(name) not in ROW_FORMS]
-        for name in _PLACES if names else ():
+        for name in (*_PLACES, *HELD_OUT_KEYS) if names else ():
             if old.get(name) not in ROW_FORMS:
                 old.pop(name, None)
 

@@ -129,7 +129,8 @@ class DatasetConfig:
 
     `path` is a file, a glob, a folder, an id of the Hugging Face hub or a name that preference-tokenize knows. Of several data
     sets, given as a list, `parts` has each; an epoch has `weight` times the pairs of a part. `is_default` marks rows that only
-    data.default names, though data.train names rows of its own.
+    data.default names, though data.train names rows of its own. A validation set of no rows of its own is `split_from_train`:
+    that share of the training pairs, held out by prompt, which `split_seed` draws.
     """
 
     path: str | None = field(default=None, metadata=PATH)
@@ -147,6 +148,8 @@ class DatasetConfig:
     weight: float = field(default=1.0, metadata={"more_than": 0})
     parts: tuple[DatasetConfig, ...] = field(default=(), metadata=NO_KEY)
     is_default: bool = field(default=False, metadata=NO_KEY)
+    split_from_train: float | None = field(default=None, metadata={**NO_KEY, "more_than": 0, "less_than": 1})
+    split_seed: int | None = field(default=None, metadata={**NO_KEY, "minimum": 0})
 
     @property
     def is_mixture(self) -> bool:
@@ -156,7 +159,11 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`validation` holds (name, dataset); the name is "default" where only one is given."""
+    """`validation` holds (name, dataset); the name is "default" where only one is given.
+
+    A set has the keys of data.train, or `split_from_train`, the share of the training pairs that is held out for it, by prompt,
+    and `split_seed`, which draws them (42).
+    """
 
     train: DatasetConfig = DatasetConfig()
     validation: tuple[tuple[str, DatasetConfig], ...] = ()

@@ -79,6 +79,8 @@ def spellings(key: str) -> list[str]:
         return [f"{place}.{name}" for place in sections for name in ("path", *PATH_ALIASES, "dataset_name")]
     if key.startswith("policy.dtensor_cfg."):
         return [key, key.replace("dtensor_cfg", "automodel_cfg", 1)]
+    if section == "data.validation.default":
+        return [key, f"data.validation.{leaf}"]
     if section == "policy.megatron_cfg":
         theirs = [name for name, ours in DTENSOR_NAMES.items() if ours == leaf]
         return [key, *(f"policy.{backend}.{name}" for name in theirs for backend in ("dtensor_cfg", "automodel_cfg"))]

@@ -31,7 +31,8 @@ def audit_lines(table: FactTable, found: dict[str, Finding], without: frozenset[
     bias = length_bias(facts)
     yield (
         f"  longer: the chosen response in {bias['chosen_longer']:.1%} of pairs, the rejected one in "
-        f"{bias['rejected_longer']:.1%}; on average chosen / rejected is {bias['mean_ratio']:.2f}"
+        f"{bias['rejected_longer']:.1%}; on average they have {facts['whole_chosen'].mean():.0f} and "
+        f"{facts['whole_rejected'].mean():.0f} tokens"
     )
     odd = [name for name in _WORDS if len(found[name].rows)]
     for name in odd:

@@ -37,6 +37,14 @@ def data_options(dataset: DatasetConfig) -> list[str]:
     return [word for option, value in given.items() if value is not None for word in (option, str(value))]
 
 
+def held_out_options(name: str, dataset: DatasetConfig, output: Path) -> list[str]:
+    """The options of the training set's preference-tokenize that hold out the validation set `name`; none if it has rows."""
+    if dataset.split_from_train is None:
+        return []
+    seed = [] if dataset.split_seed is None else ["--seed", str(dataset.split_seed)]
+    return ["--split", f"{name}={dataset.split_from_train}", *seed, "--split-output", str(output)]
+
+
 def data_parts(name: str, dataset: DatasetConfig) -> dict[str, DatasetConfig]:
     """The data sets that are tokenized and scored for the set `name`, by the names of their files."""
     if not dataset.is_mixture:

@@ -22,9 +22,10 @@ from nemotron_dpo.config import (
     to_yaml,
 )
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.compile.data_parts import data_options, data_parts
+from nemotron_dpo.steps.compile.data_parts import data_options, data_parts, held_out_options
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
+from nemotron_dpo.steps.compile.swapped import swapped
 from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
 from nemotron_dpo.steps.tiny_policy import TINY_SFT
 
@@ -47,7 +48,7 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
     files = {"train.yaml": to_yaml(redact(run_tree(_trained(run))))} | _inline_template(run)
     datasets = {"train": _input(run.data.train)} | {f"validation-{name}": dataset for name, dataset in run.data.validation}
     parts = {part: rows for name, dataset in datasets.items() for part, rows in data_parts(name, dataset).items()}
-    stages = [_tokenize_stage(run, name, dataset, job) for name, dataset in parts.items()]
+    stages = [_tokenize_stage(run, name, dataset, job) for name, dataset in parts.items() if dataset.split_from_train is None]
     if objective_of(run.dpo).needs.reference:
         stages += [_score_stage(run, name, job) for name in parts]
     stages += [_mixture_stage(run, name, dataset, job) for name, dataset in datasets.items() if dataset.is_mixture]
@@ -60,11 +61,11 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
 
 
 def _notes(run: RunConfig) -> tuple[str, ...]:
-    """That nothing is scored, where it is so."""
+    """That nothing is scored, where it is so, and which data look swapped."""
     if objective_of(run.dpo).needs.reference:
-        return ()
+        return tuple(swapped(run))
     names = " and ".join(objective_names(run.dpo))
-    return (f"{names}: no reference is needed, so no pairs are scored",)
+    return (f"{names}: no reference is needed, so no pairs are scored", *swapped(run))
 
 
 def num_processes(run: RunConfig) -> int:
@@ -127,7 +128,12 @@ def _tokenize_stage(run: RunConfig, name: str, dataset: DatasetConfig, job: Path
     if run.policy.tokenizer.chat_template_kwargs:
         argv += ["--chat-template-kwargs", json.dumps(run.policy.tokenizer.chat_template_kwargs)]
     argv += data_options(dataset)
-    return Stage(f"preference-tokenize {name}", tuple(argv), inputs=inputs, outputs=(pairs,))
+    outputs = [pairs]
+    if name.partition(".")[0] == "train":
+        for held_out, share in run.data.validation:
+            argv += held_out_options(held_out, share, path := job / f"validation-{held_out}.pairs.arrow")
+            outputs += [path] if share.split_from_train is not None else []
+    return Stage(f"preference-tokenize {name}", tuple(argv), inputs=inputs, outputs=tuple(outputs))
 
 
 def _score_stage(run: RunConfig, name: str, job: Path) -> Stage:

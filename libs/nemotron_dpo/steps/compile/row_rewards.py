@@ -1,4 +1,4 @@
-"""Whether rows have the rewards that an objective needs, looked for before anything runs.
+"""The rewards of rows, looked for before anything runs: whether an objective that needs them has them, how they stand.
 
 Only the first lines of plain JSONL are looked at. Of other data, dpo-train says it.
 """
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.rewards import RECOGNISED, read_rewards
+from nemotron_dpo.preferences.rewards import RECOGNISED, Rewards, read_rewards
 
 _LOOKED_AT = 8  # rows, because single ones may be dropped
+_COMPARED = 200
 _MOST_BYTES = 1 << 20  # of a line
 
 
 @dataclass(frozen=True)
 class _Recognised:
-    """No columns are named: those that are recognised count."""
+    """The columns that are named; where none are, those that are recognised count."""
 
     chosen_reward: str | None = None
     rejected_reward: str | None = None
@@ -31,6 +32,15 @@ def lacks_rewards(path: str) -> bool:
     """Whether the first rows of the file, all of them, have no rewards in columns that are recognised."""
     rows = list(islice(_rows(Path(path)), _LOOKED_AT))
     return bool(rows) and not any(_has_rewards(row) for row in rows)
+
+
+def first_gaps(path: str, chosen_key: str | None, rejected_key: str | None) -> list[float]:
+    """By how much the chosen response's reward is the higher one, in those of the first rows of the file that have both."""
+    if (chosen_key is None) != (rejected_key is None):  # which is refused elsewhere
+        return []
+    keys = _Recognised(chosen_key, rejected_key)
+    found = [_rewards(row, keys) for row in islice(_rows(Path(path)), _COMPARED)]
+    return [gap.chosen - gap.rejected for gap in found if gap and gap.chosen is not None and gap.rejected is not None]
 
 
 def recognised() -> str:
@@ -54,8 +64,14 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _has_rewards(row: Mapping[str, Any]) -> bool:
+    rewards = _rewards(row, _Recognised())
+    return rewards is None or rewards.chosen is not None
+
+
+def _rewards(row: Mapping[str, Any], keys: _Recognised) -> Rewards | None:
+    """The rewards of a row; None where it is no such row, which preference-tokenize says."""
     row_format = "ranked" if "completions" in row else "helpsteer3" if "overall_preference" in row else "pair"
     try:
-        return read_rewards(row, row_format, _Recognised()).chosen is not None
-    except (RowProblem, KeyError, TypeError, ValueError, AttributeError):  # no such row: preference-tokenize says it
-        return True
+        return read_rewards(row, row_format, keys)
+    except (RowProblem, KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -162,6 +162,8 @@ def _tokenize(
     if data.is_mixture:
         raise UserError("is no single data set", field="data", remedy="leave out weights; only rl/nemo_rl/dpo mixes data sets")
     rows = data.path or _UNSET["data.path"]
+    for key in (key for key in ("split_from_train", "split_seed") if getattr(data, key) is not None):
+        raise UserError("is about training, and here is none", field=f"data.{key}", remedy="leave it out")
     argv = [executable("preference-tokenize"), rows, "-o", str(outputs[0]), "--tokenizer", tokenizer, *options]
     argv += ["--max-length", str(max_length)] if max_length else []
     argv += ["--chat-template", template] if template else []

@@ -67,7 +67,8 @@ def decide(plan: Plan, choices: Sequence[StageChoice], digests: Digests, env: Ma
         key = stage_key(plan, stage, made, digests, env)
         entry = None
         if key is not None and not stage.may_stop_early:
-            made.update({str(output): key for output in stage.outputs})
+            # What is made of one output must not pass for what is made of another one of the same stage.
+            made.update({str(output): f"{key} {n}" if n else key for n, output in enumerate(stage.outputs)})
             if choice.is_given or not choice.is_forced:
                 entry = stage_cache.find(key, stage.outputs)
         if choice.is_given and entry is None:

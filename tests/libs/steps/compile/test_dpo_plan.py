@@ -71,6 +71,56 @@ def test_data_sets_of_a_list_are_mixed_once_they_are_scored():
     assert sorted(mixing.inputs) == ["job/train.1.scored.arrow", "job/train.2.scored.arrow"]
 
 
+HELD_OUT = """
+preference-tokenize t.jsonl -o job/train.pairs.arrow --tokenizer org/model --max-length 128 --split train[:10%]\
+ --split default=0.05 --seed 7 --split-output job/validation-default.pairs.arrow
+ref-logprobs job/train.pairs.arrow -o job/train.scored.arrow --policy org/model --precision bfloat16
+ref-logprobs job/validation-default.pairs.arrow -o job/validation-default.scored.arrow --policy org/model --precision bfloat16
+dpo-train job/train.scored.arrow --policy org/model --run-dir job/run --validation default=job/validation-default.scored.arrow\
+ -c job/train.yaml
+ckpt-export job/run -o job/checkpoint_megatron --to megatron
+"""
+
+
+def test_a_share_of_the_training_set_comes_of_its_one_tokenization():
+    share = ["data.validation.split_from_train=0.05", "data.validation.split_seed=7", "data.train.split=train[:10%]"]
+    plan = _compile(*share)
+    assert [" ".join(command) for command in _commands(plan)] == HELD_OUT.strip().splitlines()
+    assert plan.stages[0].outputs == (JOB / "train.pairs.arrow", JOB / "validation-default.pairs.arrow")
+    weighed = _compile("data.train.weight=2", "data.validation={hard: {split_from_train: 0.1}}")
+    assert "--split hard=0.1 --split-output job/validation-hard.pairs.arrow" in " ".join(_commands(weighed)[0])
+    assert [stage.name for stage in weighed.stages[:4]] == [
+        "preference-tokenize train.1",
+        "ref-logprobs train.1",
+        "ref-logprobs validation-hard",
+        "mixture train",
+    ]
+
+
+def test_data_that_look_swapped_are_named_before_any_stage(tmp_path: Path):
+    def rows(*gaps: int) -> str:
+        lines = [f'{{"prompt": "p", "chosen": "a", "rejected": "b", "mine": {gap}, "theirs": 0}}' for gap in gaps]
+        (data := tmp_path / f"{len(gaps)}{sum(gaps)}.jsonl").write_text("\n".join(lines))
+        return f"data.train.path={data}"
+
+    keys = ("data.train.chosen_reward_key=mine", "data.train.rejected_reward_key=theirs")
+    what = f"in 3 of the first 5 rows of {tmp_path}/5-2.jsonl with rewards the rejected response has the higher one"
+    names = "reads the column 'bad' as the chosen one and 'good' as the rejected one: are they swapped?"
+    for overrides, expected in (
+        ((rows(-1, -1, 1, 0, -1), *keys), [f"warning: data.train: {what}: are chosen_key and rejected_key swapped?"]),
+        ((rows(-1, -1, 1, 1), *keys), []),
+        ((rows(-1, -1, -1), *keys), []),
+        ((rows(-1, -1, -1, -1),), []),  # columns that nobody names or knows
+        (
+            ("data.validation={hard: [{path: v, chosen_key: bad, rejected_key: good}]}",),
+            [f"warning: data.validation.hard: {names}"],
+        ),
+    ):
+        assert list(_compile(*overrides).notes) == expected
+    with pytest.raises(UserError, match=r"\"data.train\" 'rejected' is named as chosen and as rejected: name two columns"):
+        _compile("data.train.chosen_key=rejected")
+
+
 def test_without_a_reference_pairs_are_mixed_as_they_are():
     plan = _compile("data.train.weight=1.5", "dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1")
     commands = [" ".join(command) for command in _commands(plan)]

@@ -13,6 +13,7 @@ from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile import programs
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.dpo_plan import compile_plan
+from nemotron_dpo.steps.compile.stage_choice import choose, decide
 from nemotron_dpo.steps.compile.stage_keys import stage_key
 from nemotron_dpo.steps.tiny_policy import write_policy
 
@@ -64,6 +65,27 @@ def test_what_a_setting_makes_run_again(tmp_path: Path, policy: Path, override: 
     before, after = _keys(tmp_path, policy), _keys(tmp_path, policy, override)
     assert None not in before.values()
     assert {name for name in ALL if before[name] != after[name]} == again
+
+
+def test_both_streams_of_one_tokenization_are_scored_under_keys_of_their_own(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The two commands of ref-logprobs differ in paths alone, which do not count; and what makes another share, does."""
+    monkeypatch.chdir(tmp_path)
+    (data := tmp_path / "rows.jsonl").write_text("{}\n")
+
+    def keys(*overrides: str) -> dict[str, str | None]:
+        base = [f"policy.model_name={policy}", f"data.train.path={data}", "data.validation.split_from_train=0.05"]
+        plan = compile_plan(load_run(None, [*base, *overrides])[0], Path("job"), STEP)
+        decisions = decide(plan, choose(plan, None, None, force=False), Digests(tmp_path / "memo.json"), {})
+        return {decision.stage.name: decision.key for decision in decisions}
+
+    before = keys()
+    assert None not in before.values()
+    assert len(set(before.values())) == len(before) == 5
+    assert before == keys("policy.optimizer.name=adamw")
+    for override in ("data.validation.split_from_train=0.1", "data.validation.split_seed=7"):
+        assert set(before.values()).isdisjoint(keys(override).values())
 
 
 def test_where_the_job_lies_does_not_count(tmp_path: Path, policy: Path):
