@@ -4,7 +4,8 @@ A member takes any tensor that the model gives it. Where a backend's own code do
 with gaps), the member falls back to torch's operations by itself, so that callers never ask which backend there is.
 
 Legend: S packed tokens, L those held here, T tokens, N query heads, G key/value heads, D head size, H features, C tokens of a
-chunk, B entries of a block of the vocabulary.
+chunk, B entries of a block of the vocabulary. In a recurrence N heads, of which those of one of G groups share B and C, K state
+size, C channels, W taps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nemotron_dpo.kernels.chunks import Chunks
 from nemotron_dpo.kernels.segments import PackedTokens
+
+ScanGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of x, dt, A, B, C and D
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Kernels:
         is None, it gets of each token's logits, float32: the highest, 1 if the one at the token's place is the first of the
         highest, else 0, and of e = exp(logit - highest) the sums of e, of e * (highest - logit) and of e * e. These are sums of
         what is not negative, so no digits are lost in them. Whether they are asked for changes no bit of the rest.
+    scan(x_SND, dt_SN, A_N, B_SGK, C_SGK, D_N, chunks): the recurrence of Mamba-2 along each path of `chunks`, as x.
+        scan_backward takes the gradient of the result before these, and gives those of the six tensors.
+    convolve(x_SC, weight_CW, bias_C, chunks): of each channel the sum of its weights times the last W tokens of the path, as x.
+        convolve_backward(grad_SC, x_SC, weight_CW, chunks) gives the gradients of the three tensors.
     add_rounded(total, part): total += part, where `total` is float32 and `part` is narrower.
     """
 
@@ -48,6 +56,10 @@ class Kernels:
     swiglu_backward: Callable[[Tensor, Tensor, object], Tensor]
     rotate: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+    scan: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], Tensor]
+    scan_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], ScanGradients]
+    convolve: Callable[[Tensor, Tensor, Tensor | None, Chunks], Tensor]
+    convolve_backward: Callable[[Tensor, Tensor, Tensor, Chunks], tuple[Tensor, Tensor, Tensor]]
     add_rounded: Callable[[Tensor, Tensor], None]
 
 

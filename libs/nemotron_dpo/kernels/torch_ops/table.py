@@ -9,7 +9,10 @@ from nemotron_dpo.kernels.protocol import Kernels
 from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops.activation import swiglu, swiglu_backward
 from nemotron_dpo.kernels.torch_ops.attention import attend
+from nemotron_dpo.kernels.torch_ops.convolution import convolve, convolve_backward
 from nemotron_dpo.kernels.torch_ops.logits import read_logits
+from nemotron_dpo.kernels.torch_ops.mamba2 import scan
+from nemotron_dpo.kernels.torch_ops.mamba2_backward import scan_backward
 from nemotron_dpo.kernels.torch_ops.norm import rms_norm, rms_norm_backward
 from nemotron_dpo.kernels.torch_ops.rotary import rotate
 
@@ -37,5 +40,9 @@ def torch_kernels() -> Kernels:
         swiglu_backward=swiglu_backward,
         rotate=rotate,
         read_logits=read_logits,
+        scan=scan,
+        scan_backward=scan_backward,
+        convolve=convolve,
+        convolve_backward=convolve_backward,
         add_rounded=add_rounded,
     )
