@@ -49,13 +49,13 @@ def load(policy: TrainablePolicy, folder: Path) -> None:
     remedy = f"is the copy complete? Without {folder.parent.name} the run goes on from the checkpoint before it"
     try:
         state = torch_dist.load({"optimizer": _sharded(policy, is_loading=True)}, folder)["optimizer"]
-        states = [state] if len(_parts(policy.optimizer)) == 1 else [state[index] for index in sorted(state)]
-        for part, its_state in zip(_parts(policy.optimizer), states, strict=True):
-            _restore(part, its_state)
+        parts, step = _parts(policy.optimizer), _step(state)
+        for index, part in enumerate(parts):
+            _restore(part, state if len(parts) == 1 else state[index], step)
     except UserError as error:
         error.remedy = remedy
         raise
-    except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"cannot be loaded ({_reason(error)})", source=folder, remedy=remedy) from None
 
 
@@ -76,9 +76,21 @@ def _allocate(part: Any) -> None:
         state.setdefault("step", torch.tensor(0.0, device=parameter.device))
 
 
-def _restore(part: Any, state: dict[str, Any]) -> None:
-    """`part.load_state_dict(state)`, with two faults of the distributed optimizer over torch's AdamW worked around.
+def _step(state: Any) -> Any:
+    """The number of steps that were taken, from the first group of parameters in what was stored besides tensors."""
+    if isinstance(state, dict):
+        groups = state.get("param_groups") or ()
+        found = [group["step"] for group in groups if "step" in group]
+        nested = (_step(value) for key, value in state.items() if key not in ("param_state", "state"))
+        return found[0] if found else next((step for step in nested if step is not None), None)
+    return None
 
+
+def _restore(part: Any, state: dict[str, Any], step: Any) -> None:
+    """`part.load_state_dict(state)`, with three faults of the distributed optimizer over torch's AdamW worked around.
+
+    Groups of parameters are stored as the first rank has them, and other ranks, or other layouts, have others: experts have an
+    optimizer of their own where ranks divide them. Of what they say only `step` is not what this run has set anyway.
     Loading the `fully_reshardable` form copies every entry of a parameter's state. The step count is not stored by parameter,
     so the copy would fail on it: it is removed meanwhile. And all parameters would share one step tensor, which AdamW would
     advance once for each of them: every parameter gets a copy.
@@ -86,13 +98,15 @@ def _restore(part: Any, state: dict[str, Any]) -> None:
     if not isinstance(part, DistributedOptimizer):
         part.load_state_dict(state)
         return
-    tensors = state.pop("param_state")
-    part.load_state_dict(state)
+    if step is None:
+        raise ValueError("it does not say after how many steps it was saved")
+    groups = [{**group, "step": step} for group in part.optimizer.state_dict()["param_groups"]]
+    part.load_state_dict({"optimizer": {"param_groups": groups}})
     inner = part.optimizer.state
     steps = {parameter: its_state.pop("step") for parameter, its_state in inner.items() if "step" in its_state}
-    part.load_parameter_state_from_fully_reshardable(tensors)
-    for parameter, step in steps.items():
-        inner[parameter]["step"] = step.to(parameter.device, copy=True)
+    part.load_parameter_state_from_fully_reshardable(state["param_state"])
+    for parameter, count in steps.items():
+        inner[parameter]["step"] = count.to(parameter.device, copy=True)
 
 
 def _reason(error: Exception) -> str:
