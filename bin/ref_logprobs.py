@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -30,10 +30,15 @@ import click
 from nemotron_dpo import __version__, cli, launcher
 
 if TYPE_CHECKING:
+    from nemotron_dpo.policy.architecture import Architecture
+    from nemotron_dpo.policy.model import PairPolicy
+    from nemotron_dpo.scoring.known import Known
+    from nemotron_dpo.scoring.store import Context
     from nemotron_dpo.sources import ModelSource
-    from nemotron_dpo.streams import Reader, StreamInfo, Writer
+    from nemotron_dpo.streams import Reader, StreamInfo
 
 PROGRAM = "ref-logprobs"
+SAY = functools.partial(cli.say, PROGRAM)
 _PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar": "N"}
 
 
@@ -57,6 +62,9 @@ _PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar"
 @click.option(
     "--reuse", multiple=True, type=cli.PATH, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated."
 )
+@click.option(
+    "--cache", type=cli.PATH, metavar="DIR", envvar="NEMOTRON_DPO_CACHE", help="Store of scores [NEMOTRON_DPO_CACHE]."
+)
 @click.option("--tensor-parallel", "tensor", **_PROCESSES, help="Processes that divide each layer.")
 @click.option("--pipeline-parallel", "pipeline", **_PROCESSES, help="Processes that divide the layers.")
 @click.option("--context-parallel", "context", **_PROCESSES, help="Processes that divide a row's tokens.")
@@ -72,10 +80,12 @@ def command(
     precision: str,
     micro_batch_tokens: int | None,
     reuse: tuple[str, ...],
+    cache: str | None,
     **division: int | None,
 ) -> None:
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.paths import refuse_overwriting
+    from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.sources import resolve, with_hf_model
     from nemotron_dpo.streams import open_reader
@@ -89,72 +99,98 @@ def command(
         _warn(reader)
         found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
         _check_tokenizer(reader, tokenizer, found)
-        choose(precision, functools.partial(cli.say, PROGRAM))
-        with _joined_job(division):
-            info = _stream_info(reader, found, precision)
-            known = _known(reuse, info)
-            with _writer(output, info) as writer:
-                num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, known, writer)
+        choose(precision, SAY)
+        with _joined_job(division) as join:
+            context = _context(found, precision)
+            known = parallel.agreed(lambda: _known(reuse, cache, context, found) if cli.is_first_rank() else None)
+            with _writer(output, _stream_info(reader, found, context)) as write:
+                num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, join, known, write)
     seconds = time.perf_counter() - started
-    reused = f", {num_pairs - num_new} of them reused" if reuse else ""
-    cli.say(PROGRAM, f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
+    reused = f", {num_pairs - num_new} of them reused" if reuse or cache else ""
+    SAY(f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
 
 
 @contextlib.contextmanager
-def _joined_job(division: dict[str, Any]) -> Iterator[None]:
-    """Be one of the processes that share the policy, divided as the fields of a Layout say."""
+def _joined_job(division: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Be one of the processes that share the policy, divided as the fields of a Layout say.
+
+    A process alone joins nothing before it calls what is yielded: where all scores are known it opens no policy.
+    """
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
 
-    keep_freed_memory()
     # the sequence is divided too: it changes no score, and a mixture under tensor parallelism asks for it
-    parallel.initialize(parallel.Layout(**division, sequence=True), say=functools.partial(cli.say, PROGRAM))
+    layout = parallel.Layout(**division, sequence=True)
+
+    def join() -> None:
+        keep_freed_memory()
+        parallel.initialize(layout, say=SAY)
+
+    layout.data(parallel.job_size())
     try:
-        yield
+        if parallel.job_size() > 1:
+            join()
+        yield join
     finally:
         parallel.shut_down()
 
 
 def _score(
-    reader: Reader, policy: ModelSource, precision: str, max_tokens: int | None, known: dict, writer: Writer | None
+    reader: Reader,
+    policy: ModelSource,
+    precision: str,
+    max_tokens: int | None,
+    join: Callable[[], None],
+    known: Known | None,
+    write: Callable[[Any], object],
 ) -> tuple[int, int]:
     """Score every window of the stream; (pairs, pairs computed here and now)."""
-    import pyarrow as pa
-
-    from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.policy import parallel
-    from nemotron_dpo.preferences.checks import check_scores
-    from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.preferences.vocabulary import num_tokens
     from nemotron_dpo.progress import Work
-    from nemotron_dpo.scoring import score, windows
-    from nemotron_dpo.streams import SCORED_PAIRS
+    from nemotron_dpo.scoring.stream import Scorer, row_tokens, score_stream
 
-    model = open_policy(policy, precision).eval()
-    architecture, max_tokens = model.architecture, max_tokens or score.row_tokens()
-    vocab_size = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer")) or architecture.vocab_size
-    num_pairs = num_new = 0
+    def open_model() -> PairPolicy:
+        from nemotron_dpo.checkpoint.policy import open_policy
+
+        if parallel.job_size() == 1:
+            join()
+        return open_policy(policy, precision).eval()
+
+    def vocab_size(architecture: Architecture) -> int:
+        of_tokenizer = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer"))
+        return min(of_tokenizer or architecture.vocab_size, architecture.vocab_size)
+
+    scorer = Scorer(policy.name, open_model, vocab_size, max_tokens or row_tokens(), known)
     shown = cli.show_progress(PROGRAM, Work("scoring", "pair", total=reader.count_rows()))
-    for window in windows.windows(reader, windows.window_tokens(max_tokens, parallel.data_size())):
-        windows.check_fits(window, min(vocab_size, architecture.vocab_size), architecture.max_length, reader.source)
-        scores, computed = score.score_window(model, window, max_tokens, known, shown.advance)
-        scored = pa.RecordBatch.from_arrays(score.with_scores(window, scores), schema=SCORED_PAIRS)
-        check_scores(Pairs.of(scored), policy.name, "are its weights damaged?")
-        num_pairs, num_new = num_pairs + window.num_rows, num_new + computed
-        if writer is not None:
-            writer.write(scored)
-    return num_pairs, num_new
+    return score_stream(reader, scorer, write, shown.advance)
 
 
-def _stream_info(reader: Reader, policy: ModelSource, precision: str) -> StreamInfo:
+def _context(policy: ModelSource, precision: str) -> Context:
+    """What decides the scores. The weights' digest is on the first rank alone: it takes reading them."""
     from nemotron_dpo.checkpoint.weights_digest import weights_digest
     from nemotron_dpo.policy import parallel
+    from nemotron_dpo.scoring.store import Context
+
+    digest = parallel.agreed(lambda: weights_digest(policy) if cli.is_first_rank() else "")
+    return Context(digest, precision, parallel.kernels_of_job())
+
+
+def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: ModelSource) -> Known:
+    """The scores in earlier outputs and in the store. Raises UserError where an output is of another policy or precision."""
+    from nemotron_dpo.checkpoint.weights_digest import is_digest_of
+    from nemotron_dpo.scoring.known import Known, read_earlier, store_of
+
+    store = store_of(cache, context, SAY)
+    return Known(store, read_earlier(reuse, context, lambda digest: is_digest_of(digest, policy), store, SAY))
+
+
+def _stream_info(reader: Reader, policy: ModelSource, context: Context) -> StreamInfo:
     from nemotron_dpo.streams import StreamInfo
 
-    digests = {**reader.info.digests, "reference": weights_digest(policy)}
-    own = {"reference_policy": policy.name, "reference_precision": precision, "kernels": parallel.kernels_of_job()}
-    settings = {**reader.info.settings, **own}
-    return StreamInfo("scored_pairs", PROGRAM, __version__, digests, settings)
+    digests = {**reader.info.digests, "reference": context.weights}
+    own = {"reference_policy": policy.name, "reference_precision": context.precision, "kernels": context.kernels}
+    return StreamInfo("scored_pairs", PROGRAM, __version__, digests, {**reader.info.settings, **own})
 
 
 def _check_tokenizer(reader: Reader, tokenizer: str | None, policy: ModelSource) -> None:
@@ -165,52 +201,27 @@ def _check_tokenizer(reader: Reader, tokenizer: str | None, policy: ModelSource)
 
     digest = reader.info.digests.get("tokenizer")
     if tokenizer is None and is_foreign(policy.tokenizer_folder, digest):
-        cli.say(PROGRAM, f"warning: {reader.source}: was tokenized with another tokenizer than {policy.name} has")
+        SAY(f"warning: {reader.source}: was tokenized with another tokenizer than {policy.name} has")
     if tokenizer is not None and open_folder(tokenizer).digests["tokenizer"] != digest:
         remedy = "tokenize again, or drop --tokenizer"
         raise UserError(f"was not tokenized with {tokenizer}", source=reader.source, remedy=remedy)
 
 
-def _known(reuse: tuple[str, ...], info: StreamInfo) -> dict:
-    """Scores in earlier outputs of the same reference; UserError where one is of another policy or precision."""
-    from nemotron_dpo.errors import UserError
-    from nemotron_dpo.preferences.checks import check_ids, check_scores
-    from nemotron_dpo.preferences.pairs import Pairs
-    from nemotron_dpo.scoring.score import known_scores
-    from nemotron_dpo.streams import open_reader
-
-    known: dict = {}
-    for path in reuse:
-        with open_reader(path, "scored_pairs") as old:
-            same_weights = old.info.digests.get("reference") == info.digests["reference"]
-            if not same_weights or old.info.settings.get("reference_precision") != info.settings["reference_precision"]:
-                raise UserError("cannot be reused: it was scored by another policy or at another precision", source=path)
-            _warn(old)
-            if (by := old.info.settings.get("kernels")) != info.settings["kernels"]:
-                kernels = f"{by or 'unknown ones'}, new pairs by {info.settings['kernels']}"
-                cli.say(PROGRAM, f"warning: {path}: was scored by other kernels ({kernels}): they round otherwise")
-            pairs = Pairs.of(old.read_all())
-            check_ids(pairs, path)
-            check_scores(pairs, path, "leave out this --reuse")
-            known.update(known_scores(pairs))
-    return known
-
-
 def _warn(reader: Reader) -> None:
     if reader.warning:
-        cli.say(PROGRAM, f"warning: {reader.warning}")
+        SAY(f"warning: {reader.warning}")
 
 
 @contextlib.contextmanager
-def _writer(output: str, info: StreamInfo) -> Iterator[Writer | None]:
-    """The writer on the first process of a job, None on the others."""
+def _writer(output: str, info: StreamInfo) -> Iterator[Callable[[Any], object]]:
+    """What takes batches of the output on the first process of a job, and nothing on the others."""
     from nemotron_dpo.streams import open_writer
 
     if not cli.is_first_rank():
-        yield None
+        yield lambda batch: None
         return
     with open_writer(output, info) as writer:
-        yield writer
+        yield writer.write
 
 
 def main() -> NoReturn:

@@ -13,7 +13,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.model import PairPolicy
 from nemotron_dpo.policy.rows import join_responses
-from nemotron_dpo.scoring.score import score_window
+from nemotron_dpo.scoring.score import scores_of
 from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
 
 MOST_DIFFERENCE = 1e-4  # of a token's log-prob: the same weights run through the same code, and a wrong weight changes far more
@@ -45,9 +45,7 @@ def rows(num_rows: int, architecture: Architecture, seed: int = 0) -> pa.RecordB
 
 def score(model: PairPolicy, window: pa.RecordBatch) -> np.ndarray:
     """Log-probs of every response token of the pairs, float32 [R], each pair in a row of its own."""
-    model.eval()
-    scores, _ = score_window(model, window, _PROMPT + 2 * _RESPONSE, {})
-    return join_responses(*zip(*scores, strict=True))
+    return join_responses(*zip(*scores_of(model.eval(), window, _PROMPT + 2 * _RESPONSE), strict=True))
 
 
 def compare(before_R: np.ndarray, after_R: np.ndarray) -> float:

@@ -50,10 +50,6 @@ _AT_ONCE = 4  # tensors that are in memory and being digested
 
 def weights_digest(source: ModelSource) -> str:
     """The digest of the policy `source`. Raises UserError where its weights cannot be read or are not those of its config."""
-    from nemotron_dpo.checkpoint import adapters
-
-    if source.kind == "peft" or adapters.read(source) is not None:
-        return source.files_digest()
     files = source.weight_files()
     states = [path.stat() for path in files]
     state = [[os.path.realpath(path), *_state(s)] for path, s in zip(files, states, strict=True)]
@@ -61,6 +57,8 @@ def weights_digest(source: ModelSource) -> str:
     known = _read_memo().get(name)
     if known is not None:
         return known
+    if _is_adapted(source):
+        return source.files_digest()
     digest = _computed(source)
     if all(time.time() - s.st_mtime > _SETTLED_SECONDS for s in states):
         _remember(name, digest)
@@ -74,6 +72,12 @@ def is_digest_of(digest: str | None, source: ModelSource) -> bool:
     if digest.startswith(OF_FILES):
         return digest in (source.files_digest(), source.former_files_digest())
     return digest == weights_digest(source)
+
+
+def _is_adapted(source: ModelSource) -> bool:
+    from nemotron_dpo.checkpoint import adapters  # it imports megatron-core, which takes seconds
+
+    return source.kind == "peft" or adapters.read(source) is not None
 
 
 def _state(of: os.stat_result) -> tuple[int, ...]:

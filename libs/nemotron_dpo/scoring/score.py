@@ -1,11 +1,11 @@
-"""Score one window of pairs under a fixed policy: a log-prob for every response token, packed, forward only.
+"""Score pairs under a fixed policy: a log-prob for every response token, packed, forward only.
 
 Legend: R response tokens of a packed row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,55 +21,49 @@ from nemotron_dpo.policy.rows import PackedRow, pack_row, split_responses
 from nemotron_dpo.policy.trainable import run_schedule
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.streams import TOKENIZED_PAIRS
+from nemotron_dpo.scoring.scores import WindowScores
 
-# (chosen, rejected) log-probs of one pair, float32, one a response token
-Scores = tuple[np.ndarray, np.ndarray]
-
-
-def row_tokens() -> int:
-    """Tokens of a packed row where nobody says: as many as this process's device multiplies at its best."""
-    return 16384 if device().type == "cuda" else 4096
+# hears of rows of the window whose scores are there now
+Done = Callable[[Sequence[int]], object]
 
 
-def score_window(
-    model: PairPolicy,
-    window: pa.RecordBatch,
-    max_tokens: int,
-    known: Mapping[bytes, Scores],
-    done: Callable[[int], object] = lambda num_pairs: None,
-) -> tuple[list[Scores], int]:
-    """Scores of every pair of the window in its order, on every rank, and how many were not found in `known` by pair_id.
-
-    `done` hears of so many more pairs as they come; they add up to those of the window.
-    Every data-parallel replica computes the scores of about the same work, and gets the others' from them.
-    """
+def scores_of(model: PairPolicy, window: pa.RecordBatch, max_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The scores of both responses of every pair of `window`, on every rank."""
     pairs = Pairs.of(window)
-    missing = [i for i, pair_id in enumerate(pairs.pair_ids) if pair_id not in known]
-    told = _Told(window.num_rows, done)
-    computed = _score(model, pairs, _bins(model, pairs, missing, max_tokens), told)
-    for part in _gathered(computed):
-        computed.update(part)
-    told.rest()
-    return [known[key] if key in known else computed[i] for i, key in enumerate(pairs.pair_ids)], len(missing)
+    scores = WindowScores.of(pairs)
+    score_rows(model, pairs, range(len(pairs)), scores, max_tokens)
+    return [scores.row(row) for row in range(len(pairs))]
 
 
-def with_scores(window: pa.RecordBatch, scores: list[Scores]) -> list[pa.Array]:
-    """The columns of `scored_pairs`: those of the window and the two reference columns."""
-    columns = [window.column(name) for name in TOKENIZED_PAIRS.names]
-    for side in (0, 1):
-        lengths = [len(pair[side]) for pair in scores]
-        values = np.concatenate([pair[side] for pair in scores])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        columns.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32())))
-    return columns
+def score_rows(
+    model: PairPolicy,
+    pairs: Pairs,
+    rows: Sequence[int],
+    scores: WindowScores,
+    max_tokens: int,
+    *,
+    told: Callable[[int], object] = lambda num_pairs: None,
+    done: Done = lambda rows: None,
+) -> None:
+    """Put the scores of the `rows` of a window's `pairs` into `scores`, on every rank.
 
+    `told` hears of so many more pairs as they come, which add up to the rows. `done` hears which of them are there: a packed
+    row at a time where this process computes alone on a CPU, whose windows take minutes, and else all of them at the end.
 
-def known_scores(pairs: Pairs) -> dict[bytes, Scores]:
-    """Scores by pair_id, from an earlier output."""
-    assert pairs.ref_chosen is not None
-    assert pairs.ref_rejected is not None
-    return {key: (pairs.ref_chosen[i], pairs.ref_rejected[i]) for i, key in enumerate(pairs.pair_ids)}
+    Every data-parallel replica computes about the same work, and gets the rest from the others. Which pairs share a packed row
+    depends on `rows` alone, and is the same for what is left of them when whole packed rows are taken out.
+    """
+    count = _Told(len(rows), told)
+    bins = _bins(model, pairs, rows, max_tokens)
+    is_alone = parallel.world_size() == 1 and device().type == "cpu"
+    for some in ([one] for one in bins) if is_alone else [bins]:
+        _score(model, pairs, some, scores, count)
+        if is_alone:
+            done(some[0])
+    if not is_alone:
+        _share(pairs, rows, bins, scores)
+        done(rows)
+    count.rest()
 
 
 @dataclass(frozen=True)
@@ -100,35 +94,42 @@ class _Told:
             self.done(num_pairs)
 
 
-def _bins(model: PairPolicy, pairs: Pairs, missing: list[int], max_tokens: int) -> list[list[int]]:
-    """Those of the `missing` pairs that this replica scores, by packed row."""
-    if not missing:
+def _bins(model: PairPolicy, pairs: Pairs, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Those of the `rows` that this replica scores, by packed row."""
+    if not len(rows):
         return []
-    lengths = (column.lengths[missing] for column in (pairs.prompt, pairs.chosen, pairs.rejected))
-    mine = [missing[i] for i in share_of_replica(model.architecture, *lengths)]
-    return [[mine[i] for i in members] for members in pack([int(pairs.num_tokens[i]) for i in mine], max_tokens)]
+    lengths = (column.lengths[list(rows)] for column in (pairs.prompt, pairs.chosen, pairs.rejected))
+    mine = [rows[i] for i in share_of_replica(model.architecture, *lengths)]
+    return [[mine[i] for i in members] for members in pack(pairs.num_tokens_of(mine).tolist(), max_tokens)]
 
 
-def _score(model: PairPolicy, pairs: Pairs, bins: Sequence[list[int]], told: _Told) -> dict[int, Scores]:
-    """Scores of the pairs in `bins`, on one of the ranks that hold them; nothing on the others."""
+def _score(model: PairPolicy, pairs: Pairs, bins: Sequence[list[int]], scores: WindowScores, told: _Told) -> None:
+    """Compute the pairs in `bins`; the scores are put in place on one of the ranks that hold them."""
     num_empty = parallel.num_micro_batches(len(bins)) - len(bins)
     batches = [_Batch(pack_row(*pairs.columns(members), parallel.row_cut())) for members in [*bins, *[[]] * num_empty]]
     if not batches:
-        return {}
+        return
     with torch.no_grad():  # not in inference mode: megatron-core keeps tensors that training writes to afterwards
         rows = run_schedule(model, batches, lambda batch, logps_R: (logps_R, logps_R), forward_only=True, through=told.through)
     if not (parallel.is_last_stage() and parallel.is_first_copy()):
-        return {}
-    scores: dict[int, Scores] = {}
+        return
     for members, logps_R in zip(bins, rows[: len(bins)], strict=True):
         lengths = (column.lengths[members] for column in (pairs.chosen, pairs.rejected))
-        scores.update(zip(members, split_responses(logps_R.cpu().numpy(), *lengths), strict=True))
-    return scores
+        for row, sides in zip(members, split_responses(logps_R.cpu().numpy(), *lengths), strict=True):
+            scores.put(row, *sides)
 
 
-def _gathered(computed: dict[int, Scores]) -> list[dict[int, Scores]]:
+def _share(pairs: Pairs, rows: Sequence[int], bins: Sequence[list[int]], scores: WindowScores) -> None:
+    """Give every rank the scores of `rows` that any rank has computed, bit for bit."""
     if parallel.world_size() == 1:
-        return []
-    parts: list[dict[int, Scores]] = [{}] * parallel.world_size()
-    dist.all_gather_object(parts, computed)
-    return parts
+        return
+    has = parallel.is_last_stage() and parallel.is_first_copy()
+    mine = np.zeros(len(pairs), bool)
+    mine[[row for members in bins for row in members] if has else []] = True
+    wanted = np.zeros(len(pairs), bool)
+    wanted[list(rows)] = True
+    for values, side in ((scores.chosen, pairs.chosen), (scores.rejected, pairs.rejected)):
+        bits = np.where(np.repeat(mine, side.lengths), values.view(np.int32), 0)
+        shared = torch.from_numpy(bits).to(device())
+        dist.all_reduce(shared)  # of whole numbers, of which all but one are 0: a sum of floats would lose the sign of 0
+        np.copyto(values, shared.cpu().numpy().view(np.float32), where=np.repeat(wanted, side.lengths))

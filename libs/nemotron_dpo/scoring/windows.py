@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.checks import check_ids, check_vocabulary
+from nemotron_dpo.preferences.checks import check_vocabulary
 from nemotron_dpo.preferences.pairs import Pairs
 
 ROWS_OF_A_REPLICA, FEWEST_ROWS = 4, 16  # of a window; few replicas get more each, as more pairs fill their rows better
@@ -38,13 +38,11 @@ def windows(batches: Iterable[pa.RecordBatch], num_tokens: int) -> Iterator[pa.R
         yield pa.concat_batches(waiting)
 
 
-def check_fits(window: pa.RecordBatch, vocab_size: int, max_length: int, source: str) -> None:
-    """Raise UserError where ids are not those of their pair_id, or the policy cannot read them.
+def check_fits(pairs: Pairs, vocab_size: int, max_length: int, source: str) -> None:
+    """Raise UserError where the policy cannot read `pairs`.
 
     It cannot read ids beyond its vocabulary, nor a sequence (a prompt and one response) of more than `max_length` tokens.
     """
-    pairs = Pairs.of(window)
-    check_ids(pairs, source)
     check_vocabulary(pairs, vocab_size, source)
     longest = pairs.sequence_lengths.max()
     if longest > max_length:

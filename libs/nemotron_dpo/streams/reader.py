@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -38,9 +39,10 @@ class Reader:
     `warning` is a line for the user where the stream has no checksums: earlier versions wrote none.
     """
 
-    def __init__(self, file: Any, source: str, accept: tuple[str, ...]) -> None:
+    def __init__(self, file: Any, source: str, accept: tuple[str, ...], mapped: mmap.mmap | None = None) -> None:
         self.source = source
         self._file = file
+        self._mapped = mapped
         try:
             self._stream = pa.ipc.open_stream(file)
             stored = self._stream.schema
@@ -68,13 +70,25 @@ class Reader:
 
     def read_so_far(self) -> tuple[pa.Table, UserError | None]:
         """The rows up to where the stream is cut, damaged or still being written, and what is wrong there, if anything."""
+        batches, error = self.whole_batches()
+        return pa.Table.from_batches(batches, schema=self.schema), error
+
+    def forget(self) -> None:
+        """Give back the memory of what was read of a mapped file: whoever has read it once needs no more of it.
+
+        What is looked at again comes from the file again.
+        """
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def whole_batches(self) -> tuple[list[pa.RecordBatch], UserError | None]:
+        """The batches up to where the stream is cut or damaged, each checked, and the error there; None where it is whole."""
         batches: list[pa.RecordBatch] = []
         try:
-            for batch in self:
-                batches.append(batch)
+            batches += self
         except UserError as error:
-            return pa.Table.from_batches(batches, schema=self.schema), error
-        return pa.Table.from_batches(batches, schema=self.schema), None
+            return batches, error
+        return batches, None
 
     def count_rows(self) -> int | None:
         """The rows of a file, up to where it is cut; None for a pipe, which can be read only once."""
@@ -111,6 +125,7 @@ class Reader:
             pass  # who reads the rows says what is wrong
         finally:
             self._file.seek(place)
+            self.forget()
         return number, num_rows
 
     def _batches(self, is_mine: Callable[[int], bool]) -> Iterator[tuple[pa.RecordBatch, Any]]:
@@ -174,8 +189,9 @@ def open_reader(source: str | Path, *accept: str) -> Iterator[Reader]:
         refuse_pipe_in_job("input -")
         yield Reader(sys.stdin.buffer, "<stdin>", accept)
         return
-    with pa.memory_map(str(_existing(source))) as file:
-        yield Reader(file, str(source), accept)
+    with _existing(source).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    yield Reader(pa.BufferReader(pa.py_buffer(mapped)), str(source), accept, mapped)  # unmapped with the last array of it
 
 
 def spool(source: str, target: Path) -> Path:

@@ -1,0 +1,139 @@
+"""ref-logprobs with a store: nothing is computed twice, a killed run goes on, and its store is looked after."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import small
+from support.programs import BIN, check, error_line, run, torchrun
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = ("--precision", "float32", "--micro-batch-tokens", 64)
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.arrow", small.random_pairs(60, seed=21))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pairs_file: Path, llama: Path) -> bytes:
+    """What a run without a store writes."""
+    out = pairs_file.with_name("undisturbed.arrow")
+    check("ref-logprobs", pairs_file, "-o", out, "--policy", llama, *OPTIONS)
+    return out.read_bytes()
+
+
+def reused(done: subprocess.CompletedProcess[bytes]) -> tuple[int, int]:
+    """The two counts of the closing line."""
+    line = done.stderr.decode().splitlines()[-1]
+    counts = re.fullmatch(r"ref-logprobs: (\d+) pairs scored, (\d+) of them reused, [\d.]+ s, [\d.]+ new pairs/s", line)
+    assert counts, line
+    return int(counts[1]), int(counts[2])
+
+
+@pytest.mark.multiprocess
+def test_all_forms_of_a_policy_have_the_same_entries(pairs_file: Path, undisturbed: bytes, llama: Path, tmp_path: Path) -> None:
+    """Scored from the HF folder; found for its import, for a copy, by the variable, and by two ranks."""
+    out, cache = tmp_path / "out.arrow", ("--cache", tmp_path / "cache")
+    done = check("ref-logprobs", pairs_file, "-o", out, "--policy", llama, *OPTIONS, *cache)
+    assert reused(done) == (60, 0)
+    assert out.read_bytes() == undisturbed
+    check("ckpt-export", llama, "-o", tmp_path / "imported", "--to", "megatron")
+    variable = {**os.environ, "NEMOTRON_DPO_CACHE": str(tmp_path / "cache")}
+    done = check(
+        "ref-logprobs", pairs_file, "-o", tmp_path / "again.arrow", "--policy", tmp_path / "imported", *OPTIONS, env=variable
+    )
+    assert reused(done) == (60, 60)
+    done = check("ref-logprobs", pairs_file, "-o", tmp_path / "half.arrow", "--policy", llama, *cache)
+    assert reused(done) == (60, 0), "in bfloat16 they are others"
+    torchrun(2, "ref-logprobs", pairs_file, "-o", tmp_path / "two.arrow", "--policy", llama, *OPTIONS, *cache)
+    assert (tmp_path / "two.arrow").read_bytes() == undisturbed
+
+
+def test_only_what_is_new_is_computed(pairs_file: Path, llama: Path, tmp_path: Path) -> None:
+    """More rows, and a set that overlaps, in another order and twice."""
+    old, new = small.random_pairs(60, seed=21), small.random_pairs(7, seed=22)
+    sides = zip((new.prompts, new.chosen, new.rejected), (old.prompts, old.chosen, old.rejected), strict=True)
+    mixed = small.Tokens(*([*some[:4], *known[10:40], *some[2:], *known[5:20]] for some, known in sides))
+    more = small.write_pairs(tmp_path / "more.arrow", mixed)
+    cache = (*OPTIONS, "--cache", tmp_path / "cache")
+    check("ref-logprobs", pairs_file, "-o", tmp_path / "first.arrow", "--policy", llama, *cache)
+    done = check("ref-logprobs", more, "-o", tmp_path / "out.arrow", "--policy", llama, *cache)
+    assert reused(done) == (54, 47)
+    earlier = check(
+        "ref-logprobs", more, "-o", tmp_path / "fresh.arrow", "--policy", llama, *OPTIONS, "--reuse", tmp_path / "out.arrow"
+    )
+    assert reused(earlier) == (54, 54)
+    into = ("--cache", tmp_path / "other", "--reuse", tmp_path / "first.arrow")
+    check("ref-logprobs", more, "-o", tmp_path / "into.arrow", "--policy", llama, *OPTIONS, *into)
+    done = check("ref-logprobs", pairs_file, "-o", tmp_path / "last.arrow", "--policy", llama, *OPTIONS, *into[:2])
+    assert reused(done) == (60, 60), "--reuse reads into the store"
+
+
+def test_the_whole_batches_of_a_cut_output_are_reused(pairs_file: Path, llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.arrow"
+    check("ref-logprobs", pairs_file, "-o", out, "--policy", llama, "--precision", "float32", "--micro-batch-tokens", 16)
+    cut = tmp_path / "cut.arrow"
+    cut.write_bytes(out.read_bytes()[: out.stat().st_size * 2 // 3])
+    done = check("ref-logprobs", pairs_file, "-o", tmp_path / "again.arrow", "--policy", llama, *OPTIONS, "--reuse", cut)
+    (line,) = (line for line in done.stderr.decode().splitlines() if "warning" in line)
+    told = re.search(r"cut\.arrow: the stream from ref-logprobs .*: its first (\d+) pairs are whole and are taken$", line)
+    assert told, line
+    assert reused(done) == (60, int(told[1]))
+    assert 0 < int(told[1]) < 60
+
+
+KILLED = """
+import os, runpy, signal, sys
+from nemotron_dpo.scoring import store
+left = int(sys.argv[1])
+publish = store.Store.publish
+def counted(self):
+    global left
+    publish(self)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+store.PUBLISH_SECONDS, store.Store.publish = 0.0, counted
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_killed_run_goes_on_and_writes_what_an_undisturbed_one_does(
+    pairs_file: Path, undisturbed: bytes, llama: Path, tmp_path: Path
+) -> None:
+    """Killed twice, in the middle of a window, each time later; the program is told to publish after each packed row."""
+    out, program = tmp_path / "out.arrow", BIN / "ref_logprobs.py"
+    arguments = [pairs_file, "-o", out, "--policy", llama, *OPTIONS, "--cache", tmp_path / "cache"]
+    for rows in ("3", "5"):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, rows, program, *map(str, arguments)], capture_output=True, timeout=200
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert not out.exists()
+    done = check("ref-logprobs", *arguments)
+    assert out.read_bytes() == undisturbed
+    total, kept = reused(done)
+    assert total == 60
+    assert 8 <= kept < 60
+
+
+def test_a_store_is_no_excuse_for_another_policy(pairs_file: Path, llama: Path, untied_llama: Path, tmp_path: Path) -> None:
+    cache = (*OPTIONS, "--cache", tmp_path / "cache")
+    check("ref-logprobs", pairs_file, "-o", tmp_path / "one.arrow", "--policy", llama, *cache)
+    done = check("ref-logprobs", pairs_file, "-o", tmp_path / "two.arrow", "--policy", untied_llama, *cache)
+    assert reused(done) == (60, 0)
+    done = run(
+        "ref-logprobs", pairs_file, "-o", tmp_path / "x.arrow", "--policy", llama, *cache, "--reuse", tmp_path / "two.arrow"
+    )
+    assert "cannot be reused: it was scored by another policy" in error_line(done, "ref-logprobs")
