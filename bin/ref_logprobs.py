@@ -6,13 +6,16 @@
     preference-tokenize prefs.jsonl -o - --tokenizer P | ref-logprobs - -o scored.arrow --policy P
     ref-logprobs more.arrow -o more-scored.arrow --policy P --reuse scored.arrow
     dpo-torchrun --nproc-per-node 8 --no-python ref-logprobs pairs.arrow -o scored.arrow --policy P --tensor-parallel 4
+    ref-logprobs pairs.arrow -o scored.arrow --policy P --cache ~/scores
+    ref-logprobs cache ls|verify|gc --older-than 90d --cache ~/scores
 
 INPUT and -o take a path or "-". The reference is the policy that training starts from; score with the precision you
 train with. Scores do not depend on the objective, beta or the learning rate, so one pass serves any number of runs.
 --reuse takes pairs that the same policy scored at the same precision from earlier outputs and computes only the new
-ones. Under torchrun the pairs are divided over the processes. A policy too large for one of them is divided first:
---tensor-parallel N divides each layer, --pipeline-parallel N the layers, --context-parallel N the tokens of a row,
---expert-parallel N the experts of a mixture.
+ones. --cache does so from a store that any number of runs and hosts share and add to: what a killed run had scored is not
+scored again. Policies are known by their weights, in whatever form and place they lie. Under torchrun the pairs are
+divided over the processes. A policy too large for one of them is divided first: --tensor-parallel N divides each layer,
+--pipeline-parallel N the layers, --context-parallel N the tokens of a row, --expert-parallel N the experts of a mixture.
 
 NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; without it that is the fastest the machine has.
 """
@@ -21,8 +24,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.streams import Reader, StreamInfo
 
-PROGRAM = "ref-logprobs"
+PROGRAM, CACHE = "ref-logprobs", "NEMOTRON_DPO_CACHE"
 SAY = functools.partial(cli.say, PROGRAM)
 _PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar": "N"}
 
@@ -62,9 +67,7 @@ _PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar"
 @click.option(
     "--reuse", multiple=True, type=cli.PATH, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated."
 )
-@click.option(
-    "--cache", type=cli.PATH, metavar="DIR", envvar="NEMOTRON_DPO_CACHE", help="Store of scores [NEMOTRON_DPO_CACHE]."
-)
+@click.option("--cache", type=cli.PATH, metavar="DIR", envvar=CACHE, help=f"Store of scores to use and add to [{CACHE}].")
 @click.option("--tensor-parallel", "tensor", **_PROCESSES, help="Processes that divide each layer.")
 @click.option("--pipeline-parallel", "pipeline", **_PROCESSES, help="Processes that divide the layers.")
 @click.option("--context-parallel", "context", **_PROCESSES, help="Processes that divide a row's tokens.")
@@ -224,8 +227,55 @@ def _writer(output: str, info: StreamInfo) -> Iterator[Callable[[Any], object]]:
         yield writer.write
 
 
+@click.group(help="Look after the store of scores in --cache DIR.")
+def cache() -> None:
+    pass
+
+
+_STORE = click.option(
+    "--cache", "root", type=cli.PATH, envvar=CACHE, default=".nemotron/cache", show_default=True, help=f"Store [{CACHE}]."
+)
+
+
+@cache.command("ls", help="List what was scored, by which weights.")
+@_STORE
+def list_(root: str) -> None:
+    from nemotron_dpo.scoring.upkeep import stored
+
+    for one in stored(Path(root)):
+        added = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.last_added)) if one.last_added else "never"
+        facts = f"{one.num_pairs:10,} pairs {one.num_bytes / 1e6:10,.1f} MB  {added}  {one.context.precision:8}"
+        click.echo(f"{facts}  {one.context.weights[:24]}  {one.context.kernels}")
+
+
+@cache.command(help="Remove files that were written longer ago.")
+@_STORE
+@click.option("--older-than", required=True, metavar="AGE", help="Such as 90d, 12h or 30m.")
+def gc(root: str, older_than: str) -> None:
+    from nemotron_dpo.scoring.upkeep import remove_older, seconds_of
+
+    files, size = remove_older(Path(root), seconds_of(older_than))
+    SAY(f"{files} files removed, {size / 1e6:.1f} MB")
+
+
+@cache.command(help="Compare the checksum of every record; fails where one differs.")
+@_STORE
+def verify(root: str) -> int:
+    from nemotron_dpo.scoring.upkeep import damage
+
+    found = list(damage(Path(root)))
+    wrong = [one for one in found if not isinstance(one, int)]
+    for path, what in wrong:
+        SAY(f"{path}: {what}: remove it, and its pairs are scored again")
+    SAY(f"{sum(one for one in found if isinstance(one, int))} records are whole, {len(wrong)} files are damaged")
+    return 1 if wrong else 0
+
+
 def main() -> NoReturn:
     """Entry point."""
+    if sys.argv[1:2] == ["cache"]:  # a file of this name is ./cache
+        del sys.argv[1]
+        cli.run(cache, PROGRAM)
     cli.run(command, PROGRAM, joins_job=True)
 
 

@@ -137,3 +137,33 @@ def test_a_store_is_no_excuse_for_another_policy(pairs_file: Path, llama: Path, 
         "ref-logprobs", pairs_file, "-o", tmp_path / "x.arrow", "--policy", llama, *cache, "--reuse", tmp_path / "two.arrow"
     )
     assert "cannot be reused: it was scored by another policy" in error_line(done, "ref-logprobs")
+
+
+def test_a_store_is_listed_verified_and_cleared(pairs_file: Path, llama: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    check("ref-logprobs", pairs_file, "-o", tmp_path / "out.arrow", "--policy", llama, *OPTIONS, "--cache", root)
+    (line,) = check("ref-logprobs", "cache", "ls", "--cache", root).stdout.decode().splitlines()
+    assert re.match(r" +60 pairs +0\.\d MB  \d{4}-\d\d-\d\d \d\d:\d\d  float32   tensors:\w{16}  (c|torch) ", line), line
+    done = check("ref-logprobs", "cache", "verify", env={**os.environ, "NEMOTRON_DPO_CACHE": str(root)})
+    assert done.stderr.decode() == "ref-logprobs: 60 records are whole, 0 files are damaged\n"
+    (file,) = root.glob("scores/*/*.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    file.write_bytes(content)
+    done = run("ref-logprobs", "cache", "verify", "--cache", root)
+    assert done.returncode == 1
+    assert f"{file}: 1 of 60 records are damaged: remove it, and its pairs are scored again" in done.stderr.decode()
+    done = check("ref-logprobs", pairs_file, "-o", tmp_path / "out.arrow", "--policy", llama, *OPTIONS, "--cache", root)
+    assert reused(done) == (60, 59)
+    os.utime(file, (1e9, 1e9))
+    (file.parent / f".{file.name}.1.tmp").write_bytes(b"")
+    os.utime(file.parent / f".{file.name}.1.tmp", (1e9, 1e9))
+    done = check("ref-logprobs", "cache", "gc", "--older-than", "90d", "--cache", root)
+    assert done.stderr.decode().startswith("ref-logprobs: 2 files removed, ")
+    done = check("ref-logprobs", pairs_file, "-o", tmp_path / "out.arrow", "--policy", llama, *OPTIONS, "--cache", root)
+    assert reused(done) == (60, 1)
+    for arguments, message in (
+        (("gc", "--older-than", "9x"), "--older-than 9x: is no age: give a number and m, h, d or w: 90d"),
+        (("ls", "--cache", tmp_path / "none"), f"{tmp_path}/none: is no store of scores: name one with --cache, or make one"),
+    ):
+        assert error_line(run("ref-logprobs", "cache", *arguments), "ref-logprobs").startswith(message)

@@ -46,8 +46,7 @@ def identity(n: int) -> bytes:
 
 
 def record(n: int) -> tuple[bytes, np.ndarray, np.ndarray]:
-    sides = (np.full(n % 10 + k, -n - k / 4, np.float32) for k in (1, 2))
-    return (identity(n), *sides)
+    return identity(n), np.full(n % 10 + 1, -n - 0.25, np.float32), np.full(n % 10 + 2, -n - 0.5, np.float32)
 
 
 def filled(root: Path, numbers: range | list[int], context: Context = CONTEXT) -> Store:

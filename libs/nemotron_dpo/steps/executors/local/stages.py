@@ -99,6 +99,9 @@ def _go_on(key: str, stage: Stage, say: Callable[[str], object], *, anew: bool) 
     stage_cache.note_start(key, folder)
 
 
+SCORES = "NEMOTRON_DPO_CACHE"  # where ref-logprobs keeps the scores of single pairs, unless the user has another place
+
+
 def log_file(job: Path, stage: Stage) -> Path:
     """Where what `stage` says is kept."""
     return job / "logs" / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', stage.name)}.log"
@@ -110,7 +113,7 @@ def run_stage(stage: Stage, env: Mapping[str, str], log: Path | None = None) -> 
     An interrupt or SIGTERM reaches it and everything it started before it is raised here.
     """
     with tee_stderr(log) if log else contextlib.nullcontext() as stderr:
-        environment = {**os.environ, **env, **stage.env}
+        environment = {SCORES: str(stage_cache.CACHE), **os.environ, **env, **stage.env}
         launcher.remove_job(environment)
         try:
             process = subprocess.Popen(stage.argv, stdin=subprocess.DEVNULL, stderr=stderr, env=environment, process_group=0)

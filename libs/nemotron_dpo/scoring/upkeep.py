@@ -1,0 +1,97 @@
+"""Look after a store of scores: what it holds, whether it is whole, and what of it is old."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.scoring.shard import SUFFIX, Damaged, Shard, open_shard
+from nemotron_dpo.scoring.store import FOLDER, Context, contexts
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_TEMPORARY_SECONDS = 3600  # a file that is being written is not older than this
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was scored in one context: pairs, each counted once, bytes on the disk, and when a file was added last."""
+
+    context: Context
+    num_pairs: int
+    num_bytes: int
+    last_added: float
+
+
+def seconds_of(text: str) -> float:
+    """An age such as 90d, 12h, 30m or 2w in seconds. Raises UserError (usage)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
+    if found is None:
+        raise UserError("is no age", source=f"--older-than {text}", remedy="give a number and m, h, d or w: 90d", usage=True)
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def stored(root: Path) -> list[Stored]:
+    """What the store holds, by context. Raises UserError where there is no store."""
+    found = []
+    for folder, context in _contexts(root).items():
+        shards = [one for _, one in _shards(folder, context) if isinstance(one, Shard)]
+        packed = {name for one in shards for name in one.replaces}
+        states = [path.stat() for path in folder.glob(f"[!.]*{SUFFIX}")]
+        num_pairs = sum(len(one) for one in shards if one.path.name not in packed)
+        found.append(Stored(context, num_pairs, sum(s.st_size for s in states), max([0.0, *(s.st_mtime for s in states)])))
+    return found
+
+
+def damage(root: Path) -> Iterator[tuple[Path, str] | int]:
+    """Read every record: yields its number of records for each file that is whole, and (file, what is wrong) for another."""
+    for folder, context in _contexts(root).items():
+        for path, one in _shards(folder, context):
+            if not isinstance(one, Shard):
+                yield path, one
+                continue
+            wrong = 0
+            for row in range(len(one)):
+                wrong += one.read(row) is None
+                if row % 4096 == 0:
+                    one.forget()
+            yield (path, f"{wrong} of {len(one)} records are damaged") if wrong else len(one)
+
+
+def remove_older(root: Path, seconds: float) -> tuple[int, int]:
+    """Remove files that were added longer ago, and what killed runs left: (files, bytes) that were removed.
+
+    A packed file is as old as the packing, which is never before its scores.
+    """
+    files = size = 0
+    for folder in _contexts(root):
+        for path in sorted(folder.glob(f"*{SUFFIX}*")):
+            limit = _TEMPORARY_SECONDS if path.name.startswith(".") else seconds
+            try:
+                state = path.stat()
+                if time.time() - state.st_mtime > limit:
+                    path.unlink()
+                    files, size = files + 1, size + state.st_size
+            except FileNotFoundError:  # another process removed it
+                continue
+    return files, size
+
+
+def _contexts(root: Path) -> dict[Path, Context]:
+    if not (root / FOLDER).is_dir():
+        raise UserError("is no store of scores", source=root, remedy="name one with --cache, or make one by scoring with it")
+    return dict(contexts(root))
+
+
+def _shards(folder: Path, context: Context) -> Iterator[tuple[Path, Shard | str]]:
+    """Each file with what it holds, or with what is wrong with it."""
+    for path in sorted(folder.glob(f"[!.]*{SUFFIX}")):
+        try:
+            yield path, open_shard(path, context.key)
+        except FileNotFoundError:
+            continue
+        except (Damaged, OSError) as error:
+            yield path, str(error)
