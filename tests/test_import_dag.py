@@ -52,6 +52,7 @@ ALLOWED = {
         "objective",
         "checkpoint",
     },
+    "report": {"errors", "outcome", "streams", "steps"},
     "steps": {
         "run_folder",
         "errors",
@@ -103,6 +104,7 @@ ROOMS = {
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
+    ("report", "steps"): {"catalogue"},
     ("steps", "kernels"): {"choice"},
     ("steps", "policy"): {"architecture", "flops", "layout", "load_balancing", "lora_targets", "recompute", "sublayers"},
     ("steps", "checkpoint"): {"families", "run_config"},
@@ -226,6 +228,7 @@ HELPS = [
     ("ref_logprobs", ["--help"], HEAVY),
     ("dpo_train", ["--help"], HEAVY),
     ("ckpt_export", ["--help"], HEAVY),
+    ("dpo_report", ["--help"], HEAVY | {"pyarrow", "vl_convert"}),
     ("nemotron_steps", ["--help"], HEAVY),
     ("nemotron_steps", ["list"], HEAVY),
     ("nemotron_steps", ["show", "dpo"], HEAVY),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemotron_dpo import launcher
 from nemotron_dpo.config import RunConfig
 from nemotron_dpo.config.objective import BETA_KEY, parts_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.outcome import Outcome, is_noise, outcome, read_metrics
 from nemotron_dpo.run_folder import policy_of, step_of
+from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.summary import summarize
 
@@ -21,7 +25,9 @@ def report(plan: Plan, run: RunConfig, typed: Sequence[str]) -> str:
 
     metrics = plan.run_dir / "metrics.jsonl"
     made = outcome(read_metrics(metrics))
-    places = {"metrics": metrics, "checkpoint": _exported(plan, run)}
+    places: dict[str, Path | str | None] = {"metrics": metrics, "checkpoint": _exported(plan, run)}
+    if made.num_steps:
+        places["report"] = _page(plan)
     mixed = next((stage.outputs[0] for stage in plan.stages if stage.name == "mixture train"), None)
     sources = counts_by_source(mixed) if mixed else {}
     return summarize(made, places, _next(plan, run, made, typed) if made.num_steps else (), sources)
@@ -39,6 +45,23 @@ def _exported(plan: Plan, run: RunConfig) -> str | None:
     step = f"step {step_of(policy.parent)}, " if policy is not None else ""
     named = {"last": "the last", "best": f"the best by {run.checkpointing.metric_name}"}.get(which, "as asked for")
     return f"{plan.export_dir} ({step}{named})"
+
+
+_PAGE_SECONDS = 300
+
+
+def _page(plan: Plan) -> Path | str:
+    """The page on the run, or why there is none: what was trained stands, whatever becomes of its picture."""
+    target = plan.job / "report.html"
+    environment = dict(os.environ)
+    launcher.remove_job(environment)
+    try:
+        argv = [executable("dpo-report"), str(plan.run_dir), "-o", str(target)]
+        done = subprocess.run(argv, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=_PAGE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"not written ({error})"
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return target if done.returncode == 0 else f"not written ({said[-1] if said else f'exit {done.returncode}'})"
 
 
 def _next(plan: Plan, run: RunConfig, made: Outcome, typed: Sequence[str]) -> list[str]:

@@ -1,0 +1,178 @@
+"""What a run left: its folder, the job around it, its settings and how it stands. Nothing here is ever written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from nemotron_dpo.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run. `job` is the folder of nemotron-steps around it, where there is one; `record` is its job.yaml.
+
+    settings: the configuration as a tree; empty where nothing says it. facts: run.json; empty in runs of earlier versions.
+    """
+
+    folder: Path
+    name: str
+    job: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """`running`, `done`, `stopped`, `failed`, `killed`, or `unknown` where no run.json says it."""
+        said = str(self.facts.get("status", "unknown"))
+        return "killed" if said == "running" and not _is_alive(self.facts) else said
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """The value of the setting `path`, such as `policy.optimizer.lr`."""
+        value: Any = self.settings
+        for part in path.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @property
+    def beta(self) -> float | None:
+        """The KL penalty, where it is known."""
+        value = self.setting("dpo.reference_policy_kl_penalty")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def command(self) -> Sequence[str]:
+        """How dpo-train was called; empty where that is not known."""
+        command = self.facts.get("command", [])
+        return [str(word) for word in command] if isinstance(command, list) else []
+
+    def streams(self) -> dict[str, Path]:
+        """The streams of pairs that the run read, by split, as far as they still lie where it read them."""
+        words, found = list(self.command), dict[str, Path]()
+        base = Path(str(self.facts.get("folder", ".")))
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            name, is_named, path = following.partition("=")
+            if word == "--validation" and following:
+                found[f"validation-{name if is_named else 'default'}"] = base / (path if is_named else following)
+        inputs = [word for word in words[1:] if word.endswith(".arrow") and "=" not in word]
+        if inputs and base / inputs[0] not in found.values():
+            found["train"] = base / inputs[0]
+        if (self.folder / "input.arrow").is_file():
+            found["train"] = self.folder / "input.arrow"
+        beside = sorted((self.job or self.folder).glob("*.arrow")) if self.job else []
+        for path in beside:
+            if (stem := path.name.partition(".")[0]) == "train" or stem.startswith("validation-"):
+                scored = path.with_name(f"{stem}.scored.arrow")
+                found[stem] = scored if scored.is_file() else path
+        return {split: path for split, path in found.items() if path.is_file()}
+
+
+def open_run(given: str | Path) -> RunFolder:
+    """The run that `given` names: a run folder, its metrics.jsonl, or the folder of a job.
+
+    Raises UserError, in a line, for anything else.
+    """
+    folder = Path(given)
+    if not folder.exists():
+        raise UserError("no such folder", source=given)
+    if folder.name == METRICS and folder.is_file():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError("is a file where a run folder is due", source=given)
+    is_job = not (folder / METRICS).is_file() and (folder / "job.yaml").is_file()
+    run = folder / "run" if is_job else folder
+    if not (run / METRICS).is_file():
+        if is_job:
+            raise UserError("is a job that has not trained: there is no run/metrics.jsonl in it", source=given)
+        remedy = "give the --run-dir of dpo-train, or the folder of a job"
+        raise UserError(f"is no run: there is no {METRICS} in it", source=given, remedy=remedy)
+    job = run.resolve().parent if (run.resolve().parent / "job.yaml").is_file() else None
+    place = job or run.resolve()
+    name = place.name if job else f"{place.parent.name}/{place.name}".lstrip("/")
+    return RunFolder(run, name, job, _settings(run, job), _json(run / "run.json"), _yaml(job / "job.yaml") if job else {})
+
+
+def typed(words: Sequence[str]) -> str:
+    """`words` as a command that a shell takes."""
+    return shlex.join([Path(words[0]).name, *words[1:]]) if words else ""
+
+
+def _settings(run: Path, job: Path | None) -> Mapping[str, Any]:
+    """What the newest checkpoint says, which is whole; else the job; else the overrides of the command."""
+    steps = {
+        int(found[1]): path for path in run.glob("checkpoints/step_*") if (found := re.fullmatch(r"step_(\d+)", path.name))
+    }
+    files = [steps[number] / "config.yaml" for number in sorted(steps, reverse=True)] + ([job / "train.yaml"] if job else [])
+    tree = next((tree for file in files if (tree := _yaml(file))), {})
+    facts = _json(run / "run.json")
+    if not tree and isinstance(facts.get("config"), dict):
+        return facts["config"]
+    return tree or _overrides(facts.get("command"))
+
+
+def _overrides(command: Any) -> Mapping[str, Any]:
+    tree: dict[str, Any] = {}
+    for word in command if isinstance(command, list) else []:
+        key, found, value = str(word).partition("=")
+        if not found or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key):
+            continue
+        place = tree
+        *sections, last = key.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                break
+        else:
+            place[last] = _plain(value)
+    return tree
+
+
+def _plain(text: str) -> Any:
+    try:
+        return float(text) if re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", text) else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _is_alive(facts: Mapping[str, Any]) -> bool:
+    """Whether the process that writes the run may still live; of another machine nobody here knows."""
+    pid = facts.get("pid")
+    if facts.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        tree = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

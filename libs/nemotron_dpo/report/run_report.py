@@ -1,0 +1,80 @@
+"""What is known of one run, read once: its folder, its curves, its pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemotron_dpo.report import measured, pair_log
+from nemotron_dpo.report.bootstrap import Interval, interval
+from nemotron_dpo.report.measured import Measured
+from nemotron_dpo.report.pair_log import Change, PairLog, Sightings
+from nemotron_dpo.report.run_folder import METRICS, RunFolder, open_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run. `log` is None where it wrote no pairs_log.arrow, `change` where what training did to its pairs is not known."""
+
+    given: RunFolder
+    measured: Measured
+    log: PairLog | None
+    change: Change | None
+
+    @property
+    def final(self) -> Sightings | None:
+        """The pairs of the validation set that answers are read from, as the last policy has them."""
+        name = self.measured.validation
+        seen = self.log.splits.get(f"validation-{name}") if self.log and name else None
+        if seen is None or not len(seen):
+            return None
+        last = seen.take(np.flatnonzero(seen.step == seen.step.max()))
+        return last if np.isfinite(last.margin).all() else None
+
+    @property
+    def steps_planned(self) -> int | None:
+        """How many steps were asked for, where that is known."""
+        asked = self.given.setting("dpo.max_num_steps")
+        return int(asked) if isinstance(asked, int | float) and asked > 0 else None
+
+    @property
+    def alarms(self) -> list[Mapping[str, Any]]:
+        """What the guards of training said."""
+        said = self.given.facts.get("alarms", [])
+        return [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the record is not whole."""
+        return (*self.measured.remarks, *([self.log.problem] if self.log and self.log.problem else []))
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run in `folder`. Raises UserError where there is none."""
+    given = open_run(folder)
+    curves = measured.read(given.folder / METRICS, is_young=bool(given.facts))
+    log = pair_log.read(given.folder)
+    return Run(given, curves, log, _finite(log.change()) if log else None)
+
+
+def final_intervals(run: Run) -> dict[str, Interval]:
+    """Accuracy, margin and loss of the last validation over its pairs, with their intervals; empty without pairs."""
+    final = run.final
+    if final is None:
+        return {}
+    found = {"accuracy": interval((final.margin > 0).astype(float)), "margin": interval(final.margin)}
+    return found | ({"loss": interval(final.loss)} if np.isfinite(final.loss).all() else {})
+
+
+def _finite(change: Change | None) -> Change | None:
+    """Without pairs that have no margin, as those of an objective that compares no responses."""
+    if change is None:
+        return None
+    good = np.flatnonzero(np.isfinite(change.first.margin) & np.isfinite(change.last.margin))
+    if not len(good):
+        return None
+    return Change(change.split, change.first.take(good), change.last.take(good), change.was_seen_twice)
