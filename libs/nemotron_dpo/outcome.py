@@ -110,6 +110,8 @@ def sentence(made: Outcome) -> str:
     last = made.ends.last
     if not made.num_steps:
         return "nothing was trained"
+    if made.ends.first.get("loss") is None or last.get("loss") is None:
+        return "its loss was not finite at its beginning or its end"
     if is_noise(last):
         return "no preference was learned that stands out from rounding: more steps or a higher learning rate may"
     turned = [one for one in made.validations if one.turned]

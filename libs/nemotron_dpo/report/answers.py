@@ -43,6 +43,8 @@ def _learned(run: Run) -> Answer:
     if (gained := margin(last)) and (margin(first) is not None):
         why += f" The margin between chosen and rejected went from {number(margin(first), 3)} to {number(gained, 3)} nats."
     held = next((one for one in made.validations if one.last.get("accuracy") is not None), None)
+    if first.get("loss") is None or last.get("loss") is None:
+        return Answer(question, "No", "bad", "Its loss was not finite at its beginning or its end.")
     if learned_nothing(run):
         return Answer(question, "Nothing measurable", "bad", f"{why} That is less than rounding alone moves it.")
     if made.num_steps == 1:

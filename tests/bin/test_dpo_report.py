@@ -1,0 +1,189 @@
+"""dpo-report as it is called: what it writes of runs in every state, in every format, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from support import programs, report_runs
+from support.report_runs import sightings, train_row, usual_rows, validation_row, write_log, write_run
+
+PROGRAM = "dpo-report"
+HERE = {"host": socket.gethostname()}
+
+
+def _margins(step: int) -> list[float]:
+    """Of 40 pairs: three of four gain, half a nat a step and more."""
+    return [(n % 4 - 0.5) * step / 2 for n in range(40)]
+
+
+def _logged(folder: Path, *, whole: bool = True) -> Path:
+    """A usual run with its pairs."""
+    write_run(folder, usual_rows())
+    write_log(folder, [sightings(step, "validation-default", _margins(step)) for step in (0, 10, 20)], whole=whole)
+    return folder
+
+
+def _page(folder: Path, tmp_path: Path, *options: str) -> str:
+    target = tmp_path / "page.html"
+    done = programs.check(PROGRAM, folder, "-o", target, *options)
+    assert done.stderr.decode().splitlines()[-1].endswith(f"-> {target} (html)")
+    return target.read_text(encoding="utf-8")
+
+
+def test_a_page_is_one_file_that_names_no_address(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", usual_rows(500))
+    write_log(tmp_path / "run", [sightings(step, "validation-default", _margins(step)) for step in (0, 500)])
+    page = _page(tmp_path / "run", tmp_path)
+    assert len(page) < 2_000_000
+    assert page.count("<figure ") == 13
+    assert not re.findall(r"(?:src|href|action)=[\"'](?!#)", page)
+    assert set(re.findall(r"https?://[\w./]+", page)) <= {"http://www.w3.org/2000/svg"}
+
+
+# How a run is left -> words of its page, and words that must not be there.
+STATES: list[tuple[str, list[dict[str, Any]], dict[str, Any], list[str], list[str]]] = [
+    ("finished", usual_rows(), {}, ["done after step 20 of 20", "No objection found", "beta 0.1"], ["still runs"]),
+    ("going on", usual_rows()[:8], {"status": "running", "pid": os.getpid(), **HERE}, ["It still runs", "after step 7"], ["was killed"]),
+    ("killed", usual_rows()[:8], {"status": "running", "pid": 2**22 + 1, **HERE}, ["It was killed after step 7", "Not as it is"], []),
+    ("stopped", usual_rows(), {"status": "stopped", "reason": "SIGTERM"}, ["It was stopped after step 20 (SIGTERM)"], []),
+    ("failed", usual_rows(), {"status": "failed", "reason": "<b>NaN</b>"}, ["It failed after step 20 (&lt;b&gt;NaN&lt;/b&gt;)"], []),
+    ("not validated", [r for r in usual_rows() if "train/loss" in r], {}, ["No pairs were held out", "Hold pairs out"], []),
+    ("of one step", [train_row(1, math.log(2))], {}, ["One step tells little"], []),
+    ("not yet trained", [], {"status": "running", "pid": os.getpid(), **HERE}, ["No training step is on record"], []),
+    ("validated only", [validation_row(0, 0.7, 0.0)], {}, ["No training step is on record"], []),
+    ("not finite", [train_row(1, 0.7), train_row(2, 0.6), {"step": 3, "train/loss": None}], {}, ["Its loss was not finite at its beginning or its end."], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "rows", "facts", "words", "others"), STATES, ids=[case[0] for case in STATES])
+def test_runs_in_every_state(
+    state: str, rows: list[dict[str, Any]], facts: dict[str, Any], words: list[str], others: list[str], tmp_path: Path
+) -> None:
+    page = _page(write_run(tmp_path / "run", rows, **facts), tmp_path)
+    assert [word for word in words if word not in page] == []
+    assert [word for word in others if word in page] == []
+    assert "wrote no pairs_log.arrow" in page  # as runs of earlier versions
+
+
+def test_records_that_are_cut_or_damaged_are_used_and_said(tmp_path: Path) -> None:
+    run = _logged(tmp_path / "run", whole=False)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 21, "train/lo')
+    page = _page(run, tmp_path)
+    assert "Line 24 of metrics.jsonl is damaged or cut short" in page
+    assert "ends without its trailer after 120 rows; what comes before is used" in page
+    assert "40 pairs held out" in page
+    (run / "pairs_log.arrow").write_bytes(b"no stream")
+    assert "pairs_log.arrow cannot be read" in _page(run, tmp_path)
+    (run / "run.json").unlink()  # of earlier versions
+    assert "step 20" in _page(run, tmp_path)
+
+
+def test_a_job_is_its_run_with_its_commands(tmp_path: Path) -> None:
+    job = tmp_path / "20261126-job"
+    _logged(job / "run")
+    (job / "job.yaml").write_text("argv: [/usr/bin/nemotron-steps, run, dpo, -c, tiny]\nstages: [{name: a, command: tokenize it}]\n")
+    page = _page(job, tmp_path)
+    assert page == _page(job / "run", tmp_path)
+    assert "<title>20261126-job</title>" in page
+    for command in ("nemotron-steps run dpo -c tiny", "tokenize it", "-c tiny dpo.reference_policy_kl_penalty=0.2"):
+        assert command in page
+
+
+def test_every_format(tmp_path: Path) -> None:
+    run = _logged(tmp_path / "run")
+    programs.check(PROGRAM, run, "-o", tmp_path / "a.md")
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert text.startswith("# The policy now prefers the chosen response in 88% of the pairs of validation.\n")
+    assert "| Loss | training |" in text
+    programs.check(PROGRAM, run, "-o", tmp_path / "a.png")
+    head = (tmp_path / "a.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(head[16:20], "big") > 2000
+    shown = programs.check(PROGRAM, run, "--terminal", cwd=tmp_path)
+    assert "Did it learn? Yes" in shown.stdout.decode()
+    assert b"\x1b" not in shown.stdout
+    assert not (tmp_path / "report.html").exists()
+    programs.check(PROGRAM, run, cwd=tmp_path)
+    assert programs.check(PROGRAM, run, "-o", "-").stdout == (tmp_path / "report.html").read_bytes()
+
+
+def test_texts_are_in_the_page_unless_these_are_not_wanted(tmp_path: Path) -> None:
+    run = _logged(tmp_path / "run")
+    settings = [*report_runs.SETTINGS, "--validation", "scored.arrow"]
+    write_run(run, usual_rows(), settings=settings)
+    after = report_runs.write_texts(run, [("Hello?", "Good day", "Go away")] * 40, shift=0.5)
+    page = _page(run, tmp_path, "--scores", str(after))
+    for words in ("Hello?", 'class="u1" title="+0.50"', 'class="d1" title="-0.50"'):
+        assert words in page, words
+    bare = _page(run, tmp_path)
+    assert "Good day" in bare
+    assert "Tokens are not coloured by their change" in bare
+    silent = _page(run, tmp_path, "--no-text")
+    assert "Texts are left out" in silent
+    assert not [text for text in ("Good day", "Go away", "Hello?") if text in silent]
+    (tmp_path / "scored.arrow").unlink()
+    assert "no longer where the run read it" in _page(run, tmp_path)
+
+
+def test_runs_are_compared(tmp_path: Path) -> None:
+    one, other = _logged(tmp_path / "one"), _logged(tmp_path / "other")
+    write_run(other, usual_rows(), settings=[*report_runs.SETTINGS, "policy.optimizer.lr=2e-5"])
+    worse = [margin - 30 for margin in _margins(20)]
+    write_log(other, [sightings(0, "validation-default", _margins(0)), sightings(20, "validation-default", worse)])
+    programs.check(PROGRAM, "--compare", one, other, "-o", tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    for words in ("one is best.", "By loss on the 40 held-out pairs", "less than 0.1 %", "policy.optimizer.lr", "2e-05"):
+        assert words in page, words
+    assert "<td>dpo.max_num_steps" not in page.partition("Curves over each other")[0]
+
+
+# What is called -> the only line that is said, after the name of the program, and the exit status.
+REFUSED = [
+    (["nowhere"], "error: nowhere: no such folder", 1),
+    (["empty"], "error: empty: is no run: there is no metrics.jsonl in it: give the --run-dir of dpo-train, or the folder of a job", 1),
+    (["job"], "error: job: is a job that has not trained: there is no run/metrics.jsonl in it", 1),
+    (["foreign"], "error: foreign/metrics.jsonl: has no record of dpo-train: give the --run-dir of dpo-train", 1),
+    (["file"], "error: file: is a file where a run folder is due", 1),
+    (["--compare", "run"], "error: --compare needs two runs or more: see 'dpo-report --help'", 2),
+    (["run", "run", "--scores", "x"], "error: --scores is of one run: see 'dpo-report --help'", 2),
+    (["run", "empty"], "error: empty: is no run: there is no metrics.jsonl in it: give the --run-dir of dpo-train, or the folder of a job", 1),
+]  # fmt: skip
+
+
+def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path) -> None:
+    for name in ("empty", "job", "foreign"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "job" / "job.yaml").write_text("step: rl/nemo_rl/dpo\n")
+    (tmp_path / "foreign" / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 2}\n[1]\n')
+    (tmp_path / "file").write_text("")
+    _logged(tmp_path / "run")
+    for arguments, line, status in REFUSED:
+        done = programs.run(PROGRAM, *arguments, "-o", "page.html", cwd=tmp_path)
+        assert (done.returncode, done.stderr.decode()) == (status, f"{PROGRAM}: {line}\n")
+        assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_pairs_take_seconds_and_little_memory(tmp_path: Path) -> None:
+    size, batches = 100_000, list[pa.RecordBatch]()
+    run = write_run(tmp_path / "run", usual_rows())
+    for step in (0, 20):
+        batches += [sightings(step, "validation-default", [0.01 * step] * 10_000, start=at) for at in range(0, size, 10_000)]
+    write_log(run, batches)
+    script = "import resource, runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: print(resource.getrusage(resource.RUSAGE_SELF))"
+    argv = programs.command(PROGRAM, run, "-o", tmp_path / "page.html")
+    done = programs.execute([argv[0], "-c", script, *argv[1:]], cold=True)
+    assert done.returncode == 0, done.stderr
+    used = {name: float(value) for name, value in re.findall(r"(ru_utime|ru_maxrss)=([\d.]+)", done.stdout.decode())}
+    assert used["ru_utime"] < 20
+    assert used["ru_maxrss"] < 1e6  # kilobytes
+    assert "100,000 pairs held out" in (tmp_path / "page.html").read_text(encoding="utf-8")
