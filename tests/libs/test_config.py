@@ -256,7 +256,8 @@ def test_a_share_of_the_training_set_has_no_rows_of_its_own(tmp_path: Path):
     (single := tmp_path / "d.yaml").write_text("data: {validation: {prompt_file: v.jsonl, limit: 3, prompt_key: q}}")
     (named := tmp_path / "e.yaml").write_text("data: {validation: {default: {path: v}, hard: {path: h, limit: 4}}}")
     for config in (None, below, single):
-        run, _ = load_run(config, ["data.validation.split_from_train=0.05"])
+        run, _ = load_run(config, ["data.validation.split_from_train=0.05", "data.default.drop=[tied]"])
+        assert run.data.train.drop == ("tied",)
         assert run.data.validation == (("default", share),)
         (written := tmp_path / "written.yaml").write_text(dump_run(run))
         assert load_run(written, [])[0].data == run.data
@@ -275,6 +276,7 @@ NOT_HELD_OUT = [
     (["data.validation.split_from_train=1"], '"data.validation.default.split_from_train" is 1.0 where less than 1 is due'),
     (["data.validation.split_from_train=0"], '"data.validation.default.split_from_train" is 0.0 where more than 0 is due'),
     (["data.validation={split_from_train: 0.1, path: v}"], '"data.validation.default.path" is v, and the set is held out'),
+    (["data.train.drop=[twins]"], "\"data.train.drop\" is 'twins' where 'empty' or 'whitespace' or 'inverted' or 'tied'"),
     ([SHARE, "data.validation.limit=3"], '"data.validation.default.limit" is 3, and the set is held out of the training set'),
     (["data.validation={split_seed: 1, path: v}"], '"data.validation.default.split_seed" is 1, and split_from_train is not set'),
     (["data.validation={a: {split_from_train: 0.1}, b: {split_from_train: 0.2}}"],

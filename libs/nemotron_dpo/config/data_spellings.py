@@ -10,7 +10,7 @@ from nemotron_dpo.errors import UserError
 
 _DATASET_KEYS = (
     "path", "prompt_key", "chosen_key", "rejected_key", "limit", "on_error", "split", "subset", "row_format",
-    "chosen_reward_key", "rejected_reward_key", "source_name", "weight",
+    "chosen_reward_key", "rejected_reward_key", "source_name", "drop", "weight",
 )  # fmt: skip
 # What a validation set has that is held out of the training set.
 HELD_OUT_KEYS = ("split_from_train", "split_seed")

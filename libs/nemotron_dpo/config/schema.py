@@ -128,9 +128,10 @@ class DatasetConfig:
     """Preference rows: where they lie, what of them is read, the names of unusual columns, what to do with bad rows.
 
     `path` is a file, a glob, a folder, an id of the Hugging Face hub or a name that preference-tokenize knows. Of several data
-    sets, given as a list, `parts` has each; an epoch has `weight` times the pairs of a part. `is_default` marks rows that only
-    data.default names, though data.train names rows of its own. A validation set of no rows of its own is `split_from_train`:
-    that share of the training pairs, held out by prompt, which `split_seed` draws.
+    sets, given as a list, `parts` has each; an epoch has `weight` times the pairs of a part. `drop` names the odd pairs that
+    are left out. `is_default` marks rows that only data.default names, though data.train names rows of its own. A validation
+    set of no rows of its own is `split_from_train`: that share of the training pairs, held out by prompt, which `split_seed`
+    draws.
     """
 
     path: str | None = field(default=None, metadata=PATH)
@@ -145,6 +146,7 @@ class DatasetConfig:
     chosen_reward_key: str | None = None
     rejected_reward_key: str | None = None
     source_name: str | None = None
+    drop: tuple[Literal["empty", "whitespace", "inverted", "tied", "both-ways", "duplicates"], ...] | None = None
     weight: float = field(default=1.0, metadata={"more_than": 0})
     parts: tuple[DatasetConfig, ...] = field(default=(), metadata=NO_KEY)
     is_default: bool = field(default=False, metadata=NO_KEY)

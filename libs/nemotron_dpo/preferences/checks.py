@@ -80,7 +80,8 @@ def check_rewards(pairs: Pairs, source: object, *, needed: bool, ordered: bool =
         first = int(lower[0])
         rewards = f"{pairs.chosen_reward[first]:g} for the chosen response and {pairs.rejected_reward[first]:g} for the other"
         what = f"has rewards that contradict the choice, {rewards} ({pairs.place(first)})"
-        remedy = "the objective takes the log of the gap: leave such rows out, or set dpo.odpo_gap=identity"
+        leave = "leave such rows out (preference-tokenize --drop inverted)"
+        remedy = f"the objective takes the log of the gap: {leave}, or set dpo.odpo_gap=identity"
         raise UserError(what, source=source, remedy=remedy)
 
 

@@ -5,7 +5,7 @@ They wait in a file without a name, so that memory stays bounded and nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -70,7 +70,10 @@ class Waiting:
         self._file.seek(0)
         stays = np.ones(len(table), bool)
         stays[fate.gone] = False
-        why = {row: (name, other) for name, finding in fate.left_out.items() for row, other in _with_others(finding)}
+        why, others = np.zeros(len(table), np.int8), np.zeros(len(table), np.int64)
+        for number, finding in enumerate(fate.left_out.values()):
+            why[finding.rows], others[finding.rows] = number, finding.others
+        names = list(fate.left_out)
         cut, start = table.all()["cut"] & CUT_PROMPT > 0, 0
         streams = ((_Gathered(deliver), stays & ~fate.held_out), (_Gathered(apart), fate.held_out))
         with pa.ipc.open_stream(self._file) as stream:
@@ -79,16 +82,12 @@ class Waiting:
                 pairs = batch.select(TOKENIZED_PAIRS.names)
                 for gathered, mask in streams:
                     gathered.add(pairs.filter(pa.array(mask[here])), cut[here][mask[here]])
-                for place in np.flatnonzero(~stays[here]):
-                    yield _reject(table, start + int(place), batch.slice(place, 1), *why[start + int(place)])
+                for place in np.flatnonzero(~stays[here]).tolist():
+                    row = start + place
+                    yield _reject(table, row, batch.slice(place, 1), names[why[row]], int(others[row]))
                 start += batch.num_rows
         for gathered, _ in streams:
             gathered.deliver()
-
-
-def _with_others(finding: Finding) -> Iterable[tuple[int, int]]:
-    assert finding.others is not None
-    return zip(finding.rows.tolist(), finding.others.tolist(), strict=True)
 
 
 def _reject(table: FactTable, row: int, pair: pa.RecordBatch, name: str, other: int) -> Reject:

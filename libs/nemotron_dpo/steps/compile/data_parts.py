@@ -33,6 +33,7 @@ def data_options(dataset: DatasetConfig) -> list[str]:
         "--source-name": dataset.source_name,
         "--limit": dataset.limit,
         "--on-error": dataset.on_error,
+        "--drop": ",".join(dataset.drop) if dataset.drop else None,
     }
     return [word for option, value in given.items() if value is not None for word in (option, str(value))]
 

@@ -214,6 +214,7 @@ OPTIONS = [
     ("data.train.rejected_key=bad", "--rejected-key bad"),
     ("data.train={chosen_reward_key: a, rejected_reward_key: b}", "--chosen-reward-key a --rejected-reward-key b"),
     ("data.train.source_name=mine", "--source-name mine"),
+    ("data.train.drop=[duplicates, both-ways]", "--drop duplicates,both-ways"),
     ("data.train.limit=64", "--limit 64"),
     ("data.train.on_error=skip", "--on-error skip"),
     ("policy.tokenizer.name=org/other", "--tokenizer org/other"),
