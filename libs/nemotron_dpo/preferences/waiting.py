@@ -72,6 +72,7 @@ class Waiting:
         stays[fate.gone] = False
         why, others = np.zeros(len(table), np.int8), np.zeros(len(table), np.int64)
         for number, finding in enumerate(fate.left_out.values()):
+            assert finding.others is not None
             why[finding.rows], others[finding.rows] = number, finding.others
         names = list(fate.left_out)
         cut, start = table.all()["cut"] & CUT_PROMPT > 0, 0
