@@ -17,9 +17,9 @@ from nemotron_dpo.kernels import choice
 from nemotron_dpo.kernels.protocol import Unavailable
 from nemotron_dpo.paths import cache_home
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c", "scan.c")]
 _HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
-_FUNCTIONS = {  # pointers, int64, float32; those called *_floats return an int64
+_FUNCTIONS = {  # pointers, int64, float32; those called *_floats and *_parts return an int64
     "forward_floats": "p",
     "backward_floats": "p",
     "parts_floats": "p",
@@ -35,6 +35,11 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_floats return an int6
     "tiles_floats": "ii",
     "read_logits": "pppppppppiiii",
     "sum_up_logits": "pppiii",
+    "scan_floats": "p",
+    "scan": "ppp",
+    "scan_parts": "p",
+    "scan_backward_floats": "p",
+    "scan_backward": "ppp",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=gnu11")
@@ -67,7 +72,7 @@ def load(path: Path) -> ctypes.CDLL:
     for name, types in _FUNCTIONS.items():
         function = getattr(loaded, name)
         function.argtypes = [_TYPES[one] for one in types]
-        function.restype = ctypes.c_int64 if name.endswith("_floats") else None
+        function.restype = ctypes.c_int64 if name.endswith(("_floats", "_parts")) else None
     return loaded
 
 

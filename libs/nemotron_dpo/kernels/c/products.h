@@ -83,10 +83,16 @@ INLINE void times_panels(int pairs, const float *a, const float *b, float *c, i6
         multiply(pairs, a, (Strides){depth, 1}, b + n * depth, PANEL, c + n, c_row, rows, least(PANEL, columns - n), depth, 0);
 }
 
-/* c [rows, size] = a [rows, depth] @ b [depth, size], or c += */
-INLINE void times_rows(const float *a, Strides at, const float *b, float *c, i64 rows, i64 size, i64 depth, int add) {
+/* c [rows, columns] = a [rows, depth] @ b [depth, columns], or c += */
+INLINE void product(const float *a, Strides at, const float *b, i64 b_row, float *c, i64 c_row, i64 rows, i64 columns, i64 depth,
+                    int add) {
     for (i64 k = 0; k < depth; k += DEPTH)
-        for (i64 n = 0; n < size; n += PANEL)
-            multiply(0, a + k * at.step, at, b + k * size + n, size, c + n, size, rows, least(PANEL, size - n),
+        for (i64 n = 0; n < columns; n += PANEL)
+            multiply(0, a + k * at.step, at, b + k * b_row + n, b_row, c + n, c_row, rows, least(PANEL, columns - n),
                      least(DEPTH, depth - k), add || k);
+}
+
+/* the same without gaps */
+INLINE void times_rows(const float *a, Strides at, const float *b, float *c, i64 rows, i64 size, i64 depth, int add) {
+    product(a, at, b, size, c, size, rows, size, depth, add);
 }
