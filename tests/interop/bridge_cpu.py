@@ -2,6 +2,7 @@
 
     python bridge_cpu.py import HF_DIR OUT [HF_DIR OUT ...]                     HF -> checkpoint_megatron, written by Bridge
     python bridge_cpu.py export CHECKPOINT HF_DIR OUT [CHECKPOINT ...]          checkpoint_megatron -> HF, read by Bridge
+    python bridge_cpu.py compare CHECKPOINT HF_DIR [CHECKPOINT ...]             fails unless both are one model to Bridge
 
 Bridge imports Transformer Engine, ModelOpt and Triton unconditionally: stand-ins satisfy the imports and are then taken away
 again, so nothing of them runs. Without Transformer Engine its models must use megatron-core's own layers, whose norms most of
@@ -29,7 +30,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets")
+import bridge_hybrid
+
+STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets", *bridge_hybrid.STAND_INS)
 
 
 class _Meta(type):
@@ -106,6 +109,7 @@ def import_bridge() -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         for name in ("torch.utils.tensorboard", "torch.utils.tensorboard.writer"):
             sys.modules[name] = _Module(name)
+    bridge_hybrid.prepare()
     training = ("checkpointing", "model_load_save", "post_training.checkpointing", "mlm_compat.arguments", "mlm_compat.model")
     for name in ("megatron.bridge", *(f"megatron.bridge.training.{part}" for part in training)):
         importlib.import_module(name)
@@ -113,12 +117,24 @@ def import_bridge() -> Any:
     for name in [name for name in sys.modules if name.split(".")[0] in tops]:
         del sys.modules[name]
     _use_own_layers()
+    bridge_hybrid.register()
     return sys.modules["megatron.bridge"].AutoBridge  # type: ignore[attr-defined] - a module that is imported by name
+
+
+class _ExtraState:
+    """What a module of Transformer Engine has besides its weights."""
+
+    def get_extra_state(self) -> Any:
+        import torch
+
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
 
 
 def _use_own_layers() -> None:
     """Layers without Transformer Engine wherever Bridge would take its, and their names in Bridge's weight tables."""
-    import torch
     from megatron.bridge.models import gpt_provider
     from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -143,14 +159,8 @@ def _use_own_layers() -> None:
         self.gradient_accumulation_fusion = False
         finalize(self)
 
-    class _ExtraState:
-        def get_extra_state(self) -> torch.Tensor:
-            return torch.empty(0, dtype=torch.uint8)
-
-        def set_extra_state(self, state: Any) -> None:
-            pass
-
     gpt_provider.GPTModelProvider.provide, gpt_provider.GPTModelProvider.finalize = provide_without_te, finalize_without_te
+    bridge_hybrid.use_own_layers(_ExtraState)
     for bridge in _subclasses(MegatronModelBridge):
         if "mapping_registry" in vars(bridge):
             bridge.mapping_registry = _with_own_names(bridge.mapping_registry)
@@ -193,6 +203,8 @@ def transformers4_copy(hf_dir: str) -> str:
             config["partial_rotary_factor"] = rope["partial_rotary_factor"]
         if rope.get("rope_type", "default") != "default":
             config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if config["model_type"] == "nemotron_h":
+        config["auto_map"] = bridge_hybrid.AUTO_MAP
     if "dtype" in config:
         config["torch_dtype"] = config.pop("dtype")
     os.remove(os.path.join(out, "config.json"))
@@ -207,6 +219,13 @@ def transformers4_copy(hf_dir: str) -> str:
     return out
 
 
+def _imported(bridge: Any) -> Any:
+    """The model that Bridge makes of the HF folder it was given."""
+    provider = bridge.to_megatron_provider(load_weights=True)
+    provider.finalize()
+    return provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+
+
 def import_checkpoint(auto: Any, hf_dir: str, out: str) -> None:
     """HF -> checkpoint_megatron in the precision of the weights."""
     from megatron.bridge.training.model_load_save import temporary_distributed_context
@@ -214,9 +233,7 @@ def import_checkpoint(auto: Any, hf_dir: str, out: str) -> None:
     hf = transformers4_copy(hf_dir)
     with temporary_distributed_context(backend="gloo"):
         bridge = auto.from_hf_pretrained(hf)
-        provider = bridge.to_megatron_provider(load_weights=True)
-        provider.finalize()
-        model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+        model = _imported(bridge)
         tokenizer = hf if Path(hf, "tokenizer.json").exists() else None
         bridge.save_megatron_model(model, out, hf_tokenizer_path=tokenizer)
 
@@ -230,10 +247,28 @@ def export_checkpoint(auto: Any, checkpoint: str, hf_dir: str, out: str) -> None
         bridge.save_hf_weights(bridge.load_megatron_model(checkpoint, wrap_with_ddp=False), out, show_progress=False)
 
 
+def compare_checkpoint(auto: Any, checkpoint: str, hf_dir: str) -> None:
+    """Where Bridge cannot export, as experts without Transformer Engine: its model of our checkpoint against that of HF_DIR."""
+    import torch
+    from megatron.bridge.training.model_load_save import temporary_distributed_context
+
+    bridge = auto.from_hf_pretrained(transformers4_copy(hf_dir))
+    with temporary_distributed_context(backend="gloo"):
+        ours, theirs = bridge.load_megatron_model(checkpoint, wrap_with_ddp=False)[0], _imported(bridge)[0]
+    tensors = dict(ours.state_dict())
+    assert tensors.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            weights = next(theirs.parameters()).dtype
+            rounded = tensors[name].to(weights).float() if name.endswith("expert_bias") else tensors[name]
+            assert torch.equal(tensor, rounded), name  # Bridge 0.3.1 rounds expert biases where it imports them
+
+
 def main() -> None:
     verb, arguments = sys.argv[1], sys.argv[2:]
     auto = import_bridge()
-    work, count = {"import": (import_checkpoint, 2), "export": (export_checkpoint, 3)}[verb]
+    works = {"import": (import_checkpoint, 2), "export": (export_checkpoint, 3), "compare": (compare_checkpoint, 2)}
+    work, count = works[verb]
     for start in range(0, len(arguments), count):
         for name in [name for name in os.environ if name.startswith("NVTE_")]:  # left by the model before
             del os.environ[name]

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from nemotron_dpo.sources import resolve
-from support import families, programs, real_assets, small
+from support import families, hybrid_folders, programs, real_assets, small
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
-READ = ("llama", "mistral", "qwen2", "qwen3", "nemotron", "gemma", "qwen3_moe")
-WRITTEN = READ[:-1]  # Bridge 0.3.1 exports experts only as Transformer Engine groups them
+HYBRIDS = {"hybrid": hybrid_folders.PATTERNS["dense"], "hybrid_moe": hybrid_folders.PATTERNS["experts"]}
+READ = ("llama", "mistral", "qwen2", "qwen3", "nemotron", "gemma", "hybrid", "hybrid_moe", "qwen3_moe")
+WRITTEN = READ[:-2]  # Bridge 0.3.1 exports experts only as Transformer Engine groups them
 ALIGNED = "qwen3"
 
 
@@ -60,7 +61,8 @@ def same(one: Path, other: Path) -> bool:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small random models of all families that Bridge has in common with us."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: families.write_model(folder / name, name, tied=name == "gemma") for name in READ}
+    made = {name: families.write_model(folder / name, name, tied=name == "gemma") for name in READ if name not in HYBRIDS}
+    return made | {name: hybrid_folders.write_hybrid(folder / name, pattern) for name, pattern in HYBRIDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_what_bridge_writes_is_read(name: str, models: dict[str, Path], from_bri
     assert model.architecture == expected
     assert same(export(from_bridge[name], tmp_path / "hf", "hf"), models[name])
 
-    oracle, rows = families.load(models[name]), probe.rows(2, model.architecture)
+    oracle, rows = (hybrid_folders if name in HYBRIDS else families).load(models[name]), probe.rows(2, model.architecture)
     scores = [
         small.reference_logps(oracle, np.array(pair["prompt_ids"]), np.array(pair[side])).detach().numpy()
         for pair in rows.to_pylist()
@@ -112,6 +114,15 @@ def test_what_we_write_is_read_by_bridge(name: str, models: dict, through_bridge
     ours, bridges = through_bridge[name]
     assert same(ours, bridges)
     assert same(ours, models[name]) == (name != ALIGNED)
+
+
+def test_a_hybrid_with_experts_that_we_write_is_read_by_bridge(models: dict[str, Path], tmp_path: Path) -> None:
+    """Expert biases, shared experts and a precision per tensor: as if Bridge had made it of the same folder, bit for bit."""
+    bfloat16 = hybrid_folders.write_hybrid(tmp_path / "bfloat16", HYBRIDS["hybrid_moe"], dtype=torch.bfloat16)
+    arguments: list[Path] = []
+    for number, folder in enumerate((models["hybrid_moe"], bfloat16)):
+        arguments += [export(folder, tmp_path / f"checkpoint-{number}", "megatron"), folder]
+    bridge("compare", *arguments)
 
 
 @pytest.mark.real

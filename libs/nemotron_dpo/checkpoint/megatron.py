@@ -144,7 +144,8 @@ _NORMS = (
 def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
     """Add the empty `_extra_state` objects that a Transformer Engine model needs to load our checkpoints.
 
-    Each of its linear layers has one, and so does every norm that is not part of a linear layer.
+    Each of its linear layers has one, and so does every norm that is not part of a linear layer. That of the output layer is
+    in the checkpoints of megatron-core's hybrids, and left out of those of its GPTModel.
     """
     for value in sharded.values():
         if isinstance(value, ShardedObject) and value.key.endswith("_extra_state") and value.data is None:
@@ -156,10 +157,14 @@ def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
         key = norm.key.removesuffix("weight") + "_extra_state"
         extra = ShardedObject(key, torch.empty(0, dtype=torch.uint8), *place)
         sharded.setdefault(name.removesuffix("weight") + "_extra_state", extra)
+        if norm.key == _LAST_OF_HYBRIDS and _OUTPUT + "weight" in sharded:
+            key = _OUTPUT + "_extra_state"
+            sharded.setdefault(key, ShardedObject(key, torch.empty(0, dtype=torch.uint8), *place))
     return sharded
 
 
-_OWN_NORMS = (*(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp")), "decoder.final_norm.weight")
+_LAST_OF_HYBRIDS, _OUTPUT = "decoder.final_norm.weight", "output_layer."
+_OWN_NORMS = (*(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp")), _LAST_OF_HYBRIDS)
 
 
 def _train_state(iteration: int) -> dict[str, torch.Tensor]:

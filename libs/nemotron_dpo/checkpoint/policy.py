@@ -14,6 +14,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
 from nemotron_dpo.policy.model import PairPolicy, build_policy
+from nemotron_dpo.policy.precision import set_precision
 from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.sources import ModelSource, resolve
 
@@ -59,6 +60,7 @@ def open_policy(
     dtype = DTYPES.get(architecture.dtype, torch.float32)
     architecture = replace(architecture, dtype=str(dtype).removeprefix("torch."))
     model = build_policy(architecture, dtype, max_length=max_length or architecture.max_length, recompute=recompute)
+    set_precision(model, dtype, states_in_float32=architecture.states_in_float32)
     _fill(model, source, merged=merged)
     return model
 

@@ -26,7 +26,6 @@ from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
-from nemotron_dpo.policy.precision import set_precision
 from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.policy.rotary import rotate_in_few_passes
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
@@ -149,7 +148,7 @@ def build_policy(
     specialize(model)
     mark_partitions(model)
     scale_embeddings(model, architecture.embedding_scale)
-    return set_precision(model.to(device=device()), dtype, states_in_float32=architecture.states_in_float32)
+    return model.to(device=device(), dtype=dtype)
 
 
 def _positions(architecture: Architecture) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.mamba import Mamba
-from support.hybrids import NANO_3
+from support.hybrid_folders import NANO_3
 
 # as in the repositories that NVIDIA publishes, in the order of their fields that count
 NANO = {

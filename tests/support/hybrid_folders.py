@@ -63,7 +63,10 @@ def write_hybrid(
         tensors[name] = tensor.to(kind)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     written = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**written, "dtype": str(dtype).removeprefix("torch.")}))
+    del written["layers_block_type"], written["mtp_layers_block_type"]
+    order = {"hybrid_override_pattern": pattern, "num_hidden_layers": len(pattern)}
+    written |= {**order, "time_step_limit": [0.0, float("inf")], "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(written))
     return folder
 
 
