@@ -84,4 +84,4 @@ def load(folder: Path) -> Any:
 def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     """float32 logits [S, V] of transformers for the token ids [S]."""
     with torch.inference_mode():
-        return load(folder)(ids[None]).logits[0]
+        return load(folder)(ids[None], use_cache=False).logits[0]

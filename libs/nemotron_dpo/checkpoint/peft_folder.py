@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemotron_dpo.checkpoint.families import rules
+from nemotron_dpo.checkpoint.families import module_of, rules
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora import Adapted, adapted_of, adapters
 from nemotron_dpo.policy.model import PairPolicy
@@ -47,11 +47,14 @@ def _modules(model: PairPolicy) -> dict[str, tuple[Tensor, Tensor]]:
     """Name of each adapted Hugging Face module -> its (A [r, I], B [O, r])."""
     by_name, found = {rule.megatron: rule for rule in rules(model.architecture)}, {}
     for name, layer in adapters(model).items():
+        if ".local_experts." in name:
+            what = "has adapters of experts, for which transformers has no modules that peft could put them beside"
+            raise UserError(what, remedy="--to hf merges them")
         number = int(name.split(".")[2])
         rule = by_name[re.sub(r"layers\.\d+\.", "layers.{}.", name) + ".weight"]
         parts = rule.split(model.architecture.layers[number], layer.adapter.linear_out.weight)
         for key, part in zip(rule.hf, parts, strict=True):
-            found[key.format(number).removesuffix(".weight")] = layer.adapter.linear_in.weight, part
+            found[module_of(model.architecture, key.format(number))] = layer.adapter.linear_in.weight, part
     return found
 
 

@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nemotron_dpo.checkpoint import hf
+from nemotron_dpo.checkpoint.families import stored_module
 from nemotron_dpo.checkpoint.peft_folder import CONFIG, WEIGHTS
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.model import PairPolicy
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
@@ -62,7 +64,7 @@ def merge(model: PairPolicy, folder: Path) -> None:
 
     Raises UserError where the folder is damaged, asks for what is not built, or adapts what the model does not have.
     """
-    scales, (pairs, copies) = _scales(folder), _adapters(folder)
+    scales, (pairs, copies) = _scales(folder, model.architecture), _adapters(folder, model.architecture)
     _refuse_missing(model, pairs.keys(), folder)
     for _, parameter, rule, place in hf.placed(model):
         names = [key.format(*place).removesuffix(".weight") for key in rule.hf]
@@ -89,7 +91,8 @@ def _refuse_missing(model: PairPolicy, adapted: Collection[str], folder: Path) -
     if isinstance(targets, list) and not (config.get("layers_to_transform") or config.get("exclude_modules")):
         places = [(key, place) for _, _, rule, place in hf.placed(model) for key in rule.hf if key.endswith(".weight")]
         modules = [key.format(*place).removesuffix(".weight") for key, place in places]
-        missing += [name for name in modules if _is_named(name, targets) and name not in adapted]
+        stored = [stored_module(model.architecture, target) for target in targets]
+        missing += [name for name in modules if _is_named(name, stored) and name not in adapted]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         what = f"has no adapter for {missing[0]}{more}, which {CONFIG} names"
@@ -114,8 +117,8 @@ def _product(a: Tensor, b: Tensor, scales: _Scales, name: str, shape: torch.Size
     return b.float() @ a.float() * scales.of(name, a.shape[0])
 
 
-def _adapters(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Module -> its (A [r, I], B [O, r]); and module -> the base's own weight, of which peft may save a copy."""
+def _adapters(folder: Path, architecture: Architecture) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Module, by its tensor's name in files -> its (A [r, I], B [O, r]); and module -> the base's own weight, of which peft may save a copy."""
     try:
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError:
@@ -126,9 +129,9 @@ def _adapters(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str,
     copies: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if (match := _KEY.fullmatch(key)) and tensor.is_floating_point():
-            found.setdefault(match["module"], {})[match["part"]] = tensor
+            found.setdefault(stored_module(architecture, match["module"]), {})[match["part"]] = tensor
         elif (match := _COPY.fullmatch(key)) and ".lora_" not in key:
-            copies[match["module"]] = tensor
+            copies[stored_module(architecture, match["module"])] = tensor
         else:
             raise UserError(f"has {key}, which is no weight of a LoRA adapter", source=folder / WEIGHTS)
     if lonely := sorted(module for module, parts in found.items() if len(parts) < 2):
@@ -136,7 +139,7 @@ def _adapters(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str,
     return {module: (parts["A"], parts["B"]) for module, parts in found.items()}, copies
 
 
-def _scales(folder: Path) -> _Scales:
+def _scales(folder: Path, architecture: Architecture) -> _Scales:
     config, path = _config(folder), folder / CONFIG
     for key, value in {"peft_type": None, **config}.items():
         if (value not in _ONLY[key]) if key in _ONLY else (key not in _IDLE.split() and value):
@@ -147,6 +150,7 @@ def _scales(folder: Path) -> _Scales:
         raise UserError("is no number", source=path, field="lora_alpha")
     if not isinstance(patterns, dict) or not all(_NAME.fullmatch(n) and isinstance(a, numbers) for n, a in patterns.items()):
         raise UserError("does not map names of modules to numbers", source=path, field="alpha_pattern")
+    patterns = {stored_module(architecture, name): alpha for name, alpha in patterns.items()}
     return _Scales(config["lora_alpha"], patterns, is_root=bool(config.get("use_rslora")))
 
 

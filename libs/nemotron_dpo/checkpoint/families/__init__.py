@@ -32,3 +32,16 @@ def rules(architecture: Architecture) -> list[Rule]:
     if not architecture.tied_embeddings:
         table.append(copy("output_layer.weight", "lm_head.weight"))
     return table
+
+
+def module_of(architecture: Architecture, tensor: str) -> str:
+    """The name of the module of transformers whose weight the file calls `tensor`."""
+    stored, loaded = FAMILIES[architecture.family].prefixes
+    name = tensor.removesuffix(".weight")
+    return loaded + name.removeprefix(stored) if name.startswith(stored) else name
+
+
+def stored_module(architecture: Architecture, module: str) -> str:
+    """The inverse of `module_of`, without the end `.weight`; a name as in files is taken too, as NVIDIA's own code has it."""
+    stored, loaded = FAMILIES[architecture.family].prefixes
+    return stored + module.removeprefix(loaded) if module.startswith(loaded) else module

@@ -52,6 +52,7 @@ class Family:
     only: keys of config.json with the values that are honoured; the first is the one that is written.
     read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
     layered: in place of these two, where layers differ.
+    prefixes: what names of tensors begin with, and those of transformers' modules in its place, where the two differ.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Family:
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     write: Callable[[UniformDecoder], dict[str, Any]] = lambda decoder: {}
     layered: Layered | None = None
+    prefixes: tuple[str, str] = ("", "")
 
     @property
     def partial_rotary(self) -> bool:

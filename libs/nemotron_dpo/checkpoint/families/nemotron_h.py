@@ -192,8 +192,7 @@ def _attention(config: Mapping[str, Any]) -> Attention:
 
 
 def _experts(config: Mapping[str, Any]) -> Experts:
-    coeff = config.get("router_aux_loss_coef")
-    own = None if coeff is None else float(coeff)
+    own = float(config.get("router_aux_loss_coef", 0.0))  # transformers knows no auxiliary loss of this family
     router = Router(**_named(config, _ROUTER), aux_loss_coeff=own, score="sigmoid", expert_bias=True)
     _check_divides(config, "n_group", "n_routed_experts")
     if router.top_k > router.num:
@@ -234,7 +233,7 @@ def _written(sublayer: Sublayer) -> dict[str, Any]:
     router, coeff = sublayer.router, sublayer.router.aux_loss_coeff
     return {
         **{key: getattr(router, field) for field, key in _ROUTER.items()},
-        **({} if coeff is None else {"router_aux_loss_coef": coeff}),
+        **({"router_aux_loss_coef": coeff} if coeff else {}),
         "moe_intermediate_size": sublayer.expert.ffn_hidden_size,
         "moe_shared_expert_intermediate_size": sublayer.shared.ffn_hidden_size,
     }
@@ -247,5 +246,6 @@ NEMOTRON_H = Family(
     keys={"norm_epsilon": "layer_norm_epsilon"},
     only=_ONLY,
     layered=Layered(normal, _read, _write),
+    prefixes=("backbone.", "model."),
 )
 FAMILIES = (NEMOTRON_H,)
