@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_dpo.config import DpoConfig, dump_run, identity, load_run, objective_of
+from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.objective import MEANT, Part
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.modified import modifiers
@@ -345,6 +346,17 @@ def test_settings_of_routers_are_no_part_of_a_run_without_experts():
         run = load_run(None, [f"{section}{override}" for override in overrides])[0]
         fixed = identity(run, has_routers=has_routers)[0]
         assert [fixed[section + name] for name in named] == expected
+        assert fixed[f"{section}moe_router_bias_update_rate"] is None
+
+
+def test_how_biases_move_is_a_part_of_a_run_of_which_some_move():
+    key = "policy.megatron_cfg.moe_router_bias_update_rate"
+    peft = "policy.megatron_cfg.peft.enabled=true"
+    for overrides, expected in (([], 1e-3), ([f"{key}=0"], None), ([f"{key}=0.01"], 0.01), ([peft], None)):
+        run = load_run(None, overrides)[0]
+        assert identity(run, has_routers=True, has_biases=True)[0][key] == expected
+    assert idle_settings(load_run(None, [peft, f"{key}=0.01"])[0])[key].startswith("moves biases of the base")
+    assert key not in idle_settings(load_run(None, [peft])[0])
 
 
 def test_a_mixture_is_read_back_as_it_was(tmp_path: Path):

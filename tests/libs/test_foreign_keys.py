@@ -123,7 +123,6 @@ IDLE = [
     "dpo.gt_reward_scale",
     "dpo.label_smoothing",
     "policy.reward_model_cfg",
-    f"{MEGATRON}.moe_router_bias_update_rate",
 ]
 TEXT = """
 logger: {num_val_samples_to_print: 0, wandb: {project: p}, tensorboard: {log_dir: t}, collect_worker_metrics: true, log_dir: logs}
@@ -133,7 +132,6 @@ policy:
   reward_model_cfg: {enabled: false}
   megatron_cfg:
     enabled: true
-    moe_router_bias_update_rate: 1.0e-3
     checkpoint: {async_save: true}
     distributed_data_parallel_config: {overlap_grad_reduce: true, data_parallel_sharding_strategy: optim}
     optimizer: {optimizer_cpu_offload: true, use_precision_aware_optimizer: true}

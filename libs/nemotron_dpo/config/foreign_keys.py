@@ -60,8 +60,6 @@ policy.megatron_cfg {converter_type force_overwrite_initial_ckpt force_reconvert
 policy.megatron_cfg {train_iters}""",
     "says what to do with a checkpoint's own schedule; a run that goes on has the one it began with": """
 policy.megatron_cfg.scheduler {use_checkpoint_opt_param_scheduler override_opt_param_scheduler}""",
-    "balances experts by a bias; models that have one are refused": """
-policy.megatron_cfg {moe_router_bias_update_rate}""",
     "only reports": """
 policy.megatron_cfg {moe_per_layer_logging track_moe_metrics}""",
     "is what policy.precision says": """

@@ -34,19 +34,22 @@ policy.megatron_cfg.{tensor_model_parallel_size pipeline_model_parallel_size
 """
 # These are about routers alone: of a policy without experts they say nothing, whatever they are.
 _ROUTERS = ("freeze_moe_router", "moe_router_load_balancing_type", "moe_aux_loss_coeff")
+_BIASES = "policy.megatron_cfg.moe_router_bias_update_rate"  # and this about those with a bias
 _SECTIONS = tuple(f"{section}{key}." for section, keys in re.findall(r"(\S*)\{([^}]*)\}", _IRRELEVANT) for key in keys.split())
 
 
-def identity(run: RunConfig, *, has_routers: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def identity(run: RunConfig, *, has_routers: bool, has_biases: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """(fixed, free) settings of `run` by dotted key; a key that is not listed here is fixed.
 
-    `has_routers`: the policy has experts. What asks for nothing of them is None, as of a run that was saved before there were
-    such settings.
+    `has_routers`: the policy has experts; `has_biases`: these are picked with a bias. What asks for nothing of them is None, as
+    of a run that was saved before there were such settings.
     """
     keys = [key for key in known_keys() if not f"{key}.".startswith(_SECTIONS)]
     fixed = {key: _value(run, key) for key in keys if key not in _FREE}
     for key in (f"policy.megatron_cfg.{name}" for name in _ROUTERS):
         fixed[key] = None if not has_routers or fixed[key] is False or fixed[key] == "none" else fixed[key]
+    if not has_biases or run.policy.megatron_cfg.peft.enabled or fixed[_BIASES] == 0:
+        fixed[_BIASES] = None
     return fixed | _objective(run.dpo), {key: _value(run, key) for key in _FREE}
 
 

@@ -22,6 +22,7 @@ def idle_settings(run: RunConfig) -> dict[str, str]:
     """Dotted keys whose value asks for something that `run` does not do, with the reason; the policy is the same without."""
     megatron, policy = run.policy.megatron_cfg, run.policy
     is_alone = megatron.sequence_parallel and megatron.tensor_model_parallel_size == 1
+    usual_rate = MegatronConfig.moe_router_bias_update_rate
     is_floor = policy.scheduler.name == "constant" and policy.scheduler.min_lr > 0
     asked = (
         *((f"logger.{name}", True, reason) for name, reason in _idle_logger(run.logger).items()),
@@ -35,6 +36,11 @@ def idle_settings(run: RunConfig) -> dict[str, str]:
             "policy.megatron_cfg.moe_aux_loss_coeff",
             bool(megatron.moe_aux_loss_coeff) and megatron.moe_router_load_balancing_type == "none",
             "weighs an auxiliary loss, and moe_router_load_balancing_type is none",
+        ),
+        (
+            "policy.megatron_cfg.moe_router_bias_update_rate",
+            megatron.peft.enabled and megatron.moe_router_bias_update_rate not in (0, usual_rate),
+            "moves biases of the base, which adapters leave as it is",
         ),
         ("policy.scheduler.min_lr", is_floor, "is the end of a decay, and the learning rate is constant"),
     )

@@ -72,7 +72,8 @@ class PeftConfig:
 class MegatronConfig:
     """How megatron-core cuts the model and the batch; sizes count processes, None leaves the choice to megatron-core.
 
-    `freeze_moe_router` and the router's loss are about models with experts alone. `moe_aux_loss_coeff` None is the model's own.
+    `freeze_moe_router`, the router's loss and the bias of experts are about models with experts alone. `moe_aux_loss_coeff`
+    None is the model's own.
     """
 
     tensor_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
@@ -93,6 +94,7 @@ class MegatronConfig:
         "none", "aux_loss", "seq_aux_loss", "global_aux_loss", "transformers_aux_loss", "sinkhorn"
     ] = "aux_loss"
     moe_aux_loss_coeff: float | None = field(default=None, metadata={"minimum": 0})
+    moe_router_bias_update_rate: float = field(default=1e-3, metadata={"minimum": 0})
     peft: PeftConfig = PeftConfig()
     use_distributed_optimizer: bool = True
     grad_reduce_in_fp32: bool = True

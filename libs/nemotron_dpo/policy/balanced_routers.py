@@ -91,7 +91,7 @@ class Balancer:
             self._counts_LE[layer] += sequences_TN.sum(1).double() @ picked_TE.double()
         if not torch.is_grad_enabled() or not sequences_TN.shape[1]:
             return None
-        probs_TE = torch.softmax(logits_TE.float(), -1)
+        probs_TE = self._probabilities(logits_TE.float())
         if self.settings.counts_first:
             weights_T = sequences_TN.sum(1).float()
             loss = (weights_T @ probs_TE) @ self._slopes_LE[layer].float()
@@ -99,6 +99,13 @@ class Balancer:
             loss = self._of_groups(probs_TE, picked_TE, sequences_TN, group)
         self._losses_L[layer] += loss.detach()
         return self.coeff * loss
+
+    def _probabilities(self, logits_TE: Tensor) -> Tensor:
+        """megatron-core's for the loss; those of sigmoids are made to sum to one."""
+        if self.router.score == "softmax":
+            return torch.softmax(logits_TE, -1)
+        scores_TE = torch.sigmoid(logits_TE)
+        return scores_TE / (scores_TE.sum(-1, keepdim=True) + 1e-20)
 
     def _of_groups(self, probs_TE: Tensor, picked_TE: Tensor, sequences_TN: Tensor, group: Any) -> Tensor:
         weights_TG, share = sequences_TN.float(), 0.5  # two sequences make a pair
@@ -123,18 +130,26 @@ class Balancer:
 class BalancedRouter(TopKRouter):
     """megatron-core's router, whose auxiliary loss is the balancer's. `padding_mask` says which tokens are of which sequence.
 
-    That is bool [T, N]. It is the one tensor that reaches a router through all layers, recomputed ones included.
+    That is bool [T, N]. It is the one tensor that reaches a router through all layers, recomputed ones included. The counts by
+    which an expert bias is moved are of sequences too: a token of the prompt counts twice, one of the padding not at all.
     """
 
-    balancer: Balancer
+    balancer: Balancer | None = None
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None, **others: Any) -> tuple[Tensor, Tensor]:
         """megatron-core's probabilities and picks [T, E] for logits [T, 1, E]."""
         probs_TE, picked_TE = super().routing(logits, **others)
         if padding_mask is None:
             return probs_TE, picked_TE
+        if self.local_tokens_per_expert is not None and torch.is_grad_enabled():  # then every token was counted once
+            self.local_tokens_per_expert += (padding_mask.sum(1) - 1).float() @ picked_TE.float()
+        if self.balancer is None:
+            return probs_TE, picked_TE
         layer, logits_TE = (self.layer_number or 1) - 1, logits.flatten(0, 1)
-        loss = self.balancer.see(layer, logits_TE, picked_TE, padding_mask, self.tp_cp_group)
+        by_score_TE = picked_TE
+        if self.score_function == "sigmoid":  # megatron-core's loss is of the picks without biases and groups
+            by_score_TE = torch.zeros_like(picked_TE).scatter(1, logits_TE.topk(self.topk).indices, True)
+        loss = self.balancer.see(layer, logits_TE, by_score_TE, padding_mask, self.tp_cp_group)
         return (probs_TE if loss is None else _Beside.apply(probs_TE, loss)), picked_TE  # type: ignore[return-value] - torch does not type Function.apply
 
 
@@ -168,3 +183,17 @@ def balance(model: nn.Module, settings: LoadBalancing | None) -> None:
     for router in routers(model):
         router.__class__ = BalancedRouter
         router.balancer = balancer  # type: ignore[assignment] - the same
+
+
+def move_biases(model: nn.Module, rate: float) -> None:
+    """Let each step move the experts' biases of `model`, a PairPolicy, by `rate` towards equal counts of tokens; 0 does not.
+
+    The rule is megatron-core's (Wang et al., 2024, arXiv 2408.15664); a bias has no gradient. Without one this does nothing.
+    """
+    architecture: Any = model.architecture
+    config: Any = model.config
+    if not any(router.expert_bias for router in architecture.routers):
+        return
+    config.moe_router_bias_update_rate = rate
+    for router in routers(model):
+        router.__class__ = BalancedRouter

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
@@ -21,11 +22,10 @@ class GroupedExperts(SequentialMLP):
 
     def forward(self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor) -> Any:
         """Hidden states [T, K] of the tokens of expert 0, then 1, and so on, and their probabilities [T] -> ([T, K], None)."""
-        x_TK = permuted_local_hidden_states
-        if not len(x_TK):
+        x_TK, experts = permuted_local_hidden_states, list[Any](self.local_experts)
+        if not len(x_TK) or not all(_is_plain(expert) for expert in experts):
             return super().forward(x_TK, tokens_per_expert, permuted_probs)
         ends_E = tokens_per_expert.to(x_TK.device).cumsum(0).to(torch.int32)
-        experts: list[Any] = list(self.local_experts)
         hidden = grouped_linear(x_TK, ends_E, [expert.linear_fc1.weight for expert in experts])
         if self.config.gated_linear_unit:
             gate, up = hidden.chunk(2, dim=-1)
@@ -34,3 +34,8 @@ class GroupedExperts(SequentialMLP):
             hidden = self.config.activation_func(hidden)
         hidden = (hidden * permuted_probs[:, None]).to(x_TK.dtype)
         return grouped_linear(hidden, ends_E, [expert.linear_fc2.weight for expert in experts]), None
+
+
+def _is_plain(expert: Any) -> bool:
+    """Whether an expert has no adapters."""
+    return isinstance(expert.linear_fc1, ColumnParallelLinear) and isinstance(expert.linear_fc2, RowParallelLinear)

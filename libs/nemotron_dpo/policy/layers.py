@@ -15,7 +15,11 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
@@ -26,6 +30,8 @@ from torch import Tensor, nn
 from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
+from nemotron_dpo.policy.recurrent_layer import RecurrentLayer, RecurrentSubmodules
+from nemotron_dpo.policy.sublayers.mamba import Mamba
 from nemotron_dpo.policy.weight_gradients import TokenEmbedding
 
 
@@ -38,13 +44,23 @@ def block_spec(architecture: Architecture, config: TransformerConfig) -> Transfo
 
 
 def _layer_spec(layer: Layer, config: TransformerConfig) -> ModuleSpec:
-    """megatron-core's layer, in which a sublayer that is missing does nothing."""
+    """megatron-core's layer, in which a sublayer that is missing does nothing; or ours for a recurrence alone."""
     fields: dict[str, Any] = {}
     keys: dict[str, str] = {}
     for sublayer in layer.sublayers:
         modules, saved_as = sublayer.spec(config)
         fields, keys = {**fields, **modules}, {**keys, **saved_as}
+    if isinstance(layer.mixer, Mamba):
+        return ModuleSpec(RecurrentLayer, submodules=RecurrentSubmodules(**fields, sharded_state_dict_keys_map=keys))
     return ModuleSpec(TransformerLayer, submodules=TransformerLayerSubmodules(**fields, sharded_state_dict_keys_map=keys))
+
+
+class HybridBlock(TransformerBlock):
+    """megatron-core's block of layers, whose last norm has the name that it has in a MambaStack."""
+
+    @property
+    def final_layernorm(self) -> Any:  # type: ignore[override] - it is an attribute there
+        return self.final_norm
 
 
 def specialize(model: nn.Module) -> None:
@@ -52,6 +68,15 @@ def specialize(model: nn.Module) -> None:
     own: dict[type, type] = {MLP: GatedMLP, VocabParallelEmbedding: TokenEmbedding}
     for module in model.modules():
         module.__class__ = own.get(type(module), type(module))
+
+
+def name_as_hybrid(model: GPTModel) -> None:
+    """Give the parameters of `model` the names that those of megatron-core's MambaModel have."""
+    block: Any = model.decoder
+    norm = block.final_layernorm
+    del block.final_layernorm
+    block.final_norm = norm
+    block.__class__ = HybridBlock
 
 
 def mark_partitions(model: nn.Module) -> None:

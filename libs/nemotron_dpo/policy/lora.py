@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora_layers import Adapter, LoraLinear
 from nemotron_dpo.policy.lora_targets import FIELD, Lora, check_targets, same_on_all_layers, spelled_out
+from nemotron_dpo.policy.mamba_mixer import PairMixer
 from nemotron_dpo.policy.model import PairPolicy
+from nemotron_dpo.policy.recurrent_layer import RecurrentLayer
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -43,7 +46,7 @@ def adapt(model: PairPolicy, adapted: Adapted, seed: int = 42) -> None:
     """Freeze `model` (this rank's part of a policy, its weights loaded) and put adapters beside the layers `adapted` names.
 
     A's first values depend on the seed and the layer's name alone, not on how the model is divided. Raises UserError where a
-    pattern matches no layer, or a layer that cannot be adapted.
+    pattern matches no layer.
     """
     lora, architecture, config = adapted.lora, model.architecture, model.config
     check_targets(lora, architecture)
@@ -51,12 +54,14 @@ def adapt(model: PairPolicy, adapted: Adapted, seed: int = 42) -> None:
     if not picked:
         raise UserError("leaves a pipeline stage without adapters", field=FIELD, remedy="adapt layers of every stage")
     model.requires_grad_(False)
+    config.moe_router_bias_update_rate = 0.0  # an expert bias is of the base, which stays as it is
     for name, parent, child in picked:
         linear = getattr(parent, child)
         gated = config.gated_linear_unit and child == "linear_fc1"
         adapter = Adapter(linear, lora.dim, lora.alpha, _DTYPES[lora.dtype] if lora.dtype else linear.weight.dtype)
         adapter.initialize(lora.a_init, f"{seed} {name}")
-        setattr(parent, child, LoraLinear(linear, adapter, gated=gated))
+        parts = parent.parts if isinstance(parent, PairMixer) and child == "in_proj" else None
+        setattr(parent, child, LoraLinear(linear, adapter, gated=gated, parts=parts))
     for embedding in (m for m in model.modules() if isinstance(m, LanguageModelEmbedding)):
         if config.recompute_granularity is not None:
             embedding.register_forward_hook(_needs_grad)
@@ -92,12 +97,23 @@ def only_adapters(state: dict[str, Any]) -> dict[str, Any]:
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(global name, parent, attribute) of every linear layer in this rank's transformer layers."""
-    layers = [m for m in model.modules() if isinstance(m, TransformerLayer)]
+    layers = [m for m in model.modules() if isinstance(m, TransformerLayer | RecurrentLayer)]
     for layer in layers:
         for path, module in layer.named_modules():
             parent, _, child = path.rpartition(".")
             if isinstance(module, LoraLinear | ColumnParallelLinear | RowParallelLinear) and child != "to_wrap":
-                yield f"decoder.layers.{layer.layer_number - 1}.{path}", layer.get_submodule(parent), child
+                name = f"decoder.layers.{layer.layer_number - 1}.{_in_whole_model(path, layer)}"
+                yield name, layer.get_submodule(parent), child
+
+
+def _in_whole_model(path: str, layer: nn.Module) -> str:
+    """A module's name within its layer, where an expert's number is that among all experts, not those of this rank."""
+    experts, local, rest = path.partition("local_experts.")
+    if not local:
+        return path
+    number, _, name = rest.partition(".")
+    num_local: int = layer.get_submodule(experts.removesuffix(".")).num_local_experts  # type: ignore[assignment] - to torch any attribute is a tensor or a module
+    return f"{experts}{local}{int(number) + num_local * parallel_state.get_expert_model_parallel_rank()}.{name}"
 
 
 def _needs_grad(embedding: nn.Module, args: Any, hidden: Tensor) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -24,8 +24,10 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nemotron_dpo.policy.lora_targets import Init
+from nemotron_dpo.policy.stacked_rows import by_parts
 
 
 class Adapter(nn.Module):
@@ -33,28 +35,34 @@ class Adapter(nn.Module):
 
     Beside a column-parallel layer A is whole on every rank and B has this rank's rows; beside a row-parallel one A has this
     rank's columns and B is whole. What is whole sees only this rank's tokens under sequence parallelism, and is marked for
-    megatron-core to sum its gradient.
+    megatron-core to sum its gradient. Beside an expert's layer, whose inputs and outputs a dispatcher exchanges, what is whole
+    sums its gradient itself.
     """
 
     def __init__(self, linear: ColumnParallelLinear | RowParallelLinear, dim: int, alpha: float, dtype: torch.dtype) -> None:
         super().__init__()
         assert linear.weight is not None
         (rows, columns), where = linear.weight.shape, linear.weight.device
-        self.is_row = isinstance(linear, RowParallelLinear)
-        self.sequence_parallel = linear.config.sequence_parallel and _tensor_size() > 1
+        self.is_row, self.is_expert = isinstance(linear, RowParallelLinear), linear.is_expert
+        self.group: Any = linear.tp_group
+        self.sequence_parallel = linear.config.sequence_parallel and self.group.size() > 1 and not self.is_expert
         self.scale = alpha / dim
         self.linear_in = nn.Linear(columns, dim, bias=False, device=where, dtype=dtype)
         self.linear_out = nn.Linear(dim, rows, bias=False, device=where, dtype=dtype)
         split, whole, axis = (self.linear_in, self.linear_out, 1) if self.is_row else (self.linear_out, self.linear_in, 0)
         set_tensor_model_parallel_attributes(split.weight, is_parallel=True, dim=axis, stride=1)
         whole.weight.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined] - megatron-core's mark on a parameter
+        if self.is_expert:  # ranks that divide no expert have other experts each: of these, none is a copy in gradient norms
+            set_tensor_model_parallel_attributes(whole.weight, is_parallel=self.group.rank() == 0, dim=-1, stride=1)
+            for parameter in self.parameters():
+                parameter.allreduce = getattr(linear.weight, "allreduce", True)  # type: ignore[attr-defined] - megatron-core's mark on a parameter
 
     @torch.no_grad()
     def initialize(self, a_init: Init, key: str) -> None:
         """B to zero, and A to this rank's part of what `key` alone draws, however the model is divided."""
         source = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
         dim, columns = self.linear_in.weight.shape
-        ranks, rank = (_tensor_size(), parallel_state.get_tensor_model_parallel_rank()) if self.is_row else (1, 0)
+        ranks, rank = (self.group.size(), self.group.rank()) if self.is_row else (1, 0)
         whole = torch.empty(dim, columns * ranks)
         if a_init == "xavier":
             nn.init.xavier_normal_(whole, generator=source)
@@ -67,7 +75,12 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [S, 1, I] as the layer takes it -> [S, 1, O] as the layer gives it, in x's dtype."""
-        low = self.linear_in(x.to(self.linear_in.weight.dtype))
+        x_in = x.to(self.linear_in.weight.dtype)
+        if self.is_expert:
+            a, b = self.linear_in.weight, self.linear_out.weight
+            a, b = (a, _copy(b, self.group)) if self.is_row else (_copy(a, self.group), b)
+            return (F.linear(F.linear(x_in, a), b) * self.scale).to(x.dtype)
+        low = self.linear_in(x_in)
         if self.is_row:
             low = (reduce_scatter_to_sequence_parallel_region if self.sequence_parallel else _reduce)(low)
         else:
@@ -77,18 +90,21 @@ class Adapter(nn.Module):
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict[str, Any]:
         """The two weights for megatron-core's checkpoints, split as they are."""
         axes = {"linear_in.weight": 1} if self.is_row else {"linear_out.weight": 0}
-        groups = {"tp_group": parallel_state.get_tensor_model_parallel_group(), "dp_cp_group": metadata["dp_cp_group"]}
+        groups = {"tp_group": self.group, "dp_cp_group": metadata["dp_cp_group"]}
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True), prefix, axes, sharded_offsets, **groups
         )
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer (`to_wrap`) with its adapter, in the place of that layer."""
+    """A frozen linear layer (`to_wrap`) with its adapter, in the place of that layer.
 
-    def __init__(self, to_wrap: nn.Module, adapter: Adapter, *, gated: bool) -> None:
+    `gated`: its outputs are gate over up. `parts`: they are parts of so many rows of this rank each. Ranks divide each part.
+    """
+
+    def __init__(self, to_wrap: nn.Module, adapter: Adapter, *, gated: bool, parts: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        self.to_wrap, self.adapter, self.gated = to_wrap, adapter, gated
+        self.to_wrap, self.adapter, self.gated, self.parts = to_wrap, adapter, gated, parts
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """(output, bias) as megatron-core's linear layers return them."""
@@ -98,8 +114,10 @@ class LoraLinear(nn.Module):
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict[str, Any]:
         """The layer's own entries under its own name, the adapter's under `adapter.`."""
         adapter = self.adapter.sharded_state_dict(f"{prefix}adapter.", sharded_offsets, metadata)
-        if self.gated:  # gate over up: each half is split on its own, as in the layer
-            key, apart = f"{prefix}adapter.linear_out.weight", (metadata or {}).get("singleton_local_shards", False)
+        key, apart = f"{prefix}adapter.linear_out.weight", (metadata or {}).get("singleton_local_shards", False)
+        if self.parts is not None:
+            adapter[key] = by_parts(adapter[key], self.parts)
+        if self.gated:
             adapter[key] = apply_swiglu_sharded_factory(adapter[key], sharded_offsets, apart)
         return {**self.to_wrap.sharded_state_dict(prefix, sharded_offsets, metadata), **adapter}  # type: ignore[operator] - a method that megatron-core's modules have
 
@@ -112,13 +130,9 @@ class LoraLinear(nn.Module):
         return self.to_wrap
 
 
-def _copy(low: Tensor) -> Tensor:
-    return copy_to_tensor_model_parallel_region(low)
+def _copy(low: Tensor, group: Any = None) -> Tensor:
+    return copy_to_tensor_model_parallel_region(low, group)
 
 
 def _reduce(low: Tensor) -> Tensor:
     return reduce_from_tensor_model_parallel_region(low)
-
-
-def _tensor_size() -> int:
-    return parallel_state.get_tensor_model_parallel_world_size()

@@ -40,11 +40,11 @@ class Lora:
         return not any(_matches(pattern, name) for pattern in self.exclude_modules)
 
 
-def adapter_parameters(lora: Lora, architecture: Architecture, layers: slice = slice(None)) -> int:
-    """Parameters of the adapters of some layers, all where none are named."""
+def adapter_parameters(lora: Lora, architecture: Architecture, layers: slice = slice(None), *, met: bool = False) -> float:
+    """Parameters of the adapters of some layers, all where none are named; with `met`, those that a token meets on average."""
     numbers = range(len(architecture.layers))[layers]
     return sum(
-        lora.dim * (linear.inputs + linear.outputs)
+        lora.dim * (linear.inputs + linear.outputs) * (linear.met / linear.copies if met else 1)
         for number, linear in architecture.linears()
         if number in numbers
         for name in linear.names
@@ -69,16 +69,13 @@ def spelled_out(lora: Lora, architecture: Architecture) -> Lora:
 
 
 def check_targets(lora: Lora, architecture: Architecture) -> None:
-    """Raise UserError where a pattern matches nothing in the whole model, or a picked layer is an expert's."""
+    """Raise UserError where a pattern matches nothing in the whole model."""
     names = linear_names(architecture)
     for field, patterns in (("target_modules", lora.target_modules), ("exclude_modules", lora.exclude_modules)):
         for pattern in patterns:
             if not any(_matches(pattern, name) for name in names):
                 known = ", ".join(sorted({_own(name) for name in names}))
                 raise UserError(f"{pattern!r} matches no linear layer", field=f"{FIELD}.{field}", remedy=f"there are {known}")
-    if any("experts." in name and lora.picks(name) for name in names):
-        remedy = f"set {FIELD}.target_modules=[linear_qkv,linear_proj]"
-        raise UserError("a mixture's experts cannot be adapted", field=FIELD, remedy=remedy)
 
 
 def linear_names(architecture: Architecture) -> list[str]:

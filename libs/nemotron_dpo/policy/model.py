@@ -24,10 +24,11 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.kernels.logits import kept_tokens
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
-from nemotron_dpo.policy.layers import block_spec, mark_partitions, scale_embeddings, specialize
+from nemotron_dpo.policy.layers import block_spec, mark_partitions, name_as_hybrid, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
 from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.policy.rotary import rotate_in_few_passes
+from nemotron_dpo.policy.routers import keep_biases_in_float32
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
 from nemotron_dpo.policy.token_values import TokenValues
 from nemotron_dpo.policy.transformer_config import transformer_config
@@ -68,8 +69,10 @@ class PairPolicy(GPTModel):
         return self._logps(hidden, row, slope, values) if self.post_process else hidden
 
     def _sequences(self, row: PackedRow) -> Tensor | None:
-        """What routers with an auxiliary loss are told of the tokens of this rank: which are of which sequence."""
-        if self.balancer is None or not (self.training or self.balancer.is_counting):
+        """What routers that are balanced are told of the tokens of this rank: which are of which sequence."""
+        moves_biases = self.config.moe_router_enable_expert_bias and self.config.moe_router_bias_update_rate > 0
+        is_counting = self.balancer is not None and self.balancer.is_counting
+        if not is_counting and not (self.training and (self.balancer is not None or moves_biases)):
             return None
         sequences_NL = row.sequences()
         if not self.config.sequence_parallel:
@@ -146,9 +149,13 @@ def build_policy(
     )
     model.architecture = architecture
     specialize(model)
+    if architecture.is_hybrid:
+        name_as_hybrid(model)
     mark_partitions(model)
     scale_embeddings(model, architecture.embedding_scale)
-    return model.to(device=device(), dtype=dtype)
+    model = model.to(device=device(), dtype=dtype)
+    keep_biases_in_float32(model)
+    return model
 
 
 def _positions(architecture: Architecture) -> dict[str, Any]:

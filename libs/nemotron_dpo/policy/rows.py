@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from nemotron_dpo.kernels import recurrence
 from nemotron_dpo.kernels.segments import Segment
 from nemotron_dpo.policy.device import to_device
 
@@ -84,6 +86,16 @@ class PackedRow:
     def positions_L(self) -> torch.Tensor:
         """Their positions."""
         return self.positions_S if self.share is None else self.positions_S[self.share.tokens_L]
+
+    @cached_property
+    def chunks_of_recurrence(self) -> recurrence.Chunks:
+        """In what pieces a recurrence goes over the row: a pair's prompt, from whose end both of its responses go on."""
+        pieces: list[tuple[int, int, int]] = []
+        for pair in self.segments[: self.num_pairs]:  # padding is in none, and becomes zero
+            prompt = len(pieces)
+            pieces.append((pair.prompt, pair.chosen, -1))
+            pieces += [(pair.chosen, pair.rejected, prompt), (pair.rejected, pair.end, prompt)]
+        return recurrence.plan(pieces)
 
     def sums_of_responses(self, values_R: torch.Tensor) -> torch.Tensor:
         """Of a value a response token, the sums [P, 2] over the tokens of each pair's chosen and of its rejected response."""

@@ -25,6 +25,7 @@ def transformer_config(
     """
     layout = parallel.layout()
     _check_divisible(architecture, layout)
+    _check_recompute(recompute, architecture, layout)
     fields: dict[str, Any] = {**_whole(architecture), **_sublayers(architecture), **_precision(dtype), **_parallel(layout)}
     fields |= {**_recompute(recompute), **_CPU_TOO}
     return TransformerConfig(**fields)
@@ -51,8 +52,9 @@ def _sublayers(architecture: Architecture) -> dict[str, Any]:
         for name, value in sublayer.config().items():
             if fields.setdefault(name, value) != value:
                 raise UserError(f"layers that differ in {name} are not supported", remedy="layers with one value are")
-    if "ffn_hidden_size" not in fields:  # no layer is dense, and megatron-core requires a number
-        fields["ffn_hidden_size"] = fields["moe_ffn_hidden_size"]
+    # megatron-core requires these numbers, also where no layer has attention or a feed-forward part
+    fields.setdefault("ffn_hidden_size", fields.get("moe_ffn_hidden_size", architecture.hidden_size))
+    fields.setdefault("num_attention_heads", parallel.layout().tensor)
     return fields
 
 
@@ -116,3 +118,14 @@ def _check_divisible(architecture: Architecture, layout: Layout) -> None:
         if size % ranks:
             raise UserError(f"the policy's {size} {what} do not divide over {ranks} ranks", remedy="change the parallel size")
     layout.stages(len(architecture.layers))
+
+
+def _check_recompute(recompute: Recompute | None, architecture: Architecture, layout: Layout) -> None:
+    """Raise UserError where units of layers that are computed again do not make up a stage: megatron-core runs past its end."""
+    if recompute is None or recompute.granularity != "full" or recompute.method != "uniform":
+        return
+    for stage in layout.stages(len(architecture.layers)):
+        layers, unit = stage.stop - stage.start, recompute.num_layers
+        if layers % unit:
+            what = f"units of {unit} layers that are computed again do not make up the {layers} layers of a pipeline stage"
+            raise UserError(what, remedy="change policy.megatron_cfg.recompute_num_layers, or recompute_method to block")

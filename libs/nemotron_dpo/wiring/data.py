@@ -43,7 +43,8 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
     def of(pairs: Pairs) -> str:
         return digest(pairs, with_rewards=with_rewards) if rank() == 0 else ""
 
-    fixed, free = identity(run, has_routers=bool(read_architecture(policy).routers))
+    routers = read_architecture(policy).routers
+    fixed, free = identity(run, has_routers=bool(routers), has_biases=any(router.expert_bias for router in routers))
     validation = {name: of(pairs) for name, pairs in sets.items()}
     return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels_of_job())
 

@@ -98,21 +98,23 @@ def open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | N
     """The initial policy, or the one of the resumed step with its optimizer's state."""
     from nemotron_dpo.checkpoint import adapters, megatron, optimizer_state
     from nemotron_dpo.checkpoint.policy import open_policy
-    from nemotron_dpo.policy.balanced_routers import balance
+    from nemotron_dpo.policy.balanced_routers import balance, move_biases
     from nemotron_dpo.policy.lora import Adapted, adapt
     from nemotron_dpo.policy.routers import freeze_routers
     from nemotron_dpo.policy.trainable import TrainablePolicy
     from nemotron_dpo.training.data import weights_digest
 
-    length, adapted = run.policy.max_total_sequence_length, lora(run)
+    length, adapted, megatron_cfg = run.policy.max_total_sequence_length, lora(run), run.policy.megatron_cfg
     source = resumed.policy if resumed and not adapted else policy
     model = open_policy(source, run.policy.precision, max_length=length, recompute=recompute(run))
     if adapted:
         adapt(model, Adapted(adapted, adapters.base_of(policy, weights_digest(policy))), run.dpo.seed)
         if resumed:
             megatron.load(model, resumed.policy.path)
-    if run.policy.megatron_cfg.freeze_moe_router:
+    if megatron_cfg.freeze_moe_router:
         freeze_routers(model)
+    if not adapted:
+        move_biases(model, megatron_cfg.moe_router_bias_update_rate)
     balance(model, load_balancing(run))
     trainable = TrainablePolicy(model, optimization(run))
     if resumed:

@@ -68,8 +68,9 @@ def test_adapters_are_put_where_a_layer_has_the_linear_layer() -> None:
     check_targets(lora, architecture)
     assert adapter_parameters(lora, architecture) == 2 * ((32 + 64) * 2 + (32 + 128))
     assert adapter_parameters(lora, architecture, slice(1, 3)) == 2 * (32 + 64)
-    with pytest.raises(UserError, match="a mixture's experts cannot be adapted"):
-        check_targets(Lora(), architecture)
+    dense, attention, expert = (32 + 128) + (64 + 32), (32 + 64) + (32 + 32), (32 + 96) + (48 + 32)
+    assert adapter_parameters(Lora(dim=2), architecture) == 2 * (2 * dense + 2 * attention + 4 * expert)
+    assert adapter_parameters(Lora(dim=2), architecture, met=True) == 2 * (2 * dense + 2 * attention + 2 * expert)
 
 
 def test_layers_that_one_config_cannot_say_are_refused() -> None:

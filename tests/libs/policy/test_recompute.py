@@ -80,3 +80,10 @@ def test_less_is_kept_and_the_numbers_stay(llama: Path, lora: bool) -> None:
 def test_layernorm_without_transformer_engine_is_refused(llama: Path) -> None:
     with pytest.raises(UserError, match="recomputes layernorm only with Transformer Engine"):
         build(llama, {"granularity": "selective", "modules": ("core_attn", "layernorm")}, lora=False)
+
+
+def test_units_of_layers_that_do_not_make_up_a_stage_are_refused(llama: Path) -> None:
+    """megatron-core would go on behind the last layer; by blocks the rest is computed again layer by layer."""
+    with pytest.raises(UserError, match=r"units of 3 layers .* do not make up the 2 layers"):
+        build(llama, {"num_layers": 3}, lora=False)
+    build(llama, {"method": "block", "num_layers": 3}, lora=False)

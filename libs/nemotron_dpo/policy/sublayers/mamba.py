@@ -116,4 +116,11 @@ class Mamba:
         }
 
     def spec(self, config: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        raise NotImplementedError
+        """Its fields of RecurrentSubmodules. Transformer Engine fuses the norm into in_proj, and so checkpoints have it."""
+        from megatron.core.transformer import ModuleSpec
+
+        from nemotron_dpo.policy.mamba_mixer import PairMixer
+        from nemotron_dpo.policy.norm import Norm
+
+        fields = {"norm": Norm, "mixer": ModuleSpec(PairMixer, params={"kind": self})}
+        return fields, {"norm.": "mixer.in_proj.layer_norm_"}

@@ -27,7 +27,7 @@ def training(architecture: Architecture, sizes: Sizes, lengths: Lengths) -> floa
     forward, backward = flops.mixing(architecture, lengths)
     layers = (weight + 2 * (passes - 1)) * flops.weights_met(architecture) * lengths.all + passes * forward + backward
     output = weight if sizes.layout.context == 1 else weight + 2
-    adapters = 0 if sizes.lora is None else adapter_parameters(sizes.lora, architecture)
+    adapters = 0 if sizes.lora is None else adapter_parameters(sizes.lora, architecture, met=True)
     layers += 2 * flops.weights_met(architecture) * lengths.all + forward if _counts_first(architecture, sizes) else 0
     return layers + output * flops.output_weights(architecture) * lengths.responses + 6 * adapters * lengths.all
 

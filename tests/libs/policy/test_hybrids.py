@@ -1,0 +1,99 @@
+"""Hybrids of recurrences, attention and feed-forward parts, against plain transformers forwards of the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nemotron_dpo.policy.rows import PackedRow, pack_row
+from support import hybrids, small
+
+pytestmark = pytest.mark.usefixtures("megatron")
+PATTERNS = ("M-M*-M-", "MEM*EM-E", "M", "M*E")
+
+
+def build(pattern: str):
+    from nemotron_dpo.policy.model import build_policy
+
+    return build_policy(hybrids.architecture(pattern), torch.float32, max_length=256)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(pattern: str) -> None:
+    ours, theirs = build(pattern), hybrids.theirs(pattern)
+    hybrids.fill(ours, theirs.state_dict())
+    pairs = small.random_pairs(4, seed=7, longest=90)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    logps_R, expected = ours(row), expected_logps(theirs, pairs)
+    assert (logps_R - expected).abs().max() <= 2e-5
+    for logps in (logps_R, expected):
+        dpo(logps, row).backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in hybrids.named(ours).items():
+        if isinstance(parameter, torch.nn.Parameter):
+            assert near(parameter.grad, hybrids.whole(name, gradients)), name
+
+
+def test_dt_has_no_floor() -> None:
+    """transformers clamps dt from below, Megatron does not (huggingface/transformers issue 48989): that changes log-probs."""
+    clamped, free = (hybrids.theirs("M", clamped=clamped) for clamped in (True, False))
+    pairs = small.random_pairs(2, seed=7, longest=90)
+    with torch.no_grad():
+        assert (expected_logps(clamped, pairs) - expected_logps(free, pairs)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("targets", [(), ("in_proj", "out_proj"), ("linear_fc1", "linear_qkv"), ("*.local_experts.2.*",)])
+def test_adapters_and_their_gradients_equal_those_of_merged_weights(targets: tuple[str, ...]) -> None:
+    """transformers with W + B A / 2 in the place of W. The gradients of A and B follow from W's."""
+    from nemotron_dpo.policy.lora import Adapted, Base, adapt, adapters, merge
+    from nemotron_dpo.policy.lora_targets import Lora
+
+    ours, theirs = build("MEM*E-"), hybrids.theirs("MEM*E-")
+    state = theirs.state_dict()
+    hybrids.fill(ours, state)
+    adapt(ours, Adapted(Lora(dim=4, alpha=2, target_modules=targets), Base("", "")))
+    torch.manual_seed(0)
+    for layer in adapters(ours).values():
+        torch.nn.init.normal_(layer.adapter.linear_out.weight, std=0.3)
+    pairs = small.random_pairs(3, seed=7, longest=50)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    logps_R, factors = ours(row), {}
+    dpo(logps_R, row).backward()
+    for name, layer in adapters(ours).items():
+        a, b = layer.adapter.linear_in.weight, layer.adapter.linear_out.weight
+        factors[f"{name}.weight"] = a.detach(), b.detach(), a.grad, b.grad
+    assert all(tensor.grad is None for name, tensor in ours.named_parameters() if ".adapter." not in name)
+    merge(ours)
+    for name, tensor in hybrids.named(ours).items():
+        hybrids.put_back(name, tensor.detach(), state)
+    theirs.load_state_dict(state)
+    expected = expected_logps(theirs, pairs)
+    assert (logps_R - expected).abs().max() <= 2e-5
+    dpo(expected, row).backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert (
+        len(factors)
+        == {(): 28, ("in_proj", "out_proj"): 4, ("linear_fc1", "linear_qkv"): 12, ("*.local_experts.2.*",): 4}[targets]
+    )
+    for name, (a, b, a_grad, b_grad) in factors.items():
+        due = hybrids.whole(name, gradients)
+        assert near(a_grad, 0.5 * b.t() @ due), name
+        assert near(b_grad, 0.5 * due @ a.t()), name
+
+
+def expected_logps(model: Any, pairs: small.Tokens) -> torch.Tensor:
+    """Log-probs [R] by two separate forwards a pair."""
+    parts = zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
+    return torch.cat([small.reference_logps(model, prompt, side) for prompt, *sides in parts for side in sides])
+
+
+def dpo(logps_R: torch.Tensor, row: PackedRow) -> torch.Tensor:
+    """The loss of pairs whose reference log-probs are 0."""
+    return -torch.nn.functional.logsigmoid(0.1 * row.sums_of_responses(logps_R) @ torch.tensor([1.0, -1.0])).sum()
+
+
+def near(gradient: torch.Tensor | None, due: torch.Tensor) -> bool:
+    """Whether a gradient is the one that is due, which is not 0."""
+    return gradient is not None and bool(due.norm() > 0) and bool((gradient - due).norm() <= 3e-5 * due.norm())
