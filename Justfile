@@ -9,6 +9,7 @@ torch := env("NEMOTRON_DPO_TORCH", "auto")
 cache_home := if env("XDG_CACHE_HOME", "") =~ '^/' { env("XDG_CACHE_HOME") } else { env("HOME", justfile_directory() / ".nemotron") / ".cache" }
 cache := cache_home / "nemotron-dpo"
 smollm2 := cache / "smollm2-135m-instruct"
+hybrid := cache / "tiny-hybrid"
 trl := cache / "trl-venv"
 # What the tests of a file share is made once, by the worker that has the file; tests/conftest.py says which files are first
 by_file := "--dist loadfile --no-loadscope-reorder"
@@ -30,6 +31,11 @@ pins *ARGS: setup
 # Train the tiny policy on the sample pairs: tokenize, score, 10 steps of DPO, validate, export
 dpo-tiny *OVERRIDES: setup
     @.venv/bin/nemotron-steps run rl/nemo_rl/dpo -c tiny {{ OVERRIDES }}
+
+# Train a tiny hybrid of Nemotron-3-Nano's kinds of layers, made on the spot, on the sample pairs: the same chain
+dpo-nemotron-h *OVERRIDES: setup
+    @{{ python }} -m nemotron_dpo.steps.tiny_policy --hybrid configs/rl/nemo_rl/dpo/data/train.jsonl -o {{ quote(hybrid) }}
+    @RL_POLICY_MODEL={{ quote(hybrid) }} .venv/bin/nemotron-steps run rl/nemo_rl/dpo -c tiny {{ OVERRIDES }}
 
 # Train SmolLM2-135M-Instruct on 64 pairs of your own: just dpo-smollm2 DATA=<file>
 dpo-smollm2 DATA: setup

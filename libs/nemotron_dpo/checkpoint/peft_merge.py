@@ -118,7 +118,7 @@ def _product(a: Tensor, b: Tensor, scales: _Scales, name: str, shape: torch.Size
 
 
 def _adapters(folder: Path, architecture: Architecture) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Module, by its tensor's name in files -> its (A [r, I], B [O, r]); and module -> the base's own weight, of which peft may save a copy."""
+    """Module, by its name in files -> its (A [r, I], B [O, r]); and -> the base's own weight, of which peft may save a copy."""
     try:
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError:

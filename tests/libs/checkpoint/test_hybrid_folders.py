@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rows import pack_row
-from nemotron_dpo.sources import resolve
+from nemotron_dpo.sources import resolve, resolve_adapters
 from support import hybrid_folders, small
 from support.hybrid_folders import PATTERNS, write_hybrid
 
@@ -31,7 +31,7 @@ def open_model(folder: Path, precision: str | None = None) -> Any:
 def exported(source: Path, target: Path, form: str, precision: str | None = None, verify: int = 0) -> Path:
     from nemotron_dpo.checkpoint.export import export
 
-    export(resolve(source), target, form, precision, verify)
+    export(resolve_adapters(source, None), target, form, precision, verify)
     return target
 
 
@@ -164,3 +164,54 @@ def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path: Path) -> 
         with pytest.raises(UserError, match=message) as caught:
             open_model(folder)
         assert "\n" not in str(caught.value)
+
+
+def adapted(folder: Path, root: Path, **settings: Any) -> Path:
+    """A checkpoint of random adapters over the hybrid in `folder`."""
+    from nemotron_dpo.checkpoint import megatron
+    from nemotron_dpo.policy.lora import Adapted, Base, adapt, adapters
+    from nemotron_dpo.policy.lora_targets import Lora
+
+    model = open_model(folder, "float32")
+    adapt(model, Adapted(Lora(dim=3, alpha=6, **settings), Base(str(folder), resolve(folder).weights_digest())))
+    torch.manual_seed(5)
+    for layer in adapters(model).values():
+        torch.nn.init.normal_(layer.adapter.linear_out.weight, std=0.3)
+    megatron.save(model, root, 1, None)
+    return root
+
+
+def test_peft_computes_with_our_adapters_what_we_do(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed (configs/pins.txt has it)")
+    folder, ids = write_hybrid(tmp_path / "hf", PATTERNS["dense"]), torch.arange(3, 43)[None]
+    targets = ("in_proj", "linear_qkv", "linear_proj", "linear_fc1")
+    for name, more in (("known", ()), ("all", ("out_proj",))):  # which peft itself refuses for this family
+        root = adapted(folder, tmp_path / name, target_modules=targets + more)
+        merged = exported(root, tmp_path / f"{name}-merged", "hf")
+        written = exported(root, tmp_path / f"{name}-peft", "peft")
+        assert_same_weights(merged, exported(written, tmp_path / f"{name}-again", "hf"))
+        if more:
+            with pytest.raises(ValueError, match="Module 'out_proj' is incompatible with Mamba-based models"):
+                peft.PeftModel.from_pretrained(hybrid_folders.load(folder), written)
+            continue
+        theirs = peft.PeftModel.from_pretrained(hybrid_folders.load(folder), written).eval()
+        with torch.inference_mode():
+            ours, plain = hybrid_folders.load(merged)(ids).logits, hybrid_folders.load(folder)(ids).logits
+            assert (theirs(ids).logits - ours).abs().max() <= 1e-4
+            assert (plain - ours).abs().max() > 0.1
+
+
+def test_adapters_of_experts_are_merged_and_given_to_peft_by_nobody(tmp_path: Path) -> None:
+    """transformers holds all experts of a layer in one tensor, so that peft would leave such adapters out without a word."""
+    folder = write_hybrid(tmp_path / "hf", "ME")
+    root = adapted(folder, tmp_path / "adapters", target_modules=("linear_fc1",))
+    before, after = (
+        load_file(folder / "model.safetensors"),
+        load_file(exported(root, tmp_path / "hf-2", "hf") / "model.safetensors"),
+    )
+    changed = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
+    experts = {f"experts.{number}" for number in range(8)} | {"shared_experts"}
+    assert changed == {f"backbone.layers.1.mixer.{name}.up_proj.weight" for name in experts}
+    with pytest.raises(UserError, match="has adapters of experts, for which transformers has no modules"):
+        exported(root, tmp_path / "peft", "peft")
+    assert not (tmp_path / "peft").exists()
