@@ -90,7 +90,9 @@ def test_records_that_are_cut_or_damaged_are_used_and_said(tmp_path: Path) -> No
 def test_a_job_is_its_run_with_its_commands(tmp_path: Path) -> None:
     job = tmp_path / "20261126-job"
     _logged(job / "run")
-    (job / "job.yaml").write_text("argv: [/usr/bin/nemotron-steps, run, dpo, -c, tiny]\nstages: [{name: a, command: tokenize it}]\n")
+    (job / "job.yaml").write_text(
+        "argv: [/usr/bin/nemotron-steps, run, dpo, -c, tiny]\nstages: [{name: a, command: tokenize it}]\n"
+    )
     page = _page(job, tmp_path)
     assert page == _page(job / "run", tmp_path)
     assert "<title>20261126-job</title>" in page

@@ -17,7 +17,7 @@ HOSTILE = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
     "</pre></details></main><h1 id=owned>owned</h1>",
-    "\" onmouseover=\"document.title='owned'\" x=\"",
+    '" onmouseover="document.title=\'owned\'" x="',
     "invoice \u202egnp.exe\u202c end",
     "nul \x00 bell \x07 escape \x1b[2J end",
     "a " * 500_000,
@@ -47,7 +47,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [("plain.jsonl", HOSTILE[2], HOSTILE[4])[n % 3] for n in range(80)]
     for_all = {"source": sources, "chosen_tokens": [10 + n for n in range(80)]}
     margins = [(n % 4 - 0.5) * 3 for n in range(80)]
-    batches = [sightings(0, "validation-default", [0.0] * 80, **for_all), sightings(20, "validation-default", margins, **for_all)]
+    batches = [
+        sightings(0, "validation-default", [0.0] * 80, **for_all),
+        sightings(20, "validation-default", margins, **for_all),
+    ]
     write_log(run, batches)
     texts = [(f"prompt {n}", HOSTILE[n % len(HOSTILE)], f"reply {n}") for n in range(80)]
     after = report_runs.write_texts(run, texts, shift=0.7)
@@ -115,7 +118,9 @@ def test_pairs_are_filtered_by_words_and_by_kind(page: Path, tab: Browser) -> No
     tab.value("document.querySelector('[name=kind][value=regressed]').focus()")
     tab.press(" ", " ")
     assert tab.value(shown) == 20  # a quarter of the pairs has a margin below 0
-    kinds = tab.value("[...new Set([...document.querySelectorAll('.pairs > li')].filter(i => !i.hidden).map(i => i.dataset.kind))]")
+    kinds = tab.value(
+        "[...new Set([...document.querySelectorAll('.pairs > li')].filter(i => !i.hidden).map(i => i.dataset.kind))]"
+    )
     assert kinds == ["regressed"]
     tab.value("document.querySelector('.pairs > li:not([hidden]) summary').focus()")
     tab.press("Enter", "\r")
@@ -135,16 +140,26 @@ def test_values_are_read_with_keys_and_pointer(page: Path, tab: Browser) -> None
     assert tab.value(read) == "step 1training 0.6931"
     tab.value("document.activeElement.blur()")
     assert tab.value(read) == ""
-    box = tab.value("(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())")
+    box = tab.value(
+        "(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())"
+    )
     tab.value("document.querySelector('#figure-loss').scrollIntoView()")
-    box = tab.value("(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())")
+    box = tab.value(
+        "(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())"
+    )
     tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] - 4, y=box[1] + box[3] / 2)
     assert tab.value(read) == "step 20training 0.4081validation 0.42"
-    circle = tab.value("(c => [+c.getAttribute('cx'), +c.getAttribute('cy')])(document.querySelector('#figure-loss .cross circle'))")
+    circle = tab.value(
+        "(c => [+c.getAttribute('cx'), +c.getAttribute('cy')])(document.querySelector('#figure-loss .cross circle'))"
+    )
     ends = "[...document.querySelectorAll('#figure-loss [class*=mark-symbol] path')].map(p => p.getCTM()).at(-1)"
     drawn = tab.value(f"(m => [m.e, m.f])({ends})")
-    scale = tab.value("(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width)(document.querySelector('#figure-loss svg'))")
-    last = tab.value("[...document.querySelectorAll('#figure-loss .cross circle')].map(c => [+c.getAttribute('cx'), +c.getAttribute('cy')]).at(-1)")
+    scale = tab.value(
+        "(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width)(document.querySelector('#figure-loss svg'))"
+    )
+    last = tab.value(
+        "[...document.querySelectorAll('#figure-loss .cross circle')].map(c => [+c.getAttribute('cx'), +c.getAttribute('cy')]).at(-1)"
+    )
     assert last == pytest.approx([value / scale for value in drawn], abs=1.0)  # the cross is where Vega drew the point
     assert circle[0] == pytest.approx(last[0])
 
@@ -155,10 +170,16 @@ def test_hostile_texts_stay_texts(page: Path, tab: Browser) -> None:
     assert tab.value("document.querySelectorAll('#owned, .text script, .text img, main h1').length") == 1  # the page's own h1
     assert tab.value("document.querySelectorAll('script').length") == 1
     said = tab.value("document.body.textContent")
-    for words in ("<script>document.title='owned'</script>", "invoice <U+202E>gnp.exe<U+202C> end", "nul <U+0000> bell <U+0007>"):
+    for words in (
+        "<script>document.title='owned'</script>",
+        "invoice <U+202E>gnp.exe<U+202C> end",
+        "nul <U+0000> bell <U+0007>",
+    ):
         assert words in said, words
     assert "{{ 7*7 }} ${7*7} <!-- --> &lt;b&gt; ]]>" in said
-    assert "49" not in tab.value("[...document.querySelectorAll('.text')].map(t => t.textContent).filter(t => t.includes('7*7')).join()")
+    assert "49" not in tab.value(
+        "[...document.querySelectorAll('.text')].map(t => t.textContent).filter(t => t.includes('7*7')).join()"
+    )
     hidden = "[...document.documentElement.outerHTML].filter(c => /[\\u202a-\\u202e\\u2066-\\u2069\\u0000-\\u0008\\u001b]/.test(c)).length"
     assert tab.value(hidden) == 0
     assert page.stat().st_size < 2_000_000

@@ -56,7 +56,9 @@ class Watch:
     fatal: Finding | None = None
 
     def take(self, record: Record) -> list[Alarm]:
-        """What is to be said now that `record` has come."""
+        """What is to be said now that `record` has come; of how long a checkpoint took there is nothing to say."""
+        if not (record.is_training or record.is_validation):
+            return []
         found = self._of_step(record) if record.is_training else self._of_validation(record)
         level = max((one.level for one in found), default=0.0)
         alarms = [self._alarm(one, record, level) for one in found if self._is_news(one)]

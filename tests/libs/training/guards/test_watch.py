@@ -17,7 +17,7 @@ from nemotron_dpo.training.guards.blamed import worst
 from nemotron_dpo.training.guards.findings import Finding
 from nemotron_dpo.training.guards.remedies import BETA, LR, Tuning, remedy
 from nemotron_dpo.training.guards.watch import Watch, WatchSettings
-from nemotron_dpo.training.record import Record
+from nemotron_dpo.training.record import SAVING, Record
 
 LN2 = math.log(2)
 TUNING = Tuning(5e-7, [5e-7] * 100, 0.05)
@@ -54,6 +54,14 @@ def test_a_trouble_that_stays_is_said_once_and_once_more_where_it_is_much_worse(
     assert said(steady, stays) == [(9, findings.LOSS, 1)]
     assert said(steady, [step(number, 1.61) for number in range(101, 131)]) == []
     assert said(steady, [step(number, 1.7) for number in range(131, 161)]) == [(131, findings.LOSS, 1)]
+
+
+def test_of_how_long_a_checkpoint_took_nothing_is_said() -> None:
+    plain, saving = watch(), watch()
+    records = losses({}, 30)
+    between = [one for record in records for one in (record, Record(record.step, SAVING, {"timing/train/checkpointing": 0.1}))]
+    assert said(plain, records) == said(saving, between) == []
+    assert plain.to_plain() == saving.to_plain()
 
 
 def test_a_trouble_that_comes_back_is_said_the_2nd_4th_and_8th_time() -> None:
