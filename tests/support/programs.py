@@ -94,7 +94,9 @@ def losses(run_dir: Path) -> list[float]:
 
 def error_line(done: Done, program: str) -> str:
     """The one line a failed program must have written, without `program: error: `."""
-    heard = tuple(f"{program}: {word}" for word in ("warning", "noise floor", "scoring", "training", "validation"))
+    heard = tuple(
+        f"{program}: {word}" for word in ("warning", "noise floor", "scoring", "tokenizing", "training", "validation")
+    )
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith(heard)]
     assert len(lines) == 1, done.stderr.decode()
     assert lines[0].startswith(f"{program}: error: "), lines[0]
