@@ -99,8 +99,12 @@ def test_what_is_missing_is_named(name: str, overrides: list[str], lines: list[s
     assert kind.missing(config) == lines
 
 
-def test_data_sets_are_mixed_by_no_other_step():
-    for data, words in (("data=[a.jsonl, b.jsonl]", "cannot be merged"), ("data.weight=2", "is no single data set: leave out")):
+def test_data_sets_are_mixed_and_held_out_by_no_other_step():
+    for data, words in (
+        ("data=[a.jsonl, b.jsonl]", "cannot be merged"),
+        ("data.weight=2", "is no single data set: leave out"),
+        ("data.split_from_train=0.1", '"data.split_from_train" is about training, and here is none: leave it out'),
+    ):
         with pytest.raises(UserError, match=words):
             _plan("preference_tokenize", "tokenizer=org/m", data)
 
