@@ -27,10 +27,11 @@ COMMON = (
     "dpo.val_at_start=false",
     "dpo.val_at_end=false",
     "data.shuffle=false",
-    "checkpointing.save_period=1",
+    "checkpointing.save_period=13",
     "checkpointing.keep_top_k=1",
     "checkpointing.metric_name=null",
 )
+EVERY, STOP = ("checkpointing.save_period=1",), ("dpo.on_divergence=stop",)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,8 @@ def test_the_worst_pair_is_the_one_with_the_largest_loss(warned: tuple[Path, Don
 def test_stop_ends_it_with_a_status_of_its_own_and_keeps_what_was_good(base: tuple[object, ...], tmp_path: Path) -> None:
     """Of a checkpoint a step the newest is kept, one from before the last 8 steps, and one that would have been that next."""
     run_dir = tmp_path / "run"
-    done = run("dpo-train", *base, "--run-dir", run_dir, *COMMON, "dpo.on_divergence=stop")
+    arguments = (*base, "--run-dir", run_dir, *COMMON, *EVERY, *STOP, "checkpointing.save_optimizer=true")
+    done = run("dpo-train", *arguments)
     lines = done.stderr.decode().splitlines()
     assert done.returncode == 3, done.stderr.decode()
     step, recorded = metrics(run_dir)[-1]["step"], status(run_dir)
@@ -113,14 +115,15 @@ def test_stop_ends_it_with_a_status_of_its_own_and_keeps_what_was_good(base: tup
         f"{run_dir}/checkpoints/step_1; step_8, step_{step - 1} may be worse"
     )
     check("ckpt-export", run_dir / "checkpoints" / "step_1", "-o", tmp_path / "good", "--to", "hf")
+    again = run("dpo-train", *arguments)  # it goes on from the newest, and is as bad as before
+    assert (again.returncode, again.stderr.decode().splitlines()[-1]) == (3, lines[-1])
+    assert (status(run_dir)["status"], status(run_dir)["alarms"]) == ("stopped", recorded["alarms"])
 
 
 def test_stop_before_anything_was_good(base: tuple[object, ...], tmp_path: Path) -> None:
-    done = run("dpo-train", *base, "--run-dir", tmp_path, *COMMON, "dpo.on_divergence=stop", "policy.optimizer.lr=1")
+    done = run("dpo-train", *base, "--run-dir", tmp_path, *COMMON, *EVERY, *STOP, "policy.optimizer.lr=1")
     assert done.returncode == 3, done.stderr.decode()
-    assert (
-        "none was saved up to step 0, the last good one; step_1, step_7 may be worse" in done.stderr.decode().splitlines()[-1]
-    )
+    assert ": none of its steps was good; step_1, step_7 may be worse" in done.stderr.decode().splitlines()[-1]
 
 
 def test_off_looks_away(base: tuple[object, ...], warned: tuple[Path, Done], tmp_path: Path) -> None:
@@ -152,7 +155,7 @@ def test_a_resumed_run_says_the_rest_and_may_be_stopped_then(
 def test_two_processes_end_together_and_name_the_same_pairs(
     base: tuple[object, ...], warned: tuple[Path, Done], tmp_path: Path
 ) -> None:
-    argv = command("dpo-train", *base, "--run-dir", tmp_path, *COMMON, "dpo.on_divergence=stop")
+    argv = command("dpo-train", *base, "--run-dir", tmp_path, *COMMON, *STOP)
     done = execute_job(2, argv)
     assert done.returncode == 3, done.stderr.decode()
     first, whole = status(tmp_path)["alarms"], status(warned[0])["alarms"]

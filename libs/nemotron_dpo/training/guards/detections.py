@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, median
 
 from nemotron_dpo.training.guards import findings
@@ -58,13 +59,12 @@ def of_step(history: History, *, starts_exactly: bool) -> list[Finding]:
 def loss_above_start(history: History, *, starts_exactly: bool) -> Finding | None:
     """The mean loss of the window is above that of step 1 or, where that is a noisy batch, above that of the first window."""
     window, first = history.window, history.first
-    if window is None or window[0].step <= first[0].step:
+    if window is None or window[0].step == 1 or not history.knows_start:
         return None
     now = Trend.of([one.loss for one in window])
-    is_exact = starts_exactly and first[0].step == 1
     scatter = now.scatter if first[0].loss_error is None else first[0].loss_error
-    starts = [(first[:1], Trend(first[0].loss, 0.0 if is_exact else scatter))]
-    if not is_exact and window[0].step > first[-1].step:
+    starts = [(first[:1], Trend(first[0].loss, 0.0 if starts_exactly else scatter))]
+    if not starts_exactly and window[0].step > first[-1].step:
         starts.append((first, Trend.of([one.loss for one in first])))
     level, of, start = max(((_rise(start, now), of, start) for of, start in starts), key=lambda found: found[0])
     seen = f"the loss is above its start: {now.mean:.4g} in {_steps(window)}, {start.mean:.4g} in {_steps(of)}"
@@ -99,7 +99,7 @@ def kl_collapse(history: History) -> Finding | None:
 def gradient_spike(history: History) -> Finding | None:
     """The gradient norm is far above those before it, and above all of the first steps, when nothing was learned yet."""
     *before, now = history.last or (None,)
-    if now is None or len(before) < WINDOW - 1 or len(history.first) < WINDOW or now.step <= history.first[-1].step:
+    if now is None or not history.knows_start or len(before) < WINDOW - 1 or now.step <= WINDOW:
         return None
     usual, first = median(one.grad_norm for one in before), max(one.grad_norm for one in history.first)
     level = min(now.grad_norm / max(_SPIKE * usual, _TINY), now.grad_norm / max(_ABOVE_FIRST * first, _TINY))
@@ -132,7 +132,7 @@ def chosen_logp_falls(history: History) -> Finding | None:
     window = history.window
     sides = [one.chosen for one in window or () if one.chosen is not None]
     firsts = [one.chosen for one in history.first if one.chosen is not None]
-    if window is None or not firsts or len(sides) < WINDOW:
+    if window is None or not firsts or len(sides) < WINDOW or not (window[-1].is_scored or history.knows_start):
         return None
     values = [side.per_token for side in sides]
     start = 0.0 if window[-1].is_scored else fmean(side.per_token for side in firsts)
@@ -146,12 +146,16 @@ def chosen_logp_falls(history: History) -> Finding | None:
     return _windowed(findings.CHOSEN, window, seen, level, by="chosen")
 
 
-def validated(before: Validated | None, step: int, loss: float) -> Validated:
-    """What is known of a validation set after `step`, which left it `loss`; `before` is what was known."""
-    if before is None or loss < before.best:
-        return Validated(loss if before is None else before.first, loss, step)
-    num_worse = before.num_worse + 1 if _worse(before, loss) > 1 else 0
-    return Validated(before.first, before.best, before.best_step, num_worse)
+def validated(before: Validated | None, step: int, loss: float, num_pairs: float) -> Validated:
+    """What is known of a validation set after `step`, which left it `loss`; `before` is what was known.
+
+    It begins anew where a resumed run evaluates another number of its pairs.
+    """
+    if before is None or before.num_pairs != num_pairs:
+        return Validated(loss, loss, step, num_pairs)
+    if loss < before.best:
+        return replace(before, best=loss, best_step=step, num_worse=0)
+    return replace(before, num_worse=before.num_worse + 1 if _worse(before, loss) > 1 else 0)
 
 
 def validation_turned(name: str, now: Validated, step: int, loss: float) -> Finding | None:

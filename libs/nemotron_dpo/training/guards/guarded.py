@@ -64,7 +64,9 @@ class Guarded:
         found = self._watch.fatal
         good_step = found.good_step if found else 0
         good, later = checkpoints.good(good_step) if checkpoints is not None else (None, [])
-        none = f"none was saved up to step {good_step}, the last good one"
+        none = (
+            f"no checkpoint up to step {good_step} was saved, the last good one" if good_step else "none of its steps was good"
+        )
         kept = f"the last good checkpoint is {good}" if good else none
         bad = f"; {', '.join(folder.name for folder in later)} may be worse" if later else ""
         return f"ended after step {self._totals.steps} of {last} by {self._stop.reason}: {kept}{bad}"

@@ -52,11 +52,15 @@ class Best:
 
 @dataclass(frozen=True)
 class Validated:
-    """A validation set: its first loss, the lowest and the step that left it, and how many in a row were well above that."""
+    """A validation set: its first loss, the lowest and the step that left it, and how many in a row were well above that.
+
+    They are means over `num_pairs` pairs, the same each time.
+    """
 
     first: float
     best: float
     best_step: int
+    num_pairs: float
     num_worse: int = 0
 
 
@@ -83,6 +87,11 @@ class History:
     def validated(self, name: str, outcome: Validated) -> History:
         """The history once the set `name` was validated."""
         return replace(self, validations={**self.validations, name: outcome})
+
+    @property
+    def knows_start(self) -> bool:
+        """Whether it goes back to step 1: a run that is resumed from a checkpoint without guards does not."""
+        return bool(self.first) and self.first[0].step == 1
 
     @property
     def window(self) -> tuple[Reading, ...] | None:

@@ -87,9 +87,9 @@ def _side(pairs: PairValues | None, side: str) -> Side | None:
     return Side(total / num_tokens, num_tokens / len(pairs.rows)) if math.isfinite(total) else None
 
 
-def validation_loss(record: Record) -> float:
-    """The loss of the record of a validation."""
-    return record.values[f"{record.split}/loss"]
+def validation_reading(record: Record) -> tuple[float, float]:
+    """The loss of the record of a validation, and the number of its pairs."""
+    return record.values[f"{record.split}/loss"], record.values[f"{record.split}/num_valid_samples"]
 
 
 def to_plain(one: Reading) -> list[float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ from nemotron_dpo.training.guards.alarm import Alarm
 from nemotron_dpo.training.guards.blamed import worst
 from nemotron_dpo.training.guards.findings import GRADIENT, Finding
 from nemotron_dpo.training.guards.history import WINDOW, History
-from nemotron_dpo.training.guards.readings import reading, validation_loss
+from nemotron_dpo.training.guards.readings import reading, validation_reading
 from nemotron_dpo.training.guards.remedies import Tuning, remedy
 from nemotron_dpo.training.record import Record
 
@@ -101,8 +102,11 @@ class Watch:
         return found
 
     def _of_validation(self, record: Record) -> list[Finding]:
-        loss, name = validation_loss(record), record.split
-        now = detections.validated(self.history.validations.get(name), record.step, loss)
+        (loss, num_pairs), name = validation_reading(record), record.split
+        known = self.history.validations.get(name)
+        if not math.isfinite(loss) and (known is None or known.num_pairs != num_pairs):
+            return []  # nothing better is known of these pairs, and JSON could not hold it
+        now = detections.validated(known, record.step, loss, num_pairs)
         self.history = self.history.validated(name, now)
         found = detections.validation_turned(name, now, record.step, loss)
         if now.num_worse == 0:

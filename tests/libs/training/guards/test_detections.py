@@ -219,7 +219,7 @@ def test_accuracy_that_falls_while_the_loss_rises(accuracy: float, loss: float, 
 def test_a_validation_that_turns(losses: Sequence[float], first_seen: int | None) -> None:
     known, seen = None, []
     for number, loss in enumerate(losses):
-        known = detections.validated(known, 50 * number, loss)
+        known = detections.validated(known, 50 * number, loss, 64)
         seen.append(detections.validation_turned("validation-held_out", known, 50 * number, loss))
     first = next((one for one in seen if one), None)
     assert (None if first is None else first.step) == (None if first_seen is None else 50 * first_seen)
@@ -229,6 +229,13 @@ def test_a_validation_that_turns(losses: Sequence[float], first_seen: int | None
             50 * best, "validation-held_out", "validation_turned validation-held_out"
         )  # fmt: skip
         assert first.seen.startswith("the validation set held_out has turned: its loss is ")
+
+
+def test_a_validation_of_other_pairs_begins_anew() -> None:
+    """dpo.val_batches may change where a run is resumed."""
+    known = detections.validated(detections.validated(None, 0, 0.5, 64), 50, 0.9, 128)
+    assert known == Validated(0.9, 0.9, 50, 128)
+    assert detections.validation_turned("validation-a", known, 50, 0.9) is None
 
 
 def test_a_healthy_run_says_nothing() -> None:
@@ -254,6 +261,15 @@ def test_the_scatter_of_a_slope_is_not_its_height() -> None:
     assert Trend.of([3.0]) == Trend(3.0, 0.0, 1)
 
 
+def test_a_run_whose_beginning_nobody_saw_is_not_compared_with_it() -> None:
+    """It was resumed at step 101 from a checkpoint without guards: 0.3 is no start, and a norm of 0.01 no first one."""
+    run = steps(150, lambda step: 0.3 if step < 120 else 0.6, lambda step: 1.0 if step == 130 else 0.01, scored=False)
+    run = [replace(one, chosen=Side(-1.0 if one.step < 120 else -0.1 * one.step, 100)) for one in run]
+    kinds = {one.kind for one in found(run, starts_exactly=False)}
+    assert {findings.CHOSEN, findings.GRADIENT} <= kinds
+    assert not found(run[100:], starts_exactly=False)
+
+
 def test_what_is_remembered_comes_back_from_a_file_exactly() -> None:
     """A run that is resumed anywhere finds what it would have found, step by step."""
     run = steps(
@@ -263,6 +279,6 @@ def test_what_is_remembered_comes_back_from_a_file_exactly() -> None:
     whole, again = History(), History()
     for one in run:
         whole, again = whole.after(one), History.from_plain(orjson.loads(orjson.dumps(again.to_plain()))).after(one)
-        whole, again = (history.validated("validation-a", Validated(1 / 3, 0.1, one.step)) for history in (whole, again))
+        whole, again = (history.validated("validation-a", Validated(1 / 3, 0.1, one.step, 64.0)) for history in (whole, again))
         assert again == whole
     assert len(whole.last) == len(whole.first) == WINDOW

@@ -33,7 +33,7 @@ def step(number: int, loss: float, norm: float = 1.0) -> Record:
 
 
 def validation(number: int, loss: float, name: str = "validation-default") -> Record:
-    return Record(number, name, {f"{name}/loss": loss})
+    return Record(number, name, {f"{name}/loss": loss, f"{name}/num_valid_samples": 64.0})
 
 
 def said(one: Watch, records: Sequence[Record]) -> list[tuple[int, str, int]]:
@@ -88,6 +88,9 @@ def test_a_resumed_run_says_what_is_left_to_say(cut: int) -> None:
     ]
     run.insert(40, validation(40, 0.5))
     run.insert(60, validation(59, 0.7))
+    run[0:0] = [validation(0, math.nan, "validation-b"), validation(0, math.nan, "validation-b")]
+    run.insert(30, validation(28, 0.4, "validation-b"))
+    run.insert(62, validation(59, math.nan, "validation-b"))
     whole, first = watch(), watch()
     everything = said(whole, run)
     assert len(everything) > 3
