@@ -120,6 +120,9 @@ def command(
         settings = _settings(run, pairs, strict=strict)
         is_known = earlier or run.checkpointing.save_optimizer
         identity = wiring.identity(run, initial, pairs.train, pairs.sets) if is_known else None
+        if earlier and not settings.num_steps:
+            message = "has steps of a run, and with dpo.max_num_steps=0 nothing goes on from them"
+            raise UserError(message, source=folder, remedy="name another folder")
         resumed = _resumed(earlier, initial, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
@@ -273,7 +276,9 @@ def _train(
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
     done = resumed.step if resumed else 0
-    progress = cli.show_progress(PROGRAM, Work("training", "step", settings.num_steps, done))
+    samples = parallel.agreed(lambda: wiring.samples(run, policy) if cli.is_first_rank() else None)
+    work = Work("training", "step", settings.num_steps, done, announced=settings.num_steps > 0)
+    progress = cli.show_progress(PROGRAM, work)
     progress.phase("loading")
     trainable = wiring.open_trainable(run, policy, resumed)
     keep_freed_memory()
@@ -294,6 +299,7 @@ def _train(
             say=SAY,
             progress=progress,
             watch=wiring.watch(run, settings),
+            samples=samples,
         )
     if stop.has_diverged:
         return DIVERGED

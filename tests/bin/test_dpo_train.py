@@ -50,11 +50,11 @@ def single(scored: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_keys_without_meaning_are_named(llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "theirs.yaml").write_text("dpo: {val_micro_batch_size: 1}\nlogger: {num_val_samples_to_print: 1}\n")
+    (tmp_path / "theirs.yaml").write_text("dpo: {val_micro_batch_size: 1}\nlogger: {collect_worker_metrics: true}\n")
     given = ["none.arrow", "--policy", llama, "--run-dir", tmp_path / "run", "-c", "theirs.yaml"]
     said = run("dpo-train", *given, cwd=tmp_path).stderr.decode()
     assert (
-        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.num_val_samples_to_print; `nemotron-steps run dpo -d -v -c "
+        "dpo-train: no meaning here: dpo.val_micro_batch_size, logger.collect_worker_metrics; `nemotron-steps run dpo -d -v -c "
         in said
     )
 

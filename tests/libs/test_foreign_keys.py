@@ -108,7 +108,6 @@ def test_a_template_and_its_arguments_are_read_back_as_they_were(tmp_path: Path)
 
 # what a config file may say that changes nothing here
 IDLE = [
-    "logger.num_val_samples_to_print",
     "logger.wandb",
     "logger.tensorboard",
     "logger.log_dir",

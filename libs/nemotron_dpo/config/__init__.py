@@ -4,6 +4,7 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 """
 
 from nemotron_dpo.config.checks import ranking, router_refusal, seconds_until
+from nemotron_dpo.config.dpo import of_val_set
 from nemotron_dpo.config.home import with_home, with_job_folder
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.key_names import known_keys
@@ -72,6 +73,7 @@ __all__ = [
     "load_run_env",
     "objective_names",
     "objective_of",
+    "of_val_set",
     "plain_idle_keys",
     "plain_origins",
     "plain_tree",

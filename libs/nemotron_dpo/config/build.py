@@ -186,6 +186,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(value, args, key)
+    if is_dataclass(hint):
+        return _named_section(hint, _expect(value, dict, key), key)
     if origin is dict and args[1] is not Any:
         return {str(name): _convert(part, args[1], f"{key}.{name}") for name, part in _expect(value, dict, key).items()}
     return _expect(value, origin or hint, key)
@@ -196,6 +198,15 @@ def _may_be(value: Any, kind: Any) -> bool:
     if kind is int:
         return type(value) is int or (isinstance(value, str) and value.isdecimal())
     return get_origin(kind) is dict and isinstance(value, dict)
+
+
+def _named_section(hint: Any, section: Tree, key: str) -> Any:
+    """The dataclass `hint` of a section that has a name of the user's own."""
+    built = _build(hint, section, f"{key}.")
+    for unknown in section:
+        remedy = f"the keys there are {', '.join(item.name for item in fields(hint))}"
+        raise UserError("is no known key", field=f"{key}.{unknown}", remedy=remedy)
+    return built
 
 
 def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from functools import partial
 
+from nemotron_dpo.config.dpo import of_val_set
 from nemotron_dpo.config.objective import objective_of, parts_of
 from nemotron_dpo.config.objective_settings import objective_remarks
 from nemotron_dpo.config.redact import redact
@@ -27,6 +28,7 @@ def check(run: RunConfig, sets: Collection[str]) -> list[Remark]:
     _check_objective(run)
     _check_schedule(run)
     _check_deadline(run.checkpointing)
+    _check_sets(run, sets)
     _check_metric(run, sets)
     _check_export(run.checkpointing)
     _check_address(run.logger.mlflow.tracking_uri)
@@ -68,9 +70,20 @@ def _check_deadline(keep: CheckpointingConfig) -> None:
         raise UserError(message, field="checkpointing.checkpoint_must_save_by", remedy="set one of them otherwise")
 
 
+def _check_sets(run: RunConfig, sets: Collection[str]) -> None:
+    for name in run.dpo.val_sets:
+        if name not in sets:
+            there_are = f"there are {', '.join(sets)}" if sets else "there is none"
+            raise UserError(f"is of no validation set: {there_are}", field=f"dpo.val_sets.{name}")
+    if run.dpo.max_num_steps == 0 and not sets:
+        message = "is 0, which validates and trains nothing, and there is no validation set: nothing would be done"
+        raise UserError(message, field="dpo.max_num_steps", remedy="name one")
+
+
 def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
-    name, running, objective = run.checkpointing.metric_name, sets if _validates(run) else (), objective_of(run.dpo)
-    if name is None or not run.checkpointing.enabled:
+    name, objective = run.checkpointing.metric_name, objective_of(run.dpo)
+    running = [one for one in sets if _validates(run, one)]
+    if name is None or not run.checkpointing.enabled or run.dpo.max_num_steps == 0:
         return
     terms = objective.terms
     if name in unmeasured(sets, terms, compares=objective.needs.rejected):
@@ -133,23 +146,27 @@ def ranking(run: RunConfig, sets: Collection[str]) -> str | None:
     return name if name in measured else None
 
 
-def _validates(run: RunConfig) -> bool:
-    """Whether validation sets are looked at after a step."""
-    return run.dpo.val_period > 0 or run.dpo.val_at_end
+def _validates(run: RunConfig, name: str) -> bool:
+    """Whether the validation set `name` is looked at after a step."""
+    cadence = of_val_set(run.dpo, name)
+    return cadence["val_period"] > 0 or cadence["val_at_end"]
 
 
 def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
     dpo, keep, schedule = run.dpo, run.checkpointing, run.policy.scheduler
     yield from objective_remarks(dpo)
-    if schedule.warmup_steps >= dpo.max_num_steps:
+    if schedule.warmup_steps >= dpo.max_num_steps > 0:
         text = f"is {schedule.warmup_steps}, and the run has no more than {dpo.max_num_steps} steps: all of it is warm-up"
         yield "policy.scheduler.warmup_steps", text
-    if sets and not (_validates(run) or dpo.val_at_start):
-        yield "dpo.val_period", f"is {dpo.val_period}, with neither val_at_start nor val_at_end: nothing is ever validated"
+    idle = [one for one in sets if not (_validates(run, one) or of_val_set(dpo, one)["val_at_start"])]
+    if idle and dpo.max_num_steps:
+        what = "nothing" if len(idle) == len(sets) else f"{', '.join(idle)}"
+        text = f"is {dpo.val_period}, with neither val_at_start nor val_at_end: {what} is ever validated"
+        yield "dpo.val_period", text if what == "nothing" else text.replace("is ever", "is never")
     if keep.enabled and keep.ft_save_period and not keep.save_optimizer:
         text = f"is {keep.ft_save_period}, and without save_optimizer no run goes on from these steps"
         yield "checkpointing.ft_save_period", text
-    if keep.enabled and keep.metric_name and keep.keep_top_k is not None:
+    if keep.enabled and keep.metric_name and keep.keep_top_k is not None and dpo.max_num_steps:
         yield from _ranking_remarks(run, keep.metric_name, sets)
 
 

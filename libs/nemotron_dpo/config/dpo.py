@@ -23,22 +23,35 @@ class OwnObjective:
 
 
 @dataclass(frozen=True)
+class ValSetConfig:
+    """Of one validation set, what it has in place of the keys of `dpo` that have these names; None is as they say."""
+
+    val_period: int | None = None
+    val_batches: int | None = None
+    val_global_batch_size: int | None = field(default=None, metadata={"minimum": 1})
+    val_at_start: bool | None = None
+    val_at_end: bool | None = None
+
+
+@dataclass(frozen=True)
 class DpoConfig:
     """The objective and the length of the run; batch sizes count pairs.
 
-    `preference_loss` is a name, or maps several names to their weights. `val_batches` <= 0 means all, `val_period` <= 0 never.
-    `on_divergence` says what becomes of a run that goes wrong: it is warned of, or stopped (exit status 3) with the last good
-    checkpoint kept, or nobody looks. `own_objective` stands in place of `preference_loss`; it is no key of a config, because a
-    config may be a stranger's.
+    `max_num_steps` 0 validates every set, and trains nothing. `preference_loss` is a name, or maps several names to their
+    weights. `val_batches` <= 0 means all, `val_period` <= 0 never. `val_sets` has, by the names of validation sets, what of the
+    five val_ keys is otherwise for them alone. `on_divergence` says what becomes of a run that goes wrong: it is warned of, or
+    stopped (exit status 3) with the last good checkpoint kept, or nobody looks. `own_objective` stands in place of
+    `preference_loss`; it is no key of a config, because a config may be a stranger's.
     """
 
     max_num_epochs: int = field(default=1, metadata={"minimum": 1})
-    max_num_steps: int = field(default=500, metadata={"minimum": 1})
+    max_num_steps: int = field(default=500, metadata={"minimum": 0})
     val_period: int = 50
     val_batches: int = 8
     val_global_batch_size: int = field(default=8, metadata={"minimum": 1})
     val_at_start: bool = True
     val_at_end: bool = True
+    val_sets: dict[str, ValSetConfig] = field(default_factory=dict)
     seed: int = field(default=42, metadata={"minimum": 0, "less_than": 2**63})
     preference_loss: str | dict[str, float] = "dpo"
     reference_policy_kl_penalty: float = field(default=0.05, metadata={"minimum": 0})
@@ -67,6 +80,13 @@ class DpoConfig:
     allow_reference_mismatch: bool = False
     on_divergence: Literal["warn", "stop", "off"] = "warn"
     own_objective: OwnObjective | None = field(default=None, metadata={"is_key": False, "is_built": False})
+
+
+def of_val_set(dpo: DpoConfig, name: str) -> dict[str, Any]:
+    """The val_ keys as they are for the validation set `name`."""
+    own = dpo.val_sets.get(name, ValSetConfig())
+    keys = [item.name for item in dataclasses.fields(ValSetConfig)]
+    return {key: getattr(dpo, key) if getattr(own, key) is None else getattr(own, key) for key in keys}
 
 
 def is_key(item: dataclasses.Field[Any]) -> bool:

@@ -95,8 +95,6 @@ logger {collect_worker_metrics}
 logger.wandb {log_nemo_gym_full_result_tables}""",
     "counts where logger.wandb names it, as in NVIDIA's configs": """
 run {wandb}""",
-    "prints samples, which is not written yet": """
-logger {num_val_samples_to_print}""",
     "places nodes; a profile of env.toml says where a job runs": """
 cluster {segment_size}
 run {env}""",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
@@ -21,6 +22,7 @@ _FREE = (
     "dpo.val_batches",
     "dpo.val_global_batch_size",
     "dpo.val_period",
+    "dpo.val_sets",
 )
 # May change without a word, as keys or whole sections: where things lie (digests say what they are), what is kept and
 # logged, and how model and batch are cut, on which results do not depend. {a b} stands for each.
@@ -50,7 +52,12 @@ def identity(run: RunConfig, *, has_routers: bool, has_biases: bool = False) -> 
         fixed[key] = None if not has_routers or fixed[key] is False or fixed[key] == "none" else fixed[key]
     if not has_biases or run.policy.megatron_cfg.peft.enabled or fixed[_BIASES] == 0:
         fixed[_BIASES] = None
-    return fixed | _objective(run.dpo), {key: _value(run, key) for key in _FREE}
+    return fixed | _objective(run.dpo), {key: _value(run, key) for key in _FREE if key != "dpo.val_sets"} | _val_sets(run.dpo)
+
+
+def _val_sets(dpo: DpoConfig) -> dict[str, Any]:
+    """What the sets have of their own; None where none has anything, as of a run that was saved before they could."""
+    return {"dpo.val_sets": {name: asdict(own) for name, own in dpo.val_sets.items()} or None}
 
 
 def _objective(dpo: DpoConfig) -> dict[str, Any]:

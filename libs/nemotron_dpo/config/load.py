@@ -201,6 +201,10 @@ def run_tree(run: RunConfig) -> dict[str, Any]:
     unset = [item.name for item in fields(DpoConfig) if "is_setting" in item.metadata and getattr(run.dpo, item.name) is None]
     for name in ("own_objective", *unset):
         del tree["dpo"][name]
+    sets = tree["dpo"].pop("val_sets")
+    if sets:
+        given = {name: {key: value for key, value in own.items() if value is not None} for name, own in sets.items()}
+        tree["dpo"]["val_sets"] = given
     if run.policy.tokenizer.chat_template is None:  # null would mean none at all
         tree["policy"]["tokenizer"]["chat_template"] = "default"
     data = tree["data"]

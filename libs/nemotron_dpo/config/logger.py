@@ -65,7 +65,8 @@ class LoggerConfig:
     """metrics.jsonl is always written; these name the trackers besides. `log_dir` None is the run folder's `logs`.
 
     A tracker is a file of training/sinks: NAME_enabled switches it on, and what NAME holds goes to it as it is. With
-    `token_metrics` a record has entropy and mean_token_accuracy too.
+    `token_metrics` a record has entropy and mean_token_accuracy too. `num_val_samples_to_print` pairs of each validation are
+    shown as text.
     """
 
     log_dir: str | None = field(default=None, metadata=PATH)
@@ -80,4 +81,5 @@ class LoggerConfig:
     swanlab: SwanlabConfig = SwanlabConfig()
     trackio: TrackioConfig = TrackioConfig()
     monitor_gpus: bool = True
+    num_val_samples_to_print: int = field(default=0, metadata={"minimum": 0})
     gpu_monitoring: GpuMonitoringConfig = GpuMonitoringConfig()

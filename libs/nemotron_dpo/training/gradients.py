@@ -52,11 +52,11 @@ def gradients(
 
 
 def measured(
-    policy: TrainablePolicy, data: Pairs, batch: GlobalBatch, objective: Objective, settings: LoopSettings
+    policy: TrainablePolicy, data: Pairs, batch: GlobalBatch, objective: Objective, settings: LoopSettings, group_size: int
 ) -> tuple[dict[str, float], PairValues]:
     """The metrics of the pairs of `batch`, and those of each of them, without gradients and without moving a state.
 
-    Where the loss of a pair depends on others, these are those of its group: validation.batch_size pairs in a row.
+    Where the loss of a pair depends on others, these are those of its group: `group_size` pairs in a row.
     """
     if not objective.needs.whole_batch:
         reports = policy.evaluate(batch.mine, loss_of(objective), settings.token_values)
@@ -64,7 +64,7 @@ def measured(
         return means, _each(reports, data, batch, objective)
     pairs, total = whole_batch.whole(policy, batch, settings.token_values, objective.needs), dict[str, float]()
     each: list[Tensor] = []
-    for group in whole_batch.groups(pairs, settings.validation.batch_size):
+    for group in whole_batch.groups(pairs, group_size):
         losses = objective.losses(needed(group, objective.needs))
         each.append(pair_values.measured_of(group, losses))
         total = {name: total.get(name, 0.0) + value for name, value in _sums(losses, group, objective).items()}

@@ -5,6 +5,7 @@ What becomes of the records is the caller's affair: training.run hands them to t
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -31,7 +32,8 @@ def records(
     enter: Callable[[str], object] = lambda what: None,
     done: int = 0,
 ) -> Iterator[Record]:
-    """Train to the last step, or until `stop`, yielding a record a step, a validation and a checkpoint.
+    """Train to the last step, or until `stop`, yielding a record a step, a validation and a checkpoint. Without any step all
+    sets are validated.
 
     Where whoever takes a record gives `stop` up, nothing more is done: neither a validation nor a checkpoint follows.
 
@@ -41,9 +43,9 @@ def records(
     `enter` hears what comes next: "validating", "saving", "" for the next step.
     """
     last = settings.num_steps
-    if done == 0 and settings.validation.is_due(0, last):
-        enter("validating")
-        yield from validate(policy, validation, settings, 0, carried)
+    validated = functools.partial(_validated, policy, validation, settings, enter)
+    if done == 0:
+        yield from validated(0, carried)
     for step in range(done + 1, last + 1):
         started = time.time()
         enter("")
@@ -52,9 +54,7 @@ def records(
         if stop.has_diverged:
             return
         ends_early = step < last and stop.due(time.time() - started)
-        if settings.validation.is_due(step, last):
-            enter("validating")
-            yield from validate(policy, validation, settings, step, carried)
+        yield from validated(step, carried)
         if stop.has_diverged:
             return
         if ends_early or settings.saves(step):
@@ -62,6 +62,20 @@ def records(
             yield from _saved(save, step)
         if ends_early:
             return
+
+
+def _validated(
+    policy: TrainablePolicy,
+    sets: Mapping[str, Pairs],
+    settings: LoopSettings,
+    enter: Callable[[str], object],
+    step: int,
+    carried: Carried,
+) -> Iterator[Record]:
+    due = settings.validated(sets, step)
+    if due:
+        enter("validating")
+        yield from validate(policy, {name: sets[name] for name in due}, settings, step, carried)
 
 
 def _saved(save: Callable[[int], bool], step: int) -> Iterator[Record]:

@@ -32,7 +32,7 @@ def ending(made: Outcome) -> list[str]:
     """What came of a run: the means over its first and its last tenth, its best validation, and that in a sentence."""
     ends, speed = made.ends, made.pairs_per_second
     if not made.num_steps:
-        return []
+        return [sentence(made)]
     names = [name for name in ("loss", "accuracy") if name == "loss" or ends.last.get(name)]
     facts = ["1 step" if made.num_steps == 1 else f"{made.num_steps} steps"]
     facts += [f"{name} {ends.first[name]:.4f} -> {ends.last[name]:.4f}" for name in names]

@@ -18,7 +18,7 @@ def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, miles
     idle = [step for step, rate in enumerate(rates, 1) if rate == 0]
     if idle:
         yield f"policy.scheduler: {len(idle)} of {steps} steps have a learning rate of 0 and change nothing ({_listed(idle)})"
-    late = [milestone for milestone in milestones if milestone >= steps]
+    late = [] if not steps else [milestone for milestone in milestones if milestone >= steps]
     if late:
         yield f"policy.scheduler: the run ends after {steps} steps, before milestone {_listed(late)}"
 
@@ -27,21 +27,27 @@ def on_batches(settings: LoopSettings, num_pairs: int) -> Iterator[str]:
     """Remarks on pairs that an epoch leaves out."""
     batches = settings.batches
     left = num_pairs % batches.size
-    if left and settings.num_steps >= num_pairs // batches.size:
+    if left and settings.num_steps and settings.num_steps >= num_pairs // batches.size:
         which = "other ones each epoch" if batches.shuffle else "always the last ones"
         yield f"{left} of {num_pairs} pairs fill no batch of {batches.size} and are left out of an epoch, {which}"
 
 
 def on_validation(settings: LoopSettings, sets: Mapping[str, int], *, is_asked: bool) -> Iterator[str]:
     """Remarks on validation sets, given by their numbers of pairs. `is_asked`: the user set how many pairs to evaluate."""
-    validation, steps = settings.validation, settings.num_steps
-    asked = validation.batches * validation.batch_size
+    steps, never = settings.num_steps, dict[str, int]()
     for name, num_pairs in sets.items():
-        if is_asked and asked > num_pairs:
+        validation = settings.validation_of(name)
+        asked = validation.batches * validation.batch_size
+        if (is_asked or name in settings.val_sets) and asked > num_pairs:
             product = f"dpo.val_batches x dpo.val_global_batch_size is {asked}"
             yield f"validation set {name} has {num_pairs} pairs, and {product}: all of them are taken"
-    if sets and not validation.at_end and validation.period > steps:
-        yield f"dpo.val_period is {validation.period}, and the run has {steps} steps: none of them is validated"
+        if not validation.at_end and validation.period > steps > 0:
+            never[name] = validation.period
+    if len(never) == len(sets) and len(set(never.values())) == 1:
+        yield f"dpo.val_period is {settings.validation.period}, and the run has {steps} steps: none of them is validated"
+    else:
+        for name, period in never.items():
+            yield f"val_period of {name} is {period}, and the run has {steps} steps: none of them is validated by it"
 
 
 def on_overlap(shared: Mapping[str, int], sets: Mapping[str, int]) -> Iterator[str]:

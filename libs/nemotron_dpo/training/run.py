@@ -14,8 +14,9 @@ from nemotron_dpo.training import loop, narration, sinks
 from nemotron_dpo.training.carried import Carried, goes_on
 from nemotron_dpo.training.guards.guarded import Guarded
 from nemotron_dpo.training.guards.watch import Watch
-from nemotron_dpo.training.record import Record, Totals, TrainingInfo
+from nemotron_dpo.training.record import SAVING, Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
+from nemotron_dpo.training.samples import Samples
 from nemotron_dpo.training.saving import Checkpoints
 from nemotron_dpo.training.settings import LoopSettings
 from nemotron_dpo.training.sinks.jsonl import NAME as METRICS
@@ -35,11 +36,12 @@ def train(
     say: Callable[[str], None],
     progress: Progress,
     watch: Watch | None = None,
+    samples: Samples | None = None,
 ) -> None:
     """Train `policy`, saying what is saved and how it went; every rank calls it, and the first says what is `recorded`.
 
-    `policy` must already be what `resumed` says. `progress` counts steps. `watch` sees all records, and may end the run. Raises
-    UserError from the loop's guards and from saving.
+    `policy` must already be what `resumed` says. `progress` counts steps. `watch` sees the records of steps and validations,
+    and may end the run. `samples` of each validation are shown. Raises UserError from the loop's guards and from saving.
     """
     size = settings.batches.size
     info = TrainingInfo(len(data) // size, size, resumed.totals if resumed else Totals())
@@ -59,7 +61,9 @@ def train(
                 say(_noise_floor(record, policy))
             record = info.add(record)
             recording.write(record)
-            _show(record, progress, say)
+            if record.split == SAVING:  # which says nothing of the policy
+                continue
+            _show(record, progress, samples, say)
             guarded.take(record)
         progress.phase("")
     if recorded is not None:
@@ -73,11 +77,13 @@ def train(
         say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
 
 
-def _show(record: Record, progress: Progress, say: Callable[[str], None]) -> None:
+def _show(record: Record, progress: Progress, samples: Samples | None, say: Callable[[str], None]) -> None:
     if record.is_training:
         progress.advance(1, narration.step_facts(record))
-    elif record.is_validation:
+    else:
         say(narration.validation_line(record))
+        for text in samples.of(record) if samples else ():
+            say(text)
 
 
 def _save(

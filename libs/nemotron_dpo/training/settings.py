@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nemotron_dpo.errors import UserError
@@ -80,6 +80,7 @@ class LoopSettings:
     save_period: steps from one checkpoint to the next; the last step has one in any case. ft_save_period: of further ones.
     gate_precision: check the readings of step 1 to this precision; None where the reference is another policy.
     token_metrics: measure TOKEN_METRICS of `metric_names` too.
+    val_sets: stands in place of `validation` for the sets of these names.
     """
 
     objective: Objective
@@ -90,6 +91,7 @@ class LoopSettings:
     ft_save_period: int = 0
     gate_precision: str | None = None
     token_metrics: bool = False
+    val_sets: Mapping[str, ValidationSettings] = field(default_factory=dict)
 
     @property
     def token_values(self) -> frozenset[str]:
@@ -101,6 +103,15 @@ class LoopSettings:
         """The number of the last step."""
         return len(self.updates.learning_rates)
 
+    def validation_of(self, name: str) -> ValidationSettings:
+        """When the validation set `name` is evaluated, and how much of it."""
+        return self.val_sets.get(name, self.validation)
+
+    def validated(self, sets: Iterable[str], step: int) -> list[str]:
+        """Those of the named sets that are evaluated after `step`; all of them where nothing is trained."""
+        last = self.num_steps
+        return [name for name in sets if last == 0 or self.validation_of(name).is_due(step, last)]
+
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due after `step`."""
         return step == self.num_steps or any(
@@ -109,7 +120,12 @@ class LoopSettings:
 
 
 def num_steps(num_pairs: int, batch_size: int, max_steps: int, max_epochs: int, data_parallel: int) -> int:
-    """Steps until the first of the two limits. Raises UserError for a batch that ranks or data cannot make up."""
+    """Steps until the first of the two limits; where `max_steps` is 0 nothing is trained.
+
+    Raises UserError for a batch that ranks or data cannot make up.
+    """
+    if max_steps == 0:
+        return 0
     if batch_size % data_parallel:
         raise UserError(
             f"policy.train_global_batch_size {batch_size} does not divide over {data_parallel} data-parallel ranks",

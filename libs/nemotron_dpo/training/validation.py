@@ -20,14 +20,15 @@ def validate(
 ) -> Iterator[Record]:
     """A record of each set, of the policy as it is after `step`, which left `carried`: a validation changes nothing of it.
 
-    Where the loss of a pair depends on others, a global batch is the next `settings.validation.batch_size` pairs of the set.
+    Where the loss of a pair depends on others, a global batch is the next `batch_size` pairs of the set.
     """
     for name, pairs in sets.items():
-        rows = list(range(settings.validation.num_pairs(len(pairs))))
+        wanted = settings.validation_of(name)
+        rows = list(range(wanted.num_pairs(len(pairs))))
         mine = share(policy.model, pairs, rows)
         started = time.perf_counter()
         batch = GlobalBatch(rows, micro_batches(pairs, mine, settings.batches.packing))
-        values, each = measured(policy, pairs, batch, carried.objective, settings)
+        values, each = measured(policy, pairs, batch, carried.objective, settings, wanted.batch_size)
         values |= each.metrics() | noise.floor_metric(carried.reward_noise, values["num_valid_samples"])
         split = f"validation-{name}"
         named = {f"{split}/{key}": value for key, value in values.items()}

@@ -6,7 +6,7 @@ torch and megatron-core are imported inside the functions: an executable that im
 from nemotron_dpo.wiring.data import data_rules, identity
 from nemotron_dpo.wiring.loop import check_own_objective, remarks, row_tokens, save_by, settings, watch
 from nemotron_dpo.wiring.model import check_router, layout, load_balancing, lora, open_trainable, optimization, recompute
-from nemotron_dpo.wiring.records import check_trackers, checkpoint_dir, checkpoints, recorded
+from nemotron_dpo.wiring.records import check_trackers, checkpoint_dir, checkpoints, recorded, samples
 
 __all__ = [
     "check_own_objective",
@@ -25,6 +25,7 @@ __all__ = [
     "recorded",
     "remarks",
     "row_tokens",
+    "samples",
     "save_by",
     "settings",
     "watch",

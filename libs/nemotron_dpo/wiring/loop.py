@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.wiring.data import reference_is_policy
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSettings:
     """Plain arguments for the loop; everything that can be refused without a model is refused here."""
-    from nemotron_dpo.config import objective_of
+    from nemotron_dpo.config import objective_of, of_val_set
     from nemotron_dpo.policy.parallel import job_size
     from nemotron_dpo.training import schedule
     from nemotron_dpo.training.objective_loss import check_needs
@@ -35,7 +35,8 @@ def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSett
         objective=objective,
         batches=_batches(run),
         updates=UpdateSettings(rates, policy.optimizer.weight_decay),
-        validation=_validation(run),
+        validation=_validation(asdict(run.dpo)),
+        val_sets={name: _validation(of_val_set(run.dpo, name)) for name in run.dpo.val_sets},
         save_period=run.checkpointing.save_period,
         ft_save_period=run.checkpointing.ft_save_period or 0,
         gate_precision=policy.precision if reference_is_policy(run) else None,
@@ -69,15 +70,15 @@ def _batches(run: RunConfig) -> BatchSettings:
     )
 
 
-def _validation(run: RunConfig) -> ValidationSettings:
+def _validation(keys: Mapping[str, Any]) -> ValidationSettings:
     from nemotron_dpo.training.settings import ValidationSettings
 
     return ValidationSettings(
-        period=run.dpo.val_period,
-        batches=run.dpo.val_batches,
-        batch_size=run.dpo.val_global_batch_size,
-        at_start=run.dpo.val_at_start,
-        at_end=run.dpo.val_at_end,
+        period=keys["val_period"],
+        batches=keys["val_batches"],
+        batch_size=keys["val_global_batch_size"],
+        at_start=keys["val_at_start"],
+        at_end=keys["val_at_end"],
     )
 
 

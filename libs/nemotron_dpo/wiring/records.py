@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.resume import Identity
+    from nemotron_dpo.training.samples import Samples
     from nemotron_dpo.training.saving import Checkpoints
     from nemotron_dpo.training.sinks import RecordedRun
 
@@ -54,6 +55,15 @@ def check_trackers(run: RunConfig) -> None:
         from nemotron_dpo.training.sinks import check_trackers
 
         check_trackers(logger)
+
+
+def samples(run: RunConfig, policy: ModelSource) -> Samples | None:
+    """What is shown of each validation; None where nothing is. Raises UserError where `policy` has no tokenizer for it."""
+    from nemotron_dpo.preferences.tokenizer_folder import open_folder
+    from nemotron_dpo.training.samples import Samples
+
+    number = run.logger.num_val_samples_to_print
+    return Samples(number, open_folder(str(policy.tokenizer_folder)).load()) if number else None
 
 
 def recorded(

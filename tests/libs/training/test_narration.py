@@ -53,7 +53,7 @@ def test_the_ending() -> None:
     assert ending(outcome([{"step": step, "train/loss": 1.0} for step in range(1, 31)]))[0] == (
         "30 steps, loss 1.0000 -> 1.0000 (means of the first and the last 3 steps)"
     )
-    assert ending(outcome([])) == []
+    assert ending(outcome([])) == ["nothing was trained"]
 
 
 def test_the_ending_where_losses_of_a_validation_are_not_finite() -> None:
