@@ -53,7 +53,8 @@ def compile_plan(run: RunConfig, job: Path, step_folder: Path) -> Plan:
         stages += [_score_stage(run, name, job) for name in parts]
     stages += [_mixture_stage(run, name, dataset, job) for name, dataset in datasets.items() if dataset.is_mixture]
     stages.append(_train_stage(run, job))
-    export_dir = job / "checkpoint_megatron" if run.checkpointing.enabled else None
+    saves = run.checkpointing.enabled and run.dpo.max_num_steps > 0
+    export_dir = job / "checkpoint_megatron" if saves else None
     if export_dir:
         stages.append(_export_stage(run, job, export_dir))
     made = {"checkpoint_megatron": export_dir} if export_dir else {}

@@ -195,9 +195,10 @@ def test_nothing_is_scored_where_nothing_is_preferred():
 
 
 def test_nothing_is_exported_where_nothing_is_saved():
-    plan = _compile("checkpointing.enabled=false")
-    assert plan.export_dir is None
-    assert _commands(plan)[-1][0] == "dpo-train"
+    for without in (["checkpointing.enabled=false"], ["dpo.max_num_steps=0", "data.validation.prompt_file=held_out.jsonl"]):
+        plan = _compile(*without)
+        assert plan.export_dir is None
+        assert _commands(plan)[-1][0] == "dpo-train"
 
 
 def test_several_processes_run_under_torchrun():
