@@ -1,4 +1,4 @@
-"""The recurrence of Mamba-2 in C, as built for several kinds of CPU, against the same token by token in float64."""
+"""The recurrence of Mamba-2 and its convolution in C, as built for several kinds of CPU, against the same token by token in float64."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from support.recurrences import (
     FORESTS,
     Mamba2,
     Pieces,
+    convolution_token_by_token,
     mamba2_inputs,
     mamba2_token_by_token,
     num_tokens,
@@ -125,3 +126,30 @@ def test_what_the_kernel_does_not_take_goes_to_torchs_operations(c_kernels: Kern
     assert all(x.dtype is torch.float64 for x in results)
     with pytest.raises(ValueError, match="a row of 239 tokens has pieces up to token 240"):
         all_of(c_kernels, [x.float()[:239] for x in of], of[0][:239], plan(LONG))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_convolution_follows_each_path(c_kernels: Kernels, dtype: torch.dtype) -> None:
+    """Channels that are and are not whole vectors; a part of a wider tensor; the threads do not count."""
+    threads = torch.get_num_threads()
+    for channels, width in ((3, 2), (300, 4), (64, 7)):
+        for pieces in (*FORESTS.values(), *map(random_forest, range(3)), LONG):
+            x, grad = (torch.randn(num_tokens(pieces), channels + 5).to(dtype)[:, 2 : channels + 2] for _ in range(2))
+            weight, bias = torch.randn(channels, width).to(dtype), torch.randn(channels).to(dtype)
+            chunks = plan(pieces)
+            results = [c_kernels.convolve(x, weight, bias, chunks), *c_kernels.convolve_backward(grad, x, weight, chunks)]
+            of = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+            y = convolution_token_by_token(of[0], of[1], of[2], pieces)
+            expected = [y, *(torch.zeros_like(each) for each in of)]
+            if y.requires_grad:
+                grads = torch.autograd.grad(y, of, grad.double(), allow_unused=True, materialize_grads=True)
+                expected = [y, *grads]
+            for ours, theirs in zip(results, expected, strict=True):
+                assert ours.dtype is dtype
+                assert (ours.double() - theirs).norm() <= BOUNDS[dtype] * theirs.norm(), pieces
+            try:
+                torch.set_num_threads(threads % 2 + 1)
+                again = c_kernels.convolve_backward(grad, x, weight, chunks)
+            finally:
+                torch.set_num_threads(threads)
+            assert all(torch.equal(one, other) for one, other in zip(results[1:], again, strict=True))

@@ -17,7 +17,7 @@ from nemotron_dpo.kernels import choice
 from nemotron_dpo.kernels.protocol import Unavailable
 from nemotron_dpo.paths import cache_home
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "layers.c", "logits.c", "scan.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "convolution.c", "layers.c", "logits.c", "scan.c")]
 _HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
 _FUNCTIONS = {  # pointers, int64, float32; those called *_floats and *_parts return an int64
     "forward_floats": "p",
@@ -35,6 +35,8 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_floats and *_parts re
     "tiles_floats": "ii",
     "read_logits": "pppppppppiiii",
     "sum_up_logits": "pppiii",
+    "convolve": "pppp",
+    "convolve_backward": "ppppp",
     "scan_floats": "p",
     "scan": "ppp",
     "scan_parts": "p",
