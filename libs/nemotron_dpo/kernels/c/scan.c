@@ -14,7 +14,7 @@
 
 #include "products.h"
 
-enum { BLOCK = 16, MOST_HEADS = 4, WORD = sizeof(float) }; /* rows of a triangle at once; heads of an item */
+enum { BLOCK = 16, MOST_HEADS = 4, WORD = sizeof(float), LINE = 64 }; /* rows of a triangle at once; heads of an item; bytes */
 
 typedef struct {
     i64 first, count;    /* its tokens in S */
@@ -74,11 +74,15 @@ INLINE void give(void *x, i64 place, vec part, i64 count, const Call *call) {
     else put_floats((float *)x + place, part, count);
 }
 
-/* [T, width] of `size` values at `place` of each token, and rows of zeros up to a multiple of BLOCK */
+/* [T, width] of `size` values at `place` of each token, and rows of zeros up to a multiple of BLOCK; what is beside them, the
+   next head's, is called into the cache meanwhile */
 static void take_rows(float *to, const void *x, i64 place, i64 row, i64 size, i64 width, const Chunk *chunk, const Call *call) {
-    for (i64 t = 0; t < chunk->count; t++)
-        for (i64 d = 0; d < width; d += LANES)
-            store(to + t * width + d, d < size ? take(x, (chunk->first + t) * row + place + d, size - d, call) : splat(0));
+    i64 bytes = call->is_half ? sizeof(half) : sizeof(float);
+    for (i64 t = 0; t < chunk->count; t++) {
+        i64 from = (chunk->first + t) * row + place;
+        for (i64 i = 0; i < size * bytes; i += LINE) __builtin_prefetch((const char *)x + (from + size) * bytes + i);
+        for (i64 d = 0; d < width; d += LANES) store(to + t * width + d, d < size ? take(x, from + d, size - d, call) : splat(0));
+    }
     memset(to + chunk->count * width, 0, (up(chunk->count, BLOCK) - chunk->count) * width * WORD);
 }
 

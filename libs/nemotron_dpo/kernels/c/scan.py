@@ -58,15 +58,14 @@ def scan_backward(
     wide = [of.float().contiguous() for of in (dt_SN, A_N, D_N)]
     call = _call(x, B, C, grad, chunks)
     dx, ddt = _empty(x.shape, x.dtype, chunks), _empty(dt_SN.shape, torch.float32, chunks)
-    shape = library.scan_parts(ctypes.byref(call)), *B.shape
-    dB, dC = (_empty(shape, torch.float32, chunks, tokens_at=1) for _ in range(2))
+    num_parts = library.scan_parts(ctypes.byref(call))
+    dB, dC = (_parts(name, num_parts, of, chunks) for name, of in (("scan: parts of B", B), ("scan: parts of C", C)))
     rates, skips = torch.zeros(2, call.num_trees, len(A_N))
     memory = scratch("scan", call.num_threads * library.scan_backward_floats(ctypes.byref(call)))
     of = _pointers(x, B, C, *wide, grad, dx, ddt, dB, dC, rates, skips)
     library.scan_backward(ctypes.byref(call), of, memory.data_ptr())
-    sums = (part.sum(0) if len(part) > 1 else part[0] for part in (dB, dC))
-    dA, dD = (part.sum(0).to(A_N.dtype) for part in (rates, skips))
-    return dx, ddt.to(dt_SN.dtype), dA, next(sums).to(B.dtype), next(sums).to(C.dtype), dD.to(D_N.dtype)
+    dA, dD = rates.sum(0).to(A_N.dtype), skips.sum(0).to(D_N.dtype)
+    return dx, ddt.to(dt_SN.dtype), dA, dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dD
 
 
 class _Call(ctypes.Structure):
@@ -155,10 +154,19 @@ def _rows(x: Tensor) -> Tensor:
     return x if is_packed or not x.numel() else x.contiguous()
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, chunks: Chunks, tokens_at: int = 0) -> Tensor:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, chunks: Chunks) -> Tensor:
     """What the kernel writes for each token that is in a piece; zeros where some are not."""
-    is_whole = chunks.covers_all and chunks.num_tokens == shape[tokens_at]
-    return torch.empty(shape, dtype=dtype) if is_whole else torch.zeros(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype) if _is_whole(chunks, shape[0]) else torch.zeros(shape, dtype=dtype)
+
+
+def _parts(name: str, num_parts: int, of: Tensor, chunks: Chunks) -> Tensor:
+    """The same for gradients of B or C [P, S, G, K], of which each is what some heads of a group say."""
+    parts = scratch(name, num_parts * of.numel()).view(num_parts, *of.shape)
+    return parts if _is_whole(chunks, len(of)) else parts.zero_()
+
+
+def _is_whole(chunks: Chunks, num_tokens: int) -> bool:
+    return chunks.covers_all and chunks.num_tokens == num_tokens
 
 
 def _pointers(*tensors: Tensor) -> Any:
