@@ -17,7 +17,7 @@ from typing import Any
 Row = dict[str, list[dict[str, str]]]
 _TURN = re.compile(r"\n\n(Human|Assistant): ")
 # ln of the tokens (Llama 3's) of HH's 2303 prompts and 4606 responses that fit 1024: mean and standard deviation
-_PROMPT, _RESPONSE = (4.42, 0.96), (3.40, 0.90)
+HH_PROMPT, HH_RESPONSE = (4.42, 0.96), (3.40, 0.90)
 
 
 def write(kind: str, source: Path | None, num_pairs: int, length: int, tokenizer: Any, out: Path) -> dict[str, int]:
@@ -60,7 +60,7 @@ def _made(kind: str, length: int, tokenizer: Any) -> Iterator[Row]:
 
     while True:
         if kind == "hh":
-            sizes = [draw.lognormvariate(*_PROMPT), *(draw.lognormvariate(*_RESPONSE) for _ in range(2))]
+            sizes = [draw.lognormvariate(*HH_PROMPT), *(draw.lognormvariate(*HH_RESPONSE) for _ in range(2))]
         else:
             sizes = [20, *[length - 60 - draw.randrange(8) for _ in range(2)]]
         prompt, chosen, rejected = (turn(role, n) for role, n in zip(("user", "assistant", "assistant"), sizes, strict=True))

@@ -20,6 +20,7 @@ CHECKS=(
     "resume_export  50 module resume_export"
     "lora           25 module lora"
     "mixture        25 module mixture"
+    "recurrence     30 recurrence"
     "shape_1b       40 module shape_1b"
     "length_8192    40 module length_8192"
     "bench          90 bench"
@@ -129,6 +130,18 @@ note() {
 }
 
 module() { limited "$python" "$here/$1.py" "$folder" $cpu; }
+
+# Nemotron-3-Nano's recurrence by torch's operations, and by mamba_ssm where it is installed.
+recurrence() {
+    local options=(--json "$folder/figures.json" --shapes nano3 --backends torch)
+    mkdir "$folder"
+    if [[ -n $cpu ]]; then
+        options+=(--rows hh --tokens 200 --rounds 1)
+    else
+        options+=(--tokens 16384 --rounds 5)
+    fi
+    limited "$python" "$root/tests/benchmarks/bench_recurrence.py" "${options[@]}"
+}
 
 # Ours, and TRL once its setting is found, take some 190 s of a fast card; the rest of the time is for finding it, twice.
 bench() {

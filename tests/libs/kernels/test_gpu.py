@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from nemotron_dpo.kernels import chosen
 from nemotron_dpo.kernels.accumulation import add_product, add_rows
+from nemotron_dpo.kernels.recurrence import causal_conv, plan, scan
 from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
 from nemotron_dpo.kernels.torch_ops.flash_attention import flash_attention, run_attention
 from nemotron_dpo.policy.logprobs import response_logps
@@ -20,6 +22,7 @@ from support import small
 from support.kernel_checks import CHECKS, TOLERANCE, check_members, off
 from support.policy_rows import packed
 from support.programs import check, losses
+from support.recurrences import mamba2_inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -130,6 +133,41 @@ def test_gradients_are_added_in_float32_and_in_one_order() -> None:
     add_rows(second, places, rows)
     assert torch.equal(first, second)
     assert off(first, torch.zeros(7, 33).index_add_(0, places.cpu(), rows.cpu())) < 1e-5
+
+
+FOREST = [(0, 130, -1), (130, 300, 0), (300, 321, 0), (321, 330, -1), (330, 331, 3), (331, 460, 3)]
+
+
+def _scanned(of: Sequence[torch.Tensor], slope: torch.Tensor) -> list[torch.Tensor]:
+    """The recurrence and its six gradients."""
+    x, dt, A, B, C, D = (each.detach().requires_grad_() for each in of)
+    y = scan(x, dt, A, B, C, D, plan(FOREST))
+    return [y, *torch.autograd.grad(y, (x, dt, A, B, C, D), slope)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_recurrence_of_mamba2(dtype: torch.dtype) -> None:
+    """Against float32 on the CPU; again, to the last bit."""
+    of, slope = [x.cuda() for x in mamba2_inputs(462, (8, 64, 2, 128), dtype)], draw(462, 8, 64, dtype=dtype)
+    got = _scanned(of, slope)
+    for ours, theirs in zip(got, _scanned([x.cpu().float() for x in of], slope.cpu().float()), strict=True):
+        assert off(ours, theirs) < 2 * TOLERANCE[dtype]
+    assert all(torch.equal(again, once) for again, once in zip(_scanned(of, slope), got, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_convolution_of_a_recurrent_layer(dtype: torch.dtype) -> None:
+    of, slope = [draw(462, 96, dtype=dtype), draw(96, 4, dtype=dtype), draw(96, dtype=dtype)], draw(462, 96, dtype=dtype)
+
+    def convolved(of: Sequence[torch.Tensor], slope: torch.Tensor) -> list[torch.Tensor]:
+        x, weight, bias = (each.detach().requires_grad_() for each in of)
+        y = causal_conv(x, weight, bias, plan(FOREST))
+        return [y, *torch.autograd.grad(y, (x, weight, bias), slope)]
+
+    got = convolved(of, slope)
+    for ours, theirs in zip(got, convolved([x.cpu().float() for x in of], slope.cpu().float()), strict=True):
+        assert off(ours, theirs) < TOLERANCE[dtype]
+    assert all(torch.equal(again, once) for again, once in zip(convolved(of, slope), got, strict=True))
 
 
 SETTINGS = (

@@ -42,6 +42,20 @@ def rounding_allowed(dtype: torch.dtype) -> Iterator[None]:
         settings.fp32_precision = before
 
 
+@contextlib.contextmanager
+def tf32_allowed(x: Tensor) -> Iterator[None]:
+    """On a GPU, products of float32 copies of `x` may round what they read to TF32, if it is bfloat16, which is no finer."""
+    settings: Any = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    if x.is_cuda and x.dtype is torch.bfloat16:
+        settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        if settings.fp32_precision != before:
+            settings.fp32_precision = before
+
+
 def float_product(x_CH: Tensor, weight_BH: Tensor, out_CB: Tensor) -> None:
     """x @ weight.T in float32, also of bfloat16; those products are exact in float32, as they are in TF32.
 

@@ -3,7 +3,7 @@
 With the state h [K, D] of a head, zero before the first token of a path, a token computes
     h = exp(dt * A) * h + dt * B x^T,   y = h^T C + D * x.
 A chunk takes the state that its parent ends with; states go from depth to depth, all chunks of one depth at once. Products and
-sums are in float32, or in float64 where x is.
+sums are in float32, or in float64 where x is; on a GPU the products of bfloat16 tensors round what they read to TF32.
 
 Legend: S packed tokens, N = G * H heads, of G groups of H, D head size, K state size; M chunks, Q tokens of a chunk, P inner
 chunks, W chunks with a parent.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels.chunks import Chunks
 from nemotron_dpo.kernels.torch_ops.chunk_layout import Layout, layout_of
+from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,18 @@ def batch_of(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Te
 def scan(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Tensor, D_N: Tensor, chunks: Chunks) -> Tensor:
     """As `Kernels.scan`."""
     batch = batch_of(x_SND, dt_SN, A_N, B_SGK, C_SGK, chunks)
-    mixing_MGHQQ = batch.decays().mul_(batch.scores())
-    y_MGQHD = (mixing_MGHQQ @ batch.inputs_MGQHD.transpose(2, 3)).transpose(2, 3).contiguous()
-    del mixing_MGHQQ
-    followers = batch.layout.followers
-    y_MGQHD[followers] += read_states(batch, states_before(batch)) * batch.since_start()
+    with tf32_allowed(x_SND):
+        y_MGQHD = _mixed(batch)
+        followers = batch.layout.followers
+        y_MGQHD[followers] += read_states(batch, states_before(batch)) * batch.since_start()
     y_MGQHD.addcmul_(batch.x_MGQHD, D_N.to(y_MGQHD.dtype).view(B_SGK.shape[1], 1, -1, 1))
     return batch.layout.spread(by_token(y_MGQHD)).to(x_SND.dtype)
+
+
+def _mixed(batch: Batch) -> Tensor:
+    """What each token takes of its chunk's inputs: [M, G, Q, H, D]."""
+    mixing_MGHQQ = batch.decays().mul_(batch.scores())
+    return (mixing_MGHQQ @ batch.inputs_MGQHD.transpose(2, 3)).transpose(2, 3).contiguous()
 
 
 def states_before(batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from nemotron_dpo.kernels.chunks import Chunks
 from nemotron_dpo.kernels.protocol import ScanGradients
 from nemotron_dpo.kernels.torch_ops.chunk_layout import Layout
+from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
 from nemotron_dpo.kernels.torch_ops.mamba2 import Batch, batch_of, by_group, by_token, read_states, states_before
 
 
@@ -35,8 +36,9 @@ def scan_backward(
     layout, groups = batch.layout, B_SGK.shape[1]
     grad = layout.gather(grad_SND).unflatten(2, (groups, -1)).to(batch.x_MGQHD.dtype)
     grad_MGQHD = by_group(grad.mul_(layout.is_token_MQ[..., None, None, None]))
-    of = _within(batch, grad_MGQHD)
-    _across(batch, grad_MGQHD, of)
+    with tf32_allowed(x_SND):
+        of = _within(batch, grad_MGQHD)
+        _across(batch, grad_MGQHD, of)
     rates, skips = (x_N.to(grad_MGQHD.dtype).view(groups, 1, -1) for x_N in (A_N, D_N))
     ddt = (batch.x_MGQHD * of.inputs).sum(-1) + rates * of.logs
     dx = of.inputs.mul_(batch.steps_MGQH1).addcmul_(grad_MGQHD, skips[..., None])
