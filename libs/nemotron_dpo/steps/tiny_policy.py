@@ -70,7 +70,7 @@ def texts(pairs: Sequence[Path]) -> Iterator[str]:
             yield from json.loads(line).values()
 
 
-def train_tokenizer(corpus: Iterator[str]) -> Tokenizer:
+def train_tokenizer(corpus: Iterator[str], vocab_size: int = MAX_VOCAB) -> Tokenizer:
     """Byte-level BPE, so that any text can be encoded, with the three special tokens first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -79,7 +79,7 @@ def train_tokenizer(corpus: Iterator[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment] - tokenizers' stubs lack the setter
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCAB, special_tokens=[PAD, TURN, END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=[PAD, TURN, END], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer
