@@ -24,7 +24,8 @@ class PairAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedRow, **__: Any) -> Tensor:
         """query [L, 1, N, D], key and value [L, 1, G, D] -> [L, 1, N * D]."""
-        key, value = (_whole(x, packed_seq_params) for x in (key, value.contiguous()))  # a view keeps all it is cut from
+        query, key, value = (x.contiguous() for x in (query, key, value))  # a view keeps all it is cut from
+        key, value = (_whole(x, packed_seq_params) for x in (key, value))
         return kernels().attend(query, key, value, packed_seq_params, self.scale)
 
 

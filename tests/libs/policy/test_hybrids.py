@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from nemotron_dpo.policy.rows import PackedRow, pack_row
+from nemotron_dpo.policy.rows import Cut, PackedRow, pack_row
 from support import hybrids, small
 
 pytestmark = pytest.mark.usefixtures("megatron")
 PATTERNS = ("M-M*-M-", "MEM*EM-E", "M", "M*E")
 
 
-def build(pattern: str):
+def build(pattern: str, dtype: torch.dtype = torch.float32) -> Any:
     from nemotron_dpo.policy.model import build_policy
 
-    return build_policy(hybrids.architecture(pattern), torch.float32, max_length=256)
+    return build_policy(hybrids.architecture(pattern), dtype, max_length=256)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -42,6 +42,34 @@ def test_dt_has_no_floor() -> None:
     pairs = small.random_pairs(2, seed=7, longest=90)
     with torch.no_grad():
         assert (expected_logps(clamped, pairs) - expected_logps(free, pairs)).abs().max() > 1e-3
+
+
+def test_a_policy_scores_bit_for_bit_as_its_reference_did_and_as_its_neighbours_let_it() -> None:
+    """With gradients and without, in either precision: the first loss is ln 2. Other pairs of the row change rounding alone."""
+    state = hybrids.theirs("MEM*E-").state_dict()
+    pairs = small.random_pairs(4, seed=7, longest=90)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    alone = pack_row(pairs.prompts[2:3], pairs.chosen[2:3], pairs.rejected[2:3])
+    found = []
+    for dtype, rounding in ((torch.float32, 1e-5), (torch.bfloat16, 0.3)):
+        model = build("MEM*E-", dtype)
+        hybrids.fill(model, state)
+        with torch.no_grad():
+            reference_R = model(row)
+            assert (model(alone) - reference_R[(row.response_R == 4) | (row.response_R == 5)]).abs().max() <= rounding
+        assert torch.equal(model(row).detach(), reference_R)
+        found.append(reference_R)
+    assert (found[0] - found[1]).abs().mean() <= 0.1
+
+
+def test_a_row_of_padding_alone_has_no_gradient() -> None:
+    """Ranks that divide experts run equally many rows, some without pairs."""
+    model = build("M*E")
+    hybrids.fill(model, hybrids.theirs("M*E").state_dict())
+    logps_R = model(pack_row([], [], [], Cut(tokens_together=4)))
+    assert logps_R.shape == (0,)
+    logps_R.sum().backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("targets", [(), ("in_proj", "out_proj"), ("linear_fc1", "linear_qkv"), ("*.local_experts.2.*",)])

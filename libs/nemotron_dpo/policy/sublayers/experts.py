@@ -90,7 +90,8 @@ class Experts:
 
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
         """For each expert that a token goes through, its products and what is made of them, and its own copies of the token."""
-        elements = self.router.top_k * (5 * self.expert.ffn_hidden_size + 2 * architecture.hidden_size)
+        products = 5 if self.expert.gated else 3  # the second factor of the last is the token's probability
+        elements = self.router.top_k * (products * self.expert.ffn_hidden_size + 2 * architecture.hidden_size)
         elements += 2 * self.shared.ffn_hidden_size if self.shared else 0
         return Kept(entering_bytes(architecture, layout, width), width * elements / layout.tensor)
 

@@ -87,11 +87,13 @@ class Mamba:
         return linears + self.conv_width * self.conv_channels
 
     def mixing_flops(self, pair: PairTokens) -> tuple[Any, Any]:
-        """Of the scan by chunks: C with B and the scores with x within a chunk, x with B into states, states with C."""
-        scores, mixed = CHUNK * self.states, CHUNK * self.channels
-        states = self.channels * self.state_size
-        forward = 2 * (scores + mixed + 2 * states)
-        return forward * pair.all, (2 * forward + 2 * scores) * pair.all
+        """Of the scan by chunks: C with B and the scores with x within a chunk, x with B into states, states with C.
+
+        Backward computes the scores, the states and what is read of them again, then the gradients of all factors.
+        """
+        scores, mixed, states = CHUNK * self.states, CHUNK * self.channels, self.channels * self.state_size
+        forward, backward = scores + mixed + 2 * states, 3 * scores + 2 * mixed + 6 * states
+        return 2 * forward * pair.all, 2 * backward * pair.all
 
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
         """in_proj's product, the convolution's before and after its activation, the scan's result and the gated norm's."""
