@@ -110,7 +110,8 @@ def trainable(pattern: str) -> Any:
     from nemotron_dpo.training.batches import PairBatch
 
     draw, (prompt, response, count) = np.random.default_rng(0), PAIR
-    row = pack_row(*([draw.integers(3, 96, n) for _ in range(count)] for n in (prompt, response, response)))
+    prompts, chosen, rejected = ([draw.integers(3, 96, n) for _ in range(count)] for n in (prompt, response, response))
+    row = pack_row(prompts, chosen, rejected)
     model = build_policy(architecture(pattern), torch.bfloat16, max_length=1024)
     torch.manual_seed(0)
     for parameter in model.parameters():
