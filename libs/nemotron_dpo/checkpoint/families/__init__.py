@@ -1,7 +1,7 @@
 """The model families that are supported. A Family describes one, from config.json to weights, in both directions.
 
 To add a dense one, give its table and its Family in `dense.py` and list it here; tests/libs/checkpoint/test_families.py
-holds every family against transformers.
+holds every family against transformers. One whose layers differ is a file of its own, as `nemotron_h.py`.
 """
 
 from __future__ import annotations
