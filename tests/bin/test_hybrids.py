@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import hybrid_folders, programs, small
@@ -66,6 +67,29 @@ def test_the_tiny_hybrid_is_aligned_and_transformers_agrees(tmp_path: Path) -> N
         difference = np.abs(theirs(tmp_path / "hf", pair, side) - np.array(pair[f"ref_{side}_logps"]))
         assert difference.max() <= 1e-4
         assert np.abs(theirs(policy, pair, side) - np.array(pair[f"ref_{side}_logps"])).max() > 1e-2  # it was trained
+
+
+@pytest.mark.multiprocess
+def test_a_folder_is_divided_and_put_together_as_it_was(tmp_path: Path) -> None:
+    """Tensor parallelism divides what in_proj and the convolution stack part by part; pipeline stages have other layers each."""
+    folder = hybrid_folders.write_hybrid(tmp_path / "hf", hybrid_folders.PATTERNS["experts"])
+    small.write_pairs(tmp_path / "pairs.arrow", small.random_pairs(8))
+    score = ("--policy", folder, "--precision", "float32")
+    programs.check("ref-logprobs", tmp_path / "pairs.arrow", "-o", tmp_path / "scored.arrow", *score)
+    settings = ("policy.precision=float32", "policy.optimizer.lr=1e-3", "dpo.max_num_steps=2", "dpo.max_num_epochs=2", *QUICK)
+    settings += ("policy.max_total_sequence_length=256",)
+    losses: dict[str, list[float]] = {}
+    for layout in ("", "tensor_model_parallel_size=2 sequence_parallel=true", "pipeline_model_parallel_size=2"):
+        run = tmp_path / f"run{len(losses)}"
+        sizes = [f"policy.megatron_cfg.{size}" for size in layout.split()]
+        argv = (tmp_path / "scored.arrow", "--policy", folder, "--run-dir", run, *settings, *sizes)
+        programs.torchrun(2, "dpo-train", *argv) if layout else programs.check("dpo-train", *argv)
+        programs.check("ckpt-export", run, "-o", run / "hf", "--to", "hf", "--verify", 2)
+        losses[layout] = [step["train/loss"] for step in records(run)]
+        weights, alone = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in (run.name, "run0"))
+        assert max((weights[key] - tensor).abs().max() for key, tensor in alone.items()) <= 1e-4, layout
+        assert losses[layout] == pytest.approx(losses[""], abs=1e-5)
+    assert losses[""][0] == pytest.approx(LN_2, abs=1e-6)
 
 
 @pytest.mark.multiprocess
