@@ -55,8 +55,32 @@ def _layer_spec(layer: Layer, config: TransformerConfig) -> ModuleSpec:
     return ModuleSpec(TransformerLayer, submodules=TransformerLayerSubmodules(**fields, sharded_state_dict_keys_map=keys))
 
 
-class HybridBlock(TransformerBlock):
-    """megatron-core's block of layers, whose last norm has the name that it has in a MambaStack."""
+class PairBlock(TransformerBlock):
+    """megatron-core's block of layers, which by recompute_method "block" tells layers that are not computed again of tokens.
+
+    megatron-core leaves their padding_mask out, by which routers are balanced.
+    """
+
+    _mask: Tensor | None = None
+
+    def _checkpointed_forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._mask = kwargs.get("padding_mask")
+        try:
+            return super()._checkpointed_forward(*args, **kwargs)
+        finally:
+            self._mask = None
+
+    def _get_layer(self, layer_number: int) -> Any:
+        layer, mask = super()._get_layer(layer_number), self._mask
+        if mask is None:
+            return layer
+        return lambda **given: layer(
+            **{**given, "padding_mask": mask if given["padding_mask"] is None else given["padding_mask"]}
+        )
+
+
+class HybridBlock(PairBlock):
+    """The same, whose last norm has the name that it has in a MambaStack."""
 
     @property
     def final_layernorm(self) -> Any:  # type: ignore[override] - it is an attribute there
@@ -65,7 +89,7 @@ class HybridBlock(TransformerBlock):
 
 def specialize(model: nn.Module) -> None:
     """Let the parts that megatron-core names itself, and no spec can replace, compute our way; weights and keys stay theirs."""
-    own: dict[type, type] = {MLP: GatedMLP, VocabParallelEmbedding: TokenEmbedding}
+    own: dict[type, type] = {MLP: GatedMLP, VocabParallelEmbedding: TokenEmbedding, TransformerBlock: PairBlock}
     for module in model.modules():
         module.__class__ = own.get(type(module), type(module))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from nemotron_dpo.policy.recompute import Recompute
 from nemotron_dpo.policy.rows import Cut, PackedRow, pack_row
 from support import hybrids, small
 
@@ -14,10 +15,10 @@ pytestmark = pytest.mark.usefixtures("megatron")
 PATTERNS = ("M-M*-M-", "MEM*EM-E", "M", "M*E")
 
 
-def build(pattern: str, dtype: torch.dtype = torch.float32) -> Any:
+def build(pattern: str, dtype: torch.dtype = torch.float32, recompute: Recompute | None = None) -> Any:
     from nemotron_dpo.policy.model import build_policy
 
-    return build_policy(hybrids.architecture(pattern), dtype, max_length=256)
+    return build_policy(hybrids.architecture(pattern), dtype, max_length=256, recompute=recompute)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -70,6 +71,25 @@ def test_a_row_of_padding_alone_has_no_gradient() -> None:
     assert logps_R.shape == (0,)
     logps_R.sum().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_recomputation_changes_no_bit_of_a_gradient() -> None:
+    """Nor of the counts that move biases: what is computed again is not counted again."""
+    from nemotron_dpo.policy.balanced_routers import move_biases
+
+    state, pairs = hybrids.theirs("MEM*E-").state_dict(), small.random_pairs(3, seed=7, longest=50)
+    row, due = pack_row(pairs.prompts, pairs.chosen, pairs.rejected), {}
+    units = (Recompute(), Recompute(num_layers=3), Recompute(method="block", num_layers=2))
+    for recompute in (None, *units, Recompute("selective", modules=("mlp", "moe"))):
+        model = build("MEM*E-", recompute=recompute)
+        hybrids.fill(model, state)
+        move_biases(model, 1e-3)
+        dpo(model(row), row).backward()
+        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+        found |= {name: counts for name, counts in model.named_buffers() if name.endswith("tokens_per_expert")}
+        due = due or found
+        assert len(due) > 30
+        assert all(torch.equal(found[name], due[name]) for name in due), recompute
 
 
 @pytest.mark.parametrize("targets", [(), ("in_proj", "out_proj"), ("linear_fc1", "linear_qkv"), ("*.local_experts.2.*",)])
