@@ -140,10 +140,7 @@ def test_values_are_read_with_keys_and_pointer(page: Path, tab: Browser) -> None
     assert tab.value(read) == "step 1training 0.6931"
     tab.value("document.activeElement.blur()")
     assert tab.value(read) == ""
-    box = tab.value(
-        "(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())"
-    )
-    tab.value("document.querySelector('#figure-loss').scrollIntoView()")
+    tab.value("document.querySelector('#figure-loss').scrollIntoView({behavior: 'instant'})")
     box = tab.value(
         "(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())"
     )

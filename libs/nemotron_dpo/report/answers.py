@@ -110,7 +110,9 @@ def advice(run: Run, found: list[Check]) -> Advice:
         return Advice("Look at the pairs", "Chosen and rejected may have changed places.", about="data")
     if learned_nothing(run) and isinstance(rate, int | float):
         return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
-    if run.alarms or "unlearns" in said or (last > first and made.num_steps > 1):
+    if serious := [alarm for alarm in run.alarms if alarm.get("kind") != "gradient_spike" and alarm.get("remedy")]:
+        return Advice("What the guards advise", f"{visible(serious[0]['remedy'])}.".replace("..", "."), about="diverged")
+    if "unlearns" in said or (last > first and made.num_steps > 1):
         if beta:
             return Advice("A greater beta", "It went too far from the reference.", _beta(max(0.1, 2 * beta)), "diverged")
         return Advice("A lower learning rate", "It went too far.", _half(rate), "diverged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 
 from nemotron_dpo.outcome import TOKENS_PER_SECOND
@@ -10,7 +11,7 @@ from nemotron_dpo.report.measured import Series
 from nemotron_dpo.report.plots import lines, smooth
 from nemotron_dpo.report.run_report import Run
 from nemotron_dpo.report.training_section import said_of
-from nemotron_dpo.report.visible import number, visible
+from nemotron_dpo.report.visible import number, percent, visible
 
 _STEP_SECONDS = "timing/train/total_step_time"
 
@@ -34,11 +35,30 @@ def cost_section(run: Run) -> Section:
             ("seconds a step (median)", number(median(seconds.values[1:] or seconds.values), 3)),
             ("seconds of all steps", number(sum(seconds.values), 1)),
         ]
+    rows += _parts(machine)
     rows += [("seconds of all validations", number(total, 1))] if (total := _validating(run)) else []
+    used = run.measured.train.get("train_fp_utilization")
+    rows += [("share of the devices' peak (median)", percent(median(used.values)))] if used else []
     rows += [("processes", visible(facts["processes"]))] if "processes" in facts else []
     rows += [(name, visible(facts[name])) for name in ("device", "kernels") if facts.get(name)]
     shown = tuple(figure for figure in figures if figure is not None)
     return Section("cost", "Speed and memory", figures=shown, grids=(Grid(("", ""), tuple(rows)),))
+
+
+_PARTS = (
+    ("data_processing", "choosing and packing pairs"),
+    ("policy_training/forward_backward", "forward and backward"),
+    ("policy_training/optimizer", "optimizer"),
+)
+
+
+def _parts(machine: Mapping[str, Series]) -> list[tuple[str, str]]:
+    """Where the time of a step goes, and how long checkpoints took; older runs do not say it."""
+    whole = machine.get(_STEP_SECONDS)
+    found = [(name, machine.get(f"timing/train/{part}")) for part, name in _PARTS]
+    shares = [(f"of a step: {name}", percent(sum(one.values) / sum(whole.values))) for name, one in found if one and whole]
+    saving = machine.get("timing/train/checkpointing")
+    return shares + ([("seconds of all checkpoints", number(sum(saving.values), 1))] if saving else [])
 
 
 def _of_memory(name: str | None) -> str:

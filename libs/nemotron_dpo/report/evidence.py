@@ -36,9 +36,13 @@ def checks(run: Run) -> list[Check]:
 
 
 def _alarms(run: Run) -> Iterator[Check]:
-    for alarm in run.alarms[:3]:
-        said = alarm.get("message") or alarm.get("text") or alarm.get("what") or alarm.get("kind") or "an alarm"
-        yield Check("bad", f"The guards of training spoke at step {visible(alarm.get('step', '?'))}: {visible(said)}.")
+    """What the guards of training saw, once a kind. A jump of the gradient is no more than a reason to look."""
+    for kind, alarm in {str(one.get("kind")): one for one in reversed(run.alarms)}.items():
+        good = alarm.get("good_step")
+        after = f" The last good step is {good}." if isinstance(good, int) and good > 0 else ""
+        said = visible(alarm.get("seen") or kind)
+        mark = "open" if kind == "gradient_spike" else "bad"
+        yield Check(mark, f"The guards of training spoke at step {visible(alarm.get('step', '?'))}: {said}.{after}")
 
 
 def _ending(run: Run) -> Iterator[Check]:
@@ -123,6 +127,8 @@ def drift_per_token(run: Run, side: str) -> float | None:
         return float(ratio.sum() / max(int(getattr(final, f"{side}_tokens").sum()), 1))
     name = run.measured.validation
     values = run.measured.sets[name] if name else run.measured.train
+    if (measured := values.get(f"log_ratio_{side}_per_token")) is not None:
+        return measured.last
     mean = values.get(f"log_ratio_{side}_mean") or (values.get(f"rewards_{side}_mean") if _has_reference(run) else None)
     tokens, sequences = values.get("global_valid_toks"), values.get("global_valid_seqs")
     if mean is None or tokens is None or sequences is None or not tokens.last:

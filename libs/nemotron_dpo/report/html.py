@@ -60,7 +60,7 @@ def _data(figure: Figure, picture: str) -> str:
 
 
 def _short(value: float) -> float | int:
-    short = float(f"{value:.5g}")
+    short = float(f"{value:.6g}")
     return int(short) if short.is_integer() and abs(short) < 1e9 else short
 
 

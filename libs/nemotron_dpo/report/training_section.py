@@ -12,12 +12,11 @@ from nemotron_dpo.report.run_report import Run
 from nemotron_dpo.report.visible import number, visible
 
 _HELD_INKS = ("held", "run1", "run2", "run3")
-_KL = ("kl_chosen", "kl_rejected")
 
 
 def training_section(run: Run) -> Section:
-    """Loss, accuracy, margin, rewards, distance from the reference, gradient norm and learning rate."""
-    makers = (_loss, _accuracy, _margin, _rewards, _distance, _gradient, _rate)
+    """Loss, accuracy, margin, rewards, KL and drift from the reference, gradient norm and learning rate."""
+    makers = (_loss, _accuracy, _margin, _rewards, _divergence, _distance, _gradient, _rate)
     figures = tuple(figure for make in makers if (figure := make(run)) is not None)
     held = (
         "Grey is training, with its running mean; dark, with dots, is validation."
@@ -88,38 +87,38 @@ def _margin(run: Run) -> Figure | None:
 
 
 def _rewards(run: Run) -> Figure | None:
-    curves: list[Curve] = []
-    held = run.measured.sets.get(run.measured.validation or "", {})
-    for side in ("chosen", "rejected"):
-        name = f"rewards_{side}_mean"
-        if name in run.measured.train and any(run.measured.train[name].values):
-            faint = smooth(_curve(f"{side}, training", run.measured.train[name], side), side)
-            curves += [Curve(c.name, c.steps, c.values, c.ink, faint=True) for c in faint[-1:]] if name in held else faint
-        if name in held:
-            curves.append(_curve(f"{side}, validation" if name in run.measured.train else side, held[name], side, dots=True))
+    curves = [curve for side in ("chosen", "rejected") for curve in _one_side(run, f"rewards_{side}_mean", side)]
     caption = "Blue is chosen, orange rejected; thin lines are training. Log-ratios to the reference, without beta."
     return lines("rewards", "Rewards of both sides", caption, said_of("Rewards", curves), curves, rules={"reference": 0.0})
 
 
+def _one_side(run: Run, metric: str, side: str) -> Iterator[Curve]:
+    """The metric of one side: validation with dots over a thin line of training, or training alone."""
+    held = run.measured.sets.get(run.measured.validation or "", {}).get(metric)
+    if (trained := run.measured.train.get(metric)) is not None and any(trained.values):
+        smoothed = smooth(_curve(f"{side}, training" if held else side, trained, side), side)
+        thin = (Curve(c.name, c.steps, c.values, c.ink, faint=True) for c in smoothed[-1:])
+        yield from thin if held else smoothed
+    if held is not None and any(held.values):
+        yield _curve(side, held, side, dots=True)
+
+
+def _divergence(run: Run) -> Figure | None:
+    curves = [curve for side in ("chosen", "rejected") for curve in _one_side(run, f"kl_{side}", side)]
+    caption = "Estimated KL divergence from the reference, in nats a token; thin lines are training."
+    return lines("kl", "KL from the reference", caption, said_of("KL", curves), curves)
+
+
 def _distance(run: Run) -> Figure | None:
-    """KL where it was measured; else the log-ratio a token, which bounds how far these very responses moved."""
-    measured = [
-        _curve(name.removeprefix("kl_"), run.measured.train[name], name.removeprefix("kl_"))
-        for name in _KL
-        if name in run.measured.train
-    ]
-    if measured:
-        caption = "Estimated KL divergence from the reference, in nats a token, on chosen and rejected responses."
-        return lines("kl", "KL from the reference", caption, said_of("KL", measured), measured)
-    held = run.measured.sets.get(run.measured.validation or "", {})
-    curves = [curve for side in ("chosen", "rejected") for curve in _per_token(held or run.measured.train, side, bool(held))]
-    caption = (
-        "Mean log-ratio a token: how much more (above 0) or less probable the responses are than under the reference. "
-        "No KL was measured."
-    )
-    return lines(
-        "kl", "Distance from the reference", caption, said_of("Log-ratio a token", curves), curves, rules={"reference": 0.0}
-    )
+    """The mean log-ratio a token, as it was measured, else from the mean reward and the mean length of a response."""
+    curves = [curve for side in ("chosen", "rejected") for curve in _one_side(run, f"log_ratio_{side}_per_token", side)]
+    measured = "kl_chosen" in run.measured.train
+    if not curves:
+        held = run.measured.sets.get(run.measured.validation or "", {})
+        curves = [c for side in ("chosen", "rejected") for c in _per_token(held or run.measured.train, side, bool(held))]
+    caption = "How much more (above 0) or less probable a token of the responses is than under the reference, in nats."
+    caption += "" if measured else " No KL divergence was measured."
+    return lines("drift", "Drift from the reference", caption, said_of("Drift", curves), curves, rules={"reference": 0.0})
 
 
 def _per_token(values: Mapping[str, Series], side: str, dots: bool) -> Iterator[Curve]:
