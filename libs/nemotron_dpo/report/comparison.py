@@ -51,7 +51,7 @@ def page(runs: Sequence[Run]) -> Page:
 def run_names(runs: Sequence[Run]) -> list[str]:
     """Short names that tell them apart: the ends of their paths."""
     paths = [(run.given.job or run.given.folder.resolve()).parts for run in runs]
-    shared = next((n for n, level in enumerate(zip(*paths, strict=False)) if len(set(level)) > 1), 0)
+    shared = next((n for n, level in enumerate(zip(*paths, strict=False)) if len(set(level)) > 1), len(paths[0]))
     names = ["/".join(parts[shared:]) or parts[-1] for parts in paths]
     tails = [Path(name).name if len({Path(other).name for other in names}) == len(names) else name for name in names]
     return [visible(name) if tails.count(name) == 1 else f"{visible(name)} ({n + 1})" for n, name in enumerate(tails)]

@@ -143,7 +143,8 @@ def _overrides(command: Any) -> Mapping[str, Any]:
 
 def _plain(text: str) -> Any:
     try:
-        return float(text) if re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", text) else yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        return float(text) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", text) else value
     except (yaml.YAMLError, ValueError):
         return text
 

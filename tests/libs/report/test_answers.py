@@ -27,7 +27,10 @@ def _held_accuracy(share: float, **more: float) -> Rows:
 
 def _noisy() -> Rows:
     """Margins of a thousandth, with a floor of the mean rewards of one hundredth."""
-    return [train_row(step, 0.693, rewards_chosen_mean=0.001, rewards_rejected_mean=0.0, reward_noise_floor=0.01) for step in range(1, 21)]
+    return [
+        train_row(step, 0.693, rewards_chosen_mean=0.001, rewards_rejected_mean=0.0, reward_noise_floor=0.01)
+        for step in range(1, 21)
+    ]
 
 
 def _worse() -> Rows:
@@ -53,7 +56,9 @@ RUNS: list[tuple[str, Callable[[], Rows], dict[str, Any], tuple[str, str, str, s
 
 
 @pytest.mark.parametrize(("kind", "rows", "facts", "wanted"), RUNS, ids=[case[0] for case in RUNS])
-def test_three_answers(kind: str, rows: Callable[[], Rows], facts: dict[str, Any], wanted: tuple[str, ...], tmp_path: Path) -> None:
+def test_three_answers(
+    kind: str, rows: Callable[[], Rows], facts: dict[str, Any], wanted: tuple[str, ...], tmp_path: Path
+) -> None:
     run = read_run(write_run(tmp_path / "run", rows(), **facts))
     learned, safe, following = answers(run)
     assert (learned.answer, safe.answer, following.answer, "".join(following.commands)) == wanted
@@ -82,12 +87,22 @@ def test_length_is_looked_at_where_pairs_are_on_record(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", usual_rows())
     longer = [20 + (n - 20) for n in range(40)]
     for margins, chosen, said in (
-        ([n - 20.0 for n in range(40)], longer, "bad It is right in 100 % of the pairs whose chosen response is the longer, and in 0 % of the others"),
+        (
+            [n - 20.0 for n in range(40)],
+            longer,
+            "bad It is right in 100 % of the pairs whose chosen response is the longer, and in 0 % of the others",
+        ),
         ([(n * 7) % 5 - 2.0 for n in range(40)], longer, "good Margins hardly follow length"),
         ([abs(n - 20.0) + n for n in range(40)], longer, "open Margins follow the difference in length"),
         ([1.0] * 40, [30] * 40, "open In 100 % of the pairs the chosen response is the longer"),
     ):
-        write_log(run, [sightings(0, "validation-default", [0.0] * 40), sightings(20, "validation-default", margins, chosen_tokens=chosen)])
+        write_log(
+            run,
+            [
+                sightings(0, "validation-default", [0.0] * 40),
+                sightings(20, "validation-default", margins, chosen_tokens=chosen),
+            ],
+        )
         assert said in _texts(run)
 
 
@@ -96,7 +111,10 @@ def test_other_signs(tmp_path: Path) -> None:
     rows[5]["train/grad_norm"] = 30.0  # others have 2
     rows[-2]["train/accuracy"] = 1.0
     said = _texts(write_run(tmp_path / "run", [*rows[:-1], validation_row(20, 0.42, 0.75)]))
-    for line in ("open The gradient jumped to 30.0 at step 5, 15 times its median.", "open It is right in 100 % of the pairs that it trained on last, and in 75 %"):
+    for line in (
+        "open The gradient jumped to 30.0 at step 5, 15 times its median.",
+        "open It is right in 100 % of the pairs that it trained on last, and in 75 %",
+    ):
         assert line in said
     assert "good 75 % of 64 held-out pairs are right (95 % interval 63 % to 84 %)" in said
 
@@ -106,7 +124,10 @@ def test_notes_are_those_that_the_run_gives_reason_for(tmp_path: Path) -> None:
     assert titles == ["Accuracy is 0 at the start", "Chosen rewards fall while margins rise", "Rewards are without beta"]
     low = ["dpo.reference_policy_kl_penalty=0.05"]
     loss = math.log(2) / 1.5
-    rows = [train_row(s, loss, accuracy=1.0, rewards_chosen_mean=1.0, rewards_rejected_mean=-9.0, reward_noise=0.4) for s in range(1, 5)]
+    rows = [
+        train_row(s, loss, accuracy=1.0, rewards_chosen_mean=1.0, rewards_rejected_mean=-9.0, reward_noise=0.4)
+        for s in range(1, 5)
+    ]
     found = {note.title: note.text for note in notes(read_run(write_run(tmp_path / "run", rows, settings=low)))}
     assert list(found) == ["Rewards are without beta", "Single margins are rounded", "The loss is high and accuracy too"]
     assert "This run's margin of 10.0 is 0.50 there." in found["Rewards are without beta"]

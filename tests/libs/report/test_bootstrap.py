@@ -12,9 +12,18 @@ from nemotron_dpo.report.bootstrap import chance_of_worse, draws, interval, shar
 
 def test_wilson_intervals_are_those_of_the_books() -> None:
     """By hand: (p + z2/2n -+ z sqrt(pq/n + z2/4n2)) / (1 + z2/n), z2 = 3.8415."""
-    for hits, count, low, high in ((8, 10, 0.4902, 0.9433), (10, 10, 0.7225, 1.0), (0, 10, 0.0, 0.2775), (50, 100, 0.4038, 0.5962)):
+    for hits, count, low, high in (
+        (8, 10, 0.4902, 0.9433),
+        (10, 10, 0.7225, 1.0),
+        (0, 10, 0.0, 0.2775),
+        (50, 100, 0.4038, 0.5962),
+    ):
         found = share_interval(hits, count)
-        assert (found.mean, found.low, found.high) == (hits / count, pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+        assert (found.mean, found.low, found.high) == (
+            hits / count,
+            pytest.approx(low, abs=1e-4),
+            pytest.approx(high, abs=1e-4),
+        )
 
 
 def test_an_interval_of_many_pairs_is_that_of_the_normal_distribution() -> None:

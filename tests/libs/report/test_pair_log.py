@@ -38,7 +38,10 @@ def test_each_pair_is_seen_first_and_last(tmp_path: Path) -> None:
 
 
 def test_pairs_that_are_trained_on_twice_do_where_nothing_is_held_out(tmp_path: Path) -> None:
-    write_log(tmp_path, [sightings(1, "train", [0.0, 0.0]), sightings(2, "train", [4.0], start=1), sightings(3, "train", [1.0], start=7)])
+    write_log(
+        tmp_path,
+        [sightings(1, "train", [0.0, 0.0]), sightings(2, "train", [4.0], start=1), sightings(3, "train", [1.0], start=7)],
+    )
     log = read(tmp_path)
     assert log is not None
     change = log.change()
@@ -71,4 +74,8 @@ def test_bins_hold_every_row_once() -> None:
     for values in ([5, 1, 3, 2, 4, 6], [1, 1, 1, 1], [1, 1, 1, 9], [7]):
         bins = by_bins(np.array(values), lambda rows: rows.tolist(), 3)
         assert sorted(row for _, _, rows in bins for row in rows) == list(range(len(values)))  # type: ignore[attr-defined] - they are lists
-    assert [bins[2] for bins in by_bins(np.array([5, 1, 3, 2, 4, 6]), lambda rows: rows.tolist(), 3)] == [[1, 3], [2, 4], [0, 5]]
+    assert [bins[2] for bins in by_bins(np.array([5, 1, 3, 2, 4, 6]), lambda rows: rows.tolist(), 3)] == [
+        [1, 3],
+        [2, 4],
+        [0, 5],
+    ]

@@ -29,12 +29,25 @@ def test_long_texts_say_how_much_is_left_out() -> None:
 def test_numbers() -> None:
     for value, shown in ((None, "-"), (float("nan"), "-"), (0.0, "0"), (0.69314, "0.6931"), (-17.374, "-17.37"), (8658.2, "8,658"), (2.5e-7, "2.5e-07"), (1.5e6, "1.5e+06")):  # fmt: skip
         assert number(value) == shown
-    for share, shown in ((1.0, "100 %"), (0.0, "0 %"), (0.5, "50 %"), (0.9996, ">99.9 %"), (0.996, "99.6 %"), (0.0002, "<0.1 %")):
+    for share, shown in (
+        (1.0, "100 %"),
+        (0.0, "0 %"),
+        (0.5, "50 %"),
+        (0.9996, ">99.9 %"),
+        (0.996, "99.6 %"),
+        (0.0002, "<0.1 %"),
+    ):
         assert percent(share) == shown
 
 
 def test_sparklines() -> None:
-    for values, bars in (([0, 1], "\u2581\u2588"), ([1, 1, 1], "\u2581" * 3), ([], ""), ([float("nan"), 2], "\u2581"), ([0, 7, 3.5], "\u2581\u2588\u2585")):
+    for values, bars in (
+        ([0, 1], "\u2581\u2588"),
+        ([1, 1, 1], "\u2581" * 3),
+        ([], ""),
+        ([float("nan"), 2], "\u2581"),
+        ([0, 7, 3.5], "\u2581\u2588\u2585"),
+    ):
         assert sparkline(values) == bars
     assert sparkline(list(range(800)), 8) == "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
     assert sparkline([1, 10, 100], log=True) == "\u2581\u2585\u2588"

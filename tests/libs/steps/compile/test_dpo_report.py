@@ -9,6 +9,7 @@ import pytest
 
 from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
+from nemotron_dpo.steps.compile import dpo_report
 from nemotron_dpo.steps.compile.dpo_plan import compile_plan
 from nemotron_dpo.steps.compile.dpo_report import report
 
@@ -30,6 +31,13 @@ AGAIN = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page takes a second, and is tested below."""
+    monkeypatch.setattr(dpo_report, "_page", lambda plan: plan.job / "report.html")
+
+
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize(("typed", "settings", "again"), AGAIN)
 def test_the_next_run(
     typed: list[str], settings: list[str], again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -39,6 +47,7 @@ def test_the_next_run(
     assert said[-1] == f"  nemotron-steps run dpo {again}"
 
 
+@pytest.mark.usefixtures("no_page")
 def test_paths_with_spaces_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, score, export, _ = _report(["-c", "my config.yaml"], [])[-4:]
@@ -48,11 +57,34 @@ def test_paths_with_spaces_are_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shlex.split(export) == ["ckpt-export", trained, "-o", "my job/checkpoint_hf", "--to", "hf"]
 
 
+def test_the_page_is_named_and_where_it_fails_the_run_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails where there is no such program, where the program says why, where it crashes, and where it takes too long."""
+    monkeypatch.chdir(tmp_path)
+    assert "report      my job/report.html" in _report([], [])
+    assert Path("my job/report.html").read_text().startswith("<!doctype html>")
+    for script, said in (
+        (None, "report      not written ([Errno 2] No such file or directory: "),
+        ("echo dpo-report: error: full >&2; exit 1", "report      not written (dpo-report: error: full)"),
+        ("kill -9 $$", "report      not written (exit -9)"),
+        ("sleep 9", "report      not written (Command "),
+    ):
+        program = tmp_path / "program"
+        program.unlink(missing_ok=True)
+        if script:
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        monkeypatch.setattr(dpo_report, "executable", lambda name, program=program: str(program))
+        monkeypatch.setattr(dpo_report, "_PAGE_SECONDS", 1)
+        lines = _report([], [])
+        assert [line for line in lines if line.startswith(said)], lines
+        assert lines[-1].startswith("  nemotron-steps run dpo")
+
+
 def _report(typed: list[str], settings: list[str]) -> list[str]:
     """The lines of the report of a run of one step, whose job folder has a space in its name."""
     words = [word for word in typed if "=" in word and not word.startswith("a.b")]
     run = load_run(None, [*BASE, *settings, *words])[0]
     plan = compile_plan(run, Path("my job"), STEP)
-    plan.run_dir.mkdir(parents=True)
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
     (plan.run_dir / "metrics.jsonl").write_text('{"step": 1, "train/loss": 0.5, "train/accuracy": 0.75}\n')
     return report(plan, run, ["nemotron-steps", "run", "dpo", *typed]).splitlines()
