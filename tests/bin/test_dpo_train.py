@@ -411,8 +411,20 @@ def test_a_wrong_reference_stops_at_step_1(scored: Path, llama: Path, tmp_path: 
     rows = table.to_pylist()
     for row in rows:
         row["ref_chosen_logps"][0] -= 1.0
+    wrong = rows[3]
+    wrong["ref_rejected_logps"][-1] -= 1.5
     with open_writer(tmp_path / "wrong.arrow", info) as writer:
         writer.write(pa.RecordBatch.from_pylist(rows, schema=writer.schema))
-    done = run("dpo-train", tmp_path / "wrong.arrow", "--policy", llama, "--run-dir", tmp_path / "run", *COMMON)
-    assert "preference loss at step 1 is" in error_line(done, "dpo-train")
+    arguments = (tmp_path / "wrong.arrow", "--policy", llama, "--run-dir", tmp_path / "run", *COMMON, "data.shuffle=false")
+    done = run("dpo-train", *arguments)
+    line = error_line(done, "dpo-train")
+    where = (
+        f"token {len(wrong['rejected_ids'])} of the rejected response of pair {wrong['pair_id'].hex()} (line 4 of the input)"
+    )
+    assert " tokens of the first batch differ from their reference, by " in line
+    assert f"most of all {where}: " in line
+    assert line.endswith(
+        f", {wrong['ref_rejected_logps'][-1]:.6g} when scored; 0.001 nats and 0.0001 rms are allowed in float32: "
+        "score the pairs again with ref-logprobs at the same --precision"
+    )
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -14,6 +14,7 @@ from nemotron_dpo.training import loop, narration, sinks
 from nemotron_dpo.training.carried import Carried, goes_on
 from nemotron_dpo.training.guards.guarded import Guarded
 from nemotron_dpo.training.guards.watch import Watch
+from nemotron_dpo.training.proof import prove
 from nemotron_dpo.training.record import SAVING, Record, Totals, TrainingInfo
 from nemotron_dpo.training.resume import ResumeState
 from nemotron_dpo.training.samples import Samples
@@ -51,6 +52,8 @@ def train(
     guarded = Guarded(watch, info.totals, stop, say)
     if recorded is not None:
         recorded = replace(recorded, alarms=guarded.alarms)
+    if resumed is None:
+        prove(policy, data, settings, say)
     with sinks.opened(recorded) as recording:
         save = functools.partial(_save, recording, checkpoints, policy, info, guarded, say)
         records = loop.records(
