@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemotron_dpo.preferences.margins import summed
+from nemotron_dpo.preferences.figures import summed
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader
 from support import small

@@ -93,11 +93,15 @@ class ScoredModelConfig:
 
 @dataclass(frozen=True)
 class PreferenceScoreConfig:
-    """The rows are tokenized by the policy's tokenizer; without a reference there are log-probs but no rewards."""
+    """The rows are tokenized by the policy's tokenizer; without a reference there are log-probs but no rewards.
+
+    `against` is a second policy on the same pairs, whose figures are subtracted.
+    """
 
     data: DatasetConfig = field(default_factory=DatasetConfig)
     policy: ScoredModelConfig = ScoredModelConfig()
     reference: ScoredModelConfig = ScoredModelConfig()
+    against: ScoredModelConfig = ScoredModelConfig()
     reference_policy_kl_penalty: float = field(default=0.05, metadata={"minimum": 0})
     max_length: int | None = field(default=None, metadata={"minimum": 2})
     precision: Precision = "bfloat16"

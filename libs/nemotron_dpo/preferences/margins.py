@@ -1,8 +1,10 @@
 """How well a policy tells chosen from rejected responses: held-out accuracy and margins from outputs of ref-logprobs.
 
-python -m nemotron_dpo.preferences.margins POLICY.arrow [--reference REFERENCE.arrow] [--beta B] -o SCORES.json
+python -m nemotron_dpo.preferences.margins POLICY.arrow [--reference REFERENCE.arrow] [--against OTHER.arrow] [--beta B]
+    -o SCORES.json
 
-Both files are joined on pair_id. Without a reference, log-probs of the policy alone are compared.
+All files are joined on pair_id. Without a reference, log-probs of the policy alone are compared. Another policy's figures
+are subtracted from this one's, pair by pair. Figures have 95 % bootstrap intervals over pairs.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import orjson
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.checks import check_ids, check_scores
-from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
+from nemotron_dpo.preferences.figures import InOrder, figures, in_order_of, nested, rounding, summed
+from nemotron_dpo.preferences.intervals import difference, intervals
+from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader, published_file
-
-TOKEN_ROUNDING = 2.0**-14  # nats; the rounding of one float32 log-prob, as in objective.inputs.ROUNDINGS
 
 
 def main() -> NoReturn:
@@ -28,30 +30,41 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser("margins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", help="Output of ref-logprobs under the policy.")
     parser.add_argument("--reference", help="Output of ref-logprobs on the same pairs under the reference.")
+    parser.add_argument("--against", metavar="OTHER", help="Output of ref-logprobs on the same pairs under another policy.")
     parser.add_argument("--beta", type=float, default=0.05, help="KL penalty of the loss [default: 0.05].")
     parser.add_argument("-o", dest="output", required=True, type=Path, help="JSON report to write.")
     arguments = parser.parse_args()
     try:
-        write_report(arguments.policy, arguments.reference, arguments.beta, arguments.output)
+        write_report(arguments.policy, arguments.reference, arguments.beta, arguments.output, arguments.against)
     except UserError as error:
         sys.exit(f"margins: error: {error}")
     sys.exit(0)
 
 
-def write_report(policy: str, reference: str | None, beta: float, output: Path) -> None:
+def write_report(policy: str, reference: str | None, beta: float, output: Path, against: str | None = None) -> None:
     """Score the pairs of `policy`, against `reference` where one is given, and write the report to `output` as JSON.
 
-    Raises UserError where a stream cannot be read, has no pairs or fails a check, or where `reference` lacks a pair.
+    With the scores of a second policy, `against`, also that one's figures and the paired differences. Raises UserError where
+    a stream cannot be read, has no pairs or fails a check, or where one lacks a pair.
     """
     pairs = _read(policy)
     sums_2P, counts_2P = summed(pairs)
     report = logp_report(sums_2P, counts_2P)
     margins_P, rounding_P = sums_2P[0] - sums_2P[1], np.zeros(len(pairs))
-    if reference is not None:
-        reference_2P = joined(pairs.pair_ids, _read(reference), reference)
-        report |= reward_report(sums_2P, reference_2P, counts_2P, beta)
-        margins_P, rounding_P = margins_P - (reference_2P[0] - reference_2P[1]), rounding(counts_2P)
+    base = None if reference is None else in_order_of(pairs.pair_ids, _read(reference), reference)
+    if base is not None:
+        report |= reward_report(sums_2P, base.sums_2P, counts_2P, beta)
+        margins_P, rounding_P = margins_P - (base.sums_2P[0] - base.sums_2P[1]), rounding(counts_2P)
     report |= report_by_data(pairs, margins_P, margins_P > rounding_P)
+    ours = figures(pairs, InOrder(pairs, np.arange(len(pairs)), sums_2P), base)
+    theirs = None if against is None else figures(pairs, in_order_of(pairs.pair_ids, _read(against), against), base)
+    report |= nested({name: figure.value for name, figure in ours.items()})
+    report["intervals_95"] = nested(intervals(ours))
+    if theirs is not None:
+        apart = difference(ours, theirs)
+        report["against"] = nested({name: figure.value for name, figure in theirs.items()})
+        report["difference"] = nested({name: less for name, (less, _) in apart.items()})
+        report["intervals_95"]["difference"] = nested({name: edges for name, (_, edges) in apart.items()})
     with published_file(output) as file:
         file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
@@ -108,39 +121,6 @@ def report_by_data(pairs: Pairs, margins_P: np.ndarray, is_right_P: np.ndarray) 
         shares = {name: float(is_right_P[names_P == name].mean()) for name in pairs.source.counts()}
         report["accuracy_by_source"] = {name or "(unnamed)": share for name, share in shares.items()}
     return report
-
-
-def rounding(counts_2P: np.ndarray) -> np.ndarray:
-    """The largest margin of each pair that rounding alone may cause, of responses of so many tokens."""
-    return TOKEN_ROUNDING * np.sqrt(counts_2P.sum(0))
-
-
-def joined(ids: IdColumn, reference: Pairs, source: str) -> np.ndarray:
-    """Summed log-probs [2, P] of `reference`, in the order of `ids`. Raises UserError, naming `source`, for a missing pair."""
-    row_of = {pair_id: row for row, pair_id in enumerate(reference.pair_ids)}
-    missing = sum(pair_id not in row_of for pair_id in ids)
-    if missing:
-        remedy = "score the same tokenized pairs under both"
-        raise UserError(f"lacks {missing} of the {len(ids)} pairs of the policy's file", source=source, remedy=remedy)
-    return summed(reference)[0][:, [row_of[pair_id] for pair_id in ids]]
-
-
-def summed(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Summed log-probs (float64, nats) and token counts (int64) of scored pairs, each [2, P]: chosen, then rejected."""
-    assert pairs.ref_chosen is not None
-    assert pairs.ref_rejected is not None
-    sides = (pairs.ref_chosen, pairs.ref_rejected)
-    return np.stack([_sums(side) for side in sides]), np.stack([side.lengths for side in sides])
-
-
-def _sums(side: Ragged) -> np.ndarray:
-    """The sum of each row. Each response has at least one token; `np.add.reduceat` gives no sum for an empty row."""
-    return np.concatenate(
-        [
-            np.add.reduceat(values.astype(np.float64), offsets[:-1] - offsets[0])
-            for values, (_, offsets) in zip(side.by_part(), side.parts, strict=True)
-        ]
-    )
 
 
 def _read(source: str) -> Pairs:

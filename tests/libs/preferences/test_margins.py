@@ -13,7 +13,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.inputs import ROUNDINGS
-from nemotron_dpo.preferences import margins
+from nemotron_dpo.preferences import figures
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
 from support import small
@@ -59,12 +59,22 @@ def test_rewards_of_the_rows_and_accuracy_by_source(tmp_path: Path):
         assert report["accuracy_by_source"] == accuracy
 
 
+_KLS = ("kl_chosen_per_token", "kl_rejected_per_token")
+
+
 def test_figures_by_hand(tmp_path: Path):
     policy, reference = _write(tmp_path / "policy.arrow", POLICY), _write(tmp_path / "reference.arrow", REFERENCE)
     write_report(policy, reference, 0.5, tmp_path / "scores.json")
     # Sums: a is right, b wrong, c a tie, which is wrong. Per token: a -1.5 > -4, b -2 < -1, c -2 < -1.
     # Rewards, policy - reference: a (1, -1), b (4, 1), c (0, 0). Margins: 2, 3, 0; beta 0.5 enters the loss alone.
-    assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(
+    report = json.loads((tmp_path / "scores.json").read_text())
+    kls = [report.pop(f"kl_{side}_per_token") for side in ("chosen", "rejected")]
+    # log(reference / policy) of the tokens: chosen a -1, 0; b -4, -1, 1; c 0. Rejected: a 1; b -1; c 0, 0.
+    k3 = [[math.expm1(log_r) - log_r for log_r in side] for side in ([-1, 0, -4, -1, 1, 0], [1, -1, 0, 0])]
+    assert kls == pytest.approx([sum(side) / len(side) for side in k3])
+    assert report.pop("intervals_95").keys() == {"accuracy", "reward_margin_mean", *_KLS, "accuracy_by_length"}
+    assert report.pop("accuracy_by_length") == {"1-32": 2 / 3}
+    assert report == pytest.approx(
         {
             "pairs": 3,
             "logp_accuracy": 1 / 3,
@@ -126,10 +136,48 @@ def test_mistake_is_one_line(tmp_path: Path):
 
 def test_a_margin_within_rounding_is_no_preference(tmp_path: Path):
     """As in training: the bound is that of objective.inputs, here for 2 + 2 tokens."""
-    assert margins.TOKEN_ROUNDING == ROUNDINGS * 2.0**-24
-    bound = 2 * margins.TOKEN_ROUNDING
+    assert figures.TOKEN_ROUNDING == ROUNDINGS * 2.0**-24
+    bound = 2 * figures.TOKEN_ROUNDING
     reference = {"a": ([-1.0, 0.0], [-1.0, 0.0]), "b": ([-1.0, 0.0], [-1.0, 0.0])}
     policy = {"a": ([-1.0 + 0.9 * bound, 0.0], [-1.0, 0.0]), "b": ([-1.0 + 1.1 * bound, 0.0], [-1.0, 0.0])}
     files = _write(tmp_path / "policy.arrow", policy), _write(tmp_path / "reference.arrow", reference)
     write_report(*files, 0.5, tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text())["accuracy"] == 0.5
+
+
+def test_two_checkpoints_are_compared_pair_by_pair(tmp_path: Path):
+    """The second one's margins over the reference are a 2, b -1, c 1, and this one's 2, 3, 0; the file is in another order."""
+    other = {"c": ([-1.0], [-1.0, -1.0]), "b": ([-4.0, -3.0, -2.0], [0.0]), "a": POLICY["a"]}
+    files = [_write(tmp_path / f"{n}.arrow", scores) for n, scores in enumerate((POLICY, REFERENCE, other))]
+    write_report(files[0], files[1], 0.5, tmp_path / "scores.json", files[2])
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert report["against"]["reward_margin_mean"] == pytest.approx(2 / 3)
+    assert report["against"]["accuracy"] == pytest.approx(2 / 3)
+    assert report["difference"]["reward_margin_mean"] == pytest.approx(1.0)
+    assert report["difference"]["accuracy"] == pytest.approx(0.0)
+    assert report["difference"]["accuracy_by_length"] == {"1-32": pytest.approx(0.0)}
+    # a draw of three is all a, b or c at 1 / 27 each, more often than 2.5 %: so the interval spans 0 - 1 = -1 to 3 + 1 = 4
+    assert report["intervals_95"]["difference"]["reward_margin_mean"] == pytest.approx([-1.0, 4.0])
+    write_report(files[0], files[1], 0.5, tmp_path / "same.json", files[0])
+    same = json.loads((tmp_path / "same.json").read_text())
+    assert same["difference"]["accuracy"] == 0.0
+    assert same["intervals_95"]["difference"]["accuracy"] == [0.0, 0.0]
+
+
+def test_buckets_are_of_the_longer_response_and_of_sources_with_slashes(tmp_path: Path):
+    lengths = {"32": (32, 1), "33": (1, 33), "128": (128, 2), "129": (129, 129), "2049": (5, 2049)}
+    scores = {name: ([-1.0] * chosen, [-2.0] * rejected) for name, (chosen, rejected) in lengths.items()}
+    about = {name: {"source": "org/a" if name in ("32", "129") else "b"} for name in scores}
+    write_report(_write(tmp_path / "policy.arrow", scores, about), None, 0.5, tmp_path / "scores.json")
+    report = json.loads((tmp_path / "scores.json").read_text())
+    # of 33 against 32 tokens and so on, the sum is the lower where -1 n < -2 m
+    right = {name: float(-chosen > -2 * rejected) for name, (chosen, rejected) in lengths.items()}
+    assert right == {"32": 0.0, "33": 1.0, "128": 0.0, "129": 1.0, "2049": 1.0}
+    assert report["accuracy_by_length"] == {"1-32": 0.0, "33-128": 0.5, "129-512": 1.0, "over 2048": 1.0}
+    assert report["accuracy_by_source"] == {"org/a": 0.5, "b": pytest.approx(2 / 3)}
+    assert report["intervals_95"]["accuracy_by_length"]["over 2048"] == [1.0, 1.0]
+    assert (
+        report["intervals_95"]["logp_margin_mean"][0]
+        < report["logp_margin_mean"]
+        < report["intervals_95"]["logp_margin_mean"][1]
+    )

@@ -21,6 +21,7 @@ from nemotron_dpo.config.steps import (
 )
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.data_sources import absence
+from nemotron_dpo.sources import resolve_run
 from nemotron_dpo.steps.compile.data_parts import data_options
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
@@ -61,19 +62,34 @@ def plan_tokenize(config: PreferenceTokenizeConfig, job: Path, folder: Path) -> 
 
 
 def plan_score(config: PreferenceScoreConfig, job: Path, folder: Path) -> Plan:
-    """Tokenize the pairs once, score them under the policy and, where one is named, the reference; then report the margins."""
-    policy = config.policy.model_name or _UNSET["policy.model_name"]
+    """Tokenize the pairs once, score them under the policy and the other models that are named; then report the figures.
+
+    A model may be the folder of a run: it means the run's last checkpoint.
+    """
+    policy = _checkpoint(config.policy.model_name) or _UNSET["policy.model_name"]
     stages = [_tokenize(config.data, policy, config.max_length, (job / "pairs.arrow",), [], None)]
-    models = {"policy": policy} | ({"reference": config.reference.model_name} if config.reference.model_name else {})
+    others = {name: _checkpoint(getattr(config, name).model_name) for name in ("reference", "against")}
+    models = {"policy": policy} | {name: model for name, model in others.items() if model}
     stages += [_score(config, name, model, job) for name, model in models.items()]
     scored, report = {name: str(job / f"{name}.arrow") for name in models}, job / "scores.json"
     argv = [sys.executable, "-m", "nemotron_dpo.preferences.margins", scored["policy"], "-o", str(report)]
     if "reference" in scored:
         argv += ["--reference", scored["reference"], "--beta", str(config.reference_policy_kl_penalty)]
+    argv += ["--against", scored["against"]] if "against" in scored else []
     inputs = {path: Input("stage", path) for path in scored.values()}
     stages.append(Stage("margins", tuple(argv), inputs=inputs, outputs=(report,)))
     num_processes = config.cluster.gpus_per_node * config.cluster.num_nodes
     return job_plan(config, job, tuple(stages), {"eval_results": report}, num_processes)
+
+
+def _checkpoint(model: str | None) -> str | None:
+    """`model`, or where it is the folder of a run that of its last checkpoint."""
+    if model is None or not Path(model).is_dir():
+        return model
+    try:
+        return resolve_run(model).name
+    except UserError:  # ref-logprobs says what is wrong with it
+        return model
 
 
 def plan_env_toml(config: EnvTomlConfig, job: Path, folder: Path) -> Plan:
@@ -183,16 +199,27 @@ def _score(config: PreferenceScoreConfig, name: str, model: str, job: Path) -> S
 
 
 def _figures(path: Path) -> list[str]:
-    """The numbers of a JSON report, one a line; the numbers of a section share the line that begins with its name."""
+    """The numbers of a JSON report with their intervals, one a line; those of a section share the line with its name."""
+    report = orjson.loads(path.read_bytes())
+    edges = report.pop("intervals_95", {})
+    return _lines(report, edges, "")
+
+
+def _lines(section: Mapping[str, Any], edges: Mapping[str, Any], within: str) -> list[str]:
     lines: list[str] = []
-    for key, value in orjson.loads(path.read_bytes()).items():
+    for key, value in section.items():
+        known = edges.get(key) or {}
         if isinstance(value, dict):
-            inner = ", ".join(f"{name} {_figure(item)}" for name, item in value.items() if isinstance(item, int | float))
-            lines += [f"{key}: {inner}"] if inner else []
+            deeper = {name: item for name, item in value.items() if isinstance(item, dict)}
+            flat = {name: item for name, item in value.items() if isinstance(item, int | float)}
+            inner = ", ".join(f"{name} {_figure(item, known.get(name))}" for name, item in flat.items())
+            lines += [f"{within}{key}: {inner}"] if inner else []
+            lines += _lines(deeper, known, f"{within}{key} ")
         elif isinstance(value, int | float):
-            lines.append(f"{key}: {_figure(value)}")
+            lines.append(f"{within}{key}: {_figure(value, known)}")
     return lines
 
 
-def _figure(value: float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _figure(value: float, edges: Sequence[float] | Mapping[str, Any] | None = None) -> str:
+    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{shown} ({edges[0]:.4f} to {edges[1]:.4f})" if isinstance(edges, list) else shown

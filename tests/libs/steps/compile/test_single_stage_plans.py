@@ -66,6 +66,12 @@ PLANS = [
         "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/reference.arrow --policy r --precision bfloat16",
         "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --reference job/reference.arrow --beta 0.05",
     ]),
+    ("preference_score", ["data.path=p", "policy.model_name=m", "against.model_name=a"], [
+        "preference-tokenize p -o job/pairs.arrow --tokenizer m --max-length 4096",
+        "ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",
+        "ref-logprobs job/pairs.arrow -o job/against.arrow --policy a --precision bfloat16",
+        "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --against job/against.arrow",
+    ]),
 ]  # fmt: skip
 
 
