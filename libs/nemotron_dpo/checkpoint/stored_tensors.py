@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from nemotron_dpo.checkpoint import untrusted
 from nemotron_dpo.errors import UserError
 
-# a norm's name in a model -> its ending in a checkpoint of Transformer Engine, which stores it with the linear layer behind it
-_WITH_LINEAR: Mapping[str, Sequence[str]] = {
-    "input_layernorm.": ("self_attention.linear_qkv.layer_norm_", "mixer.in_proj.layer_norm_"),
-    "pre_mlp_layernorm.": ("mlp.linear_fc1.layer_norm_",),
-    "final_layernorm.": ("final_norm.",),
+# Names of norms in a model, and how they end in a checkpoint of Transformer Engine: stored with the linear layer behind them
+_NORMS: Mapping[str, str] = {
+    ".input_layernorm.": ".self_attention.linear_qkv.layer_norm_",
+    ".pre_mlp_layernorm.": ".mlp.linear_fc1.layer_norm_",
+    ".norm.": ".mixer.in_proj.layer_norm_",
+    "decoder.final_norm.": "decoder.final_layernorm.",
+    "decoder.final_layernorm.": "decoder.final_norm.",
 }
 _PARTS = (".z", ".x", ".B", ".C", ".dt")  # of a recurrent layer's input, which tensor parallelism divides one by one
 _EXPERT = re.compile(r"local_experts\.(\d+)\.")
@@ -106,5 +108,4 @@ def _stored_as(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _aliases(name: str) -> list[str]:
-    renamed = [name.replace(own, other) for own, others in _WITH_LINEAR.items() if own in name for other in others]
-    return [name, *renamed]
+    return [name, *(name.replace(own, other) for own, other in _NORMS.items() if own in name)]
