@@ -8,6 +8,8 @@
     dpo-torchrun --nproc-per-node 8 --no-python ref-logprobs pairs.arrow -o scored.arrow --policy P --tensor-parallel 4
     ref-logprobs pairs.arrow -o scored.arrow --policy P --cache ~/scores
     ref-logprobs cache ls|verify|gc --older-than 90d --cache ~/scores
+    ref-logprobs pairs.arrow -o part-3.arrow --policy P --shard 3/8
+    ref-logprobs merge pairs.arrow part-*.arrow -o scored.arrow
 
 INPUT and -o take a path or "-". The reference is the policy that training starts from; score with the precision you
 train with. Scores do not depend on the objective, beta or the learning rate, so one pass serves any number of runs.
@@ -68,6 +70,7 @@ _PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar"
     "--reuse", multiple=True, type=cli.PATH, metavar="OLD_OUT", help="Earlier output to take scores from; may be repeated."
 )
 @click.option("--cache", type=cli.PATH, metavar="DIR", envvar=CACHE, help=f"Store of scores to use and add to [{CACHE}].")
+@click.option("--shard", metavar="I/N", help="Score every N-th pair from the I-th on; `ref-logprobs merge` joins the outputs.")
 @click.option("--tensor-parallel", "tensor", **_PROCESSES, help="Processes that divide each layer.")
 @click.option("--pipeline-parallel", "pipeline", **_PROCESSES, help="Processes that divide the layers.")
 @click.option("--context-parallel", "context", **_PROCESSES, help="Processes that divide a row's tokens.")
@@ -84,16 +87,19 @@ def command(
     micro_batch_tokens: int | None,
     reuse: tuple[str, ...],
     cache: str | None,
+    shard: str | None,
     **division: int | None,
 ) -> None:
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.paths import refuse_overwriting
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.device import redirect
+    from nemotron_dpo.scoring.merge import shard_of
     from nemotron_dpo.sources import resolve, with_hf_model
     from nemotron_dpo.streams import open_reader
 
     started = time.perf_counter()
+    shard_of(shard or "1/1")
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
     cli.warn_of_untried(PROGRAM)
@@ -106,8 +112,9 @@ def command(
         with _joined_job(division) as join:
             context = _context(found, precision)
             known = parallel.agreed(lambda: _known(reuse, cache, context, found) if cli.is_first_rank() else None)
-            with _writer(output, _stream_info(reader, found, context)) as write:
-                num_pairs, num_new = _score(reader, found, precision, micro_batch_tokens, join, known, write)
+            info = _stream_info(reader, found, context, shard)
+            with _writer(output, info) as write:
+                num_pairs, num_new = _score(reader, found, info, micro_batch_tokens, join, known, write)
     seconds = time.perf_counter() - started
     reused = f", {num_pairs - num_new} of them reused" if reuse or cache else ""
     SAY(f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
@@ -141,7 +148,7 @@ def _joined_job(division: dict[str, Any]) -> Iterator[Callable[[], None]]:
 def _score(
     reader: Reader,
     policy: ModelSource,
-    precision: str,
+    info: StreamInfo,
     max_tokens: int | None,
     join: Callable[[], None],
     known: Known | None,
@@ -151,6 +158,7 @@ def _score(
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.preferences.vocabulary import num_tokens
     from nemotron_dpo.progress import Work
+    from nemotron_dpo.scoring.merge import rows_in_shard, shard_of
     from nemotron_dpo.scoring.stream import Scorer, row_tokens, score_stream
 
     def open_model() -> PairPolicy:
@@ -158,15 +166,16 @@ def _score(
 
         if parallel.job_size() == 1:
             join()
-        return open_policy(policy, precision).eval()
+        return open_policy(policy, info.settings["reference_precision"]).eval()
 
     def vocab_size(architecture: Architecture) -> int:
         of_tokenizer = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer"))
         return min(of_tokenizer or architecture.vocab_size, architecture.vocab_size)
 
     scorer = Scorer(policy.name, open_model, vocab_size, max_tokens or row_tokens(), known)
-    shown = cli.show_progress(PROGRAM, Work("scoring", "pair", total=reader.count_rows()))
-    return score_stream(reader, scorer, write, shown.advance)
+    total, shard = reader.count_rows(), shard_of(info.settings.get("shard", "1/1"))
+    shown = cli.show_progress(PROGRAM, Work("scoring", "pair", total=total and rows_in_shard(total, *shard)))
+    return score_stream(reader, scorer, write, shown.advance, shard)
 
 
 def _context(policy: ModelSource, precision: str) -> Context:
@@ -188,11 +197,12 @@ def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: 
     return Known(store, read_earlier(reuse, context, lambda digest: is_digest_of(digest, policy), store, SAY))
 
 
-def _stream_info(reader: Reader, policy: ModelSource, context: Context) -> StreamInfo:
+def _stream_info(reader: Reader, policy: ModelSource, context: Context, shard: str | None) -> StreamInfo:
     from nemotron_dpo.streams import StreamInfo
 
     digests = {**reader.info.digests, "reference": context.weights}
     own = {"reference_policy": policy.name, "reference_precision": context.precision, "kernels": context.kernels}
+    own |= {"shard": shard} if shard else {}
     return StreamInfo("scored_pairs", PROGRAM, __version__, digests, {**reader.info.settings, **own})
 
 
@@ -271,11 +281,30 @@ def verify(root: str) -> int:
     return 1 if wrong else 0
 
 
+@click.command(help="Join what shards of PAIRS were scored into; fails where a pair is in none of them.")
+@click.argument("pairs", type=cli.PATH)
+@click.argument("parts", nargs=-1, required=True, metavar="SCORED...", type=cli.PATH)
+@click.option("-o", "--output", required=True, type=cli.PATH, help="Arrow stream to write.")
+def merge(pairs: str, parts: tuple[str, ...], output: str) -> None:
+    from nemotron_dpo.paths import refuse_overwriting
+    from nemotron_dpo.scoring.merge import merged
+    from nemotron_dpo.streams import open_reader, open_writer
+
+    refuse_overwriting({"-o": output}, [pairs, *parts])
+    with open_reader(pairs, "tokenized_pairs", "scored_pairs") as reader:
+        info, rows = merged(reader, parts, SAY)
+        with open_writer(output, info) as writer:
+            for batch in rows():
+                writer.write(batch)
+    SAY(f"{writer.num_rows} pairs merged from {len(parts)} parts, each of them once")
+
+
 def main() -> NoReturn:
     """Entry point."""
-    if sys.argv[1:2] == ["cache"]:  # a file of this name is ./cache
-        del sys.argv[1]
-        cli.run(cache, PROGRAM)
+    for other in (cache, merge):
+        if sys.argv[1:2] == [other.name]:  # a file of this name is ./cache
+            del sys.argv[1]
+            cli.run(other, PROGRAM)
     cli.run(command, PROGRAM, joins_job=True)
 
 

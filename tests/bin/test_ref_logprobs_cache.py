@@ -167,3 +167,26 @@ def test_a_store_is_listed_verified_and_cleared(pairs_file: Path, llama: Path, t
         (("ls", "--cache", tmp_path / "none"), f"{tmp_path}/none: is no store of scores: name one with --cache, or make one"),
     ):
         assert error_line(run("ref-logprobs", "cache", *arguments), "ref-logprobs").startswith(message)
+
+
+def test_shards_are_merged_and_none_may_be_missing(pairs_file: Path, undisturbed: bytes, llama: Path, tmp_path: Path) -> None:
+    """Three shards, merged in any order, are the bytes of one run; so they are without windows in common."""
+    parts = []
+    for number in (2, 3, 1):
+        parts.append(tmp_path / f"{number}.arrow")
+        done = check("ref-logprobs", pairs_file, "-o", parts[-1], "--policy", llama, *OPTIONS[:2], "--shard", f"{number}/3")
+        assert done.stderr.decode().splitlines()[-1].startswith("ref-logprobs: 20 pairs scored, ")
+    whole = check("ref-logprobs", pairs_file, "-o", tmp_path / "whole.arrow", "--policy", llama, *OPTIONS[:2])
+    assert whole.returncode == 0
+    done = check("ref-logprobs", "merge", pairs_file, *parts, "-o", tmp_path / "merged.arrow")
+    assert done.stderr.decode() == "ref-logprobs: 60 pairs merged from 3 parts, each of them once\n"
+    assert (tmp_path / "merged.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
+    done = run("ref-logprobs", "merge", pairs_file, *parts[:2], "-o", tmp_path / "lacks.arrow")
+    line = f"{pairs_file}: has 20 pairs that no part has, the first line 1 of the input: score the shard that is missing, or"
+    assert error_line(done, "ref-logprobs").startswith(line)
+    assert not (tmp_path / "lacks.arrow").exists()
+    for wrong in ("0/3", "4/3", "3", "a/b", "1/0"):
+        done = run("ref-logprobs", pairs_file, "-o", tmp_path / "x.arrow", "--policy", llama, "--shard", wrong)
+        assert (done.returncode, error_line(done, "ref-logprobs")) == (
+            2, f"--shard {wrong}: is no part of a whole: give I/N, such as 1/8 for the first of eight",
+        )  # fmt: skip

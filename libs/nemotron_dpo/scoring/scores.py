@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,9 @@ class WindowScores:
         return [
             pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(values, pa.float32())) for values, ends in sides
         ]
+
+
+def scored_batch(window: pa.RecordBatch, scores: WindowScores) -> pa.RecordBatch:
+    """`window` as rows of `scored_pairs`."""
+    columns = [*(window.column(name) for name in TOKENIZED_PAIRS.names), *scores.columns()]
+    return pa.RecordBatch.from_arrays(columns, schema=SCORED_PAIRS)

@@ -19,8 +19,9 @@ from nemotron_dpo.preferences.checks import check_ids, check_scores
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import windows
 from nemotron_dpo.scoring.known import Known
-from nemotron_dpo.scoring.scores import WindowScores
-from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS, Reader
+from nemotron_dpo.scoring.merge import rows_of_shard
+from nemotron_dpo.scoring.scores import WindowScores, scored_batch
+from nemotron_dpo.streams import Reader
 
 if TYPE_CHECKING:
     from nemotron_dpo.policy.model import PairPolicy
@@ -49,23 +50,26 @@ class Scorer:
 
 
 def score_stream(
-    reader: Reader, scorer: Scorer, write: Callable[[pa.RecordBatch], object], told: Callable[[int], object]
+    reader: Reader,
+    scorer: Scorer,
+    write: Callable[[pa.RecordBatch], object],
+    told: Callable[[int], object],
+    shard: tuple[int, int] = (1, 1),
 ) -> tuple[int, int]:
     """Score every pair of the stream, in its order: (pairs, those computed here and now). Every rank calls it.
 
-    `write` gets `scored_pairs`, on the first rank. `told` hears of so many more pairs. What was computed is kept by what is
-    known even where this ends early. Raises UserError where the policy cannot read a pair or gives numbers that are none.
+    Of a `shard` (I, N) every N-th pair from the I-th on. `write` gets `scored_pairs`, on the first rank. `told` hears of so
+    many more pairs. What was computed is kept by what is known even where this ends early. Raises UserError where the policy
+    cannot read a pair or gives numbers that are none.
     """
     num_pairs = num_new = 0
     replicas = 1 if parallel.job_size() == 1 else parallel.data_size()
     try:
-        for window in windows.windows(reader, windows.window_tokens(scorer.max_tokens, replicas)):
+        for window in windows.windows(rows_of_shard(reader, *shard), windows.window_tokens(scorer.max_tokens, replicas)):
             pairs = Pairs.of(window)
             check_ids(pairs, reader.source)
             scores, missing = _scores(reader, scorer, window, pairs, told)
-            scored = pa.RecordBatch.from_arrays(
-                [*(window.column(name) for name in TOKENIZED_PAIRS.names), *scores.columns()], schema=SCORED_PAIRS
-            )
+            scored = scored_batch(window, scores)
             parallel.agreed(lambda scored=scored: _check(scored, scorer))
             num_pairs, num_new = num_pairs + len(pairs), num_new + len(missing)
             if scorer.known is not None:
