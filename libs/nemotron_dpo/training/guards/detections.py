@@ -23,7 +23,7 @@ _TINY = 1e-6
 # A policy that is so far from its reference, in nats a token and a response, has left it. Short answers move far a token, and
 # rejected ones, whose probability is to fall, move far without harm.
 _FAR_TOKEN, _FAR_RESPONSE = {"chosen": 2.0, "rejected": 6.0}, 30.0
-_FALLEN_TOKEN, _FALLEN_RESPONSE = 1.0, 20.0
+_FALLEN_TOKEN, _FALLEN_RESPONSE = 0.8, 20.0
 _MOVED_TOKEN, _MOVED_RESPONSE, _LEFT = 0.05, 2.0, 0.1  # it had moved by so much, and this share of it is left
 _SPIKE, _ABOVE_FIRST = 10.0, 3.0  # times the median of the window before, and times the largest of the first steps
 _WORSE, _MUCH_WORSE, _IN_A_ROW = 0.05, 0.25, 2

@@ -129,11 +129,11 @@ def test_explosion_without_comparison_is_learning() -> None:
 
 
 def test_chosen_responses_that_fall_without_bound() -> None:
-    """-0.1 a step: the window's mean passes -1 at step 14 (steps 7 to 14, mean -1.05); half as many nats are no matter."""
+    """-0.1 a step: the window's mean passes -0.8 at step 12 (steps 5 to 12, mean -0.85); half as many nats are no matter."""
     falling = steps(30, chosen=lambda step: -0.1 * step, rejected=lambda step: -0.15 * step)
     first = next(one for one in found(falling) if one.kind == findings.CHOSEN)
-    assert (first.step, first.good_step, first.by) == (14, 5, "chosen")
-    assert "-1.05 nats a token against the reference in steps 7 to 14" in first.seen
+    assert (first.step, first.good_step, first.by) == (12, 3, "chosen")
+    assert "-0.85 nats a token against the reference in steps 5 to 12" in first.seen
     short = steps(30, chosen=lambda step: -0.1 * step, rejected=lambda step: -0.15 * step, num_tokens=10)
     assert next(one.step for one in found(short) if one.kind == findings.CHOSEN) == 24  # 20 nats a response: the mean passes -2
 
@@ -142,8 +142,8 @@ def test_log_probs_stand_for_log_ratios_where_nothing_is_scored() -> None:
     """They are compared with those of the first window: -2 and less by 0.1 a step after it."""
     run = steps(40, chosen=lambda step: -2.0 - 0.1 * max(0, step - 8), scored=False)
     (first, *_) = found(run)
-    assert (first.kind, first.step) == (findings.CHOSEN, 22)  # steps 15 to 22: mean -2 - 0.1 * 10.5
-    assert "-1.05 nats a token against the first steps" in first.seen
+    assert (first.kind, first.step) == (findings.CHOSEN, 20)  # steps 13 to 20: mean -2 - 0.1 * 8.5
+    assert "-0.85 nats a token against the first steps" in first.seen
     assert not found(steps(40, chosen=lambda step: -2.0 + jagged(0.9)(step), scored=False))
 
 
