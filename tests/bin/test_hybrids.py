@@ -95,7 +95,7 @@ def test_a_folder_is_divided_and_put_together_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.multiprocess
 def test_the_52_layers_of_nemotron_3_nano_train_as_its_recipe_says(tmp_path: Path) -> None:
     """Its exact pattern, in small: bf16, experts divided over two processes, layers recomputed, no auxiliary loss."""
-    sizes = {"n_routed_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 4096}
+    sizes: dict[str, Any] = {"n_routed_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 4096}
     folder = hybrid_folders.write_hybrid(tmp_path / "hf", hybrid_folders.NANO_3, dtype=torch.bfloat16, **sizes)
     small.write_pairs(tmp_path / "pairs.arrow", small.random_pairs(8))
     programs.check("ref-logprobs", tmp_path / "pairs.arrow", "-o", tmp_path / "scored.arrow", "--policy", folder)

@@ -99,27 +99,28 @@ def _stack(config: Any) -> Any:
     )
 
     parts: Any = get_gpt_layer_local_spec(normalization="RMSNorm").submodules
+    add: Any = get_bias_dropout_add
     linears = MambaMixerSubmodules(in_proj=ColumnParallelLinear, out_proj=RowParallelLinear)
     mamba = MambaLayerSubmodules(
         norm=WrappedTorchNorm,
         mixer=ModuleSpec(MambaMixer, submodules=linears),
-        mamba_bda=get_bias_dropout_add,
+        mamba_bda=add,
         sharded_state_dict_keys_map={"norm.": "mixer.in_proj.layer_norm_"},
     )
     attention = TransformerLayerSubmodules(
         input_layernorm=WrappedTorchNorm,
         self_attention=parts.self_attention,
-        self_attn_bda=get_bias_dropout_add,
+        self_attn_bda=add,
         sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
     )
     dense = TransformerLayerSubmodules(
         pre_mlp_layernorm=WrappedTorchNorm,
         mlp=parts.mlp,
-        mlp_bda=get_bias_dropout_add,
+        mlp_bda=add,
         sharded_state_dict_keys_map={"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"},
     )
     mixture: Any = get_moe_module_spec(use_te=False, num_experts=config.num_moe_experts or 1, moe_grouped_gemm=False)
-    experts = TransformerLayerSubmodules(pre_mlp_layernorm=WrappedTorchNorm, mlp=mixture, mlp_bda=get_bias_dropout_add)
+    experts = TransformerLayerSubmodules(pre_mlp_layernorm=WrappedTorchNorm, mlp=mixture, mlp_bda=add)
     return ModuleSpec(
         MambaStack,
         submodules=MambaStackSubmodules(
