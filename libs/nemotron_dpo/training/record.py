@@ -35,6 +35,11 @@ class Record:
         return self.split == TRAIN
 
     @property
+    def is_validation(self) -> bool:
+        """True for the record of a validation."""
+        return self.split.startswith("validation-")
+
+    @property
     def reward_noise(self) -> float | None:
         """By how much a response's reward is uncertain, where this step measured it."""
         return self.values.get(f"{TRAIN}/reward_noise")

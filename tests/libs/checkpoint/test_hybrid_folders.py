@@ -169,11 +169,12 @@ def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path: Path) -> 
 def adapted(folder: Path, root: Path, **settings: Any) -> Path:
     """A checkpoint of random adapters over the hybrid in `folder`."""
     from nemotron_dpo.checkpoint import megatron
+    from nemotron_dpo.checkpoint.weights_digest import weights_digest
     from nemotron_dpo.policy.lora import Adapted, Base, adapt, adapters
     from nemotron_dpo.policy.lora_targets import Lora
 
     model = open_model(folder, "float32")
-    adapt(model, Adapted(Lora(dim=3, alpha=6, **settings), Base(str(folder), resolve(folder).weights_digest())))
+    adapt(model, Adapted(Lora(dim=3, alpha=6, **settings), Base(str(folder), weights_digest(resolve(folder)))))
     torch.manual_seed(5)
     for layer in adapters(model).values():
         torch.nn.init.normal_(layer.adapter.linear_out.weight, std=0.3)

@@ -120,7 +120,7 @@ def alarms(folder: Path, run: Run) -> list[Alarm]:
     policy = TrainablePolicy(open_policy(resolve(folder / "policy"), "float32"), Optimization(lr=run.lr))
     sets = {"held_out": _rows(folder, rows("held out"))} if run.validates else {}
     made = loop.records(
-        policy, _rows(folder, run.order), sets, settings, lambda step: None, stop=Stop(), carried=Carried(run.objective)
+        policy, _rows(folder, run.order), sets, settings, lambda step: False, stop=Stop(), carried=Carried(run.objective)
     )
     return [alarm for record in made for alarm in watch.take(record)]
 
