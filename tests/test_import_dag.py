@@ -106,7 +106,16 @@ ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
     ("report", "steps"): {"catalogue"},
     ("steps", "kernels"): {"choice"},
-    ("steps", "policy"): {"architecture", "flops", "layout", "load_balancing", "lora_targets", "recompute", "sublayers"},
+    ("steps", "policy"): {
+        "architecture",
+        "flops",
+        "layout",
+        "load_balancing",
+        "lora_targets",
+        "peak_flops",
+        "recompute",
+        "sublayers",
+    },
     ("steps", "checkpoint"): {"families", "run_config"},
 }
 # outside package -> the parts that alone may import it

@@ -12,7 +12,7 @@ import torch
 
 from nemotron_dpo.policy import device
 from nemotron_dpo.policy.lora import adapted_of
-from nemotron_dpo.policy.peak_flops import peak_flops
+from nemotron_dpo.policy.peak_flops import known_gpu, peak_flops
 from nemotron_dpo.policy.uniform import UniformDecoder
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import TOKENIZED_PAIRS
@@ -72,3 +72,9 @@ def test_a_peak_is_that_of_the_precision_and_of_no_other_gpu() -> None:
     assert peak_flops("NVIDIA L40S", "bfloat16") == 362e12
     assert peak_flops("NVIDIA GeForce GTX 1080", "bfloat16") is None
     assert peak_flops("CPU", "float32") is None
+
+
+def test_a_gpu_is_found_in_other_words_than_its_name() -> None:
+    shapes = {"gpu.8xh100-sxm": "H100", "pool4": None, "dgx-a100": "A100", "g2-standard-4 l4": "L4", "NVIDIA A10G": None}
+    shapes |= {"NVIDIA GH200 480GB": "GH200", "gb200-nvl72": "GB200", "NVIDIA L40S": "L40S", "": None}
+    assert {text: known_gpu(text) for text in shapes} == shapes

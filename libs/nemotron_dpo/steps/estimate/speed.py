@@ -14,15 +14,10 @@ import orjson
 from nemotron_dpo import paths
 from nemotron_dpo.config import RunConfig
 from nemotron_dpo.kernels import choice
+from nemotron_dpo.policy.peak_flops import known_gpu, peak_flops
 from nemotron_dpo.steps.profiles.profile import Profile
 
-# Dense bfloat16 TFLOP/s as NVIDIA's data sheets have them, by a word of the GPU's name; the first that occurs counts.
-_PEAKS = {
-    "gb300": 2500, "b300": 2250, "gb200": 2500, "b200": 2250, "gh200": 989, "h200": 989, "h100 pcie": 756, "h100": 989,
-    "h800": 989, "h20": 148, "a100": 312, "a800": 312, "l40s": 362, "l40": 181, "a10g": 70, "a10": 125, "a30": 165, "a40": 150,
-    "l4": 121, "rtx 6000 ada": 364, "rtx 5090": 210, "rtx 4090": 165, "rtx 3090": 71,
-}  # fmt: skip
-_ASSUMED = "h100"
+_ASSUMED = "H100"
 # Of those rates, what a step reaches: measured with 0.5B to 1.5B on an H200 and an H100, with 135M on CPUs
 # (tests/benchmarks/README.md). A policy of few parameters reaches less.
 _SHARE_OF_GPU, _SHARE_OF_CPU = 0.4, 0.7
@@ -38,22 +33,22 @@ class Speed:
 
 
 def speed_of(run: RunConfig, profile: Profile, environ: Mapping[str, str] = os.environ) -> Speed | None:
-    """The speed of `run`, or None where nothing is known of it: a GPU that is not in the table, float32 on a GPU."""
+    """The speed of `run`, or None where nothing is known of it, as of a GPU that is not in the table."""
     gpus = choice.gpus(environ) if profile.executor == "local" else _named(profile)
     if not gpus:
         return _of_cpu(run.policy.precision, environ)
-    peak = next((peak for word, peak in _PEAKS.items() if word in gpus[0].lower()), None)
-    if peak is None or run.policy.precision != "bfloat16":
+    peak = peak_flops(gpus[0], run.policy.precision)
+    if peak is None:
         return None
     number = run.cluster.gpus_per_node * run.cluster.num_nodes
-    what = f"{number} GPU{'s' * (number > 1)} ({gpus[0]}) of {peak} TFLOP/s each"
-    return Speed(_SHARE_OF_GPU * number * peak * 1e12, f"{_SHARE_OF_GPU} of {what}")
+    what = f"{number} GPU{'s' * (number > 1)} ({gpus[0]}) of {peak / 1e12:g} TFLOP/s each"
+    return Speed(_SHARE_OF_GPU * number * peak, f"{_SHARE_OF_GPU} of {what}")
 
 
 def _named(profile: Profile) -> list[str]:
     """The GPU that a cluster's profile names in whatever key, else the one that is taken for granted."""
-    words = " ".join(str(value) for value in profile.settings.values() if isinstance(value, str)).lower()
-    return [next((word for word in _PEAKS if word in words), f"{_ASSUMED.upper()}, assumed")]
+    words = " ".join(str(value) for value in profile.settings.values() if isinstance(value, str))
+    return [known_gpu(words) or f"{_ASSUMED}, assumed"]
 
 
 def _of_cpu(precision: str, environ: Mapping[str, str]) -> Speed | None:

@@ -117,14 +117,14 @@ def test_sizes_of_a_divided_run(run: RunConfig) -> None:
 
 
 def test_time_follows_from_the_speed_of_the_devices(run: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """500 steps on 16 H100s of 989 TFLOP/s, of which 0.4 is counted on; a measured CPU is remembered."""
+    """500 steps on 16 H100s of 989.5 TFLOP/s, of which 0.4 is counted on; a measured CPU is remembered."""
     wide = replace(run, policy=replace(run.policy, precision="bfloat16"), cluster=ClusterConfig(gpus_per_node=8, num_nodes=2))
     lines = _lines(wide, Profile("big", "slurm", settings={"partition": "H100"}))
     flop = _number(lines["training"].partition(", ")[2])
-    expected = f"at most about {flop / (0.4 * 16 * 989e12):.2g} s of training, at 0.4 of 16 GPUs (h100) of 989 TFLOP/s each"
+    expected = f"at most about {flop / (0.4 * 16 * 989.5e12):.2g} s of training, at 0.4 of 16 GPUs (H100) of 989.5 TFLOP/s each"
     assert lines["time"].strip() == expected
     assert "(H100, assumed)" in _lines(wide, SLURM)["time"]
-    assert "not known" in _lines(run, SLURM)["time"]  # float32 on a GPU
+    assert "(H100, assumed) of 67 TFLOP/s" in _lines(run, SLURM)["time"]  # in float32
     asked = []
     done = subprocess.CompletedProcess([], 0, stdout=b"2e12\n")
     monkeypatch.setattr(subprocess, "run", lambda argv, **options: asked.append(argv[-1]) or done)
