@@ -58,7 +58,7 @@ def _layer_spec(layer: Layer, config: TransformerConfig) -> ModuleSpec:
 class PairBlock(TransformerBlock):
     """megatron-core's block of layers, which by recompute_method "block" tells layers that are not computed again of tokens.
 
-    megatron-core leaves their padding_mask out, by which routers are balanced.
+    megatron-core before 0.19 leaves their padding_mask out, by which routers are balanced.
     """
 
     _mask: Tensor | None = None
