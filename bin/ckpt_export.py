@@ -53,7 +53,7 @@ def command(
     precision: str | None,
     verify: int,
 ) -> None:
-    from nemotron_dpo import file_digests
+    from nemotron_dpo import file_digests, hf_folder
     from nemotron_dpo.sources import refuse_existing, resolve, resolve_adapters, with_hf_model
 
     launcher.refuse_job()
@@ -88,6 +88,9 @@ def command(
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
     if found.kind == "megatron" and file_digests.left_out(found.path, "tokenizer"):
         cli.say(PROGRAM, f"warning: {found.path / file_digests.NAME} does not list tokenizer/, which was copied unchecked")
+    if found.kind == "hf" and (ahead := hf_folder.num_tensors_ahead(found.path)):
+        what = f"{ahead} tensors of layers that predict several tokens ahead (mtp.*) are left out, as in transformers"
+        cli.say(PROGRAM, f"warning: {found.path}: {what}")
     if is_unchecked:
         what = "do not say over which weights they were trained: those of another base would have gone unnoticed"
         cli.say(PROGRAM, f"warning: the adapters in {found.path} {what}")

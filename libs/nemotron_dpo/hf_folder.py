@@ -95,15 +95,25 @@ def _common(kinds: set[str]) -> str | None:
     return next(iter(found)) if len(found) == 1 else "float32" if found else None
 
 
-def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:
+def num_tensors_ahead(folder: Path) -> int:
+    """How many tensors of layers that predict several tokens ahead the folder holds, which are not read."""
+    return sum(key.startswith("mtp.") for path in weight_files(folder) for key in _headers(path))
+
+
+def _headers(path: Path) -> dict[str, str]:
+    """Name of each tensor of a file -> safetensors' word for its precision."""
     from safetensors import SafetensorError, safe_open
 
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - safetensors' file is no dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot be read ({error})", source=path, remedy=COMPLETE) from None
+
+
+def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                stored = {key: file.get_slice(key).get_dtype() for key in file.keys() if not UNREAD.search(key)}  # noqa: SIM118 - safetensors' file is no dict
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot be read ({error})", source=path, remedy=COMPLETE) from None
+        stored = {key: kind for key, kind in _headers(path).items() if not UNREAD.search(key)}
         if wide := next((key for key, kind in stored.items() if kind == "F64"), None):
             remedy = "save the model in float32, or less"
             raise UserError(f"holds {wide} as float64, which would be rounded", source=path, remedy=remedy)
