@@ -20,7 +20,6 @@ HOSTILE = [
     '" onmouseover="document.title=\'owned\'" x="',
     "invoice \u202egnp.exe\u202c end",
     "nul \x00 bell \x07 escape \x1b[2J end",
-    "a " * 500_000,
     "{{ 7*7 }} ${7*7} <!-- --> &lt;b&gt; ]]>",
 ]
 # Of every picture: how large it is, and how many marks with a colour that can be seen it has besides its axes.
@@ -41,7 +40,10 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run with 80 pairs of three sources, whose texts and names are hostile."""
-    folder = tmp_path_factory.mktemp("report")
+    return _written(tmp_path_factory.mktemp("report"), HOSTILE)
+
+
+def _written(folder: Path, texts: list[str]) -> Path:
     settings = [*report_runs.SETTINGS, "--validation", "scored.arrow"]
     run = write_run(folder / "run", usual_rows(), settings=settings, reason=HOSTILE[0], lineage={HOSTILE[1]: HOSTILE[4]})
     sources = [("plain.jsonl", HOSTILE[2], HOSTILE[4])[n % 3] for n in range(80)]
@@ -52,8 +54,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sightings(20, "validation-default", margins, **for_all),
     ]
     write_log(run, batches)
-    texts = [(f"prompt {n}", HOSTILE[n // 4 % len(HOSTILE)], f"reply {n}") for n in range(80)]
-    after = report_runs.write_texts(run, texts, shift=0.7)
+    after = report_runs.write_texts(
+        run, [(f"prompt {n}", texts[n // 4 % len(texts)], f"reply {n}") for n in range(80)], shift=0.7
+    )
     target = folder / "page.html"
     writing.write(writing.page([str(run)], scores=after), str(target), "html")
     return target
@@ -179,5 +182,14 @@ def test_hostile_texts_stay_texts(page: Path, tab: Browser) -> None:
     )
     hidden = "[...document.documentElement.outerHTML].filter(c => /[\\u202a-\\u202e\\u2066-\\u2069\\u0000-\\u0008\\u001b]/.test(c)).length"
     assert tab.value(hidden) == 0
-    assert page.stat().st_size < 2_000_000
+    assert tab.problems == []
+
+
+def test_a_line_of_a_megabyte_is_cut_and_the_page_stays_small(tmp_path: Path, tab: Browser) -> None:
+    """Coloured text is as well. Of many tokens only so many get a colour: half a nat shows, and each token moved by 0.7."""
+    target = _written(tmp_path, ["a " * 500_000, *["b " * 900] * 19])
+    assert target.stat().st_size < 2_000_000
+    tab.open(target)
+    assert " ... [the beginning of 500,001 tokens]" in tab.value("document.querySelector('.pairs').textContent")
+    assert "no token is coloured" in tab.value("document.body.textContent")
     assert tab.problems == []

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_dpo.outcome import margin
-from nemotron_dpo.report.document import Answer, Check, Curve, Figure, Grid, Note, Page, Section
-from nemotron_dpo.report.drawing import NUM_RUN_INKS
+from nemotron_dpo.report.compared_curves import curves_section
+from nemotron_dpo.report.document import Answer, Check, Grid, Note, Page, Section
 from nemotron_dpo.report.evidence import checks
-from nemotron_dpo.report.measured import Series
 from nemotron_dpo.report.origin_section import origin_section
-from nemotron_dpo.report.plots import lines, smooth
 from nemotron_dpo.report.ranking import Verdict, best
 from nemotron_dpo.report.run_report import Run, final_intervals
 from nemotron_dpo.report.settings_diff import differing
 from nemotron_dpo.report.single import status
-from nemotron_dpo.report.training_section import said_of
 from nemotron_dpo.report.visible import counted, number, visible
 
 
@@ -34,7 +31,7 @@ def page(runs: Sequence[Run]) -> Page:
             notes=(Note("No setting differs", "As far as their settings are on record, these runs are of one configuration."),),
         )
     )
-    sections = (settings, _curves(runs, names), _reading(runs), *_origins(runs, names))
+    sections = (settings, curves_section(runs, names), _reading(runs), *_origins(runs, names))
     remarks = tuple(f"{name}: {remark}" for name, run in zip(names, runs, strict=True) for remark in run.remarks)
     kept = tuple(section for section in sections if not section.is_empty)
     return Page(
@@ -103,79 +100,6 @@ def _with_interval(value: float | None, one: object) -> str:
     from nemotron_dpo.report.bootstrap import Interval
 
     return f"{number(value)} ({number(one.low, 3)} to {number(one.high, 3)})" if isinstance(one, Interval) else number(value)
-
-
-def _curves(runs: Sequence[Run], names: Sequence[str]) -> Section:
-    figures: list[Figure | None] = []
-    for metric, title in (("loss", "Validation loss"), ("accuracy", "Validation accuracy")):
-        curves = [_held(run, name, n, metric) for n, (run, name) in enumerate(zip(runs, names, strict=True))]
-        drawn = [curve for curve in curves if curve is not None]
-        figures.append(
-            lines(
-                f"validation-{metric}",
-                title,
-                "Of the held-out pairs.",
-                said_of(title, drawn),
-                drawn,
-                form=".0%" if metric == "accuracy" else None,
-            )
-        )
-    for metric, title in (
-        ("loss", "Training loss"),
-        ("margin", "Training margin"),
-        ("rewards_chosen_mean", "Chosen reward"),
-        ("grad_norm", "Gradient norm"),
-        ("lr", "Learning rate"),
-    ):
-        curves = [
-            curve for n, (run, name) in enumerate(zip(runs, names, strict=True)) for curve in _train(run, name, n, metric)
-        ]
-        log = metric == "grad_norm"
-        figures.append(
-            lines(
-                f"train-{metric}",
-                title,
-                _CAPTIONS.get(metric, "Running means."),
-                said_of(title, curves),
-                curves,
-                log=log,
-                form=".1~e" if metric == "lr" else None,
-            )
-        )
-    more = f" Colours repeat after {NUM_RUN_INKS} runs." if len(runs) > NUM_RUN_INKS else ""
-    lead = f"Point at a plot, or tab to it and use the arrow keys, to read values by run.{more}"
-    return Section(
-        "training",
-        "Curves over each other",
-        lead,
-        tuple(figure for figure in figures if figure is not None),
-        legend=tuple((_ink(n), name) for n, name in enumerate(names)),
-    )
-
-
-_CAPTIONS = {
-    "margin": "Chosen less rejected reward, nats a pair, without beta.",
-    "rewards_chosen_mean": "Log-ratio of the chosen responses to the reference, nats.",
-}
-
-
-def _ink(number_: int) -> str:
-    return f"run{number_ % NUM_RUN_INKS}"
-
-
-def _held(run: Run, name: str, number_: int, metric: str) -> Curve | None:
-    series = run.measured.sets.get(run.measured.validation or "", {}).get(metric)
-    return Curve(name, series.steps, series.values, _ink(number_), dots=True) if series else None
-
-
-def _train(run: Run, name: str, number_: int, metric: str) -> list[Curve]:
-    train = run.measured.train
-    series = train.get(metric)
-    if metric == "margin" and "rewards_chosen_mean" in train and "rewards_rejected_mean" in train:
-        one, other = train["rewards_chosen_mean"], train["rewards_rejected_mean"]
-        values = tuple(a - b for a, b in zip(one.values, other.values, strict=False))
-        series = Series(one.steps, values)
-    return smooth(Curve(name, series.steps, series.values, _ink(number_)), _ink(number_))[-1:] if series else []
 
 
 def _reading(runs: Sequence[Run]) -> Section:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-import yaml
-
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.report.run_settings import read_json, read_settings, read_yaml
 
 METRICS = "metrics.jsonl"
 
@@ -103,50 +100,14 @@ def open_run(given: str | Path) -> RunFolder:
     job = run.resolve().parent if (run.resolve().parent / "job.yaml").is_file() else None
     place = job or run.resolve()
     name = place.name if job else f"{place.parent.name}/{place.name}".lstrip("/")
-    return RunFolder(run, name, job, _settings(run, job), _json(run / "run.json"), _yaml(job / "job.yaml") if job else {})
+    return RunFolder(
+        run, name, job, read_settings(run, job), read_json(run / "run.json"), read_yaml(job / "job.yaml") if job else {}
+    )
 
 
 def typed(words: Sequence[str]) -> str:
     """`words` as a command that a shell takes."""
     return shlex.join([Path(words[0]).name, *words[1:]]) if words else ""
-
-
-def _settings(run: Path, job: Path | None) -> Mapping[str, Any]:
-    """What the newest checkpoint says, which is whole; else the job; else the overrides of the command."""
-    steps = {
-        int(found[1]): path for path in run.glob("checkpoints/step_*") if (found := re.fullmatch(r"step_(\d+)", path.name))
-    }
-    files = [steps[number] / "config.yaml" for number in sorted(steps, reverse=True)] + ([job / "train.yaml"] if job else [])
-    tree = next((tree for file in files if (tree := _yaml(file))), {})
-    facts = _json(run / "run.json")
-    if not tree and isinstance(facts.get("config"), dict):
-        return facts["config"]
-    return tree or _overrides(facts.get("command"))
-
-
-def _overrides(command: Any) -> Mapping[str, Any]:
-    tree: dict[str, Any] = {}
-    for word in command if isinstance(command, list) else []:
-        key, found, value = str(word).partition("=")
-        if not found or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key):
-            continue
-        place = tree
-        *sections, last = key.split(".")
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                break
-        else:
-            place[last] = _plain(value)
-    return tree
-
-
-def _plain(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-        return float(text) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", text) else value
-    except (yaml.YAMLError, ValueError):
-        return text
 
 
 def _is_alive(facts: Mapping[str, Any]) -> bool:
@@ -161,19 +122,3 @@ def _is_alive(facts: Mapping[str, Any]) -> bool:
     except OSError:
         return True
     return True
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        tree = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
-def _yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return tree if isinstance(tree, dict) else {}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.report.document import Token
 from nemotron_dpo.report.run_folder import RunFolder
-from nemotron_dpo.report.visible import shortened, shortened_before, visible
+from nemotron_dpo.report.visible import visible
 from nemotron_dpo.streams import open_reader
 
 if TYPE_CHECKING:
@@ -100,15 +100,22 @@ def _tokenizer(run: RunFolder, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def _text(tokenizer: Tokenizer, row: Mapping[str, Any], after: Mapping[str, Any] | None) -> PairText:
-    prompt = _decoded(tokenizer, row["prompt_ids"][-_MOST_TOKENS:])
-    chosen, rejected = (_decoded(tokenizer, row[f"{side}_ids"][:_MOST_TOKENS]) for side in ("chosen", "rejected"))
-    tokens = [_changes(tokenizer, side, row, after) for side in ("chosen", "rejected")]
-    return PairText(
-        shortened_before(prompt, PROMPT_CHARACTERS),
-        shortened(chosen, RESPONSE_CHARACTERS),
-        shortened(rejected, RESPONSE_CHARACTERS),
-        *tokens,
-    )
+    ids = row["prompt_ids"]
+    prompt = _decoded(tokenizer, ids[-_MOST_TOKENS:])
+    if len(ids) > _MOST_TOKENS or len(prompt) > PROMPT_CHARACTERS:  # its end is what the responses answer
+        prompt = f"[the end of {len(ids):,} tokens] ... {prompt[-PROMPT_CHARACTERS:]}"
+    chosen, rejected = (_response(tokenizer, row[f"{side}_ids"]) for side in ("chosen", "rejected"))
+    return PairText(prompt, chosen, rejected, *(_changes(tokenizer, side, row, after) for side in ("chosen", "rejected")))
+
+
+def _response(tokenizer: Tokenizer, ids: list[int]) -> str:
+    text = _decoded(tokenizer, ids[:_MOST_TOKENS])
+    is_whole = len(ids) <= _MOST_TOKENS and len(text) <= RESPONSE_CHARACTERS
+    return text if is_whole else f"{text[:RESPONSE_CHARACTERS]}{_cut(ids)}"
+
+
+def _cut(ids: list[int]) -> str:
+    return f" ... [the beginning of {len(ids):,} tokens]"
 
 
 def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -129,6 +136,7 @@ def _changes(tokenizer: Tokenizer, side: str, row: Mapping[str, Any], after: Map
         pieces.append(Token(visible(piece, lines=True), change))
         length += len(piece)
         if length > RESPONSE_CHARACTERS:
+            pieces.append(Token(_cut(row[f"{side}_ids"]), 0.0))
             break
         ids, change = [], 0.0
     return tuple(pieces)

@@ -25,11 +25,6 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ... [{len(text) - limit:,} more characters]"
 
 
-def shortened_before(text: str, limit: int) -> str:
-    """The same with the end of `text` kept: of a prompt it is what a response answers."""
-    return text if len(text) <= limit else f"[{len(text) - limit:,} characters before] ... {text[-limit:]}"
-
-
 def number(value: float | None, digits: int = 4) -> str:
     """A figure as tables have it; a dash where there is none."""
     if value is None or value != value:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.report.run_folder import open_run
-from nemotron_dpo.report.texts import RESPONSE_CHARACTERS, texts
+from nemotron_dpo.report.texts import PROMPT_CHARACTERS, RESPONSE_CHARACTERS, texts
 from support.report_runs import SETTINGS, pair_id, usual_rows, write_run, write_texts
+from support.small_tokenizers import byte_level
 
 WANTED = {pair_id(0), pair_id(1), pair_id(9)}
 
@@ -26,9 +27,12 @@ def test_texts_and_changes(tmp_path: Path) -> None:
     changes = {token.text.strip(): token.change for token in first.chosen_tokens}
     assert changes["\U0001f600"] == pytest.approx(4 * 0.25)  # four bytes, none of which is a letter of the training text
     assert all(token.change < 0 for token in first.rejected_tokens)
-    assert second.prompt.startswith("[")
-    assert second.chosen.endswith("more characters]")
-    assert len(second.chosen) < RESPONSE_CHARACTERS + 50
+    count = {
+        side: len(byte_level().encode(text, add_special_tokens=False).ids) for side, text in zip("pc", said[1][:2], strict=True)
+    }
+    assert second.prompt == f"[the end of {count['p']:,} tokens] ... {'p' * PROMPT_CHARACTERS}"
+    assert second.chosen == f"{'x ' * (RESPONSE_CHARACTERS // 2)} ... [the beginning of {count['c']:,} tokens]"
+    assert second.chosen_tokens[-1].text == f" ... [the beginning of {count['c']:,} tokens]"
     assert second.rejected == "a<U+202E>b"
 
 

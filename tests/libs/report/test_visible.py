@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemotron_dpo.report.markdown import _fenced, _safe
 from nemotron_dpo.report.sparkline import sparkline
-from nemotron_dpo.report.visible import number, percent, shortened, shortened_before, visible
+from nemotron_dpo.report.visible import number, percent, shortened, visible
 
 
 def test_what_would_act_is_spelled_out() -> None:
@@ -23,7 +23,6 @@ def test_what_would_act_is_spelled_out() -> None:
 def test_long_texts_say_how_much_is_left_out() -> None:
     assert shortened("abcdef", 6) == "abcdef"
     assert shortened("a" * 1_000_000, 2) == "aa ... [999,998 more characters]"
-    assert shortened_before("a" * 2000 + "end", 3) == "[2,000 characters before] ... end"
 
 
 def test_numbers() -> None:

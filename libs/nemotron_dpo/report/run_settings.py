@@ -1,0 +1,67 @@
+"""The settings of a run, from whichever of its files has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+
+def read_settings(run: Path, job: Path | None) -> Mapping[str, Any]:
+    """What the newest checkpoint says, which is whole; else the job; else the overrides of the command."""
+    steps = {
+        int(found[1]): path for path in run.glob("checkpoints/step_*") if (found := re.fullmatch(r"step_(\d+)", path.name))
+    }
+    files = [steps[number] / "config.yaml" for number in sorted(steps, reverse=True)] + ([job / "train.yaml"] if job else [])
+    tree = next((tree for file in files if (tree := read_yaml(file))), {})
+    facts = read_json(run / "run.json")
+    if not tree and isinstance(facts.get("config"), dict):
+        return facts["config"]
+    return tree or _overrides(facts.get("command"))
+
+
+def _overrides(command: Any) -> Mapping[str, Any]:
+    tree: dict[str, Any] = {}
+    for word in command if isinstance(command, list) else []:
+        key, found, value = str(word).partition("=")
+        if not found or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key):
+            continue
+        place = tree
+        *sections, last = key.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                break
+        else:
+            place[last] = _plain(value)
+    return tree
+
+
+def _plain(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+        return float(text) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", text) else value
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; empty where there is none, or no such file."""
+    try:
+        tree = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The same of YAML."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
