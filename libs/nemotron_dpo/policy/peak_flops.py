@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-# By what the name of a GPU has in it, the first that fits: 10^12 FLOPs a second of dense products in bfloat16, summed in float32,
-# and in float32 without TF32, which is off here. From NVIDIA's data sheets, which give bfloat16 with sparsity: twice as much.
+# By what the name of a GPU has in it, the first that fits: 10^12 FLOPs a second of dense products in bfloat16, summed in
+# float32, and in float32 without TF32, which is off here. From NVIDIA's data sheets, which give bfloat16 with sparsity: twice
+# as much.
 _TERAFLOPS = (
     ("GB300", 2450.0, 80.0),
     ("GB200", 2450.0, 80.0),
