@@ -61,6 +61,25 @@ def mamba2_token_by_token(
     return torch.stack(out)
 
 
+def gated_delta_token_by_token(
+    q_SGK: Tensor, k_SGK: Tensor, v_SND: Tensor, g_SN: Tensor, beta_SN: Tensor, pieces: Pieces
+) -> Tensor:
+    """h = exp(g) h, h = h + k (beta (v - h^T k))^T, y = h^T q."""
+    num_heads, num_groups = v_SND.shape[1], k_SGK.shape[1]
+    q_SNK, k_SNK = (of.repeat_interleave(num_heads // num_groups, 1) for of in (q_SGK, k_SGK))
+    out: list[Tensor] = [torch.zeros_like(v_SND[0])] * len(v_SND)
+    ends: list[Tensor] = []
+    for start, stop, parent in pieces:
+        state_NKD = ends[parent] if parent >= 0 else v_SND.new_zeros(num_heads, k_SGK.shape[2], v_SND.shape[2])
+        for t in range(start, stop):
+            state_NKD = torch.exp(g_SN[t])[:, None, None] * state_NKD
+            delta_ND = beta_SN[t][:, None] * (v_SND[t] - (state_NKD * k_SNK[t][:, :, None]).sum(1))
+            state_NKD = state_NKD + k_SNK[t][:, :, None] * delta_ND[:, None, :]
+            out[t] = (state_NKD * q_SNK[t][:, :, None]).sum(1)
+        ends.append(state_NKD)
+    return torch.stack(out)
+
+
 def convolution_token_by_token(x_SC: Tensor, weight_CW: Tensor, bias_C: Tensor | None, pieces: Pieces) -> Tensor:
     """Each piece behind its whole path."""
     width = weight_CW.shape[1]
@@ -88,3 +107,15 @@ def mamba2_inputs(num: int, shape: tuple[int, int, int, int], dtype: torch.dtype
     A, D = -torch.empty(heads).uniform_(0.5, 16), torch.randn(heads)
     of = (x.requires_grad_() for x in (x, dt.to(wide), A.to(wide), B, C, D.to(wide)))
     return next(of), next(of), next(of), next(of), next(of), next(of)
+
+
+def gated_delta_inputs(num: int, shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """q, k, v, g and beta of `num` tokens, for (heads, value size, groups, key size); some forget all, some write none."""
+    heads, size, groups, state = shape
+    q, k = (torch.nn.functional.normalize(torch.randn(num, groups, state), dim=-1) for _ in range(2))
+    v, g, beta = torch.randn(num, heads, size), -torch.rand(num, heads) * 2, torch.rand(num, heads)
+    g[torch.rand(num, heads) < 0.05] = -300
+    beta[torch.rand(num, heads) < 0.1] = 0
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    narrow = [(q * state**-0.5).to(dtype), k.to(dtype), v.to(dtype)]
+    return [of.requires_grad_() for of in (*narrow, g.to(wide), beta.to(wide))]

@@ -42,6 +42,7 @@ class Kernels:
         what is not negative, so no digits are lost in them. Whether they are asked for changes no bit of the rest.
     scan(x_SND, dt_SN, A_N, B_SGK, C_SGK, D_N, chunks): the recurrence of Mamba-2 along each path of `chunks`, as x.
         scan_backward takes the gradient of the result before these, and gives those of the six tensors.
+    gated_delta(q_SGK, k_SGK, v_SND, g_SN, beta_SN, chunks): the gated delta rule along each path, as v; differentiable.
     convolve(x_SC, weight_CW, bias_C, chunks): of each channel the sum of its weights times the last W tokens of the path, as x.
         convolve_backward(grad_SC, x_SC, weight_CW, chunks) gives the gradients of the three tensors.
     add_rounded(total, part): total += part, where `total` is float32 and `part` is narrower.
@@ -58,6 +59,7 @@ class Kernels:
     read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
     scan: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], Tensor]
     scan_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], ScanGradients]
+    gated_delta: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], Tensor]
     convolve: Callable[[Tensor, Tensor, Tensor | None, Chunks], Tensor]
     convolve_backward: Callable[[Tensor, Tensor, Tensor, Chunks], tuple[Tensor, Tensor, Tensor]]
     add_rounded: Callable[[Tensor, Tensor], None]

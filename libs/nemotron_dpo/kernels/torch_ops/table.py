@@ -10,6 +10,7 @@ from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.torch_ops.activation import swiglu, swiglu_backward
 from nemotron_dpo.kernels.torch_ops.attention import attend
 from nemotron_dpo.kernels.torch_ops.convolution import convolve, convolve_backward
+from nemotron_dpo.kernels.torch_ops.gated_delta import gated_delta
 from nemotron_dpo.kernels.torch_ops.logits import read_logits
 from nemotron_dpo.kernels.torch_ops.mamba2 import scan
 from nemotron_dpo.kernels.torch_ops.mamba2_backward import scan_backward
@@ -42,6 +43,7 @@ def torch_kernels() -> Kernels:
         read_logits=read_logits,
         scan=scan,
         scan_backward=scan_backward,
+        gated_delta=gated_delta,
         convolve=convolve,
         convolve_backward=convolve_backward,
         add_rounded=add_rounded,
