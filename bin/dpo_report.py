@@ -51,6 +51,8 @@ def command(
         raise click.UsageError("--compare needs two runs or more")
     if scores and len(runs) > 1:
         raise click.UsageError("--scores is of one run")
+    if scores and no_text:
+        raise click.UsageError("--scores colours the texts that --no-text leaves out")
     form = form or _format_of(output)
     target = output or (None if terminal else f"report.{form}")
     from nemotron_dpo.report import writing

@@ -157,6 +157,9 @@ REFUSED = [
     (["file"], "error: file: is a file where a run folder is due", 1),
     (["--compare", "run"], "error: --compare needs two runs or more: see 'dpo-report --help'", 2),
     (["run", "run", "--scores", "x"], "error: --scores is of one run: see 'dpo-report --help'", 2),
+    (["run", "--scores", "x", "--no-text"], "error: --scores colours the texts that --no-text leaves out: see 'dpo-report --help'", 2),
+    (["old", "--scores", "x"], "error: old: has no pairs on record whose tokens --scores could colour", 1),
+    (["texts/run", "--scores", "x"], "error: x: no such file", 1),
     (["run", "empty"], "error: empty: is no run: there is no metrics.jsonl in it: give the --run-dir of dpo-train, or the folder of a job", 1),
 ]  # fmt: skip
 
@@ -168,6 +171,9 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "foreign" / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 2}\n[1]\n')
     (tmp_path / "file").write_text("")
     _logged(tmp_path / "run")
+    write_run(tmp_path / "old", usual_rows())
+    write_run(_logged(tmp_path / "texts" / "run"), usual_rows(), settings=["--validation", "scored.arrow"])
+    report_runs.write_texts(tmp_path / "texts" / "run", [("p", "c", "r")])
     for arguments, line, status in REFUSED:
         done = programs.run(PROGRAM, *arguments, "-o", "page.html", cwd=tmp_path)
         assert (done.returncode, done.stderr.decode()) == (status, f"{PROGRAM}: {line}\n")

@@ -25,6 +25,7 @@ def checks(run: Run) -> list[Check]:
     looks: tuple[Callable[[Run], Iterator[Check]], ...] = (
         _alarms,
         _ending,
+        _fall,
         _held_out,
         _by_heart,
         _turned,
@@ -56,6 +57,13 @@ def _ending(run: Run) -> Iterator[Check]:
         )
     elif run.steps_planned and step < run.steps_planned and state != "done":
         yield Check("open", f"It has {step} of {run.steps_planned} steps; nothing says why it ended.")
+
+
+def _fall(run: Run) -> Iterator[Check]:
+    ends = run.measured.made.ends
+    first, last = ends.first.get("loss"), ends.last.get("loss")
+    if run.measured.made.num_steps > 1 and first is not None and last is not None and last >= first:
+        yield Check("open", f"The loss of training did not fall: it went from {number(first)} to {number(last)}.")
 
 
 def _held_out(run: Run) -> Iterator[Check]:

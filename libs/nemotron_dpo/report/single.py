@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.outcome import margin
 from nemotron_dpo.report.answers import answers, headline
 from nemotron_dpo.report.bootstrap import Interval
@@ -27,6 +28,8 @@ _ROWS = (
 
 def page(run: Run, *, scores: Path | None = None, with_text: bool = True) -> Page:
     """All of it. `scores` are held-out pairs scored by the trained policy, for the change of each token."""
+    if scores is not None and run.change is None:
+        raise UserError("has no pairs on record whose tokens --scores could colour", source=run.given.folder)
     sections = (
         training_section(run),
         Section("reading", "How to read this", notes=notes(run)),
