@@ -31,8 +31,8 @@ ALLOWED = {
     "streams": {"errors", "launcher"},
     "hf_folder": {"errors"},
     "file_digests": {"errors"},
-    "run_folder": {"errors"},
-    "sources": {"errors", "hf_folder", "run_folder"},
+    "step_folders": {"errors"},
+    "sources": {"errors", "hf_folder", "step_folders"},
     "config": {"errors", "paths", "objective"},
     "preferences": {"paths", "file_digests", "hf_folder", "progress", "streams", "sources", "errors"},
     "objective": set(),
@@ -41,7 +41,7 @@ ALLOWED = {
     "scoring": {"errors", "policy", "preferences", "streams"},
     "checkpoint": {"scoring", "streams", "sources", "hf_folder", "file_digests", "errors", "paths", "policy"},
     "training": {
-        "run_folder",
+        "step_folders",
         "streams",
         "sources",
         "errors",
@@ -54,7 +54,7 @@ ALLOWED = {
     },
     "report": {"errors", "outcome", "streams", "steps"},
     "steps": {
-        "run_folder",
+        "step_folders",
         "errors",
         "paths",
         "launcher",

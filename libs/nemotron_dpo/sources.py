@@ -15,7 +15,7 @@ from typing import Literal
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.run_folder import LAST, TRACKER, policy_of, step_of
+from nemotron_dpo.step_folders import LAST, TRACKER, policy_of, step_of
 
 _MEGATRON_WEIGHTS = ("*.distcp", "common.pt", ".metadata")
 _ADAPTERS = "adapter_config.json"

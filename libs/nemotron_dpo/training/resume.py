@@ -13,8 +13,8 @@ import orjson
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.run_folder import step_folders
 from nemotron_dpo.sources import TRACKER, ModelSource, resolve
+from nemotron_dpo.step_folders import step_folders
 from nemotron_dpo.training.record import Totals
 
 FILE = "resume.json"

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from nemotron_dpo.run_folder import badness, step_folders, step_of
+from nemotron_dpo.step_folders import badness, step_folders, step_of
 
 
 def prune(

@@ -17,7 +17,7 @@ from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.trainable import TrainablePolicy
-from nemotron_dpo.run_folder import step_folders, step_of
+from nemotron_dpo.step_folders import step_folders, step_of
 from nemotron_dpo.streams import sync_folder, sync_tree
 from nemotron_dpo.training.guards import STRATEGY
 from nemotron_dpo.training.record import TrainingInfo

@@ -13,7 +13,7 @@ from nemotron_dpo.config import RunConfig
 from nemotron_dpo.config.objective import BETA_KEY, parts_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.outcome import Outcome, is_noise, outcome, read_metrics
-from nemotron_dpo.run_folder import policy_of, step_of
+from nemotron_dpo.step_folders import policy_of, step_of
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.summary import summarize

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.run_folder import policy_of
+from nemotron_dpo.step_folders import policy_of
 
 LOSS = "val:validation-default_loss"
 
