@@ -11,6 +11,7 @@ from megatron.core.transformer import TransformerConfig
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layout import Layout
 from nemotron_dpo.policy.recompute import Recompute
 
@@ -111,6 +112,9 @@ def _check_divisible(architecture: Architecture, layout: Layout) -> None:
     """Raise UserError if the policy does not divide evenly over the ranks."""
     if layout.expert > 1 and not any(layer.num_experts for layer in architecture.layers):
         raise UserError(f"the policy has no experts to divide over {layout.expert} ranks", remedy="it is no mixture of experts")
+    if device().type == "cpu" and layout.expert > 1 and (layout.expert_tensor or layout.tensor) > 1:
+        what = "on CPUs, ranks that divide the experts of a mixture cannot divide each expert too: gloo gathers equal parts"
+        raise UserError(what, remedy="set policy.megatron_cfg.expert_tensor_parallel_size=1")
     kinds = dict.fromkeys(architecture.sublayers())
     sizes = [("vocabulary entries", architecture.vocab_size, layout.tensor)]
     sizes += [size for sublayer in kinds for size in sublayer.undivided(layout)]

@@ -81,6 +81,18 @@ def test_layers_that_one_config_cannot_say_are_refused() -> None:
         transformer_config(wider, torch.float32)
 
 
+def test_experts_that_gloo_cannot_gather_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that hold parts of one expert would gather unequal numbers of tokens."""
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.policy.transformer_config import transformer_config
+
+    monkeypatch.setattr(parallel, "layout", lambda: Layout(tensor=2, sequence=True, expert=2))
+    with pytest.raises(UserError, match="cannot divide each expert too"):
+        transformer_config(PLANS["dense first"], torch.float32)
+    monkeypatch.setattr(parallel, "layout", lambda: Layout(tensor=2, sequence=True, expert=2, expert_tensor=1))
+    transformer_config(PLANS["dense first"], torch.float32)
+
+
 @pytest.mark.usefixtures("megatron")
 @pytest.mark.parametrize("name", PLANS)
 def test_a_policy_of_the_plan_computes_learns_and_is_saved(name: str, tmp_path: Path) -> None:
