@@ -63,6 +63,8 @@ def read_earlier(
         if store is not None and kernels == context.kernels:
             for record in found:
                 store.add(*record)
+                if store.is_due():
+                    store.publish()
             store.publish()
             continue
         if kernels != context.kernels:

@@ -13,6 +13,7 @@ have them mapped. A record that does not have its checksum counts as missing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ FOLDER, CONTEXT = "scores", "context.json"
 PUBLISH_SECONDS = 20.0  # a killed process loses no more than it scored since
 _SMALL_RECORDS, _MOST_SMALL = 50_000, 16  # so many files of fewer records are packed into one
 _PACK_VALUES = 1 << 26  # log-probs of one side in a packed file: 256 MB
+_MOST_PENDING = 20_000  # records that wait in memory
 _READ_AT_ONCE = 64  # records that are read before the memory they lie in is given back
 _GRACE_SECONDS = 3600  # after which nobody has a file mapped that was packed into another
 
@@ -112,15 +114,15 @@ class Store:
 
     def is_due(self) -> bool:
         """Whether records have waited as long as they may."""
-        return time.monotonic() - self._published >= PUBLISH_SECONDS
+        return time.monotonic() - self._published >= PUBLISH_SECONDS or len(self._pending) >= _MOST_PENDING
 
     def publish(self) -> None:
         """Write what is pending to the disk under a name of its own."""
         if self._pending and self._takes:
             ids, sides = list(self._pending), list(self._pending.values())
             self._write(shard.batch_of(ids, [side[0] for side in sides], [side[1] for side in sides]))
-            self._pending.clear()
             self.refresh()
+        self._pending.clear()
         self._published = time.monotonic()
 
     def close(self) -> None:
@@ -156,9 +158,10 @@ class Store:
     def _remove_packed(self) -> None:
         """Remove files that were packed into others long enough ago."""
         for one in self._shards.values():
-            if one.replaces and time.time() - one.path.stat().st_mtime > _GRACE_SECONDS:
-                for name in one.replaces:
-                    (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process was faster, or may do what this one may not
+                if one.replaces and time.time() - one.path.stat().st_mtime > _GRACE_SECONDS:
+                    for name in one.replaces:
+                        (self.folder / name).unlink(missing_ok=True)
 
 
 def contexts(root: Path) -> Mapping[Path, Context]:
