@@ -17,7 +17,7 @@ from nemotron_dpo.checkpoint import weights_digest as digests
 from nemotron_dpo.checkpoint.weights_digest import is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve, resolve_pretrained
-from support import families, megatron_lm
+from support import families, hybrid_folders, megatron_lm
 from support.programs import execute_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
@@ -52,6 +52,15 @@ def test_every_family_keeps_its_digest_in_megatrons_form(tmp_path: Path) -> None
             assert digest(exported(folder, tmp_path / f"{name}-{tied}-megatron")) == expected, name
             seen.add(expected)
     assert len(seen) == 2 * len(families.FAMILIES)
+
+
+def test_a_hybrid_keeps_its_digest_in_any_form(tmp_path: Path) -> None:
+    """With a precision per tensor: the biases of its experts stay in float32."""
+    for name, pattern in hybrid_folders.PATTERNS.items():
+        folder = hybrid_folders.write_hybrid(tmp_path / name, pattern, dtype=torch.bfloat16)
+        there = exported(folder, tmp_path / f"{name}-megatron")
+        back = exported(there, tmp_path / f"{name}-hf", "hf")
+        assert digest(there) == digest(back) == digest(folder), name
 
 
 SAVE_DIVIDED = """
