@@ -16,7 +16,7 @@ import pytest
 from nemotron_dpo.policy.load_balancing import METRICS as ROUTERS
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
-from support.programs import ROOT, check, command, error_line, losses, metrics, run
+from support.programs import ROOT, check, command, error_line, losses, metrics, records, run
 
 COMMON = (
     "policy.precision=float32",
@@ -288,7 +288,7 @@ def test_times_are_parts_of_the_step(single: Path) -> None:
             parts = times["policy_training/forward_backward"] + times["policy_training/optimizer"]
             assert times["policy_training"] == pytest.approx(parts)
             assert 0 < times["data_processing"] + times["policy_training"] <= times["total_step_time"]
-    saved = [record for record in metrics(single) if "timing/train/checkpointing" in record]
+    saved = [record for record in records(single) if "timing/train/checkpointing" in record]
     assert [(record.keys() - {"timing/train/checkpointing"}, record["step"]) for record in saved] == [({"step"}, 6)]
 
 

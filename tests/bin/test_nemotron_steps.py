@@ -20,7 +20,7 @@ import yaml
 from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.streams import open_reader
-from support.programs import check, error_line, metrics, run
+from support.programs import check, error_line, losses, metrics, run
 
 PROGRAM = "nemotron-steps"
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data"
@@ -263,5 +263,4 @@ def test_printed_plan_can_be_pasted(tmp_path: Path, cache: Path):
     done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pasted = next(job for job in first.parent.iterdir() if job != first)
-    losses = [[row["train/loss"] for row in metrics(job / "run")] for job in (first, pasted)]
-    assert losses[0] == losses[1]
+    assert losses(first / "run") == losses(pasted / "run")

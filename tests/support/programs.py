@@ -82,9 +82,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def metrics(run_dir: Path) -> list[dict]:
+def records(run_dir: Path) -> list[dict]:
     """The records of a run's metrics.jsonl."""
     return [orjson.loads(line) for line in (run_dir / "metrics.jsonl").read_bytes().splitlines()]
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """Those that are of the policy: of steps and validations, not of how long a checkpoint took."""
+    return [record for record in records(run_dir) if any(name.endswith("/loss") for name in record)]
 
 
 def losses(run_dir: Path) -> list[float]:
