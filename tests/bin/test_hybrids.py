@@ -34,10 +34,6 @@ policy:
 """
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def theirs(folder: Path, pair: dict[str, Any], side: str) -> np.ndarray:
     """Log-probs of a response's tokens in transformers, float32."""
     prompt, response = pair["prompt_ids"], pair[f"{side}_ids"]
@@ -55,7 +51,7 @@ def test_the_tiny_hybrid_is_aligned_and_transformers_agrees(tmp_path: Path) -> N
     programs.check("ref-logprobs", tmp_path / "pairs.arrow", "-o", tmp_path / "scored.arrow", *score, policy)
     settings = ("policy.precision=float32", "policy.optimizer.lr=1e-3", "dpo.max_num_steps=3", *QUICK)
     programs.check("dpo-train", tmp_path / "scored.arrow", "--policy", policy, "--run-dir", run, *settings)
-    steps = records(run)
+    steps = programs.metrics(run)
     assert steps[0]["train/loss"] == pytest.approx(LN_2, abs=1e-6)
     assert steps[-1]["train/loss"] < 0.68
     programs.check("ckpt-export", run, "-o", tmp_path / "hf", "--to", "hf", "--verify", 2)
@@ -85,7 +81,7 @@ def test_a_folder_is_divided_and_put_together_as_it_was(tmp_path: Path) -> None:
         argv = (tmp_path / "scored.arrow", "--policy", folder, "--run-dir", run, *settings, *sizes)
         programs.torchrun(2, "dpo-train", *argv) if layout else programs.check("dpo-train", *argv)
         programs.check("ckpt-export", run, "-o", run / "hf", "--to", "hf", "--verify", 2)
-        losses[layout] = [step["train/loss"] for step in records(run)]
+        losses[layout] = [step["train/loss"] for step in programs.metrics(run)]
         weights, alone = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in (run.name, "run0"))
         assert max((weights[key] - tensor).abs().max() for key, tensor in alone.items()) <= 1e-4, layout
         assert losses[layout] == pytest.approx(losses[""], abs=1e-5)
@@ -110,7 +106,7 @@ def test_the_52_layers_of_nemotron_3_nano_train_as_its_recipe_says(tmp_path: Pat
     )
     run = tmp_path / "run"
     programs.torchrun(2, "dpo-train", tmp_path / "scored.arrow", "--policy", folder, "--run-dir", run, *settings)
-    losses = [step["train/loss"] for step in records(run)]
+    losses = [step["train/loss"] for step in programs.metrics(run)]
     assert losses[0] == pytest.approx(LN_2, abs=1e-3)
     assert losses[1] < losses[0]
     config = json.loads((folder / "config.json").read_text())
