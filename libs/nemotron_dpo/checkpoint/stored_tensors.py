@@ -27,7 +27,9 @@ _NORMS: Mapping[str, str] = {
     "decoder.final_norm.": "decoder.final_layernorm.",
     "decoder.final_layernorm.": "decoder.final_norm.",
 }
-_PARTS = (".z", ".x", ".B", ".C", ".dt")  # of a recurrent layer's input, which tensor parallelism divides one by one
+# Of what is stored in parts, the ends of their keys in order: a recurrent layer's input, which tensor parallelism divides one
+# by one; gate and up projection, where Megatron-LM saved with singleton_local_shards
+_PARTS = (".z", ".x", ".B", ".C", ".dt", "_w", "_v")
 _EXPERT = re.compile(r"local_experts\.(\d+)\.")
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 

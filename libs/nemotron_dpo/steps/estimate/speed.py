@@ -85,10 +85,11 @@ def _read(file: Path) -> dict[str, float]:
 
 
 def _remember(file: Path, rates: Mapping[str, float]) -> None:
-    """Keep `rates` where that can be: a home that cannot be written costs the next dry run a measurement."""
+    """Keep `rates` in the cache that is there: a dry run makes no folder, and measures again next time."""
+    if not file.parent.is_dir():
+        return
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(orjson.dumps(rates, option=orjson.OPT_INDENT_2))
         temporary.replace(file)
     except OSError:

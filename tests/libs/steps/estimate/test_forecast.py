@@ -129,6 +129,10 @@ def test_time_follows_from_the_speed_of_the_devices(run: RunConfig, monkeypatch:
     done = subprocess.CompletedProcess([], 0, stdout=b"2e12\n")
     monkeypatch.setattr(subprocess, "run", lambda argv, **options: asked.append(argv[-1]) or done)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _lines(run)
+    assert not (tmp_path / "cache").exists()  # a dry run makes no folder
+    (tmp_path / "cache" / "nemotron-dpo").mkdir(parents=True)
+    asked.clear()
     here = [_lines(run)["time"].strip() for _ in range(2)]
     assert asked == ["float32"]
     assert here[0] == here[1]
