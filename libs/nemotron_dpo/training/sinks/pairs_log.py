@@ -61,7 +61,9 @@ class PairsLog:
         os.fsync(self._file.fileno())
 
     def close(self, *, failed: bool = False) -> None:
-        """Write the trailer where the run came to its end, and close the file."""
+        """Write the trailer where the run came to its end, and close the file; what is closed already stays as it is."""
+        if self._file.closed:
+            return
         with self._file:
             if not failed and self._run.stopped_by() is None:
                 self._writer.finish()

@@ -26,6 +26,7 @@ def test_shipped_step_says_what_the_documentation_says():
     assert defaults == {
         "dpo.preference_loss": "dpo",
         "dpo.reference_policy_kl_penalty": 0.05,
+        "dpo.on_divergence": "warn",
         "policy.model_name": "${oc.env:RL_POLICY_MODEL,meta-llama/Llama-3.2-1B-Instruct}",
         "dpo.max_num_steps": 500,
         "policy.train_global_batch_size": 32,
