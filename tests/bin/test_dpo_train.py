@@ -272,7 +272,7 @@ def test_the_table_of_metrics_has_what_is_measured_and_nothing_else(single: Path
     table = page.partition("| metric | says | TRL's |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
     ours, theirs = ({name for row in cells for name in re.findall("`([^`]+)`", row[column])} for column in (0, 2))
-    measured = {re.sub("validation-default", "validation-NAME", name) for record in metrics(single) for name in record}
+    measured = {re.sub("validation-default", "validation-NAME", name) for record in records(single) for name in record}
     of_sets = {name for name in measured if name.startswith("validation-")}
     assert measured - of_sets - {"step"} == ours - ELSEWHERE
     of_pairs = {name for name in ours - ELSEWHERE - OF_STEPS if name.startswith("train/") and "fp_util" not in name}
