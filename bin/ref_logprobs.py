@@ -304,7 +304,7 @@ def main() -> NoReturn:
     for other in (cache, merge):
         if sys.argv[1:2] == [other.name]:  # a file of this name is ./cache
             del sys.argv[1]
-            cli.run(other, PROGRAM)
+            cli.run(other, PROGRAM, called=f"{PROGRAM} {other.name}")
     cli.run(command, PROGRAM, joins_job=True)
 
 

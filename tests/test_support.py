@@ -146,7 +146,9 @@ def test_a_forked_program_computes_what_a_started_one_does(llama: Path, tmp_path
 
 
 def _is_time(name: str) -> bool:
-    return any(word in name for word in ("time", "second", "per_sec", "memory", "throughput", "timestamp", "tokens_per"))
+    return any(
+        word in name for word in ("time", "timing", "second", "per_sec", "memory", "throughput", "timestamp", "tokens_per")
+    )
 
 
 def test_the_longest_files_are_first(request: pytest.FixtureRequest) -> None:

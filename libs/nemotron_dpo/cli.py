@@ -49,8 +49,10 @@ class _UserPath(click.ParamType):
 PATH = _UserPath()
 
 
-def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoReturn:
+def run(command: click.Command, program: str, *, joins_job: bool = False, called: str | None = None) -> NoReturn:
     """Run `command` as `program` and exit with its status. A user's mistake becomes one line on stderr.
+
+    `called` is what a person types for it, where that is more than the program's name.
 
     With `joins_job` the process belongs to the job that the environment describes; without, it works alone.
     """
@@ -70,7 +72,7 @@ def run(command: click.Command, program: str, *, joins_job: bool = False) -> NoR
     logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in str(record.msg))
     status = [1]
     atexit.register(_skip_teardown, status)  # what is registered first is called last
-    status[0] = _status(command, program)
+    status[0] = _status(command, program, called or program)
     sys.exit(status[0])
 
 
@@ -160,17 +162,17 @@ def _skip_teardown(status: Sequence[int]) -> None:
         os._exit(status[0])
 
 
-def _status(command: click.Command, program: str) -> int:
+def _status(command: click.Command, program: str, called: str) -> int:
     try:
-        result = _invoke(command, program)
+        result = _invoke(command, called)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2
     except click.UsageError as error:
-        called = error.ctx.command_path if error.ctx else program
-        return _complain(program, f"{error.format_message().rstrip('.')}: see '{called} --help'", 2)
+        path = error.ctx.command_path if error.ctx else called
+        return _complain(program, f"{error.format_message().rstrip('.')}: see '{path} --help'", 2)
     except click.ClickException as error:
         return _complain(program, error.format_message(), 1)
     except UserError as error:
@@ -200,10 +202,10 @@ def _status(command: click.Command, program: str) -> int:
         return _complain_of_another(program, str(error))
 
 
-def _invoke(command: click.Command, program: str) -> object:
+def _invoke(command: click.Command, called: str) -> object:
     """Run `command`. click's own main() would end silently on a broken pipe and treat EOFError as an interrupt."""
     try:
-        with command.make_context(program, sys.argv[1:]) as context:
+        with command.make_context(called, sys.argv[1:]) as context:
             return command.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -30,7 +30,7 @@ def check(run: RunConfig, sets: Collection[str]) -> list[Remark]:
     _check_deadline(run.checkpointing)
     _check_sets(run, sets)
     _check_metric(run, sets)
-    _check_export(run.checkpointing)
+    _check_export(run, sets)
     _check_address(run.logger.mlflow.tracking_uri)
     return list(_remarks(run, sets))
 
@@ -109,12 +109,16 @@ def _check_metric(run: RunConfig, sets: Collection[str]) -> None:
     raise UserError(f"is {name!r}, which nothing measures", field=_METRIC, remedy=remedy)
 
 
-def _check_export(keep: CheckpointingConfig) -> None:
-    step, field = keep.export_step, "checkpointing.export_step"
+def _check_export(run: RunConfig, sets: Collection[str]) -> None:
+    keep, field = run.checkpointing, "checkpointing.export_step"
+    step = keep.export_step
     if step != "last" and step != "best" and not (isinstance(step, int) and step > 0):
         raise UserError(f"is {step!r}", field=field, remedy="give last, best or the number of a step")
     if step == "best" and keep.metric_name is None:
         raise UserError("is best, and checkpointing.metric_name is null: no step is the best", field=field, remedy="name it")
+    if step == "best" and keep.enabled and ranking(run, [one for one in sets if _validates(run, one)]) is None:
+        message = f"is best, and nothing measures {keep.metric_name}: no step is the best"
+        raise UserError(message, field=field, remedy="validate, or name another checkpointing.metric_name")
 
 
 def _check_address(uri: str | None) -> None:

@@ -240,9 +240,10 @@ def test_the_export_reads_where_training_saves():
 
 
 def test_another_export_trains_nothing_anew():
-    plain = _compile()
+    validated = "data.validation.path=v.jsonl"
+    plain = _compile(validated)
     for step in ("best", "30"):
-        plan = _compile(f"checkpointing.export_step={step}")
+        plan = _compile(f"checkpointing.export_step={step}", validated)
         assert _commands(plan)[-1][-2:] == ["--step", step]
         assert _commands(plan)[:-1] == _commands(plain)[:-1]
         assert plan.files == plain.files
@@ -250,7 +251,10 @@ def test_another_export_trains_nothing_anew():
         with pytest.raises(UserError, match="export_step"):
             _compile(f"checkpointing.export_step={wrong}")
     with pytest.raises(UserError, match="no step is the best: name it"):
-        _compile("checkpointing.export_step=best", "checkpointing.metric_name=null")
+        _compile("checkpointing.export_step=best", "checkpointing.metric_name=null", validated)
+    with pytest.raises(UserError, match="nothing measures val:validation-default_loss: no step is the best"):
+        _compile("checkpointing.export_step=best", "data.validation=null")
+    assert _compile("checkpointing.export_step=best", "checkpointing.metric_name=train:loss").stages
 
 
 def test_inline_template_becomes_a_file():
