@@ -267,6 +267,21 @@ def test_a_key_of_a_renamed_section_is_found_where_it_stands(tmp_path: Path):
     assert str(caught.value).startswith(f"{path}:4: ")
 
 
+def test_of_two_names_of_a_section_that_of_the_later_file_wins(tmp_path: Path):
+    """As where a recipe was written for a newer dpo.yaml than that which it is given."""
+    for below, above in (("dtensor_cfg", "automodel_cfg"), ("automodel_cfg", "dtensor_cfg")):
+        base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+        divisor = f"make_sequence_length_divisible_by: '${{policy.{below}.tensor_parallel_size}}'"
+        base.write_text(f"policy: {{{below}: {{tensor_parallel_size: 2, expert_parallel_size: 4}}, {divisor}}}\n")
+        child.write_text(f"defaults: base.yaml\npolicy: {{{above}: {{tensor_parallel_size: 8}}}}\n")
+        run, _ = load_run(child, [])
+        megatron = run.policy.megatron_cfg
+        assert (megatron.tensor_model_parallel_size, megatron.expert_model_parallel_size) == (8, 4)
+        child.write_text(f"policy: {{{above}: {{tensor_parallel_size: 8}}, {below}: {{tensor_parallel_size: 4}}}}\n")
+        with pytest.raises(UserError, match="under another name"):
+            load_run(child, [])
+
+
 def test_no_key_is_both_ours_and_theirs():
     assert set(NO_MEANING) & set(known_keys()) == set()
 

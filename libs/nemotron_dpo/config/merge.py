@@ -25,6 +25,8 @@ _LISTED = {
     "data.validation": ("data sets", (*_PLACES, "split_from_train")),
 }
 
+_BACKEND = ("dtensor_cfg", "automodel_cfg")
+
 
 def read_layers(
     config: str | Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None, shipped: Path | None = None
@@ -129,7 +131,7 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = _renamed(_hoisted(layer.tree), layer)
+    tree = _renamed(_both_names(_hoisted(layer.tree)), layer)
     _make_room(below, tree, layer)
     _name_single_sets(below, tree)
     _forget_rows(below, tree)
@@ -223,6 +225,20 @@ def _hoisted(tree: Any) -> Any:
     except (KeyError, TypeError):
         return tree
     return OmegaConf.merge({"policy": {"optimizer": kwargs or {}}}, tree) if isinstance(kwargs, dict) else tree
+
+
+def _both_names(tree: Any) -> Any:
+    """`tree` with the section of NeMo-RL's second backend under its old and its new name, so that the later file wins.
+
+    Interpolations may go to either. What one file says under both stays as it is, for the check that the two agree.
+    """
+    from omegaconf import OmegaConf
+
+    found = {name: section for name in _BACKEND if OmegaConf.is_dict(section := _selected(tree, f"policy.{name}"))}
+    for name, other in (_BACKEND, _BACKEND[::-1]) if found else ():
+        if other in found:
+            tree = OmegaConf.merge({"policy": {name: found[other]}}, tree)
+    return tree
 
 
 def _reason(error: Exception) -> str:
