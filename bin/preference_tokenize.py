@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tokenize preference pairs: JSON, Parquet or Arrow rows to a stream of tokenized_pairs/2.
+"""Tokenize preference pairs: JSON, Parquet or Arrow rows to a stream of tokenized_pairs/3.
 
 \b
   preference-tokenize pairs.jsonl -o pairs.arrow --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
@@ -31,7 +31,8 @@ Text parts are joined. Arguments of tool calls that are JSON text are parsed, un
 --prompt-key instruction Alpaca's `input` follows the instruction on a line of its own. Parquet and Arrow store null where a
 row lacks a field of an object, so null counts as absent there. Errors name the line, or the row of a table or an array.
 
-Each pair is written with the name of its file or data set, and with the rewards of its responses where the row has some.
+Each pair is written with the name of its file or data set, with that of the file too where a data set has several, and with
+the rewards of its responses where the row has some.
 --chosen-reward-key and --rejected-reward-key name their columns (of rows with completions, a field of these); a row without
 a number there is an error. Without these options score_chosen and score_rejected are recognised, chosen_rating,
 chosen_score, chosen_reward and the like, and `reward` of completions. The strength of overall_preference, 1 to 3, is the

@@ -166,6 +166,15 @@ def test_a_folder_of_shards_counts_the_empty_ones_and_names_all(tmp_path: Path, 
     assert done.stderr.decode().splitlines()[-1].startswith(f"{PROGRAM}: 3 rows read from 3 files (1 empty), 3 pairs written")
     files = orjson.loads((tmp_path / "stats").read_bytes())["files"]
     assert files == {str(stored / name): count for name, count in (("a.jsonl", 1), ("b.jsonl", 0), ("c.json", 2))}
+    own = [("a.jsonl", 1), ("c.json", 1), ("c.json", 2)]
+    places = ("source", "source_file", "source_line")
+    for named, name in (((), "stored"), (("--source-name", "mine"), "mine")):  # source_line counts within the file
+        assert tokenize(tmp_path, tokenizer, stored, *named).returncode == 0
+        assert [tuple(pair[key] for key in places) for pair in read(tmp_path / "out.arrow")[1]] == [(name, *one) for one in own]
+    shown = run(PROGRAM, "--show", "3", tmp_path / "out.arrow").stdout.decode()
+    assert "c.json" in shown
+    assert tokenize(tmp_path, tokenizer, stored / "a.jsonl").returncode == 0  # of one file, source is its name already
+    assert [tuple(pair[key] for key in places) for pair in read(tmp_path / "out.arrow")[1]] == [("a.jsonl", None, 1)]
 
 
 @pytest.mark.multiprocess

@@ -110,7 +110,8 @@ def sightings(step: int, split: str, margins: Sequence[float], *, start: int = 0
     size = len(margins)
     made = {
         "step": np.full(size, step, np.int32), "split": [split] * size, "pair_id": [pair_id(start + n) for n in range(size)],
-        "source": ["pairs.jsonl"] * size, "source_line": np.arange(1, size + 1), "prompt_tokens": np.full(size, 12, np.int32),
+        "source": ["pairs.jsonl"] * size, "source_file": [None] * size, "source_line": np.arange(1, size + 1),
+        "prompt_tokens": np.full(size, 12, np.int32),
         "chosen_tokens": np.full(size, 20, np.int32), "rejected_tokens": np.full(size, 20, np.int32),
         "chosen_logp": np.full(size, -30.0, np.float32), "rejected_logp": np.full(size, -40.0, np.float32),
         "chosen_log_ratio": np.asarray(margins, np.float32) / -8,

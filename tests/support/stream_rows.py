@@ -17,8 +17,9 @@ def batch(count: int, start: int = 0) -> pa.RecordBatch:
     flags = pa.array([False] * count)
     ids = pa.array([n.to_bytes(16, "big") for n in numbers], pa.binary(16))
     names = pa.array([("", "prefs.jsonl", None)[n % 3] for n in numbers], pa.string())
+    files = pa.array([("a.jsonl", None)[n % 2] for n in numbers], pa.string())
     rewards = (pa.array([x + n if n % 2 else None for n in numbers], pa.float32()) for x in (0.5, -1.0))
-    columns = [ids, pa.array(numbers, pa.int64()), lists, lists, lists, flags, flags, names, *rewards]
+    columns = [ids, pa.array(numbers, pa.int64()), lists, lists, lists, flags, flags, names, *rewards, files]
     return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)
 
 

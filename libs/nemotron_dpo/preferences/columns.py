@@ -35,8 +35,8 @@ class Row:
     rewards: tuple[float | None, float | None] = (None, None)
 
 
-def to_batches(rows: Iterable[Row], source: str = "") -> Iterator[pa.RecordBatch]:
-    """Record batches of `rows`, which are all of the data set or file `source`.
+def to_batches(rows: Iterable[Row], source: str = "", file: str | None = None) -> Iterator[pa.RecordBatch]:
+    """Record batches of `rows`, which are all of the data set or file `source`, and of its `file` where it has several.
 
     A batch has at most MAX_BATCH_TOKENS tokens. A pair that is longer is a batch of its own.
     """
@@ -44,11 +44,11 @@ def to_batches(rows: Iterable[Row], source: str = "") -> Iterator[pa.RecordBatch
     for row in rows:
         length = len(row.ids.prompt) + len(row.ids.chosen) + len(row.ids.rejected)
         if columns.lines and columns.num_tokens + length > MAX_BATCH_TOKENS:
-            yield columns.batch(source)
+            yield columns.batch(source, file)
             columns = _Columns()
         columns.append(row)
     if columns.lines:
-        yield columns.batch(source)
+        yield columns.batch(source, file)
 
 
 class _Lists:
@@ -90,7 +90,7 @@ class _Columns:
         self.truncated.append((row.ids.chosen_truncated, row.ids.rejected_truncated))
         self.rewards.append(row.rewards)
 
-    def batch(self, source: str) -> pa.RecordBatch:
+    def batch(self, source: str, file: str | None) -> pa.RecordBatch:
         columns = [
             pa.array(self.digests, pa.binary(16)),
             pa.array(self.lines, pa.int64()),
@@ -100,5 +100,6 @@ class _Columns:
             *(pa.array([sides[side] for sides in self.truncated], pa.bool_()) for side in (0, 1)),
             pa.array([source] * len(self.lines), pa.string()),
             *(pa.array([sides[side] for sides in self.rewards], pa.float32()) for side in (0, 1)),
+            pa.array([file] * len(self.lines), pa.string()),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=TOKENIZED_PAIRS)

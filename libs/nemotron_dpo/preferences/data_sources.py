@@ -9,7 +9,8 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def source_names(sources: Iterable[RowSource]) -> dict[str, str]:
     given = {file: _own_name(source.name, file) for source in sources for file in source.files}
     short = last_parts({name for name in given.values() if Path(name).exists()})
     return {file: short.get(name, name) for file, name in given.items()}
+
+
+def file_names(names: Mapping[str, str]) -> dict[str, str]:
+    """The own name of each file that shares the name it has in `names`: the end of its path that tells all of them apart."""
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    return last_parts({file for file, name in names.items() if name in shared})
 
 
 def _own_name(name: str, file: str) -> str:

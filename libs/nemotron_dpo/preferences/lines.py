@@ -29,8 +29,8 @@ class TooLong:
 class Chunk:
     """Consecutive rows of one source: undecoded lines, or values from a table.
 
-    The first row has number `first_line`. `source_name` is the data set or file that the pairs are said to be of. A chunk
-    without rows stands for a source that has none.
+    The first row has number `first_line`. `source_name` is the data set or file that the pairs are said to be of,
+    `file_name` its file where it has several. A chunk without rows stands for a source that has none.
     """
 
     source: str
@@ -38,6 +38,7 @@ class Chunk:
     rows: list[Any]
     row_format: str = ""
     source_name: str = ""
+    file_name: str | None = None
 
 
 def line_chunks(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Chunk]:

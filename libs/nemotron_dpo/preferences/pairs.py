@@ -99,8 +99,8 @@ _IDS_AT_ONCE = 4096  # how many ids an iteration converts to Python objects at o
 class Pairs:
     """Columns of `tokenized_pairs` or, with the two reference columns, `scored_pairs`.
 
-    `source` names the data set or file of each pair. `chosen_reward` and `rejected_reward` (float32 [P]) are what the data say
-    of its responses, NaN where they say nothing.
+    `source` names the data set or file of each pair, `source_file` the file of a data set of several. `chosen_reward` and
+    `rejected_reward` (float32 [P]) are what the data say of its responses, NaN where they say nothing.
     """
 
     pair_ids: IdColumn
@@ -111,6 +111,7 @@ class Pairs:
     source: NameColumn
     chosen_reward: np.ndarray
     rejected_reward: np.ndarray
+    source_file: NameColumn
     ref_chosen: Ragged | None = None
     ref_rejected: Ragged | None = None
 
@@ -127,6 +128,7 @@ class Pairs:
             source=NameColumn.of(table.column("source")),
             chosen_reward=table.column("chosen_reward").to_numpy(zero_copy_only=False),
             rejected_reward=table.column("rejected_reward").to_numpy(zero_copy_only=False),
+            source_file=NameColumn.of(table.column("source_file")),
             ref_chosen=Ragged.of(table.column("ref_chosen_logps")) if scored else None,
             ref_rejected=Ragged.of(table.column("ref_rejected_logps")) if scored else None,
         )
@@ -136,7 +138,11 @@ class Pairs:
 
     def place(self, row: int) -> str:
         """Where the user finds the row: its line in the data set or file that it comes from."""
-        return f"line {self.source_lines[row]} of {self.source[row] or 'the input'}"
+        return f"line {self.source_lines[row]} of {self.file(row) or 'the input'}"
+
+    def file(self, row: int) -> str:
+        """The file in which `source_lines` counts the row, or its data set, if that is one file; empty if unknown."""
+        return self.source_file[row] or self.source[row]
 
     @property
     def num_tokens(self) -> np.ndarray:

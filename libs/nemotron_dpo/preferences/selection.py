@@ -124,4 +124,4 @@ def _shown(batch: pa.RecordBatch, row: int, prompt_cut: np.ndarray | None) -> Sh
     ids = PairIds(prompt, chosen, rejected, *cut)
     scores = [pair.get(f"ref_{side}_logps") for side in ("chosen", "rejected")]
     sums = None if None in scores else (float(np.sum(scores[0])), float(np.sum(scores[1])))
-    return Shown(pair["source"] or "", pair["source_line"], ids, sums)
+    return Shown(pair["source_file"] or pair["source"] or "", pair["source_line"], ids, sums)

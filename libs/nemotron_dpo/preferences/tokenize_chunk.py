@@ -123,7 +123,7 @@ class Worker:
                     shown.append((one.texts, ids))
                 yield Row(one.line, ids, pair_id(ids), (one.rewards.chosen, one.rewards.rejected))
 
-        batches = list(to_batches(noted(), chunk.source_name))
+        batches = list(to_batches(noted(), chunk.source_name, chunk.file_name))
         rejects.sort(key=lambda r: r.line)
         made, num_rows = np.array(facts, FACTS), len(chunk.rows) - num_blank
         return Result(chunk.source, num_rows, batches, rejects, made, shown, notes, list(columns)[1:], rows)

@@ -12,7 +12,7 @@ from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS
-from nemotron_dpo.preferences.data_sources import RowSource, all_files, format_of, resolve_data, source_names
+from nemotron_dpo.preferences.data_sources import RowSource, all_files, file_names, format_of, resolve_data, source_names
 from nemotron_dpo.preferences.held_out import HeldOut
 from nemotron_dpo.preferences.inputs import digest, limit_rows, read_chunks, states
 from nemotron_dpo.preferences.lines import Chunk
@@ -103,9 +103,15 @@ def _chunks(job: Job, settings: Settings, sources: list[RowSource], reached: Cal
     """The rows of `job`, which know the form they have and the data that they are of."""
     raw = limit_rows(_rows(sources, settings.max_line_bytes, columns_read(settings.keys), reached), job.limit)
     row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
-    names = source_names(sources)
-    named = (replace(chunk, source_name=job.source_name or names.get(chunk.source, "stdin")) for chunk in raw)
-    return with_row_formats(named, row_format, settings.keys, settings.max_line_bytes)
+    names = {file: job.source_name or name for file, name in source_names(sources).items()}
+    files = file_names(names)
+
+    def named(chunk: Chunk) -> Chunk:
+        return replace(
+            chunk, source_name=names.get(chunk.source, job.source_name or "stdin"), file_name=files.get(chunk.source)
+        )
+
+    return with_row_formats(map(named, raw), row_format, settings.keys, settings.max_line_bytes)
 
 
 # What a unit of the work is, where the files are measured.

@@ -77,7 +77,7 @@ def _chosen(change: Change) -> dict[str, np.ndarray]:
 
 def _listed(change: Change, kind: str, row: int, found: Texts) -> ListedPair:
     last = change.last
-    source = visible(last.sources[last.source[row]]) or "line"
+    source = visible(last.files[last.file[row]] or last.sources[last.source[row]]) or "line"
     pair = last.ids[last.pair[row]]
     facts = (
         f"{last.prompt_tokens[row]} prompt, {last.chosen_tokens[row]} chosen, {last.rejected_tokens[row]} rejected "

@@ -28,7 +28,8 @@ _NUMBERS += ("margin", "loss")
 
 @dataclass(frozen=True)
 class Sightings:
-    """Rows of the log, N of them, in its order. `pair` counts the pairs, whose ids are `ids`; `source` indexes `sources`.
+    """Rows of the log, N of them, in its order. `pair` counts the pairs, whose ids are `ids`; `source` indexes `sources`, and
+    `file`, which is empty for a source of one file, `files`.
 
     log-ratios and losses are NaN where there are none.
     """
@@ -38,6 +39,8 @@ class Sightings:
     ids: list[bytes]
     source: np.ndarray
     sources: list[str]
+    file: np.ndarray
+    files: list[str]
     source_line: np.ndarray
     prompt_tokens: np.ndarray
     chosen_tokens: np.ndarray
@@ -52,7 +55,7 @@ class Sightings:
 
     def take(self, rows: np.ndarray) -> Sightings:
         """Those of `rows`."""
-        names = ("pair", "source", *_NUMBERS)
+        names = ("pair", "source", "file", *_NUMBERS)
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @property
@@ -109,9 +112,14 @@ def _by_split(table: pa.Table) -> dict[str, Sightings]:
     split, names = _coded(table["split"])
     pair, ids = _coded(table["pair_id"])
     source, sources = _coded(table["source"])
+    file, files = _coded(table["source_file"])
     numbers = {name: _numbers(table[name]) for name in _NUMBERS}
-    whole = Sightings(pair=pair, ids=ids, source=source, sources=[str(one or "") for one in sources], **numbers)
+    whole = Sightings(pair=pair, ids=ids, source=source, sources=_texts(sources), file=file, files=_texts(files), **numbers)
     return {name: whole.take(np.flatnonzero(split == code)) for code, name in enumerate(names)}
+
+
+def _texts(values: list) -> list[str]:
+    return [str(one or "") for one in values]
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:

@@ -19,7 +19,8 @@ _LOGPS = pa.list_(pa.float32())
 
 # pair_id is the digest of the three id lists; *_ids hold token ids, the prompt stored once. source names the data set or file
 # of the pair; it is plain text, since a name takes a hundredth of what the tokens of its pair take, and checksums and readers
-# then need to know nothing of dictionaries that grow on the way. Rewards are what the data say of the two responses.
+# then need to know nothing of dictionaries that grow on the way. source_file names the file of a data set of several, in which
+# source_line counts then. Rewards are what the data say of the two responses.
 TOKENIZED_PAIRS = pa.schema(
     [
         pa.field("pair_id", pa.binary(16), nullable=False),
@@ -32,6 +33,7 @@ TOKENIZED_PAIRS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("chosen_reward", pa.float32()),
         pa.field("rejected_reward", pa.float32()),
+        pa.field("source_file", pa.string()),
     ]
 )
 
@@ -55,6 +57,7 @@ PAIRS_LOG = pa.schema(
         pa.field("split", _NAME, nullable=False),
         pa.field("pair_id", pa.binary(16), nullable=False),
         pa.field("source", _NAME),
+        pa.field("source_file", _NAME),
         pa.field("source_line", pa.int64(), nullable=False),
         pa.field("prompt_tokens", pa.int32(), nullable=False),
         pa.field("chosen_tokens", pa.int32(), nullable=False),
@@ -70,10 +73,13 @@ PAIRS_LOG = pa.schema(
 
 PAIRS = ("tokenized_pairs", "scored_pairs")
 SCHEMAS = {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS, "pairs_log": PAIRS_LOG}
-VERSION = 2  # of PAIRS
-VERSIONS = {**dict.fromkeys(PAIRS, VERSION), "pairs_log": 1}
+VERSION = 3  # of PAIRS
+VERSIONS = {**dict.fromkeys(PAIRS, VERSION), "pairs_log": 2}
 # Columns by the schema and the version that added them, all nullable.
-_ADDED = {name: {2: ("source", "chosen_reward", "rejected_reward")} for name in PAIRS}
+_ADDED = {
+    **{name: {2: ("source", "chosen_reward", "rejected_reward"), 3: ("source_file",)} for name in PAIRS},
+    "pairs_log": {2: ("source_file",)},
+}
 
 
 @dataclass(frozen=True)

@@ -48,4 +48,4 @@ def _shown(data: Pairs, row: int) -> Shown:
     scores = None
     if data.ref_chosen is not None and data.ref_rejected is not None:
         scores = (float(data.ref_chosen[row].sum()), float(data.ref_rejected[row].sum()))
-    return Shown(data.source[row], int(data.source_lines[row]), ids, scores)
+    return Shown(data.file(row), int(data.source_lines[row]), ids, scores)

@@ -66,6 +66,7 @@ def test_tokens_of_some_rows_are_those_of_all() -> None:
         NO_NAMES,
         NO_REWARDS,
         NO_REWARDS,
+        NO_NAMES,
     )
     assert pairs.num_tokens.tolist() == [5, 5, 6]
     assert pairs.num_tokens_of([2, 0, 2]).tolist() == [6, 5, 6]

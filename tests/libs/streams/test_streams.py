@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_version_1_is_read_in_the_columns_of_this_one(tmp_path: Path, name: str)
         assert (reader.info.version, reader.info.settings, reader.warning) == (1, {"max_length": 8}, None)
         assert table.schema == reader.schema == {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS}[name]
     ids = {"prompt_ids": [1], "chosen_ids": [1, 2], "rejected_ids": [3], "chosen_truncated": False, "rejected_truncated": True}
-    added = {"source": None, "chosen_reward": None, "rejected_reward": None}
+    added = {"source": None, "chosen_reward": None, "rejected_reward": None, "source_file": None}
     scores = {"ref_chosen_logps": [-0.5, -1.0], "ref_rejected_logps": [-2.0]} if name == "scored_pairs" else {}
     assert table.to_pylist()[1] == {"pair_id": (1).to_bytes(16, "big"), "source_line": 2, **ids, **added, **scores}
     pairs = Pairs.of(table)
@@ -48,12 +49,26 @@ def test_version_1_is_read_in_the_columns_of_this_one(tmp_path: Path, name: str)
     assert np.isnan([pairs.chosen_reward, pairs.rejected_reward]).all()
     copy = write(tmp_path / "copy", *table.to_batches(), info=StreamInfo(name, "tests", "0"))
     with open_reader(copy, name) as reader:
-        assert (reader.info.version, reader.read_all()) == (2, table)
+        assert (reader.info.version, reader.read_all()) == (3, table)
     content = bytearray(path.read_bytes())
     content[content.index((1).to_bytes(16, "big")) + 3] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged in rows 1 to 2: its checksum differs"):
         lines_read(path, name)
+
+
+def test_version_2_is_read_with_no_file_named(tmp_path: Path) -> None:
+    lacks = [column for column in TOKENIZED_PAIRS if column.name != "source_file"]
+    with (tmp_path / "a").open("wb") as file:
+        described = replace(INFO, version=2).attach(pa.schema(lacks))
+        described = described.with_metadata({key: value for key, value in described.metadata.items() if key != b"crc32"})
+        with pa.ipc.new_stream(file, described) as stream:
+            stream.write_batch(batch(2).select([column.name for column in lacks]))
+            stream.write_batch(batch(0).select([column.name for column in lacks]), custom_metadata={"rows": "2"})
+    with open_reader(tmp_path / "a", "tokenized_pairs") as reader:
+        table = reader.read_all()
+    assert table.schema == TOKENIZED_PAIRS
+    assert (table["source"].to_pylist(), table["source_file"].to_pylist()) == (["", "prefs.jsonl"], [None, None])
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
@@ -105,7 +120,7 @@ def foreign(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    write(path, batch(1), info=StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", version=3))
+    write(path, batch(1), info=StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", version=4))
 
 
 def other_columns(path: Path) -> None:
@@ -120,9 +135,9 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "text": (lambda path: path.write_text("{}\n" * 99), (), "is JSON where an Arrow stream is due: make a stream of it with preference-tokenize"),
     "foreign": (foreign, (), "is an Arrow stream but not one of tokenized_pairs"),
     "newer": (
-        newer, (), "holds tokenized_pairs/3; this program reads tokenized_pairs/1 to /2: read it with the version that",
+        newer, (), "holds tokenized_pairs/4; this program reads tokenized_pairs/1 to /3: read it with the version that",
     ),
-    "other columns": (other_columns, (), "says that it holds tokenized_pairs/2, and has other columns: write it again"),
+    "other columns": (other_columns, (), "says that it holds tokenized_pairs/3, and has other columns: write it again"),
     "not scored": (
         lambda path: write(path), ("scored_pairs",), "holds tokenized_pairs where scored_pairs is due: run ref-logprobs on it",
     ),

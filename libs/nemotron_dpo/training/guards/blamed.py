@@ -63,4 +63,4 @@ def _blamed(pairs: PairValues, place: int, *, compares: bool) -> Blamed:
     if "chosen_log_ratio" not in found:
         sides = ("chosen_logp", "rejected_logp") if compares else ("chosen_logp",)
         found |= {name: float(pairs.by_name[name][place]) for name in sides}
-    return Blamed(data.pair_ids[row].hex(), int(data.source_lines[row]), data.source[row], found)
+    return Blamed(data.pair_ids[row].hex(), int(data.source_lines[row]), data.file(row), found)

@@ -42,7 +42,7 @@ class PairsLog:
 
     def __init__(self, run: RecordedRun) -> None:
         self._run = run
-        self._names = {"split": _Names(), "source": _Names()}
+        self._names = {name: _Names() for name in ("split", "source", "source_file")}
         info = StreamInfo(SCHEMA, "dpo-train", __version__, digests=dict(run.lineage), version=VERSIONS[SCHEMA])
         path = run.folder / NAME
         kept = _kept(path, run.done, run.say) if run.done else []
@@ -96,15 +96,16 @@ def _decoded(array: pa.Array) -> pa.Array:
 def _columns(step: int, split: str, pairs: PairValues) -> _Columns:
     """The columns of the pairs of one record, texts as they are."""
     data, rows, size = pairs.data, np.asarray(pairs.rows, dtype=np.int64), len(pairs.rows)
+    named = {"source": data.source, "source_file": data.source_file}
     lengths = {"prompt": data.prompt.lengths, "chosen": data.chosen.lengths, "rejected": data.rejected.lengths}
     return {
         "step": pa.array(np.full(size, step, dtype=np.int32)),
         "split": pa.array([split] * size, pa.string()),
         "pair_id": pa.array([data.pair_ids[row] for row in pairs.rows], pa.binary(16)),
-        "source": pa.array([data.source[row] or None for row in pairs.rows], pa.string()),
+        **{name: pa.array([names[row] or None for row in pairs.rows], pa.string()) for name, names in named.items()},
         "source_line": pa.array(data.source_lines[rows]),
         **{f"{part}_tokens": pa.array(count[rows].astype(np.int32)) for part, count in lengths.items()},
-        **{field.name: pa.nulls(size, field.type) for field in PAIRS_LOG if field.nullable and field.name != "source"},
+        **{field.name: pa.nulls(size, field.type) for field in PAIRS_LOG if field.nullable and field.name not in named},
         **{name: pa.array(values) for name, values in pairs.by_name.items() if name in PAIRS_LOG.names},
     }
 

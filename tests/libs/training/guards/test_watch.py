@@ -208,10 +208,11 @@ def test_remedies_have_the_values_to_try(
 def pairs(**by_name: list[float]) -> Any:
     """Four pairs, rows 3 2 1 0 of the data, whose lines are 10 11 12 13."""
     lengths = SimpleNamespace(lengths=np.array([4, 2, 1, 5]))
+    names = ["a.jsonl", "a.jsonl", "", "b.jsonl"]
     data = SimpleNamespace(
         pair_ids=[bytes([row] * 16) for row in range(4)],
         source_lines=np.array([10, 11, 12, 13]),
-        source=["a.jsonl", "a.jsonl", "", "b.jsonl"],
+        file=names.__getitem__,
         chosen=lengths,
         rejected=lengths,
     )

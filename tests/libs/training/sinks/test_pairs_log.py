@@ -37,6 +37,7 @@ def data(sources: Sequence[str | None]) -> Pairs:
             "chosen_ids": [6] * (row + 2),
             "rejected_ids": [7],
             "source": source,
+            "source_file": None if source else f"part-{row}",
             **cut,
         }
         for row, source in enumerate(sources)
@@ -89,6 +90,7 @@ def test_a_row_says_all_of_its_pair(tmp_path: Path) -> None:
         "split": "validation-held",
         "pair_id": b"\2" * 16,
         "source": None,
+        "source_file": "part-2",
         "source_line": 20,
         "prompt_tokens": 3,
         "chosen_tokens": 4,
@@ -108,7 +110,7 @@ def test_a_row_says_all_of_its_pair(tmp_path: Path) -> None:
     assert {name: found[4][name] for name in SCORED} == dict.fromkeys(SCORED)  # of an objective that compares nothing, unscored
     with open_reader(tmp_path / NAME, "pairs_log") as reader:
         assert reader.schema.equals(PAIRS_LOG)
-        assert (reader.info.version, reader.info.digests) == (1, {"x": "y"})
+        assert (reader.info.version, reader.info.digests) == (2, {"x": "y"})
 
 
 def test_it_can_be_read_while_it_grows(tmp_path: Path) -> None:
