@@ -30,6 +30,7 @@ from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
 from nemotron_dpo.steps.tiny_policy import TINY_SFT
 
 MAKE_TRAIN = ("preference-tokenize train", "mixture train")  # the stages of which one makes the whole training set
+SLOW = ("ref-logprobs train", "dpo-train")  # those that compute with all of it
 UNSET_DATA = "TRAIN.jsonl"
 
 

@@ -51,7 +51,8 @@ class Planner:
     `report` tells what came of it, and what to do next after the command as it was typed; `forecast` what it will cost, on a
     profile and with the tokenized pairs where there are any. `idle` names the keys of its files that have no meaning here;
     `settled` gives the config as this machine can run it, with lines that say what it lacks; `short` says what this machine may
-    run out of. `programs` are those that its stages may run, in their order.
+    run out of, `time` how long the run is going to take with the tokenized pairs, where that is known. `programs` are those
+    that its stages may run, in their order.
     """
 
     config: type[Any]
@@ -66,6 +67,7 @@ class Planner:
     idle: Callable[..., list[IdleKey]] | None = None
     settled: Callable[[Any], tuple[Any, list[str]]] | None = None
     short: Callable[[Any], list[str]] = lambda config: []
+    time: Callable[..., str | None] = lambda config, profile, pairs, *, is_scored: None
 
 
 def planner_of(step: Step) -> Planner:
@@ -83,6 +85,12 @@ def _dpo_forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
     from nemotron_dpo.steps.estimate.forecast import forecast
 
     return forecast(run, profile, pairs)
+
+
+def _dpo_time(run: RunConfig, profile: Profile, pairs: Path, *, is_scored: bool) -> str | None:
+    from nemotron_dpo.steps.estimate.forecast import expected_time
+
+    return expected_time(run, profile, pairs, is_scored=is_scored)
 
 
 def _dpo_short(run: RunConfig) -> list[str]:
@@ -111,6 +119,7 @@ _PLANNERS = {
         _idle_dpo,
         without_unread_default,
         _dpo_short,
+        _dpo_time,
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),

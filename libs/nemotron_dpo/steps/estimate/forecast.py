@@ -17,7 +17,7 @@ from nemotron_dpo.steps.estimate import flops, memory
 from nemotron_dpo.steps.estimate.disk import DiskNeed, checkpoints_folder, disk_need, free_bytes
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes, batch_tokens, kind_of_memory, sizes_of
-from nemotron_dpo.steps.estimate.speed import speed_of
+from nemotron_dpo.steps.estimate.speed import Speed, speed_of
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import counted, table
 
@@ -33,6 +33,29 @@ class Budget:
     bytes: float
     source: str
     is_gpu: bool
+
+
+_LONG = 1e14  # FLOP: some minutes of a CPU, for which its speed is worth the seconds that measuring it takes
+_SHORT = 10.0  # seconds
+
+
+def expected_time(run: RunConfig, profile: Profile, pairs: Path, *, is_scored: bool) -> str | None:
+    """How long the run is going to take on these tokenized pairs.
+
+    None where that is not known or does not matter: a short run takes most of its time to start.
+    """
+    counted = _count(pairs)
+    if counted is None:
+        return None
+    try:
+        sizes = replace(sizes_of(run, counted[1]), **kind_of_memory(is_gpu=_budget(run, profile).is_gpu))
+        work = _work(run, policy_architecture(run), sizes, counted[1], counted[0])
+    except (UserError, OSError):  # the policy is not here yet, or is none: the stages say so
+        return None
+    work = replace(work, pair=0.0) if is_scored else work
+    flop = work.step * work.steps + (work.scoring or 0.0)
+    speed = speed_of(run, profile, measures=flop > _LONG)
+    return None if speed is None or flop < _SHORT * speed.flops else _spoken_time(work, speed)
 
 
 def forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
@@ -136,8 +159,10 @@ def _most(work: Work) -> str:
 def _time(run: RunConfig, profile: Profile, work: Work) -> str:
     """Of the FLOPs alone: loading, validating and saving come to it."""
     speed = speed_of(run, profile)
-    if speed is None:
-        return "not known: no speed of these devices is known here"
+    return "not known: no speed of these devices is known here" if speed is None else _spoken_time(work, speed)
+
+
+def _spoken_time(work: Work, speed: Speed) -> str:
     scoring = f" and {_spoken(work.scoring / speed.flops)} of scoring" if work.scoring else ""
     training = f"{_most(work)}about {_spoken(work.step * work.steps / speed.flops)} of training"
     return f"{training}{scoring}, at {speed.source}"
@@ -147,7 +172,7 @@ def _spoken(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _disk(run: RunConfig, profile: Profile, need: DiskNeed | None) -> str:

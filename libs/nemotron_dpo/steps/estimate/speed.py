@@ -32,11 +32,16 @@ class Speed:
     source: str
 
 
-def speed_of(run: RunConfig, profile: Profile, environ: Mapping[str, str] = os.environ) -> Speed | None:
-    """The speed of `run`, or None where nothing is known of it, as of a GPU that is not in the table."""
+def speed_of(
+    run: RunConfig, profile: Profile, environ: Mapping[str, str] = os.environ, *, measures: bool = True
+) -> Speed | None:
+    """The speed of `run`, or None where nothing is known of it, as of a GPU that is not in the table.
+
+    That of a CPU which was never measured is measured now where `measures` allows it.
+    """
     gpus = choice.gpus(environ) if profile.executor == "local" else _named(profile)
     if not gpus:
-        return _of_cpu(run.policy.precision, environ)
+        return _of_cpu(run.policy.precision, environ, measures=measures)
     peak = peak_flops(gpus[0], run.policy.precision)
     if peak is None:
         return None
@@ -51,15 +56,15 @@ def _named(profile: Profile) -> list[str]:
     return [known_gpu(words) or f"{_ASSUMED}, assumed"]
 
 
-def _of_cpu(precision: str, environ: Mapping[str, str]) -> Speed | None:
-    rate = _measured(precision, environ)
+def _of_cpu(precision: str, environ: Mapping[str, str], *, measures: bool) -> Speed | None:
+    rate = _rate(precision, environ, measures=measures)
     if rate is None:
         return None
     what = f"the {rate / 1e9:.0f} GFLOP/s at which this machine multiplies {precision} matrices"
     return Speed(_SHARE_OF_CPU * rate, f"{_SHARE_OF_CPU} of {what}")
 
 
-def _measured(precision: str, environ: Mapping[str, str]) -> float | None:
+def _rate(precision: str, environ: Mapping[str, str], *, measures: bool) -> float | None:
     """FLOP/s of matrix products here, measured once for this kind of machine and remembered; None where that fails."""
     threads = environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
     key = f"{precision} by {threads} threads of {choice.fingerprint(environ)[:16]}"
@@ -67,6 +72,8 @@ def _measured(precision: str, environ: Mapping[str, str]) -> float | None:
     known = _read(file)
     if key in known:
         return known[key]
+    if not measures:
+        return None
     argv = [sys.executable, "-m", "nemotron_dpo.kernels.product_rate", precision]
     try:
         done = subprocess.run(argv, capture_output=True, timeout=_SECONDS, env=dict(environ), check=True)

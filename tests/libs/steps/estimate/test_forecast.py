@@ -13,9 +13,10 @@ from nemotron_dpo.config import ClusterConfig, DpoConfig, MegatronConfig, Policy
 from nemotron_dpo.steps import tiny_policy
 from nemotron_dpo.steps.estimate import forecast as forecasting
 from nemotron_dpo.steps.estimate.disk import DiskNeed, disk_need
-from nemotron_dpo.steps.estimate.forecast import forecast, short_of_disk
+from nemotron_dpo.steps.estimate.forecast import expected_time, forecast, short_of_disk
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
 from nemotron_dpo.steps.estimate.sizes import Lengths, sizes_of
+from nemotron_dpo.steps.estimate.speed import Speed
 from nemotron_dpo.steps.profiles.profile import Profile
 from support import small
 
@@ -58,6 +59,29 @@ def test_tokenized_pairs_are_counted(run: RunConfig, tmp_path: Path) -> None:
     assert "FLOP a step of 1 pair, " in _lines(alone)["training"]
     pairs.write_bytes(pairs.read_bytes()[:100])
     assert "not tokenized yet" in _lines(run, pairs=pairs)["pairs"]
+
+
+def test_a_run_that_takes_long_is_said_to(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the FLOPs of the dry run and a speed; one that is not known is measured for a long run alone."""
+    pairs = small.write_pairs(tmp_path / "pairs.arrow", small.random_pairs(9))
+    monkeypatch.setattr(forecasting, "speed_of", lambda run, profile, *, measures: Speed(1e5, "SPEED") if measures else None)
+    assert expected_time(run, HERE, pairs, is_scored=False) is None
+    asked: list[bool] = []
+
+    def known(run: RunConfig, profile: Profile, *, measures: bool = True) -> Speed:
+        asked.append(measures)
+        return Speed(1e5, "SPEED")
+
+    monkeypatch.setattr(forecasting, "speed_of", known)
+    whole, scored = (expected_time(run, HERE, pairs, is_scored=is_scored) for is_scored in (False, True))
+    assert asked == [False, False]
+    assert whole is not None
+    assert whole == _lines(run, pairs=pairs)["time"].strip()  # in which speed_of has its default
+    assert scored == whole.replace(whole[whole.index(" and ") : whole.index(", at")], "")
+    monkeypatch.setattr(forecasting, "speed_of", lambda run, profile, *, measures: Speed(1e15, "SPEED"))
+    assert expected_time(run, HERE, pairs, is_scored=False) is None
+    pairs.write_bytes(b"")
+    assert expected_time(run, HERE, pairs, is_scored=False) is None
 
 
 def test_what_an_objective_costs_besides(run: RunConfig) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.kernels import choice
 from nemotron_dpo.steps.compile import job_record, stage_cache, stage_choice
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
 from nemotron_dpo.steps.compile.digests import Digests
-from nemotron_dpo.steps.compile.dpo_plan import MAKE_TRAIN
+from nemotron_dpo.steps.compile.dpo_plan import MAKE_TRAIN, SLOW
+from nemotron_dpo.steps.compile.stages import Stage
 from nemotron_dpo.steps.executors.local.machine import too_large
 from nemotron_dpo.steps.executors.local.stages import StageFailed, detach, run_plan
 from nemotron_dpo.steps.executors.shared.dry_run import forecast_parts, print_config, print_parts
@@ -43,7 +45,7 @@ class LocalExecutor:
             print(f"{child}\nfollow it: tail -f {log}\ncancel it: kill {child}")
             return 0
         try:
-            run_plan(run.plan, local_environment(run.profile), run.choices, say)
+            run_plan(run.plan, local_environment(run.profile), run.choices, say, Expected(run, say).before)
         except StageFailed as failure:
             say(f"error: {failure}; the job is in {run.plan.job}")
             return failure.status
@@ -66,6 +68,24 @@ class LocalExecutor:
 
 
 EXECUTOR = LocalExecutor()
+
+
+@dataclass
+class Expected:
+    """Says once how long a run is going to take: as soon as its pairs are tokenized, before the stage that takes long."""
+
+    run: CompiledRun
+    say: Say
+    is_said: bool = False
+
+    def before(self, stage: Stage) -> None:
+        """To be called before each stage that runs."""
+        made = next((one.outputs[0] for one in self.run.plan.stages if one.name in MAKE_TRAIN), None)
+        if self.is_said or made is None or not made.exists() or stage.name not in SLOW:
+            return
+        self.is_said = True
+        if time := self.run.planner.time(self.run.config, self.run.profile, made, is_scored=stage.name == SLOW[-1]):
+            self.say(f"expected: {time}")
 
 
 def _too_large(run: CompiledRun) -> list[str]:

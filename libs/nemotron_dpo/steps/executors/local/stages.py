@@ -47,10 +47,17 @@ class StageFailed(Exception):
         return f"{self.stage} was killed by {name} (exit {self.status}){hint}{said}"
 
 
-def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[StageChoice], say: Callable[[str], object]) -> None:
+def run_plan(
+    plan: Plan,
+    env: Mapping[str, str],
+    choices: Sequence[StageChoice],
+    say: Callable[[str], object],
+    before: Callable[[Stage], object] = lambda stage: None,
+) -> None:
     """Run what the cache lacks and then those of `choices` that are not up to date, with `env` added to the environment.
 
-    What is taken from the cache is told to `say`. Raises StageFailed at the first that fails.
+    What is taken from the cache is told to `say`, and a stage that is going to run to `before`. Raises StageFailed at the first
+    that fails.
     """
     if plan.prelude is not None:
         _run_prelude(plan.prelude, plan.job, env, say)
@@ -65,6 +72,7 @@ def run_plan(plan: Plan, env: Mapping[str, str], choices: Sequence[StageChoice],
         num_run += 1
         if stage.resumes and decision.key is not None:
             _go_on(decision.key, stage, say, anew=decision.is_forced)
+        before(stage)
         run_stage(stage, env, log_file(plan.job, stage))
         if decision.key is not None and not stage.may_stop_early:
             _keep(decision.key, stage, say)

@@ -66,6 +66,14 @@ def test_stages_run_in_order_until_one_fails(tmp_path: Path):
     assert log.read_text() == "stage env\n"
 
 
+def test_a_stage_that_runs_is_told_before(tmp_path: Path):
+    told: list[tuple[str, bool]] = []
+    plan, log = _plan(tmp_path, f"touch {tmp_path}/made"), tmp_path / "made"
+    run_plan(plan, {}, choose(plan, None, None, force=False), print, lambda stage: told.append((stage.name, log.exists())))
+    assert told == [(f"touch {tmp_path}/made", False)]
+    assert log.exists()
+
+
 def test_failed_stage_names_its_log(tmp_path: Path):
     with pytest.raises(StageFailed) as caught:
         _run(_plan(tmp_path, "echo why >&2; exit 3"))
