@@ -155,7 +155,8 @@ def command(**options: Any) -> None:
     looks_only, inputs = options["output"] is None, options["inputs"]
     if looks_only and choice.number == 0:
         raise click.UsageError("Missing option '-o' / '--output', or --show to look at pairs only")
-    if looks_only and len(inputs) == 1 and (is_stream(inputs[0]) or (inputs[0] == "-" and not options["tokenizer"])):
+    can_be_rows = options["tokenizer"] or not (inputs[0] == "-" or inputs[0].endswith(".arrow"))
+    if looks_only and len(inputs) == 1 and (is_stream(inputs[0]) or not can_be_rows):
         others = {str(parameter.name) for parameter in command.params} - {"inputs", "tokenizer", "show_tokens", *asked}
         _refuse_given(others, f"is about rows, and {inputs[0]} is a stream of pairs")
         _look_into(inputs[0], choice, options)
