@@ -95,16 +95,16 @@ def test_megatron_core_without_the_triton_it_imports(pretend: Pretend, monkeypat
 
 
 def test_a_name_that_is_gone_is_not_overwritten(megatron: None, monkeypatch: pytest.MonkeyPatch):
-    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.tensor_parallel import random
 
     from nemotron_dpo.policy import patches
 
-    monkeypatch.delattr(rope_utils, "fused_apply_rotary_pos_emb")
-    where = "megatron.core.models.common.embeddings.rope_utils"
-    with pytest.raises(UserError, match=rf"has no {where}\.fused_apply_rotary_pos_emb") as refused:
-        patches.overwrite(f"{where}:fused_apply_rotary_pos_emb", None)
+    monkeypatch.delattr(random, "_get_cuda_rng_state")
+    where = "megatron.core.tensor_parallel.random"
+    with pytest.raises(UserError, match=rf"has no {where}\._get_cuda_rng_state") as refused:
+        patches.overwrite(f"{where}:_get_cuda_rng_state", None)
     assert refused.value.remedy == "install megatron-core 0.16 to 0.19"
-    assert not hasattr(rope_utils, "fused_apply_rotary_pos_emb")
+    assert not hasattr(random, "_get_cuda_rng_state")
 
 
 def _foreign(tree: ast.AST) -> set[str]:

@@ -21,8 +21,8 @@ from nemotron_dpo.checkpoint.provider_parts import (
 )
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
 from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 _TARGETS = {  # families for which Bridge has a provider class of its own

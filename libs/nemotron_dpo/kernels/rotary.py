@@ -17,9 +17,12 @@ from torch import Tensor
 from nemotron_dpo.kernels.chosen import kernels
 
 
-def rotate(x_SND: Tensor, angles_ST: Tensor) -> Tensor:
-    """Queries or keys [S, 1, N, D], turned by angles [S, 1, 1, T] in radians; rounded after each pass, as in transformers."""
-    return _Rotate.apply(x_SND, *_waves(angles_ST, x_SND.dtype))  # type: ignore[return-value] - torch does not type Function.apply
+def rotate(x_SND: Tensor, angles_ST: Tensor, amplitude: float = 1.0) -> Tensor:
+    """Queries or keys [S, 1, N, D], turned by angles [S, 1, 1, T] in radians; rounded after each pass, as in transformers.
+
+    What is turned is multiplied with `amplitude` as well.
+    """
+    return _Rotate.apply(x_SND, *_waves(angles_ST, amplitude, x_SND.dtype))  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Rotate(torch.autograd.Function):
@@ -34,9 +37,11 @@ class _Rotate(torch.autograd.Function):
         return kernels().rotate(grads[0], cos_ST, sin_ST, -1), None, None
 
 
-@functools.lru_cache(maxsize=1)
-def _waves(angles_ST: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+@functools.lru_cache(maxsize=4)
+def _waves(angles_ST: Tensor, amplitude: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines, and sines of which those that meet the first half are negative."""
-    sin_ST = angles_ST.sin()
+    cos_ST, sin_ST = angles_ST.cos(), angles_ST.sin()
     sin_ST[..., : sin_ST.shape[-1] // 2].neg_()
-    return angles_ST.cos().to(dtype), sin_ST.to(dtype)
+    if amplitude != 1.0:
+        cos_ST, sin_ST = cos_ST * amplitude, sin_ST * amplitude
+    return cos_ST.to(dtype), sin_ST.to(dtype)

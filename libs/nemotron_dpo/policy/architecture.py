@@ -7,11 +7,10 @@ what a kind of layer is and costs, `policy.sublayers`'.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
+from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
@@ -30,6 +29,11 @@ class Layer:
     def sublayers(self) -> tuple[Sublayer, ...]:
         """Those that there are, in the order in which they compute."""
         return tuple(part for part in (self.mixer, self.feed_forward) if part is not None)
+
+    @property
+    def stored(self) -> Layer:
+        """What its parameters depend on."""
+        return replace(self, mixer=self.mixer.stored) if isinstance(self.mixer, Attention) else self
 
     @property
     def num_experts(self) -> int:
@@ -82,14 +86,6 @@ class Architecture:
         return [layer.feed_forward.router for layer in self.layers if isinstance(layer.feed_forward, Experts)]
 
     @property
-    def rotary(self) -> Rotary | None:
-        """The positions of all attention layers, None without any. Raises UserError where they are not all the same."""
-        kinds = {attention.rotary for attention in self.attentions}
-        if len(kinds) > 1:
-            raise UserError(f"layers with {len(kinds)} kinds of rotary positions are not supported", remedy="one kind is")
-        return kinds.pop() if kinds else None
-
-    @property
     def is_hybrid(self) -> bool:
         """Whether it is of the kind that Megatron calls so: recurrent layers, or layers of one sublayer each.
 
@@ -99,8 +95,8 @@ class Architecture:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all layers are alike, so that checkpoints may stack their tensors."""
-        return len(set(self.layers)) <= 1 and not self.is_hybrid
+        """Whether all layers are alike in their parameters, so that checkpoints may stack their tensors."""
+        return len({layer.stored for layer in self.layers}) <= 1 and not self.is_hybrid
 
     def sublayers(self) -> Iterator[Sublayer]:
         """The sublayers of all layers."""

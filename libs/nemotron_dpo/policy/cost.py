@@ -29,11 +29,14 @@ class PairLengths:
         """Tokens of both responses."""
         return self.chosen + self.rejected
 
-    @property
-    def meetings(self) -> np.ndarray:
-        """Queries times the keys they see."""
-        first, second = self.prompt + self.chosen, self.rejected
-        return first * (first + 1) // 2 + second * self.prompt + second * (second + 1) // 2
+    def meetings(self, window: int | None = None) -> np.ndarray:
+        """Queries times the keys they see, of each path the last `window`."""
+
+        def along(path: np.ndarray) -> np.ndarray:
+            full = path if window is None else np.minimum(path, window)  # tokens that see all before them
+            return full * (full + 1) // 2 + (path - full) * (window or 0)
+
+        return along(self.prompt + self.chosen) + along(self.prompt + self.rejected) - along(self.prompt)
 
 
 def pair_flops(architecture: Architecture, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core import parallel_state
@@ -27,7 +27,6 @@ from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, name_as_hybrid, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
 from nemotron_dpo.policy.recompute import Recompute
-from nemotron_dpo.policy.rotary import rotate_in_few_passes
 from nemotron_dpo.policy.routers import keep_biases_in_float32
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
 from nemotron_dpo.policy.token_values import TokenValues
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 class PairPolicy(GPTModel):
     """GPTModel whose forward takes a PackedRow; parameters, checkpoint keys and parallelism are GPTModel's own.
 
-    The one override is `forward`: rotary positions come from the row, and the output layer runs on response tokens alone.
+    The one override is `forward`, where the output layer runs on response tokens alone.
     `architecture` is that of the whole policy, of which this rank may hold a part; its dtype is the weights'.
     """
 
@@ -56,13 +55,9 @@ class PairPolicy(GPTModel):
         hidden = None
         if self.pre_process:
             hidden = self.embedding(input_ids=row.input_ids_L[None], position_ids=row.positions_L[None])
-        angles = None
-        if self.position_embedding_type == "rope":
-            angles = self.rotary_pos_emb(self.max_sequence_length, packed_seq=True)[row.positions_L]
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=angles,
             packed_seq_params=row,
             padding_mask=self._sequences(row),
         )
@@ -136,7 +131,6 @@ def build_policy(
     """
     _check_length(architecture, max_length)
     config = transformer_config(architecture, dtype, recompute=recompute)
-    rotate_in_few_passes(config)
     model = PairPolicy(
         config,
         block_spec(architecture, config),  # type: ignore[arg-type] - megatron-core takes the submodules too
@@ -145,7 +139,7 @@ def build_policy(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=architecture.tied_embeddings,
-        **_positions(architecture),
+        position_embedding_type="none",  # each layer has positions of its own (policy.attention)
     )
     model.architecture = architecture
     specialize(model)
@@ -156,20 +150,6 @@ def build_policy(
     model = model.to(device=device(), dtype=dtype)
     keep_biases_in_float32(model)
     return model
-
-
-def _positions(architecture: Architecture) -> dict[str, Any]:
-    """GPTModel's arguments for rotary positions, or for none."""
-    rotary = architecture.rotary
-    if rotary is None:
-        return {"position_embedding_type": "none"}
-    return {
-        "position_embedding_type": "rope",
-        "rotary_percent": rotary.percent,
-        "rotary_base": rotary.base,
-        "rope_scaling": rotary.scaling is not None,
-        "rope_scaling_factor": rotary.scaling.factor if rotary.scaling else 1.0,
-    }
 
 
 def _check_length(architecture: Architecture, max_length: int) -> None:

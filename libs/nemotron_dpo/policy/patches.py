@@ -54,9 +54,6 @@ PATCHES = {
     "megatron.core.distributed.param_and_grad_buffer:dist_all_gather_func": Patch(
         "the same", "megatron-core leaves out collectives of one"
     ),
-    "megatron.core.models.common.embeddings.rope_utils:fused_apply_rotary_pos_emb": Patch(
-        "Transformer Engine's, or ours: a quarter of the passes", "rotary positions have a place in the layer spec"
-    ),
     "megatron.core.dist_checkpointing.serialization:load_common": Patch(
         "in 0.17 and 0.18: it reads common.pt, which 0.19 does not write", "0.19 is the oldest that is served"
     ),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from nemotron_dpo.policy.architecture import Architecture, Layer, Normalization
-from nemotron_dpo.policy.sublayers.attention import Attention, Llama3Scaling, Rotary
+from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Activation, Dense
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.rotary import Rotary, Scaling
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class UniformDecoder:
     qkv_bias: bool = False
     qk_norm: bool = False
     rotary_percent: float = 1.0
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: Scaling | None = None
     window: int | None = None
     embedding_scale: float = 1.0
     experts: Router | None = None

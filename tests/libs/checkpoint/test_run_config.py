@@ -10,8 +10,8 @@ import yaml
 
 from nemotron_dpo.checkpoint import run_config
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
 from nemotron_dpo.policy.sublayers.experts import Router
+from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 LLAMA = UniformDecoder(

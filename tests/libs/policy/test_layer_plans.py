@@ -14,9 +14,10 @@ from nemotron_dpo.policy.layout import Layout
 from nemotron_dpo.policy.load_balancing import LoadBalancing
 from nemotron_dpo.policy.lora_targets import Lora, adapter_parameters, check_targets
 from nemotron_dpo.policy.rows import pack_row
-from nemotron_dpo.policy.sublayers.attention import Attention, Rotary
+from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.rotary import Rotary
 from nemotron_dpo.steps.estimate import flops, memory
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes
 from support import small
@@ -51,7 +52,7 @@ def test_costs_are_the_sums_of_the_layers(name: str) -> None:
     parts = list(architecture.sublayers())
     whole = sum(SIZES[part] + 32 for part in parts) + 32 + 32 * small.VOCAB  # a norm each, the last norm, the embedding
     assert architecture.num_parameters() == whole
-    met, scores = sum(MET[part] for part in parts), parts.count(ATTENTION) * 32 * lengths.meetings
+    met, scores = sum(MET[part] for part in parts), parts.count(ATTENTION) * 32 * lengths.meetings()
     output = 32 * small.VOCAB * 20
     assert flops.scoring(architecture, lengths) == 2 * met * 30 + 4 * scores + 2 * output
     assert flops.training(architecture, Sizes("float32", 100), lengths) == 6 * met * 30 + 14 * scores + 6 * output

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.attention import Llama3Scaling
+from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling
 from nemotron_dpo.policy.uniform import UniformDecoder
 
 _OLD, _NEW = "rope_scaling", "rope_parameters"

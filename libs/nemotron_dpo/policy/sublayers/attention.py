@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.sublayers.rotary import Rotary
 from nemotron_dpo.policy.sublayers.sublayer import (
     FLOAT_BYTES,
     Kept,
@@ -27,27 +28,13 @@ _FORWARD, _BACKWARD = 4, 10
 
 
 @dataclass(frozen=True)
-class Llama3Scaling:
-    """The rope scaling of Llama 3.1 and later; megatron-core fixes the other three numbers of that rule."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: the base of their angles, the part of each head that is rotated, a scaling."""
-
-    base: float
-    percent: float = 1.0
-    scaling: Llama3Scaling | None = None
-
-
-@dataclass(frozen=True)
 class Attention:
     """`num_heads` query heads in `num_groups` groups that share a key and a value head, all of `head_size` channels.
 
-    `rotary` None has no positions: what is before, it tells by the causal order alone. `window` is how many tokens back a query
-    sees, None all.
+    `rotary` None has no positions: what is before, it tells by the causal order alone. A query sees itself and `window` - 1
+    tokens before it on its own path, None all; the path of a rejected response is the prompt and that response. `scale` is that
+    of the scores, None head_size ** -0.5; scores are bounded to `softcap` * tanh(score / softcap). `sinks` are learned scores,
+    one a head, of a key without a value. `out_bias` is of a sublayer that has `qkv_bias` as well.
     """
 
     num_heads: int
@@ -57,9 +44,18 @@ class Attention:
     qkv_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
+    softcap: float | None = None
+    scale: float | None = None
+    sinks: bool = False
+    out_bias: bool = False
 
     prefixes = ("input_layernorm.", "self_attention.")
     module = "core_attn"  # whose scores are not kept as it is
+
+    @property
+    def stored(self) -> Attention:
+        """What its parameters depend on: layers that are alike in this are stored alike, whatever they compute."""
+        return replace(self, rotary=None, window=None, softcap=None, scale=None)
 
     @property
     def channels(self) -> int:
@@ -76,13 +72,15 @@ class Attention:
     def parameters(self, architecture: Architecture) -> Parameters:
         qkv, proj = self.linears(architecture)
         small = (qkv.outputs if self.qkv_bias else 0) + (2 * self.head_size if self.qk_norm else 0)
+        small += (proj.outputs if self.out_bias else 0) + (self.num_heads if self.sinks else 0)
         return Parameters(split=qkv.size + proj.size, whole=norm_parameters(architecture) + small)
 
     def weights_met(self, architecture: Architecture) -> int:
         return sum(linear.size for linear in self.linears(architecture))
 
     def mixing_flops(self, pair: PairTokens) -> tuple[Any, Any]:
-        return _FORWARD * self.channels * pair.meetings, _BACKWARD * self.channels * pair.meetings
+        meetings = pair.meetings(self.window)
+        return _FORWARD * self.channels * meetings, _BACKWARD * self.channels * meetings
 
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
         """Queries and keys (rotated), values, and the result; with norms queries and keys before them; a divisor a head."""
@@ -115,15 +113,18 @@ class Attention:
 
     def spec(self, config: Any) -> tuple[dict[str, Any], dict[str, str]]:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+        from megatron.core.transformer import ModuleSpec
 
-        from nemotron_dpo.policy.attention import PairAttention
+        from nemotron_dpo.policy.attention import PairAttention, PairSelfAttention
         from nemotron_dpo.policy.norm import Norm
 
         parts: Any = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=self.qk_norm).submodules
         attention = parts.self_attention.submodules
-        attention.core_attention = PairAttention
+        attention.core_attention = ModuleSpec(PairAttention, params={"attention": self})
         if self.qk_norm:
             attention.q_layernorm = attention.k_layernorm = Norm
+        parts.self_attention.module = PairSelfAttention
+        parts.self_attention.params["attention"] = self
         fields = {
             "input_layernorm": Norm,
             "self_attention": parts.self_attention,

@@ -27,9 +27,8 @@ class PairTokens(Protocol):
     def responses(self) -> Any:
         """Those of both responses."""
 
-    @property
-    def meetings(self) -> Any:
-        """Queries times the keys they see: causal, both responses after the one prompt."""
+    def meetings(self, window: int | None = None) -> Any:
+        """Queries times the keys they see: causal, both responses after the one prompt, of each path the last `window`."""
 
 
 @dataclass(frozen=True)

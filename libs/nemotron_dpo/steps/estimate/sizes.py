@@ -31,11 +31,14 @@ class Lengths:
         """Tokens of a pair in a row, its prompt once."""
         return self.prompt + self.responses
 
-    @property
-    def meetings(self) -> float:
+    def meetings(self, window: int | None = None) -> float:
         """Queries times the keys they see: causal, both responses after the one prompt, taken as equally long."""
-        response = self.responses / 2
-        return self.prompt**2 / 2 + 2 * response * (self.prompt + response / 2)
+
+        def along(path: float) -> float:
+            full = path if window is None else min(path, window)  # tokens that see all before them
+            return full**2 / 2 + (path - full) * (window or 0)
+
+        return 2 * along(self.prompt + self.responses / 2) - along(self.prompt)
 
 
 @dataclass(frozen=True)
