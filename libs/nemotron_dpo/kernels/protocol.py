@@ -12,21 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from nemotron_dpo.kernels.chunks import Chunks
+from nemotron_dpo.kernels.scores import Scores
 from nemotron_dpo.kernels.segments import PackedTokens
 
 ScanGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of x, dt, A, B, C and D
+
+
+class Attend(Protocol):
+    """The form of `Kernels.attend`."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, row: PackedTokens, scores: Scores, sinks_N: Tensor | None = None, /
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Kernels:
     """A backend: its name, what tells its numbers from another's (`identity`), and its members.
 
-    attend(query, key, value, row, scale): attention [L, 1, N * D] of query [L, 1, N, D] over key and value [S, 1, G, D], by the
-        rule of `segments`; differentiable.
+    attend(query, key, value, row, scores, sinks_N): attention [L, 1, N * D] of query [L, 1, N, D] over key and value
+        [S, 1, G, D], by the rule of `segments` and with `scores` as they say; differentiable. `sinks_N` are the scores of one
+        more key that every query of a head sees and that has no value, or None.
     rms_norm(x, gain_H, eps): x [..., H] / sqrt(mean(x^2) + eps) * gain, and the inverses of the roots [T]. The gain is float32.
     rms_norm_backward(x, gain_H, scales_T, grad, of_gain): the gradients of x and, float32, of the gain. Where `of_gain` is
         False nobody reads the second, which may be None.
@@ -50,7 +61,7 @@ class Kernels:
 
     name: str
     identity: str
-    attend: Callable[[Tensor, Tensor, Tensor, PackedTokens, float], Tensor]
+    attend: Attend
     rms_norm: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
     rms_norm_backward: Callable[[Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
     swiglu: Callable[[Tensor, object], Tensor]

@@ -36,14 +36,18 @@ class PackedTokens(Protocol):
     def chunks(self) -> tuple[slice, ...]: ...
 
 
-def causal_runs(row: PackedTokens) -> Iterator[tuple[int, slice, tuple[slice, ...]]]:
-    """Each run of held tokens: where it begins in L, its tokens in S, and its keys in S, of which the last are its own."""
+def causal_runs(row: PackedTokens, window: int | None = None) -> Iterator[tuple[int, slice, tuple[slice, ...]]]:
+    """Each run of held tokens: where it begins in L, its tokens in S, and its keys in S, of which the last are its own.
+
+    Keys that are outside the `window` of all its tokens are left out.
+    """
     held = 0
     for chunk in row.chunks:
         for pair in row.segments:
             for tokens, keys in causal_parts(pair, chunk):
-                yield held, tokens, keys
-                held += tokens.stop - tokens.start
+                count = tokens.stop - tokens.start
+                yield held, tokens, keys if window is None else last_of(keys, count + window - 1)
+                held += count
 
 
 def causal_parts(pair: Segment, chunk: slice) -> Iterator[tuple[slice, tuple[slice, ...]]]:
@@ -53,3 +57,28 @@ def causal_parts(pair: Segment, chunk: slice) -> Iterator[tuple[slice, tuple[sli
         if start < stop:
             before = () if first == pair.prompt else (slice(pair.prompt, pair.chosen),)
             yield slice(start, stop), (*before, slice(first, stop))
+
+
+def last_of(parts: tuple[slice, ...], count: int) -> tuple[slice, ...]:
+    """The last `count` places of `parts`, all where there are no more."""
+    kept: tuple[slice, ...] = ()
+    for part in reversed(parts):
+        if count > 0:
+            kept = (slice(max(part.start, part.stop - count), part.stop), *kept)
+        count -= part.stop - part.start
+    return kept
+
+
+def first_of(parts: tuple[slice, ...], count: int) -> tuple[slice, ...]:
+    """The first `count` places of `parts`, all where there are no more."""
+    kept: tuple[slice, ...] = ()
+    for part in parts:
+        if count > 0:
+            kept = (*kept, slice(part.start, min(part.stop, part.start + count)))
+        count -= part.stop - part.start
+    return kept
+
+
+def num_places(parts: tuple[slice, ...]) -> int:
+    """How many places all of `parts` have."""
+    return sum(part.stop - part.start for part in parts)

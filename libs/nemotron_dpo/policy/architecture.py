@@ -71,9 +71,8 @@ class Architecture:
 
     @property
     def max_length(self) -> int:
-        """How many tokens a sequence may have: within the positions, and within every window, none of which is applied."""
-        windows = [attention.window for attention in self.attentions if attention.window is not None]
-        return min([self.max_position_embeddings, *windows])
+        """How many tokens a sequence may have: as many as there are positions."""
+        return self.max_position_embeddings
 
     @property
     def attentions(self) -> list[Attention]:

@@ -156,6 +156,5 @@ def _check_length(architecture: Architecture, max_length: int) -> None:
     """Raise UserError where sequences are to be longer than the policy takes."""
     most = architecture.max_length
     if max_length > most:
-        limit = "positions" if most == architecture.max_position_embeddings else "tokens of sliding window"
-        what = f"sequences of {max_length} tokens exceed the policy's {most} {limit}"
+        what = f"sequences of {max_length} tokens exceed the policy's {most} positions"
         raise UserError(what, remedy="lower policy.max_total_sequence_length")

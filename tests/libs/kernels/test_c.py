@@ -8,8 +8,10 @@ import torch.nn.functional as F
 
 from nemotron_dpo.kernels.c import attention
 from nemotron_dpo.kernels.protocol import Kernels
+from nemotron_dpo.kernels.scores import Scores
 from nemotron_dpo.kernels.torch_ops.block_attention import BLOCK, block_attention
 from nemotron_dpo.policy.rows import Cut, PackedRow
+from support.dense_attention import CASES, SCORES, check_scores
 from support.policy_rows import packed
 
 SHORT = ((5, 3, 4), (1, 1, 1), (9, 1, 6))
@@ -49,7 +51,7 @@ def test_attention_and_its_gradient(
     row = packed(*lengths)
     of = inputs(row, heads, dtype)
     wide = widened(of)
-    got, expected = c_kernels.attend(*of, row, 0.2), block_attention(*wide, row, 0.2)
+    got, expected = c_kernels.attend(*of, row, Scores(0.2)), block_attention(*wide, row, Scores(0.2))
     slope = torch.randn(expected.shape).to(dtype)
     pairs = [(got, expected)]
     pairs += zip(torch.autograd.grad(got, of, slope), torch.autograd.grad(expected, wide, slope.float()), strict=True)
@@ -59,30 +61,50 @@ def test_attention_and_its_gradient(
         assert (ours.float() - theirs).norm() <= bound * theirs.norm()
 
 
+def test_windows_caps_and_sinks_follow_the_rule(c_kernels: Kernels) -> None:
+    for lengths in CASES:
+        for number, scores in enumerate(SCORES):
+            check_scores(c_kernels.attend, lengths, scores, bool(number % 2), HEADS[number % len(HEADS)])
+
+
+@pytest.mark.parametrize("scores", [Scores(0.2, 40), Scores(0.2, softcap=1.5)], ids=["window", "cap"])
+def test_in_bfloat16_they_are_those_of_float32_rounded_once(c_kernels: Kernels, scores: Scores) -> None:
+    row = packed(*LONG)
+    of = inputs(row, HEADS[1], torch.bfloat16)
+    wide, sinks = widened(of), torch.linspace(-1, 4, HEADS[1][0])
+    got, expected = c_kernels.attend(*of, row, scores, sinks.bfloat16()), block_attention(*wide, row, scores, sinks.bfloat16())
+    slope = torch.randn(expected.shape).bfloat16()
+    pairs = [(got, expected)]
+    pairs += zip(torch.autograd.grad(got, of, slope), torch.autograd.grad(expected, wide, slope.float()), strict=True)
+    for ours, theirs in pairs:
+        assert (ours.float() - theirs).norm() <= 2.0**-8 * theirs.norm()
+
+
 def test_a_context_parallel_rank_attends_for_its_own_tokens(c_kernels: Kernels) -> None:
     rows = [packed(*LONG, cut=Cut(rank, 2, tokens_together=2)) for rank in range(2)]
     for row in rows:
         q, k, v = (x.detach() for x in inputs(row, HEADS[0], torch.float32))
         assert row.share is not None
         mine = row.share.tokens_L
-        expected = block_attention(q[mine], k, v, row, 0.25)
-        assert torch.allclose(c_kernels.attend(q[mine], k, v, row, 0.25), expected, atol=1e-5)
+        expected = block_attention(q[mine], k, v, row, Scores(0.25))
+        assert torch.allclose(c_kernels.attend(q[mine], k, v, row, Scores(0.25)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_pair_does_not_depend_on_its_neighbours(c_kernels: Kernels, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("scores", [Scores(0.2), Scores(0.2, 50, 3.0)], ids=["plain", "window and cap"])
+def test_a_pair_does_not_depend_on_its_neighbours(c_kernels: Kernels, scores: Scores, dtype: torch.dtype) -> None:
     """To the last bit, nor on the number of threads."""
     row, heads = packed(*LONG), HEADS[1]
     of = inputs(row, heads, dtype)
     slope = torch.randn(row.num_tokens, 1, heads[0] * heads[2]).to(dtype)
-    together = [*torch.autograd.grad(c_kernels.attend(*of, row, 0.2), of, slope), c_kernels.attend(*of, row, 0.2)]
+    together = [*torch.autograd.grad(c_kernels.attend(*of, row, scores), of, slope), c_kernels.attend(*of, row, scores)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         for lengths, s in zip(LONG, row.segments, strict=True):
             mine = slice(s.prompt, s.end)
             own = part(of, mine)
-            out = c_kernels.attend(*own, packed(lengths), 0.2)
+            out = c_kernels.attend(*own, packed(lengths), scores)
             for alone, all_of in zip([*torch.autograd.grad(out, own, slope[mine]), out], together, strict=True):
                 assert torch.equal(alone, all_of[mine])
     finally:
@@ -93,7 +115,7 @@ def test_what_is_not_a_number_is_not_hidden(c_kernels: Kernels) -> None:
     row = packed((4, 3, 40))
     q, k, v = (x.detach() for x in inputs(row, HEADS[0], torch.float32))
     k[5] = torch.nan  # of the chosen response
-    bad = c_kernels.attend(q, k, v, row, 0.25).isnan().all(-1).squeeze(1)
+    bad = c_kernels.attend(q, k, v, row, Scores(0.25)).isnan().all(-1).squeeze(1)
     assert bad.tolist() == [5 <= token < 7 for token in range(row.num_tokens)]
 
 
@@ -103,7 +125,7 @@ def test_what_is_not_a_number_is_not_hidden(c_kernels: Kernels) -> None:
 def test_scratch_memory_suffices_and_is_written_before_it_is_read(
     c_kernels: Kernels, lengths: tuple, heads: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, guard, made = packed(*lengths), 64, []
+    row, guard, made, scores = packed(*lengths), 64, [], Scores(0.2, softcap=3.0)
 
     def spoiled(_: str, size: int) -> torch.Tensor:
         made.append(torch.full((size + guard,), torch.nan))
@@ -111,9 +133,9 @@ def test_scratch_memory_suffices_and_is_written_before_it_is_read(
 
     of = inputs(row, heads, dtype)
     slope = torch.randn(row.num_tokens, 1, heads[0] * heads[2]).to(dtype)
-    clean = torch.autograd.grad(c_kernels.attend(*of, row, 0.2), of, slope)
+    clean = torch.autograd.grad(c_kernels.attend(*of, row, scores), of, slope)
     monkeypatch.setattr(attention, "scratch", spoiled)
-    again = torch.autograd.grad(c_kernels.attend(*of, row, 0.2), of, slope)
+    again = torch.autograd.grad(c_kernels.attend(*of, row, scores), of, slope)
     assert all(torch.equal(x, y) for x, y in zip(clean, again, strict=True))
     assert len(made) == 3
     assert all(x[-guard:].isnan().all() and not x[:-guard].isnan().all() for x in made)

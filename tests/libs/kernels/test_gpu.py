@@ -13,6 +13,7 @@ import torch
 from nemotron_dpo.kernels import chosen
 from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.recurrence import causal_conv, plan, scan
+from nemotron_dpo.kernels.scores import Scores
 from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
 from nemotron_dpo.kernels.torch_ops.flash_attention import flash_attention, run_attention
 from nemotron_dpo.policy.logprobs import response_logps
@@ -90,7 +91,7 @@ def test_attention(lengths: tuple, attend: Any, dtype: torch.dtype) -> None:
 
 def _attended(attend: Any, inputs: list[torch.Tensor], slope: torch.Tensor, row: PackedRow) -> tuple:
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = attend(*leaves, row, 0.125)
+    out = attend(*leaves, row, Scores(0.125))
     return out, torch.autograd.grad(out, leaves, slope)
 
 

@@ -23,8 +23,9 @@ typedef struct {
 typedef struct {
     i64 is_half, num_heads, num_groups, size, num_keys; /* N, G, D, S */
     i64 num_runs, num_threads;
+    i64 window;                      /* keys that a query sees at most, of those that its run has for it */
     const Run *runs;
-    float scale;
+    float scale, softcap;            /* scores are softcap * tanh(q . k * scale / softcap); 0: q . k * scale */
 } Call;
 
 /* ---- Rows of one head, from tensors and back */
@@ -115,10 +116,46 @@ INLINE void take_words(float *to, const void *x, i64 first, i64 count, float *sc
     memset(to + count * item->num_words, 0, (BLOCK - count) * item->num_words * WORD);
 }
 
+/* ---- Scores of a block of queries */
+
+typedef struct {
+    i64 first, count, rows;  /* its queries, of the run's; and as rows of a product */
+    i64 before;              /* keys before the first query's own */
+    i64 from, seen;          /* the keys that any of them sees, by whole panels and LANES; a row of scores begins at `from` */
+} Block;
+
+INLINE Block block_of(const Item *item, i64 first) {
+    const Run *run = item->run;
+    Block block = {.first = first, .count = least(BLOCK, run->num_queries - first)};
+    block.rows = up(block.count, ROWS);
+    block.before = run->num_keys - run->num_queries + first;
+    i64 hidden = block.before + 1 - item->call->window;
+    block.from = hidden > 0 ? hidden / PANEL * PANEL : 0;
+    block.seen = up(block.before + block.count, LANES) - block.from;
+    return block;
+}
+
+/* -inf where query r of the block does not see a key */
+INLINE void hide(float *row, i64 r, const Block *block, const Call *call) {
+    i64 last = block->before + r - block->from, hidden = last + 1 - call->window;
+    for (i64 e = 0; e < hidden; e++) row[e] = -INFINITY;
+    for (i64 e = last + 1; e < block->seen; e++) row[e] = -INFINITY;
+}
+
+/* products of queries and keys -> capped scores; unless `slopes` is 0, how much these grow with the products */
+INLINE void cap(float *row, float *slopes, i64 count, const Call *call) {
+    for (i64 e = 0; e < count; e += LANES) {
+        vec t = hyperbolic_tangent(load(row + e) * (call->scale / call->softcap));
+        store(row + e, t * call->softcap);
+        if (slopes) store(slopes + e, (1 - t * t) * call->scale);
+    }
+}
+
 /* ---- Forward */
 
 typedef struct {
     const void *query, *key, *value; /* [L, N, D], [S, G, D] */
+    const float *sinks;              /* [N]: scores of a key without a value; or 0 */
     void *out;                       /* [L, N, D] */
     float *normalizer;               /* [L, N]: of the scores' exponentials, its logarithm */
 } Forward;
@@ -135,16 +172,16 @@ i64 forward_floats(const Call *call) {
     return 2 * keys * size + BLOCK * (2 * size + keys + LANES);
 }
 
-/* row [count]: scores -> their exponentials, unnormalized, and zero from `visible` to `count`; returns the sum */
-INLINE float exponentials(float *row, i64 visible, i64 count, float scale, float *largest) {
+/* row [count]: scores -> their exponentials, unnormalized; returns the sum. `least` is one more score, be it -inf */
+INLINE float exponentials(float *row, i64 count, float scale, float least, float *largest) {
     vec most = splat(-INFINITY), total = splat(0);
-    for (i64 e = visible; e < count; e++) row[e] = -INFINITY;
     for (i64 e = 0; e < count; e += LANES) {
         vec x = load(row + e);
         most = choose(most > x, most, x);
     }
     *largest = most[0];
     for (int i = 1; i < LANES; i++) *largest = most[i] > *largest ? most[i] : *largest;
+    *largest = least > *largest ? least : *largest;
     for (i64 e = 0; e < count; e += LANES) {
         vec p = exponential((load(row + e) - *largest) * scale);
         total += p;
@@ -158,22 +195,27 @@ static void forward_item(const Item *item, const Forward *of, float *scratch) {
     i64 size = item->size, width = item->width;
     float *keys = scratch, *values = keys + item->padded * size, *queries = values + item->padded * size;
     float *mixed = queries + BLOCK * size, *scores = mixed + BLOCK * size;
+    const Call *call = item->call;
+    float scale = call->softcap ? 1 : call->scale, sink = of->sinks ? of->sinks[item->head] / scale : -INFINITY;
     pack(keys, of->key, scores, item);
     unpack(values, of->value, item);
     for (i64 first = 0; first < run->num_queries; first += BLOCK) {
-        i64 count = least(BLOCK, run->num_queries - first), before = run->num_keys - run->num_queries + first;
-        i64 seen = up(before + count, LANES), rows = up(count, ROWS);
+        Block block = block_of(item, first);
         float inverse[BLOCK];
-        take_words(queries, of->query, first, count, mixed, item);
-        times_panels(item->pairs, queries, keys, scores, width, rows, seen, item->num_words);
-        for (i64 r = 0; r < count; r++) {
-            float largest, total = exponentials(scores + r * width, before + r + 1, seen, item->call->scale, &largest);
+        take_words(queries, of->query, first, block.count, mixed, item);
+        times_panels(item->pairs, queries, keys + block.from * item->num_words, scores, width, block.rows, block.seen,
+                     item->num_words);
+        for (i64 r = 0; r < block.count; r++) {
+            float *row = scores + r * width, largest;
+            if (call->softcap) cap(row, 0, block.seen, call);
+            hide(row, r, &block, call);
+            float total = exponentials(row, block.seen, scale, sink, &largest);
+            if (of->sinks) total += expf((sink - largest) * scale);
             inverse[r] = 1 / total;
-            of->normalizer[(run->queries + first + r) * item->call->num_heads + item->head] =
-                largest * item->call->scale + logf(total);
+            of->normalizer[(run->queries + first + r) * call->num_heads + item->head] = largest * scale + logf(total);
         }
-        times_rows(scores, (Strides){width, 1}, values, mixed, rows, size, seen, 0);
-        for (i64 r = 0; r < count; r++) {
+        times_rows(scores, (Strides){width, 1}, values + block.from * size, mixed, block.rows, size, block.seen, 0);
+        for (i64 r = 0; r < block.count; r++) {
             for (i64 d = 0; d < size; d += LANES) store(mixed + r * size + d, load(mixed + r * size + d) * inverse[r]);
             give(of->out, query_place(item, first + r), mixed + r * size, item);
         }
@@ -196,11 +238,12 @@ typedef struct {
     const float *normalizer;
     const void *grad;                /* of `out` */
     void *dquery, *dkey, *dvalue;    /* as query, key and value */
+    float *means;                    /* [L, N]: of the gradients of probabilities; or 0 */
 } Backward;
 
 i64 backward_floats(const Call *call) {
     i64 size = up(call->size, LANES), keys = most_keys(call);
-    return 3 * keys * size + BLOCK * (5 * size + 2 * (keys + LANES));
+    return 3 * keys * size + BLOCK * (5 * size + 2 * (keys + LANES)) + (call->softcap ? keys : 0);
 }
 
 /* floats for what each head of a run adds to the gradients of the run's keys, and as many for those of its values */
@@ -215,10 +258,9 @@ INLINE i64 parts_before(const Call *call, i64 runs) {
 
 i64 parts_floats(const Call *call) { return parts_before(call, call->num_runs); }
 
-/* scores [count] -> probabilities; gradients of probabilities -> of scores: p * (dp - sum(p * dp)) * scale */
-INLINE void score_gradients(float *p, float *dp, i64 visible, i64 count, float scale, float normalizer) {
+/* scores [count] -> probabilities; gradients of probabilities -> of scores: p * (dp - sum(p * dp)) * scale. Returns the sum */
+INLINE float score_gradients(float *p, float *dp, i64 count, float scale, float normalizer) {
     vec total = splat(0);
-    for (i64 e = visible; e < count; e++) p[e] = -INFINITY;
     for (i64 e = 0; e < count; e += LANES) {
         vec x = exponential(load(p + e) * scale - normalizer);
         store(p + e, x);
@@ -226,6 +268,7 @@ INLINE void score_gradients(float *p, float *dp, i64 visible, i64 count, float s
     }
     float mean = sum(total);
     for (i64 e = 0; e < count; e += LANES) store(dp + e, load(p + e) * (load(dp + e) - mean) * scale);
+    return mean;
 }
 
 static void backward_item(const Item *item, const Backward *of, float *dkey, float *dvalue, float *scratch) {
@@ -234,28 +277,37 @@ static void backward_item(const Item *item, const Backward *of, float *dkey, flo
     float *key_panels = scratch, *value_panels = key_panels + item->padded * size, *keys = value_panels + item->padded * size;
     float *queries = keys + item->padded * size, *grads = queries + BLOCK * size, *turned = grads + BLOCK * size;
     float *query_words = turned + BLOCK * size, *grad_words = query_words + BLOCK * size;
-    float *p = grad_words + BLOCK * size, *ds = p + BLOCK * width;
+    float *p = grad_words + BLOCK * size, *ds = p + BLOCK * width, *slopes = ds + BLOCK * width;
+    const Call *call = item->call;
+    float scale = call->softcap ? 1 : call->scale;
     pack(key_panels, of->key, p, item);
     pack(value_panels, of->value, p, item);
     unpack(keys, of->key, item);
     memset(dkey, 0, item->padded * size * WORD);
     memset(dvalue, 0, item->padded * size * WORD);
     for (i64 first = 0; first < run->num_queries; first += BLOCK) {
-        i64 count = least(BLOCK, run->num_queries - first), before = run->num_keys - run->num_queries + first;
-        i64 seen = up(before + count, LANES), rows = up(count, ROWS);
-        take_block(queries, of->query, first, count, item);
-        take_block(grads, of->grad, first, count, item);
-        take_words(query_words, of->query, first, count, turned, item);
-        take_words(grad_words, of->grad, first, count, turned, item);
-        times_panels(item->pairs, query_words, key_panels, p, width, rows, seen, item->num_words);
-        times_panels(item->pairs, grad_words, value_panels, ds, width, rows, seen, item->num_words);
-        for (i64 r = 0; r < count; r++)
-            score_gradients(p + r * width, ds + r * width, before + r + 1, seen, item->call->scale,
-                            of->normalizer[(run->queries + first + r) * item->call->num_heads + item->head]);
-        times_rows(p, (Strides){1, width}, grads, dvalue, seen, size, count, 1);
-        times_rows(ds, (Strides){1, width}, queries, dkey, seen, size, count, 1);
-        times_rows(ds, (Strides){width, 1}, keys, turned, rows, size, seen, 0);
-        for (i64 r = 0; r < count; r++) give(of->dquery, query_place(item, first + r), turned + r * size, item);
+        Block block = block_of(item, first);
+        i64 panels = block.from * item->num_words, offset = block.from * size;
+        take_block(queries, of->query, first, block.count, item);
+        take_block(grads, of->grad, first, block.count, item);
+        take_words(query_words, of->query, first, block.count, turned, item);
+        take_words(grad_words, of->grad, first, block.count, turned, item);
+        times_panels(item->pairs, query_words, key_panels + panels, p, width, block.rows, block.seen, item->num_words);
+        times_panels(item->pairs, grad_words, value_panels + panels, ds, width, block.rows, block.seen, item->num_words);
+        for (i64 r = 0; r < block.count; r++) {
+            i64 place = (run->queries + first + r) * call->num_heads + item->head;
+            float *scores = p + r * width, *gradients = ds + r * width;
+            if (call->softcap) cap(scores, slopes, block.seen, call);
+            hide(scores, r, &block, call);
+            float mean = score_gradients(scores, gradients, block.seen, scale, of->normalizer[place]);
+            if (of->means) of->means[place] = mean;
+            if (call->softcap)
+                for (i64 e = 0; e < block.seen; e += LANES) store(gradients + e, load(gradients + e) * load(slopes + e));
+        }
+        times_rows(p, (Strides){1, width}, grads, dvalue + offset, block.seen, size, block.count, 1);
+        times_rows(ds, (Strides){1, width}, queries, dkey + offset, block.seen, size, block.count, 1);
+        times_rows(ds, (Strides){width, 1}, keys + offset, turned, block.rows, size, block.seen, 0);
+        for (i64 r = 0; r < block.count; r++) give(of->dquery, query_place(item, first + r), turned + r * size, item);
     }
 }
 

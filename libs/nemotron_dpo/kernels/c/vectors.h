@@ -97,3 +97,16 @@ INLINE vec exponential(vec x) {
     vec power = (vec)((__builtin_convertvector(whole, ints) + 127) << 23);
     return choose(x < -87.f, splat(0), y * power);
 }
+
+/* tanh, to 2 units in the last place (Cephes, tanhf) */
+INLINE vec hyperbolic_tangent(vec x) {
+    vec size = choose(x < 0, -x, x), square = x * x;
+    vec y = splat(-5.70498872745e-3f);
+    y = y * square + 2.06390887954e-2f;
+    y = y * square - 5.37397155531e-2f;
+    y = y * square + 1.33314422036e-1f;
+    y = y * square - 3.33332819422e-1f;
+    y = y * square * x + x;
+    vec far = 1 - 2 / (exponential(choose(size < 40, size, splat(40)) * 2) + 1);
+    return choose(size < 0.625f, y, choose(x < 0, -far, far));
+}

@@ -19,60 +19,68 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemotron_dpo.kernels.scores import Scores
 from nemotron_dpo.kernels.scratch import scratch
 from nemotron_dpo.kernels.segments import PackedTokens
-from nemotron_dpo.kernels.torch_ops.block_plan import AttentionPlan, AttentionRun, plan_of
+from nemotron_dpo.kernels.torch_ops.block_plan import BLOCK, AttentionPlan, AttentionRun, plan_of
 from nemotron_dpo.kernels.torch_ops.float32_matmul import rounding_allowed
 
-BLOCK = 128  # of queries: large enough for the matrix products, small enough that a block's scores stay in a core's cache
 
-
-def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedTokens, scale: float) -> Tensor:
-    """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D], by the rule of `segments`."""
-    return _Attend.apply(query, key, value, plan_of(row), scale)  # type: ignore[return-value] - torch does not type Function.apply
+def block_attention(
+    query: Tensor, key: Tensor, value: Tensor, row: PackedTokens, scores: Scores, sinks_N: Tensor | None = None
+) -> Tensor:
+    """Attention [L, 1, G * Q * D] of query [L, 1, G * Q, D] over key and value [S, 1, G, D], as `Kernels.attend`."""
+    sinks = None if sinks_N is None else sinks_N.float()
+    return _Attend.apply(query, key, value, sinks, plan_of(row, scores.window), scores)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.plan, ctx.scale = plan, scale
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks_N: Tensor | None, plan: AttentionPlan, scores: Scores
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, sinks_N)
+        ctx.plan, ctx.scores = plan, scores
         out = torch.empty(query.shape, dtype=query.dtype)
         with _products(query.dtype):
             q_GLQD, out_GLQD = (_heads_first(x, key.shape[2]) for x in (query, out))
-            for run in _prepared(plan, *q_GLQD.shape[::2], query.shape[3]):
-                run.load(key, value, scale)
+            for run in _prepared(plan, *q_GLQD.shape[::2], query.shape[3], scores.softcap is not None):
+                run.load(key, value, scores.scale)
                 for block in run.blocks:
                     block.q_GTQD.copy_(q_GLQD[:, block.queries])
-                    p_GBE = block.probabilities(block.seen(run.k_GED))
+                    p_GBE, _ = block.probabilities(block.seen(run.k_GED), scores.softcap, sinks_N)
                     torch.bmm(p_GBE, block.seen(run.v_GED), out=block.out_GBD)
                     out_GLQD[:, block.queries].copy_(block.out_GTQD)
         return out.flatten(2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, sinks_N = ctx.saved_tensors
+        dsinks_N = None if sinks_N is None else torch.zeros_like(sinks_N)
+        scores: Scores = ctx.scores
         dq, grad = torch.empty_like(query), grads[0].view(query.shape)
         dk_SGD, dv_SGD = (scratch(f"attention {name}", *x.squeeze(1).shape).zero_() for name, x in (("dk", key), ("dv", value)))
         with _products(query.dtype):
             q_GLQD, dq_GLQD, grad_GLQD = (_heads_first(x, key.shape[2]) for x in (query, dq, grad))
-            for run in _prepared(ctx.plan, *q_GLQD.shape[::2], query.shape[3]):
-                run.load(key, value, ctx.scale)
+            for run in _prepared(ctx.plan, *q_GLQD.shape[::2], query.shape[3], scores.softcap is not None):
+                run.load(key, value, scores.scale)
                 for block in reversed(run.blocks):  # the last sees all keys, the others add to the first of them
                     block.q_GTQD.copy_(q_GLQD[:, block.queries])
                     block.grad_GTQD.copy_(grad_GLQD[:, block.queries])
                     seen_k = block.seen(run.k_GED)
-                    p_GBE = block.probabilities(seen_k)
+                    p_GBE, sink_GB = block.probabilities(seen_k, scores.softcap, sinks_N)
                     block.add_product(run.dv_GED, p_GBE, block.grad_GBD)
-                    ds_GBE = block.score_gradients(block.seen(run.v_GED))
+                    ds_GBE, mean_GB = block.score_gradients(block.seen(run.v_GED), scores.softcap, sink_GB)
+                    if dsinks_N is not None and mean_GB is not None:
+                        dsinks_N -= block.of_heads(mean_GB)
                     block.add_product(run.dk_GED, ds_GBE, block.q_GBD)
                     torch.bmm(ds_GBE, seen_k, out=block.out_GBD)
                     dq_GLQD[:, block.queries].copy_(block.out_GTQD)
                 run.add_to(dk_SGD, run.dk_GED)
                 run.add_to(dv_SGD, run.dv_GED)
-            dk_SGD.mul_(ctx.scale)
+            dk_SGD.mul_(scores.scale)
         dk, dv = (torch.empty_like(x).copy_(total[:, None]) for total, x in ((dk_SGD, key), (dv_SGD, value)))
-        return dq, dk, dv, None, None
+        return dq, dk, dv, dsinks_N, None, None
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ class _PreparedBlock:
     out_GTQD: Tensor
     s_GBE: Tensor
     ds_GBE: Tensor
+    capped_GBE: Tensor  # tanh of the scores, where these are capped
     own_GTQE: Tensor  # of the scores, those to which `hidden` is added
     hidden: Tensor
     product_GED: Tensor
@@ -122,16 +131,32 @@ class _PreparedBlock:
         """The first of the keys, in memory of their own: torch would copy a part anew for every product with it."""
         return x_GED if self.num_keys == x_GED.shape[1] else x_GED[:, : self.num_keys].contiguous()
 
-    def probabilities(self, k_GED: Tensor) -> Tensor:
-        """softmax [G, B, E] of the scores of the queries; valid until the next block's."""
+    def probabilities(self, k_GED: Tensor, softcap: float | None, sinks_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """softmax [G, B, E] of the scores of the queries, valid until the next block's; and of it the sinks' part [G, B]."""
         torch.bmm(self.q_GBD, k_GED.mT, out=self.s_GBE)
+        if softcap is not None:
+            torch.tanh(self.s_GBE.div_(softcap), out=self.capped_GBE)
+            torch.mul(self.capped_GBE, softcap, out=self.s_GBE)
         self.own_GTQE.add_(self.hidden)
-        return torch.softmax(self.s_GBE, -1, out=self.s_GBE)
+        if sinks_N is None:
+            return torch.softmax(self.s_GBE, -1, out=self.s_GBE), None
+        sinks_G1Q = sinks_N.view(len(self.q_GTQD), 1, -1)
+        beyond_GB = (sinks_G1Q - self.s_GBE.logsumexp(-1).view(self.q_GTQD.shape[:3])).flatten(1)
+        torch.softmax(self.s_GBE, -1, out=self.s_GBE)
+        return self.s_GBE.mul_((-beyond_GB).sigmoid_()[..., None]), beyond_GB.sigmoid_()
 
-    def score_gradients(self, v_GED: Tensor) -> Tensor:
-        """The gradient [G, B, E] of the scores: p * (dp - sum(p * dp)), where dp = grad @ v."""
+    def score_gradients(self, v_GED: Tensor, softcap: float | None, sink_GB: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The gradient [G, B, E] of the scores: p * (dp - sum(p * dp)), where dp = grad @ v; and of the sinks', negative."""
         torch.bmm(self.grad_GBD, v_GED.mT, out=self.ds_GBE)
-        return torch.ops.aten._softmax_backward_data.out(self.ds_GBE, self.s_GBE, -1, torch.float32, grad_input=self.ds_GBE)
+        taken_GB = None if sink_GB is None else sink_GB * (self.s_GBE * self.ds_GBE).sum(-1)
+        torch.ops.aten._softmax_backward_data.out(self.ds_GBE, self.s_GBE, -1, torch.float32, grad_input=self.ds_GBE)
+        if softcap is not None:
+            self.ds_GBE.mul_(self.capped_GBE.square_().neg_().add_(1))
+        return self.ds_GBE, taken_GB
+
+    def of_heads(self, x_GB: Tensor) -> Tensor:
+        """A number of each query, summed up for each head [N]."""
+        return x_GB.view(self.q_GTQD.shape[:3]).sum(1).flatten()
 
     def add_product(self, total_GED: Tensor, a_GBE: Tensor, b_GBD: Tensor) -> None:
         """Add a.T @ b to the first keys of `total`, or be it all of them: set it."""
@@ -141,17 +166,19 @@ class _PreparedBlock:
             total_GED[:, : self.num_keys] += torch.bmm(a_GBE.mT, b_GBD, out=self.product_GED)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 @torch.inference_mode(False)
-def _prepared(plan: AttentionPlan, num_groups: int, per_group: int, head_size: int) -> tuple[_PreparedRun, ...]:
+def _prepared(
+    plan: AttentionPlan, num_groups: int, per_group: int, head_size: int, is_capped: bool
+) -> tuple[_PreparedRun, ...]:
     """The runs of a plan with views of the memory that all of them share; prepared once for the layers of a pass."""
     largest = max((_num_queries(run) * _num_keys(run) for run in plan.runs), default=0)
-    for name in ("scores", "score gradients"):
+    for name in ("scores", "score gradients", *(["capped scores"] if is_capped else [])):
         scratch(name, num_groups * per_group * largest)
-    return tuple(_prepare_run(run, num_groups, per_group, head_size) for run in plan.runs)
+    return tuple(_prepare_run(run, num_groups, per_group, head_size, is_capped) for run in plan.runs)
 
 
-def _prepare_run(run: AttentionRun, num_groups: int, per_group: int, head_size: int) -> _PreparedRun:
+def _prepare_run(run: AttentionRun, num_groups: int, per_group: int, head_size: int, is_capped: bool) -> _PreparedRun:
     keys, end = [], 0
     for part in run.keys:
         start, end = end, end + part.stop - part.start
@@ -163,15 +190,19 @@ def _prepare_run(run: AttentionRun, num_groups: int, per_group: int, head_size: 
     for start in range(first, run.queries.stop, _num_queries(run)):
         queries = slice(start, min(run.queries.stop, start + _num_queries(run)))
         num_keys = before + queries.stop - first
-        blocks.append(_prepare_block(run, queries, num_keys, (num_groups, queries.stop - start, per_group, head_size)))
+        shape = num_groups, queries.stop - start, per_group, head_size
+        blocks.append(_prepare_block(run, queries, num_keys, shape, is_capped))
     return _PreparedRun(tuple(keys), tuple(blocks), *memory)
 
 
-def _prepare_block(run: AttentionRun, queries: slice, num_keys: int, shape: tuple[int, int, int, int]) -> _PreparedBlock:
+def _prepare_block(
+    run: AttentionRun, queries: slice, num_keys: int, shape: tuple[int, int, int, int], is_capped: bool
+) -> _PreparedBlock:
     num_groups, num_tokens, per_group, head_size = shape
     rows = num_tokens * per_group
     q_GTQD, grad_GTQD, out_GTQD = (scratch(f"attention {name}", *shape) for name in ("q", "grad", "out"))
     s_GBE, ds_GBE = (scratch(name, num_groups, rows, num_keys) for name in ("scores", "score gradients"))
+    capped_GBE = scratch("capped scores", num_groups, rows, num_keys) if is_capped else s_GBE
     own_GTQE, hidden = s_GBE.view(num_groups, num_tokens, per_group, num_keys), run.hidden
     if hidden is None:
         own_GTQE, hidden = own_GTQE[..., -num_tokens:], _triangle()[:num_tokens, :num_tokens]
@@ -186,6 +217,7 @@ def _prepare_block(run: AttentionRun, queries: slice, num_keys: int, shape: tupl
         out_GTQD=out_GTQD,
         s_GBE=s_GBE,
         ds_GBE=ds_GBE,
+        capped_GBE=capped_GBE,
         own_GTQE=own_GTQE,
         hidden=hidden[:, None],
         product_GED=scratch("attention product", num_groups, num_keys, head_size),

@@ -1,0 +1,62 @@
+"""Windows and scaled rotary positions against transformers, on sequences that are longer than a window or a first context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemotron_dpo.policy.rows import pack_row
+from nemotron_dpo.sources import resolve
+from support import families, small
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral, window": ("mistral", {"sliding_window": 9}),
+    "mixtral, window": ("mixtral", {"sliding_window": 7}),
+    "phi3, window": ("phi3", {"sliding_window": 12}),
+}
+
+
+def open_model(folder: Path, precision: str | None = None) -> Any:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    return open_policy(resolve(folder), precision)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probs_gradients_and_folders(kind: str, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.export import export
+
+    model_type, changes = KINDS[kind]
+    folder = families.write_model(tmp_path / "hf", model_type, **{"pad_token_id": 0, **changes})
+    check_against_transformers(folder)
+    export(resolve(folder), tmp_path / "megatron", "megatron", None)
+    export(resolve(tmp_path / "megatron"), tmp_path / "back", "hf", None)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    ids = torch.arange(3, 60)
+    assert torch.equal(families.logits(folder, ids), families.logits(tmp_path / "back", ids))
+    assert open_model(tmp_path / "megatron").architecture == open_model(folder).architecture
+
+
+def check_against_transformers(folder: Path) -> None:
+    """Both responses' log-probs, and the gradient of the embedding, which passes through all that a layer computes."""
+    pairs = small.random_pairs(2, seed=8, longest=40)
+    ours, theirs = open_model(folder, "float32"), families.load(folder)
+    logps_R = ours(pack_row(pairs.prompts, pairs.chosen, pairs.rejected))
+    logps_R.square().sum().backward()
+    expected = []
+    for i in range(2):
+        for response in (pairs.chosen[i], pairs.rejected[i]):
+            logps = small.reference_logps(theirs, pairs.prompts[i], response)
+            logps.square().sum().backward()
+            expected.append(logps.detach())
+    assert torch.allclose(logps_R, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    grad, wanted = ours.embedding.word_embeddings.weight.grad, theirs.get_input_embeddings().weight.grad
+    assert (grad - wanted).norm() <= 1e-4 * wanted.norm()
