@@ -18,6 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {},
     "phi3": {"pad_token_id": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
     "gemma": {"head_dim": 16, "hidden_size": 40},
+    "olmo2": {},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
 }

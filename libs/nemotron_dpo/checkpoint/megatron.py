@@ -164,7 +164,7 @@ def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
 
 
 _LAST_OF_HYBRIDS, _OUTPUT = "decoder.final_norm.weight", "output_layer."
-_OWN_NORMS = (*(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp")), _LAST_OF_HYBRIDS)
+_OWN_NORMS = (*(f"{name}_layernorm.weight" for name in ("final", "q", "k", "pre_mlp", "post")), _LAST_OF_HYBRIDS)
 
 
 def _train_state(iteration: int) -> dict[str, torch.Tensor]:

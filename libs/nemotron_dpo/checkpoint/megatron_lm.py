@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.checkpoint import untrusted
-from nemotron_dpo.checkpoint.provider import from_provider
+from nemotron_dpo.checkpoint.provider import beside_provider, from_provider
 from nemotron_dpo.checkpoint.provider_parts import symbol
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -62,6 +62,8 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
 def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
     if stored.is_hybrid or named.is_hybrid:
         return _agreed_hybrid(stored, named, folder)
+    if own := beside_provider(named):
+        raise UserError(f"Megatron-LM has no {', '.join(own)} of {named.family} models", source=folder)
     pair = flat(stored), flat(named)
     for field in _MUST_AGREE:
         here, there = (getattr(decoder, field) for decoder in pair)

@@ -5,6 +5,7 @@ run_config.py stores apart what a provider has no field for: the family and the 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from nemotron_dpo.checkpoint import provider_hybrid
@@ -29,6 +30,10 @@ _TARGETS = {  # families for which Bridge has a provider class of its own
     "gemma": f"{BRIDGE}.gemma.gemma_provider.GemmaModelProvider",
     "mistral": f"{BRIDGE}.mistral.mistral_provider.MistralModelProvider",
 }
+# fields of a decoder for which no provider has a place: Bridge is told so by a class that it does not know, and does not take
+_OWN = ("norm_before", "norm_after", "qk_norm_over_heads", "rounds_scale", "residual_scale", "logits_divisor")
+_DEFAULTS = {field.name: field.default for field in fields(UniformDecoder)}
+_NONE_OF_BRIDGE = "nemotron_dpo.not_in_megatron_bridge."
 
 
 def to_provider(architecture: Architecture) -> dict[str, Any]:
@@ -36,14 +41,23 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
     if architecture.is_hybrid:
         return provider_hybrid.to_provider(architecture)
     decoder = flat(architecture)
+    known = _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider")
     return {
-        "_target_": _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider"),
+        "_target_": f"{_NONE_OF_BRIDGE}{decoder.family}" if beside_provider(architecture) else known,
         **_sizes(decoder),
         **_layers(decoder),
         **_positions(decoder),
         **precision(decoder.dtype),
         **_experts(decoder),
     }
+
+
+def beside_provider(architecture: Architecture) -> dict[str, Any]:
+    """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
+    if architecture.is_hybrid:
+        return {}
+    decoder = flat(architecture)
+    return {name: getattr(decoder, name) for name in _OWN if getattr(decoder, name) != _DEFAULTS[name]}
 
 
 def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
@@ -84,6 +98,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         window=model["window_size"][0] if model.get("window_size") else None,
         embedding_scale=extra.get("embedding_scale", hidden**0.5 if family == "gemma" else 1.0),
         experts=experts,
+        **{name: extra[name] for name in _OWN if name in extra},
         bos_token_id=extra.get("bos_token_id"),
         eos_token_id=extra.get("eos_token_id"),
         pad_token_id=extra.get("pad_token_id"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from nemotron_dpo.checkpoint.provider import from_provider, to_provider
+from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, to_provider
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.sublayers.mamba import Mamba
@@ -55,4 +55,4 @@ def _extra(architecture: Architecture) -> dict[str, Any]:
     names = ("family", "embedding_scale", "bos_token_id", "eos_token_id", "pad_token_id")
     chunks = {layer.mixer.chunk_size for layer in architecture.layers if isinstance(layer.mixer, Mamba)}
     hybrid = {"chunk_size": chunks.pop(), "states_in_float32": architecture.states_in_float32} if chunks else {}
-    return {**{name: getattr(architecture, name) for name in names}, **hybrid}
+    return {**{name: getattr(architecture, name) for name in names}, **beside_provider(architecture), **hybrid}

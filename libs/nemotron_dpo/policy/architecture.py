@@ -50,7 +50,9 @@ class Architecture:
     """A decoder-only transformer: `layers` from first to last, sizes in elements, `dtype` that of the weights as stored.
 
     `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one. `states_in_float32` is whether a
-    recurrence's own parameters (A_log, D, dt_bias) are in float32 beside weights of less.
+    recurrence's own parameters (A_log, D, dt_bias) are in float32 beside weights of less. `embedding_scale` is rounded to the
+    weights' precision, unless `rounds_scale` is False. What a sublayer adds to the stream is multiplied by `residual_scale`;
+    logits are divided by `logits_divisor`.
     """
 
     layers: tuple[Layer, ...]
@@ -68,6 +70,9 @@ class Architecture:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     states_in_float32: bool = False
+    rounds_scale: bool = True
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
 
     @property
     def max_length(self) -> int:

@@ -31,25 +31,29 @@ from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
 from nemotron_dpo.policy.recurrent_layer import RecurrentLayer, RecurrentSubmodules
+from nemotron_dpo.policy.residual import ResidualAdd, add_without_gradients, scaled
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 from nemotron_dpo.policy.weight_gradients import TokenEmbedding
+
+_ADDS = {"self_attn_bda", "mlp_bda"}
 
 
 def block_spec(architecture: Architecture, config: TransformerConfig) -> TransformerBlockSubmodules:
     """The layers that this pipeline stage builds, and the norm after the last of them."""
     first = get_transformer_layer_offset(config)
     layers = architecture.layers[first : first + get_num_layers_to_build(config)]
-    specs = {layer: _layer_spec(layer, config) for layer in set(layers)}
+    specs = {layer: _layer_spec(layer, config, architecture.residual_scale) for layer in set(layers)}
     return TransformerBlockSubmodules(layer_specs=[specs[layer] for layer in layers], layer_norm=Norm)  # type: ignore[arg-type] - megatron-core takes the module itself too
 
 
-def _layer_spec(layer: Layer, config: TransformerConfig) -> ModuleSpec:
+def _layer_spec(layer: Layer, config: TransformerConfig, residual_scale: float) -> ModuleSpec:
     """megatron-core's layer, in which a sublayer that is missing does nothing; or ours for a recurrence alone."""
     fields: dict[str, Any] = {}
     keys: dict[str, str] = {}
     for sublayer in layer.sublayers:
         modules, saved_as = sublayer.spec(config)
         fields, keys = {**fields, **modules}, {**keys, **saved_as}
+    fields |= {name: scaled(fields[name], config, residual_scale) for name in _ADDS & fields.keys()}
     if isinstance(layer.mixer, Mamba):
         return ModuleSpec(RecurrentLayer, submodules=RecurrentSubmodules(**fields, sharded_state_dict_keys_map=keys))
     return ModuleSpec(TransformerLayer, submodules=TransformerLayerSubmodules(**fields, sharded_state_dict_keys_map=keys))
@@ -92,6 +96,8 @@ def specialize(model: nn.Module) -> None:
     own: dict[type, type] = {MLP: GatedMLP, VocabParallelEmbedding: TokenEmbedding, TransformerBlock: PairBlock}
     for module in model.modules():
         module.__class__ = own.get(type(module), type(module))
+        if any(isinstance(child, ResidualAdd) for child in module.children()):
+            add_without_gradients(module)
 
 
 def name_as_hybrid(model: GPTModel) -> None:
@@ -116,11 +122,11 @@ def mark_partitions(model: nn.Module) -> None:
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=axis, stride=1)
 
 
-def scale_embeddings(model: GPTModel, scale: float) -> None:
-    """Multiply what the embedding gives by `scale`, rounded to the weights' precision as Hugging Face's Gemma does."""
-    if model.pre_process and scale != 1.0:
-        model.embedding.register_forward_hook(_times(scale))
+def scale_embeddings(model: GPTModel, architecture: Architecture) -> None:
+    """Multiply what the embedding gives by a number, rounded to the weights' precision as Hugging Face's Gemma does, or not."""
+    if model.pre_process and architecture.embedding_scale != 1.0:
+        model.embedding.register_forward_hook(_times(architecture.embedding_scale, rounded=architecture.rounds_scale))
 
 
-def _times(scale: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    return lambda module, given, out: out * torch.tensor(scale, dtype=out.dtype)
+def _times(scale: float, *, rounded: bool) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda module, given, out: out * (torch.tensor(scale, dtype=out.dtype) if rounded else scale)

@@ -85,6 +85,7 @@ class PairPolicy(GPTModel):
             hidden_MH = gather_from_sequence_parallel_region(hidden)[predictors, 0]
         else:
             hidden_MH = copy_to_tensor_model_parallel_region(hidden[predictors, 0])
+        hidden_MH = self._divided(hidden_MH)
         weight = self.output_weight()
         parts = None if slope is None or share is not None else parts_of_pairs(row, kept_tokens(weight))
         if slope is not None and parts is not None:
@@ -96,6 +97,11 @@ class PairPolicy(GPTModel):
         if values is not None:
             values.spread(share.held_M, len(row.targets_R), parallel_state.get_context_parallel_group())
         return reduce_from_tensor_model_parallel_region(spread_R, parallel_state.get_context_parallel_group())
+
+    def _divided(self, hidden: Tensor) -> Tensor:
+        """Hidden states whose logits are divided as they should be."""
+        divisor = self.architecture.logits_divisor
+        return hidden if divisor == 1.0 else hidden / divisor
 
     def output_weight(self) -> Tensor:
         """This rank's share of the vocabulary projection [V, H]: the embedding's where they are tied."""
@@ -109,7 +115,7 @@ class PairPolicy(GPTModel):
         """Logits [S, V] at every packed position, for tests and inspection; TP = PP = CP = 1 only."""
         with self.without_output():
             hidden = self.forward(row)
-        return hidden[:, 0] @ self.output_weight().t()
+        return self._divided(hidden[:, 0]) @ self.output_weight().t()
 
     @contextmanager
     def without_output(self) -> Iterator[None]:
@@ -146,7 +152,7 @@ def build_policy(
     if architecture.is_hybrid:
         name_as_hybrid(model)
     mark_partitions(model)
-    scale_embeddings(model, architecture.embedding_scale)
+    scale_embeddings(model, architecture)
     model = model.to(device=device(), dtype=dtype)
     keep_biases_in_float32(model)
     return model

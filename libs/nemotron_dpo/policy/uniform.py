@@ -42,6 +42,12 @@ class UniformDecoder:
     rope_scaling: Scaling | None = None
     window: int | None = None
     embedding_scale: float = 1.0
+    rounds_scale: bool = True
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    qk_norm_over_heads: bool = False
+    norm_before: bool = True
+    norm_after: bool = False
     experts: Router | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -58,8 +64,11 @@ class UniformDecoder:
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             window=self.window,
+            qk_norm_over_heads=self.qk_norm_over_heads,
+            norm_before=self.norm_before,
+            norm_after=self.norm_after,
         )
-        dense = Dense(self.ffn_hidden_size, self.activation, self.gated)
+        dense = Dense(self.ffn_hidden_size, self.activation, self.gated, self.norm_before, self.norm_after)
         layer = Layer(attention, dense if self.experts is None else Experts(self.experts, dense))
         return Architecture(layers=(layer,) * self.num_layers, **{name: getattr(self, name) for name in _SHARED})
 
@@ -86,6 +95,7 @@ def flat(architecture: Architecture) -> UniformDecoder:
         qkv_bias=attention.qkv_bias,
         qk_norm=attention.qk_norm,
         window=attention.window,
+        qk_norm_over_heads=attention.qk_norm_over_heads,
         experts=feed_forward.router if isinstance(feed_forward, Experts) else None,
         **asdict(dense),
         **{name: getattr(architecture, name) for name in _SHARED},

@@ -35,6 +35,8 @@ class Attention:
     tokens before it on its own path, None all; the path of a rejected response is the prompt and that response. `scale` is that
     of the scores, None head_size ** -0.5; scores are bounded to `softcap` * tanh(score / softcap). `sinks` are learned scores,
     one a head, of a key without a value. `out_bias` is of a sublayer that has `qkv_bias` as well.
+    With `qk_norm` each head of queries and keys is normed; with `qk_norm_over_heads` besides, all heads as one. It reads the
+    stream through a norm, or as it is where `norm_before` is False; with `norm_after` it adds the norm of what it computes.
     """
 
     num_heads: int
@@ -48,9 +50,17 @@ class Attention:
     scale: float | None = None
     sinks: bool = False
     out_bias: bool = False
+    qk_norm_over_heads: bool = False
+    norm_before: bool = True
+    norm_after: bool = False
 
-    prefixes = ("input_layernorm.", "self_attention.")
     module = "core_attn"  # whose scores are not kept as it is
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of its parameters begin with: its own and its norms'."""
+        before, after = ("input_layernorm.",), ("self_attn_bda.post_layernorm.",)
+        return *(before if self.norm_before else ()), *(after if self.norm_after else ()), "self_attention."
 
     @property
     def stored(self) -> Attention:
@@ -71,9 +81,11 @@ class Attention:
 
     def parameters(self, architecture: Architecture) -> Parameters:
         qkv, proj = self.linears(architecture)
-        small = (qkv.outputs if self.qkv_bias else 0) + (2 * self.head_size if self.qk_norm else 0)
+        normed = self.num_heads + self.num_groups if self.qk_norm_over_heads else 2
+        small = (qkv.outputs if self.qkv_bias else 0) + (normed * self.head_size if self.qk_norm else 0)
         small += (proj.outputs if self.out_bias else 0) + (self.num_heads if self.sinks else 0)
-        return Parameters(split=qkv.size + proj.size, whole=norm_parameters(architecture) + small)
+        norms = norm_parameters(architecture) * (self.norm_before + self.norm_after)
+        return Parameters(split=qkv.size + proj.size, whole=norms + small)
 
     def weights_met(self, architecture: Architecture) -> int:
         return sum(linear.size for linear in self.linears(architecture))
@@ -88,7 +100,7 @@ class Attention:
         normed = heads + groups if self.qk_norm else 0
         elements = (2 * heads + 2 * groups + normed) * self.head_size
         own = (width * elements + FLOAT_BYTES * heads) / layout.tensor
-        return Kept(entering_bytes(architecture, layout, width), own)
+        return Kept(entering_bytes(architecture, layout, width, before=self.norm_before, after=self.norm_after), own)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
         heads, groups = self.num_heads, self.num_groups
@@ -98,6 +110,9 @@ class Attention:
         yield "attention heads", self.num_heads, layout.tensor
         if self.num_groups > layout.tensor:
             yield "key/value heads", self.num_groups, layout.tensor
+        elif self.qk_norm_over_heads and self.num_groups < layout.tensor:
+            message = f"a norm over all {self.num_groups} key/value heads needs as many tensor-parallel ranks at most"
+            raise UserError(message, remedy=f"set policy.megatron_cfg.tensor_model_parallel_size={self.num_groups} or less")
         elif layout.tensor % self.num_groups:
             message = f"{layout.tensor} tensor-parallel ranks do not share the policy's {self.num_groups} key/value heads"
             raise UserError(f"{message} evenly", remedy="change the parallel size")
@@ -111,23 +126,40 @@ class Attention:
             "add_qkv_bias": self.qkv_bias,
         }
 
+    def _norms_of_heads(self) -> tuple[Any, Any]:
+        """What megatron-core is to build as the norms of queries and of keys."""
+        from megatron.core.transformer import ModuleSpec
+
+        from nemotron_dpo.policy.norm import Norm
+        from nemotron_dpo.policy.norm_over_heads import NormOverHeads
+
+        if not self.qk_norm_over_heads:
+            return Norm, Norm
+        queries, keys = (ModuleSpec(NormOverHeads, params={"heads": num}) for num in (self.num_heads, self.num_groups))
+        return queries, keys
+
     def spec(self, config: Any) -> tuple[dict[str, Any], dict[str, str]]:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
         from megatron.core.transformer import ModuleSpec
 
         from nemotron_dpo.policy.attention import PairAttention, PairSelfAttention
         from nemotron_dpo.policy.norm import Norm
+        from nemotron_dpo.policy.residual import with_norm
 
         parts: Any = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=self.qk_norm).submodules
         attention = parts.self_attention.submodules
         attention.core_attention = ModuleSpec(PairAttention, params={"attention": self})
         if self.qk_norm:
-            attention.q_layernorm = attention.k_layernorm = Norm
+            attention.q_layernorm, attention.k_layernorm = self._norms_of_heads()
         parts.self_attention.module = PairSelfAttention
         parts.self_attention.params["attention"] = self
         fields = {
-            "input_layernorm": Norm,
             "self_attention": parts.self_attention,
-            "self_attn_bda": parts.self_attn_bda,
+            "self_attn_bda": with_norm(config) if self.norm_after else parts.self_attn_bda,
         }
-        return fields, {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+        if self.norm_before:
+            fields["input_layernorm"] = Norm
+        return fields, {
+            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+            "self_attn_bda.post_layernorm.": "self_attention.linear_proj.post_layernorm.",
+        }

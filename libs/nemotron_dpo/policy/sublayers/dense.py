@@ -17,21 +17,34 @@ Activation = Literal["silu", "relu2", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class Dense:
-    """down(activation(gate x) * up x) over `ffn_hidden_size` channels; without a gate, down(activation(up x))."""
+    """down(activation(gate x) * up x) over `ffn_hidden_size` channels; without a gate, down(activation(up x)).
+
+    x is the norm of the stream, or the stream itself where `norm_before` is False; with `norm_after` the norm of the result is
+    what is added.
+    """
 
     ffn_hidden_size: int
     activation: Activation = "silu"
     gated: bool = True
+    norm_before: bool = True
+    norm_after: bool = False
 
-    prefixes = ("pre_mlp_layernorm.", "mlp.linear_fc1.", "mlp.linear_fc2.")
     module = "mlp"
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of its parameters begin with: its linear layers' and its norms'."""
+        before, after = ("pre_mlp_layernorm.",), ("mlp_bda.post_layernorm.",)
+        return *(before if self.norm_before else ()), *(after if self.norm_after else ()), "mlp.linear_fc1.", "mlp.linear_fc2."
 
     def linears(self, architecture: Architecture) -> tuple[Linear, ...]:
         hidden, ffn = architecture.hidden_size, self.ffn_hidden_size
         return Linear("mlp.linear_fc1", hidden, (2 if self.gated else 1) * ffn), Linear("mlp.linear_fc2", ffn, hidden)
 
     def parameters(self, architecture: Architecture) -> Parameters:
-        return Parameters(split=self.weights_met(architecture), whole=norm_parameters(architecture))
+        return Parameters(
+            split=self.weights_met(architecture), whole=norm_parameters(architecture) * (self.norm_before + self.norm_after)
+        )
 
     def weights_met(self, architecture: Architecture) -> int:
         return sum(linear.size for linear in self.linears(architecture))
@@ -42,7 +55,8 @@ class Dense:
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
         """The first product and what is made of it; of what silu makes nothing, which is made again."""
         elements = (4 if self.gated and self.activation != "silu" else 2) * self.ffn_hidden_size
-        return Kept(entering_bytes(architecture, layout, width), width * elements / layout.tensor)
+        entering = entering_bytes(architecture, layout, width, before=self.norm_before, after=self.norm_after)
+        return Kept(entering, width * elements / layout.tensor)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
         return 5 * width * self.ffn_hidden_size / layout.tensor
@@ -60,7 +74,13 @@ class Dense:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
         from nemotron_dpo.policy.norm import Norm
+        from nemotron_dpo.policy.residual import with_norm
 
         parts: Any = get_gpt_layer_local_spec(normalization=config.normalization).submodules
-        fields = {"pre_mlp_layernorm": Norm, "mlp": parts.mlp, "mlp_bda": parts.mlp_bda}
-        return fields, {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+        fields = {"mlp": parts.mlp, "mlp_bda": with_norm(config) if self.norm_after else parts.mlp_bda}
+        if self.norm_before:
+            fields["pre_mlp_layernorm"] = Norm
+        return fields, {
+            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            "mlp_bda.post_layernorm.": "mlp.linear_fc2.post_layernorm.",
+        }

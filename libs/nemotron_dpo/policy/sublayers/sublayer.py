@@ -1,6 +1,7 @@
 """What every kind of sublayer can be asked. Knows no torch.
 
-A sublayer reads the residual stream (`hidden_size` wide) through a norm of its own and adds to it.
+A sublayer reads the residual stream (`hidden_size` wide) through a norm of its own and adds to it. In some families there is a
+norm of what it adds, besides the first or in its place.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Parameters:
 class Kept:
     """Bytes a token that a rank keeps of a sublayer for its backward pass.
 
-    entering: what comes before the sublayer's own computation: the stream, its norm and what that divided by. own: the rest.
+    entering: what is around the sublayer's own computation: the stream, its norms and what they divided by. own: the rest.
     """
 
     entering: float
@@ -155,6 +156,12 @@ def norm_parameters(architecture: Architecture) -> int:
     return architecture.hidden_size * (2 if architecture.normalization == "LayerNorm" else 1)
 
 
-def entering_bytes(architecture: Architecture, layout: Layout, width: int) -> float:
-    """Bytes a token of what enters a sublayer's norm and what comes out, and in float32 what the norm divided by."""
-    return width * 2 * architecture.hidden_size / (layout.tensor if layout.sequence else 1) + FLOAT_BYTES
+def entering_bytes(
+    architecture: Architecture, layout: Layout, width: int, *, before: bool = True, after: bool = False
+) -> float:
+    """Bytes a token of the stream that enters a sublayer, and for its norms of what is kept of them.
+
+    That is what comes out of the norm `before` it and what goes into the one `after` it, and in float32 what each divided by.
+    """
+    norms = before + after
+    return width * (1 + norms) * architecture.hidden_size / (layout.tensor if layout.sequence else 1) + FLOAT_BYTES * norms
