@@ -19,6 +19,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"pad_token_id": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
     "gemma": {"head_dim": 16, "hidden_size": 40},
     "olmo2": {},
+    "granite": {
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 12.3,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.7,
+    },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
 }

@@ -1,6 +1,7 @@
-"""One process of a job that trains a hybrid for a few steps: `hybrid_job.py FOLDER JSON`.
+"""One process of a job that trains a small policy for a few steps: `hybrid_job.py FOLDER JSON`.
 
-The folder has `weights.pt`, a state dict of transformers. JSON says the rest: {"pattern", "layout": fields of Layout, "steps",
+The folder is that of a Hugging Face model, or has the `weights.pt` of a hybrid of "pattern", a state dict of transformers. JSON
+says the rest: {"pattern", "layout": fields of Layout, "steps",
 "load": a folder to go on from or null, "save": a folder to leave weights and optimizer in or null, "recompute", "lora",
 "bias_rate", "out": the file that rank 0 writes}.
 """
@@ -37,14 +38,10 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     from nemotron_dpo.policy.balanced_routers import move_biases
     from nemotron_dpo.policy.lora import Adapted, Base, adapt
     from nemotron_dpo.policy.lora_targets import Lora
-    from nemotron_dpo.policy.model import build_policy
-    from nemotron_dpo.policy.recompute import Recompute
     from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
     from support import hybrids
 
-    recompute = Recompute(**job["recompute"]) if job.get("recompute") else None
-    model = build_policy(hybrids.architecture(job["pattern"]), torch.float32, max_length=256, recompute=recompute)
-    hybrids.fill(model, torch.load(folder / "weights.pt"))
+    model = _model(folder, job)
     load, save = (Path(job[key]) if job.get(key) else None for key in ("load", "save"))
     if job.get("lora") is not None:
         adapt(model, Adapted(Lora(**job["lora"]), Base("", "")))
@@ -66,6 +63,21 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         optimizer_state.save(policy, save.with_suffix(".optimizer"))
     biases = {name: t.tolist() for name, t in hybrids.named(model).items() if name.endswith("expert_bias")}
     return {"losses": losses, "norms": norms, "biases": biases}
+
+
+def _model(folder: Path, job: dict[str, Any]) -> Any:
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.model import build_policy
+    from nemotron_dpo.policy.recompute import Recompute
+    from nemotron_dpo.sources import resolve
+    from support import hybrids
+
+    recompute = Recompute(**job["recompute"]) if job.get("recompute") else None
+    if (folder / "config.json").exists():
+        return open_policy(resolve(folder), "float32", recompute=recompute)
+    model = build_policy(hybrids.architecture(job["pattern"]), torch.float32, max_length=256, recompute=recompute)
+    hybrids.fill(model, torch.load(folder / "weights.pt"))
+    return model
 
 
 def _save(model: Any, folder: Path) -> None:

@@ -97,6 +97,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         rope_scaling=scaling,
         window=model["window_size"][0] if model.get("window_size") else None,
         embedding_scale=extra.get("embedding_scale", hidden**0.5 if family == "gemma" else 1.0),
+        attention_scale=model.get("softmax_scale"),
         experts=experts,
         **{name: extra[name] for name in _OWN if name in extra},
         bos_token_id=extra.get("bos_token_id"),
@@ -165,6 +166,7 @@ def _layers(decoder: UniformDecoder) -> dict[str, Any]:
         "layernorm_zero_centered_gamma": decoder.zero_centered_norm,
         "normalization": decoder.normalization,
         "qk_layernorm": decoder.qk_norm,
+        **({} if decoder.attention_scale is None else {"softmax_scale": decoder.attention_scale}),
         "transformer_layer_spec": symbol(f"{BRIDGE}.gpt_provider.default_layer_spec"),
     }
 

@@ -62,6 +62,7 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {  # what differs from the limits of othe
     "share_embeddings_and_output_weights": (False,),
     "add_qkv_bias": (False,),
     "qk_layernorm": (False,),
+    "softmax_scale": (None,),
     "window_size": (None,),
     "fp32_residual_connection": (False,),
     "moe_shared_expert_gate": (False,),

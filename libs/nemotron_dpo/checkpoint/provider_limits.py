@@ -36,7 +36,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "rotary_interleaved": (False,),
     "scale_factor": (None, 1.0),
     "seq_len_interpolation_factor": (None,),
-    "softmax_scale": (None,),
     "softmax_type": ("vanilla",),
     "window_attn_skip_freq": (None,),
 }

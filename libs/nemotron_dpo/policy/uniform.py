@@ -41,6 +41,7 @@ class UniformDecoder:
     rotary_percent: float = 1.0
     rope_scaling: Scaling | None = None
     window: int | None = None
+    attention_scale: float | None = None
     embedding_scale: float = 1.0
     rounds_scale: bool = True
     residual_scale: float = 1.0
@@ -64,6 +65,7 @@ class UniformDecoder:
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             window=self.window,
+            scale=self.attention_scale,
             qk_norm_over_heads=self.qk_norm_over_heads,
             norm_before=self.norm_before,
             norm_after=self.norm_after,
@@ -95,6 +97,7 @@ def flat(architecture: Architecture) -> UniformDecoder:
         qkv_bias=attention.qkv_bias,
         qk_norm=attention.qk_norm,
         window=attention.window,
+        attention_scale=attention.scale,
         qk_norm_over_heads=attention.qk_norm_over_heads,
         experts=feed_forward.router if isinstance(feed_forward, Experts) else None,
         **asdict(dense),

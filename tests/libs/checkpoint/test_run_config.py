@@ -59,6 +59,17 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     assert run_config.read(tmp_path) == DECODERS[name].architecture
 
 
+def test_what_bridge_has_no_provider_for_is_of_a_class_that_it_refuses(tmp_path: Path) -> None:
+    """Its instantiate takes classes of a few packages alone, and names the one that it does not take. What is beside is read."""
+    norms = replace(LLAMA, family="olmo2", qk_norm=True, qk_norm_over_heads=True, norm_before=False, norm_after=True)
+    scales = replace(LLAMA, family="granite", attention_scale=0.1, residual_scale=0.2, logits_divisor=3.0, rounds_scale=False)
+    for decoder in (norms, scales):
+        run_config.write(decoder.architecture, tmp_path)
+        assert run_config.read(tmp_path) == decoder.architecture
+        model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+        assert model["_target_"] == f"nemotron_dpo.not_in_megatron_bridge.{decoder.family}"
+
+
 def written(decoder: UniformDecoder, folder: Path, **changed: object) -> dict:
     """The `model` section alone, as Bridge writes it: without a section of ours."""
     run_config.write(decoder.architecture, folder)

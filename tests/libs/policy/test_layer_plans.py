@@ -175,3 +175,23 @@ def test_stages_of_a_pipeline() -> None:
     for layout in (Layout(pipeline=2), replace(Layout(pipeline=2), first_stage_layers=5)):
         with pytest.raises(UserError, match="do not divide over"):
             layout.stages(5)
+
+
+def test_a_norm_over_all_heads_needs_each_key_head_on_one_rank() -> None:
+    over_heads = replace(ATTENTION, qk_norm=True, qk_norm_over_heads=True)
+    assert [size for _, size, _ in over_heads.undivided(Layout(tensor=2))] == [4]
+    with pytest.raises(
+        UserError, match=r"a norm over all 2 key/value heads needs .*: set .*tensor_model_parallel_size=2 or less"
+    ):
+        list(over_heads.undivided(Layout(tensor=4)))
+
+
+def test_norms_after_a_sublayer_are_counted() -> None:
+    """Of 32 channels each: two more a layer than without, or none more where they are in the place of the norms before."""
+    both = plan(Layer(replace(ATTENTION, norm_after=True), replace(DENSE, norm_after=True)))
+    after = plan(*(Layer(*(replace(part, norm_before=False) for part in layer.sublayers)) for layer in both.layers))
+    plain = plan(Layer(ATTENTION, DENSE))
+    assert both.num_parameters() - plain.num_parameters() == 64
+    assert after.num_parameters() == plain.num_parameters()
+    over_heads = plan(Layer(replace(ATTENTION, qk_norm=True, qk_norm_over_heads=True), DENSE))
+    assert over_heads.num_parameters() - plain.num_parameters() == (4 + 2) * 8

@@ -6,13 +6,13 @@ holds every family against transformers. One whose layers differ is a file of it
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import dense, experts, nemotron_h, olmo
+from nemotron_dpo.checkpoint.families import dense, experts, granite, nemotron_h, olmo
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (*dense.FAMILIES, *experts.FAMILIES, *nemotron_h.FAMILIES, *olmo.FAMILIES)
+    family.model_type: family for module in (dense, experts, nemotron_h, olmo, granite) for family in module.FAMILIES
 }
 
 _MAMBA = "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)"

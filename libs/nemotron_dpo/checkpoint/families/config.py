@@ -46,10 +46,10 @@ _NUMBERS = frozenset(  # fields of UniformDecoder
         "kv_channels",
         "vocab_size",
         "max_position_embeddings",
-        "norm_epsilon",
         "window",
     )
 )
+_FRACTIONS = frozenset(("norm_epsilon", "attention_scale", "embedding_scale", "residual_scale", "logits_divisor"))
 _OF_ALL_LAYERS = frozenset(field.name for field in fields(Architecture))
 
 
@@ -162,17 +162,19 @@ def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:
     for name, key in keys.items():
         value = config[key]
         absent = name == "window" and value is None
-        known = (int, float) if name == "norm_epsilon" else int
-        if name in _NUMBERS and not absent and (isinstance(value, bool) or not isinstance(value, known) or not value > 0):
+        known = int if name in _NUMBERS else (int, float)
+        counts = name in _NUMBERS | _FRACTIONS and not absent
+        if counts and (isinstance(value, bool) or not isinstance(value, known) or not value > 0):
             raise ValueError(f"{key} is {value!r}")
         if name == "tied_embeddings" and not isinstance(value, bool):
             raise ValueError(f"{key} is {value!r}")
 
 
 def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) -> None:
+    honoured = set(family.keys.values())
     for key, values in {**_ONLY, **family.only}.items():
         value = config.get(key)
-        if value is not None and value not in values:
+        if value is not None and key not in honoured and value not in values:
             remedy = (
                 f"{family.model_type} models with {values[0]!r} are" if values else f"{family.model_type} models without are"
             )
