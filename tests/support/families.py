@@ -18,6 +18,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {},
     "phi3": {"pad_token_id": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
     "gemma": {"head_dim": 16, "hidden_size": 40},
+    "gemma3_text": {
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 24,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
     "olmo2": {},
     "granite": {
         "attention_multiplier": 0.2,

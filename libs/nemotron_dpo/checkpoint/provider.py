@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from nemotron_dpo.checkpoint import provider_hybrid
+from nemotron_dpo.checkpoint import provider_gemma, provider_hybrid
 from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
@@ -40,7 +40,8 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
     if architecture.is_hybrid:
         return provider_hybrid.to_provider(architecture)
-    decoder = flat(architecture)
+    is_gemma = architecture.family in provider_gemma.FAMILIES
+    decoder = flat(provider_gemma.as_uniform(architecture) if is_gemma else architecture)
     known = _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider")
     return {
         "_target_": f"{_NONE_OF_BRIDGE}{decoder.family}" if beside_provider(architecture) else known,
@@ -49,12 +50,13 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
         **_positions(decoder),
         **precision(decoder.dtype),
         **_experts(decoder),
+        **(provider_gemma.to_provider(architecture) if is_gemma else {}),
     }
 
 
 def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
-    if architecture.is_hybrid:
+    if architecture.is_hybrid or architecture.family in provider_gemma.FAMILIES:
         return {}
     decoder = flat(architecture)
     return {name: getattr(decoder, name) for name in _OWN if getattr(decoder, name) != _DEFAULTS[name]}
@@ -67,9 +69,16 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
     """
     if provider_hybrid.describes(model):
         return provider_hybrid.from_provider(model, extra)
-    refuse_unsupported(model)
-    _check_sizes(model)
     family = _read_family(model, extra)
+    if family not in provider_gemma.FAMILIES:
+        refuse_unsupported(model)
+        return _decoder(model, extra, family).architecture
+    refuse_unsupported(model, free=provider_gemma.FREE)
+    return provider_gemma.with_layers(_decoder(provider_gemma.uniform_fields(model), extra, family).architecture, model)
+
+
+def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> UniformDecoder:
+    _check_sizes(model)
     heads, hidden = model["num_attention_heads"], model["hidden_size"]
     experts = _read_experts(model)
     scaling = Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
@@ -96,14 +105,14 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         rotary_percent=float(model.get("rotary_percent", 1.0)),
         rope_scaling=scaling,
         window=model["window_size"][0] if model.get("window_size") else None,
-        embedding_scale=extra.get("embedding_scale", hidden**0.5 if family == "gemma" else 1.0),
+        embedding_scale=extra.get("embedding_scale", hidden**0.5 if family.startswith("gemma") else 1.0),
         attention_scale=model.get("softmax_scale"),
         experts=experts,
         **{name: extra[name] for name in _OWN if name in extra},
         bos_token_id=extra.get("bos_token_id"),
         eos_token_id=extra.get("eos_token_id"),
         pad_token_id=extra.get("pad_token_id"),
-    ).architecture
+    )
 
 
 def _read_family(model: dict[str, Any], extra: dict[str, Any]) -> str:
@@ -122,6 +131,8 @@ def infer_family(model: dict[str, Any]) -> str:
     """
     target = str(model.get("_target_", "")).lower()
     experts, qk_norm = bool(model.get("num_moe_experts")), bool(model.get("qk_layernorm"))
+    if named := provider_gemma.family_of(str(model.get("_target_", ""))):
+        return named
     rules = (
         ("gemma", ".gemma." in target),
         ("mistral", ".mistral." in target),

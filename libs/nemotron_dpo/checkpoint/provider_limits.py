@@ -22,6 +22,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
     "glu_linear_offset": (0.0,),
     "heterogeneous_block_specs": (False,),
+    "is_vision_language": (False,),
     "moe_latent_size": (None,),
     "moe_layer_freq": (1,),
     "moe_router_enable_expert_bias": (False,),

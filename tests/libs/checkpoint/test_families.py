@@ -110,7 +110,8 @@ def test_config_there_and_back_says_the_same(model_type: str, tmp_path: Path) ->
     assert {key for key in before.keys() - unread if before[key] != after.get(key)} == set()
     written = json.loads((back / "config.json").read_text())
     assert written["torch_dtype"] == written["dtype"] == "bfloat16"
-    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    rope = written["rope_parameters"]
+    assert written["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
 
 
 def test_a_mixture_keeps_the_coefficient_of_its_auxiliary_loss(tmp_path: Path) -> None:
@@ -192,7 +193,16 @@ def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
     [
         ("jamba", {}, "model_type 'jamba' is not supported: of hybrids Nemotron-H alone is"),
         ("gemma2", {}, "GPTModel has no place for its soft-capped attention"),
-        ("gemma3_text", {}, "GPTModel has no place for its two rotary bases"),
+        ("gemma3", {}, "GPTModel has no place for its vision tower"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported"),
+        ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types names 1 layers, and num_hidden_layers 4"),
+        ("gemma3_text", {"sliding_window": None}, r"does not describe a model \(sliding_window is None\)"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_theta": 1e4}},
+            "rope_parameters has rope_theta: a section of its own is for",
+        ),
         ("gpt2", {}, "model_type 'gpt2' is not supported: llama, mistral, qwen2, .* are"),
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
         ("llama", {"mlp_bias": True}, "mlp_bias True is not supported"),
@@ -238,6 +248,9 @@ def test_a_config_of_transformers_4_reads_the_same(model_type: str, tmp_path: Pa
     new = config.read(folder)
     written = json.loads((folder / "config.json").read_text())
     rope = written.pop("rope_parameters")
+    if "full_attention" in rope:
+        written["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     scaling = {**rope} if rope.pop("rope_type") != "default" else None
     old = {**written, **rope, "rope_scaling": scaling, "torch_dtype": written.pop("dtype")}
     if "num_local_experts" in old and model_type == "qwen3_moe":

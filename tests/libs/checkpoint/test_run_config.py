@@ -10,8 +10,10 @@ import yaml
 
 from nemotron_dpo.checkpoint import run_config
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.sublayers.attention import Attention
+from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Router
-from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling
+from nemotron_dpo.policy.sublayers.rotary import Linear, Llama3Scaling, Rotary
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 LLAMA = UniformDecoder(
@@ -89,6 +91,43 @@ def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
 def test_a_mistral_without_a_window_is_told_by_its_class(tmp_path: Path) -> None:
     written(replace(DECODERS["mistral"], window=None), tmp_path)
     assert run_config.read(tmp_path).family == "mistral"
+
+
+GEMMA_3 = {  # as Bridge's Gemma3ModelProvider has it
+    "_target_": "megatron.bridge.models.gemma.gemma3_provider.Gemma3ModelProvider",
+    "activation_func": {"_call_": False, "_target_": "megatron.core.activations.fast_gelu"},
+    "interleaved_attn_pattern": [5, 1],
+    "is_vision_language": False,
+    "layernorm_zero_centered_gamma": True,
+    "num_layers": 8,
+    "qk_layernorm": True,
+    "rope_scaling_factor": 8.0,
+    "rotary_base": [10000, 1000000],
+    "share_embeddings_and_output_weights": True,
+    "softmax_scale": 0.0625,
+    "window_size": 512,
+}
+
+
+def test_a_gemma_of_bridge_has_windows_and_positions_by_layer(tmp_path: Path) -> None:
+    """Five local layers, then a global one; a list of names says the same. Its window counts the query's own token."""
+    local = Attention(4, 2, 32, Rotary(1e4), qk_norm=True, window=512, scale=0.0625, norm_after=True)
+    everywhere = replace(local, window=None, rotary=Rotary(1e6, scaling=Linear(8.0)))
+    kinds = [local] * 5 + [everywhere] + [local] * 2
+    named = ["full_attention" if kind == everywhere else "sliding_attention" for kind in kinds]
+    for pattern in ([5, 1], named):
+        written(LLAMA, tmp_path, **{**GEMMA_3, "interleaved_attn_pattern": pattern})
+        read = run_config.read(tmp_path)
+        assert list(read.attentions) == kinds
+        assert {layer.feed_forward for layer in read.layers} == {Dense(96, "gelu_tanh", norm_after=True)}
+        assert (read.family, read.embedding_scale, read.zero_centered_norm) == ("gemma3_text", 8.0, True)
+        run_config.write(read, tmp_path)
+        model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+        assert {key: model[key] for key in GEMMA_3} == GEMMA_3
+        assert run_config.read(tmp_path) == read
+    written(LLAMA, tmp_path, **{**GEMMA_3, "is_vision_language": True})
+    with pytest.raises(UserError, match="is_vision_language: True is not supported"):
+        run_config.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ def test_a_norm_over_all_heads_needs_each_key_head_on_one_rank() -> None:
 def test_norms_after_a_sublayer_are_counted() -> None:
     """Of 32 channels each: two more a layer than without, or none more where they are in the place of the norms before."""
     both = plan(Layer(replace(ATTENTION, norm_after=True), replace(DENSE, norm_after=True)))
-    after = plan(*(Layer(*(replace(part, norm_before=False) for part in layer.sublayers)) for layer in both.layers))
+    place = {"norm_before": False, "norm_after": True}
+    after = plan(Layer(replace(ATTENTION, **place), replace(DENSE, **place)))
     plain = plan(Layer(ATTENTION, DENSE))
     assert both.num_parameters() - plain.num_parameters() == 64
     assert after.num_parameters() == plain.num_parameters()

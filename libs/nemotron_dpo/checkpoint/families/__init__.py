@@ -6,13 +6,13 @@ holds every family against transformers. One whose layers differ is a file of it
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import dense, experts, granite, nemotron_h, olmo
+from nemotron_dpo.checkpoint.families import dense, experts, gemma, granite, nemotron_h, olmo
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for module in (dense, experts, nemotron_h, olmo, granite) for family in module.FAMILIES
+    family.model_type: family for module in (dense, experts, nemotron_h, olmo, granite, gemma) for family in module.FAMILIES
 }
 
 _MAMBA = "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)"
@@ -21,8 +21,7 @@ _GEMMA = "megatron-core's GPTModel has no place for"
 REASONS: dict[str, str] = {
     **dict.fromkeys(("mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), _MAMBA),
     "gemma2": f"{_GEMMA} its soft-capped attention and logits and its norms behind each block",
-    "gemma3": f"{_GEMMA} its vision tower, and none for two rotary bases and norms behind each block",
-    "gemma3_text": f"{_GEMMA} its two rotary bases and its norms behind each block",
+    "gemma3": f"{_GEMMA} its vision tower",
 }
 
 

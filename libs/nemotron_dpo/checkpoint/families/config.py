@@ -154,6 +154,7 @@ def _layered(family: Family, config: Mapping[str, Any], path: Path) -> Architect
         dtype=_dtype(config, path),
         family=family.model_type,
         **family.traits,
+        **family.read(config),
     )
 
 
@@ -180,7 +181,7 @@ def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) ->
             )
             raise UserError(f"{key} {_shown(value)} is not supported", source=path, remedy=remedy)
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
+    if kinds and family.layered is None:
         raise UserError(f"layers of {', '.join(sorted(kinds))} are not supported", source=path, remedy="full_attention is")
 
 

@@ -51,7 +51,7 @@ class Family:
     defaults: what transformers takes where config.json has no such key.
     only: keys of config.json with the values that are honoured; the first is the one that is written.
     read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
-    layered: in place of these two, where layers differ.
+    layered: in place of `write`, where layers differ; `read` gives fields of Architecture then.
     prefixes: what names of tensors begin with, and those of transformers' modules in its place, where the two differ.
     """
 
