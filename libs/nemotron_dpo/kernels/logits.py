@@ -23,11 +23,11 @@ GPU_KEPT_TOKENS, GPU_KEPT_BYTES = GPU_CHUNK_TOKENS, 2**31
 class Logits:
     """hidden @ weight.T of one chunk of tokens; with `keep` the probabilities of a block that was read are kept.
 
-    Only one such object may be in use at a time.
+    `softcap` is as in `Kernels.read_logits`. Only one such object may be in use at a time.
     """
 
-    def __init__(self, hidden_CH: Tensor, weight_VH: Tensor, *, keep: bool) -> None:
-        self._hidden_CH, self._weight_VH, self._keep = hidden_CH, weight_VH, keep
+    def __init__(self, hidden_CH: Tensor, weight_VH: Tensor, *, keep: bool, softcap: float | None = None) -> None:
+        self._hidden_CH, self._weight_VH, self._keep, self._softcap = hidden_CH, weight_VH, keep, softcap
         self.blocks = blocks(weight_VH)
         self._memory = scratch(
             "kept probabilities" if keep else "probabilities",
@@ -45,7 +45,10 @@ class Logits:
         return self._read(index, place_C1, self._at(index) if self._keep else None, sums_5C)
 
     def probabilities(self, index: int) -> Tensor:
-        """softmax over block `index`, computed in float32 and rounded to the weight's dtype [C, B]; it may be changed."""
+        """softmax over block `index`, computed in float32 and rounded to the weight's dtype [C, B]; it may be changed.
+
+        Of logits that are capped, times the slope of that.
+        """
         probabilities_CB = self._at(index)
         if not self._keep:
             anywhere_C1 = torch.zeros(len(self._hidden_CH), 1, dtype=torch.long, device=self._hidden_CH.device)
@@ -54,7 +57,7 @@ class Logits:
 
     def _read(self, index: int, place_C1: Tensor, softmax_CB: Tensor | None, sums_5C: Tensor | None) -> tuple[Tensor, Tensor]:
         weight_BH = self._weight_VH[self.blocks[index]]
-        return kernels().read_logits(self._hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C)
+        return kernels().read_logits(self._hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C, self._softcap)
 
     def _at(self, index: int) -> Tensor:
         """Memory for the probabilities of a block."""

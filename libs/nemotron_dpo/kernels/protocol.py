@@ -46,11 +46,13 @@ class Kernels:
     swiglu_backward(gate_and_up, grad, owner): the gradient [..., 2H] of both halves.
     rotate(x, cosines, sines, direction): queries or keys [T, 1, N, D], of which the first entries are turned by angles
         [T, 1, 1, as many], times 1 or -1.
-    read_logits(hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C): of logits hidden @ weight.T one of each token's and
-        log(sum(exp(logits))), float32 [C] each. Their softmax is written to `softmax_CB`, unless it is None. Unless `sums_5C`
-        is None, it gets of each token's logits, float32: the highest, 1 if the one at the token's place is the first of the
-        highest, else 0, and of e = exp(logit - highest) the sums of e, of e * (highest - logit) and of e * e. These are sums of
-        what is not negative, so no digits are lost in them. Whether they are asked for changes no bit of the rest.
+    read_logits(hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C, softcap): of logits hidden @ weight.T one of each token's,
+        and log(sum(exp(logits))), float32 [C] each. Their softmax is written to `softmax_CB`, unless it is None. Unless
+        `sums_5C` is None, it gets of each token's logits, float32: the highest, 1 if the one at the token's place is the first
+        of the highest, else 0, and of e = exp(logit - highest) the sums of e, of e * (highest - logit) and of e * e. These are
+        sums of what is not negative, so no digits are lost in them. Whether they are asked for changes no bit of the rest. With
+        a `softcap` c, unless it is None, all this is of c * tanh(logit / c), but that the softmax is multiplied by the slope of
+        that, 1 - tanh(logit / c)^2, with which it is the gradient of what was capped.
     scan(x_SND, dt_SN, A_N, B_SGK, C_SGK, D_N, chunks): the recurrence of Mamba-2 along each path of `chunks`, as x.
         scan_backward takes the gradient of the result before these, and gives those of the six tensors.
     gated_delta(q_SGK, k_SGK, v_SND, g_SN, beta_SN, chunks): the gated delta rule along each path, as v; differentiable.
@@ -67,7 +69,7 @@ class Kernels:
     swiglu: Callable[[Tensor, object], Tensor]
     swiglu_backward: Callable[[Tensor, Tensor, object], Tensor]
     rotate: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+    read_logits: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float | None], tuple[Tensor, Tensor]]
     scan: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], Tensor]
     scan_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], ScanGradients]
     gated_delta: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Chunks], Tensor]

@@ -30,17 +30,23 @@ Slope = Callable[[Tensor], Tensor]
 
 
 def response_logps(
-    hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any = None, values: TokenValues | None = None
+    hidden_RH: Tensor,
+    weight_VH: Tensor,
+    targets_R: Tensor,
+    group: Any = None,
+    values: TokenValues | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """log softmax(hidden @ weight.T)[target] for each row, float32 [R], differentiable in hidden and weight.
 
     `group` is the tensor-parallel process group over which the vocabulary is split in equal, ordered shares. The gradient of
     `hidden` is then only this rank's part, and the caller's layer must reduce it. If the weight has a `main_grad`, its gradient
-    is added there and not returned to autograd. `values`, unless None, takes what it asks for of each token.
+    is added there and not returned to autograd. `values`, unless None, takes what it asks for of each token. With `softcap` c,
+    unless it is None, logits are c * tanh(hidden @ weight.T / c).
     """
     if values is not None:
         values.begin(len(targets_R), targets_R.device)
-    return _ResponseLogps.apply(hidden_RH, weight_VH, targets_R, group, values)  # type: ignore[return-value] - torch does not type Function.apply
+    return _ResponseLogps.apply(hidden_RH, weight_VH, targets_R, group, values, softcap)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def trained_logps(
@@ -51,6 +57,7 @@ def trained_logps(
     parts: Sequence[slice],
     group: Any = None,
     values: TokenValues | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """`response_logps` for a loss whose `slope` is known before the backward pass; gradients are computed in the forward pass.
 
@@ -61,7 +68,7 @@ def trained_logps(
     """
     if values is not None:
         values.begin(len(targets_R), targets_R.device)
-    return _TrainedLogps.apply(hidden_RH, weight_VH, targets_R, slope, parts, group, values)  # type: ignore[return-value] - torch does not type Function.apply
+    return _TrainedLogps.apply(hidden_RH, weight_VH, targets_R, slope, parts, group, values, softcap)  # type: ignore[return-value] - torch does not type Function.apply
 
 
 def slope_of(loss: Callable[[Tensor], Tensor]) -> Slope:
@@ -79,30 +86,36 @@ def slope_of(loss: Callable[[Tensor], Tensor]) -> Slope:
 class _ResponseLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor, group: Any, values: TokenValues | None
+        ctx: Any,
+        hidden_RH: Tensor,
+        weight_VH: Tensor,
+        targets_R: Tensor,
+        group: Any,
+        values: TokenValues | None,
+        softcap: float | None,
     ) -> Tensor:
         local_R = _local(targets_R, weight_VH, group)
         log_share_NR = torch.empty(len(blocks(weight_VH)), len(targets_R), device=hidden_RH.device)
         logps_R = torch.empty_like(log_share_NR[0])
         for part in chunks(len(targets_R), weight_VH):
-            logits = Logits(hidden_RH[part], weight_VH, keep=False)
+            logits = Logits(hidden_RH[part], weight_VH, keep=False, softcap=softcap)
             logps_R[part], log_share_NR[:, part] = _logps(logits, local_R[part], group, values, part)
         ctx.save_for_backward(hidden_RH, local_R, log_share_NR, logps_R)
-        ctx.weight = weight_VH
+        ctx.weight, ctx.softcap = weight_VH, softcap
         return logps_R
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_R,) = grads
         hidden_RH, local_R, log_share_NR, logps_R = ctx.saved_tensors
         weight_VH, grad_hidden_RH = ctx.weight, torch.empty_like(hidden_RH)
         total_VH = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
         for part in chunks(len(grad_R), weight_VH):
             hidden_CH = hidden_RH[part]
-            gradients = _Gradients(hidden_CH, weight_VH, local_R[part], total_VH)
-            logits = Logits(hidden_CH, weight_VH, keep=False)
+            gradients = _Gradients(hidden_CH, weight_VH, local_R[part], total_VH, ctx.softcap)
+            logits = Logits(hidden_CH, weight_VH, keep=False, softcap=ctx.softcap)
             grad_hidden_RH[part] = gradients.add(logits, grad_R[part], logps_R[part], log_share_NR[:, part])
-        return grad_hidden_RH, _returned(total_VH, weight_VH), None, None, None
+        return grad_hidden_RH, _returned(total_VH, weight_VH), None, None, None, None
 
 
 class _TrainedLogps(torch.autograd.Function):
@@ -116,15 +129,16 @@ class _TrainedLogps(torch.autograd.Function):
         parts: Sequence[slice],
         group: Any,
         values: TokenValues | None,
+        softcap: float | None,
     ) -> Tensor:
         local_R, grad_hidden_RH = _local(targets_R, weight_VH, group), torch.empty_like(hidden_RH)
         total_VH = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
         logps_R, slope_R = torch.zeros(2, len(targets_R), device=hidden_RH.device)
         for part in parts:
-            logits = Logits(hidden_RH[part], weight_VH, keep=True)
+            logits = Logits(hidden_RH[part], weight_VH, keep=True, softcap=softcap)
             logps_R[part], log_share_NC = _logps(logits, local_R[part], group, values, part)
             slope_R[part] = slope(logps_R)[part]
-            gradients = _Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH)
+            gradients = _Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH, softcap)
             grad_hidden_RH[part] = gradients.add(logits, slope_R[part], logps_R[part], log_share_NC)
             del logits  # frees their memory before the next part allocates its own
         ctx.save_for_backward(grad_hidden_RH, slope_R)
@@ -137,7 +151,7 @@ class _TrainedLogps(torch.autograd.Function):
         # not on a GPU, where the comparison would make the host wait
         if not (slope_R.is_cuda or torch.allclose(grads[0], slope_R, rtol=0, atol=0, equal_nan=True)):
             raise RuntimeError("the loss is not the one whose slope was given, or not a sum over pairs")
-        return grad_hidden_RH, ctx.grad_weight_VH, None, None, None, None, None
+        return grad_hidden_RH, ctx.grad_weight_VH, None, None, None, None, None, None
 
 
 def _logps(logits: Logits, local_C: Tensor, group: Any, values: TokenValues | None, part: slice) -> tuple[Tensor, Tensor]:
@@ -162,8 +176,11 @@ def _logps(logits: Logits, local_C: Tensor, group: Any, values: TokenValues | No
 class _Gradients:
     """The gradients from the log-probs of one chunk. The gradient of the weight is added to `total_VH`, unless that is None."""
 
-    def __init__(self, hidden_CH: Tensor, weight_VH: Tensor, local_C: Tensor, total_VH: Tensor | None) -> None:
+    def __init__(
+        self, hidden_CH: Tensor, weight_VH: Tensor, local_C: Tensor, total_VH: Tensor | None, softcap: float | None
+    ) -> None:
         self._hidden_CH, self._weight_VH, self._local_C, self._total_VH = hidden_CH, weight_VH, local_C, total_VH
+        self._softcap = softcap
 
     def add(self, logits: Logits, slope_C: Tensor, logps_C: Tensor, log_share_NC: Tensor) -> Tensor:
         """The gradient of `hidden`, float32 [C, H]. This overwrites what `logits` keeps, so do not use it again."""
@@ -182,6 +199,9 @@ class _Gradients:
         """The part of the gradient of `hidden` that comes from the targets' logits; adds the weight's part to `total_VH`."""
         place_C1, here_C = _within(slice(0, len(self._weight_VH)), self._local_C)
         slope_C1, place_C = (slope_C * here_C)[:, None], place_C1.squeeze(1)
+        if self._softcap is not None:
+            logit_C1 = (self._hidden_CH.float() * self._weight_VH[place_C].float()).sum(1, keepdim=True)
+            slope_C1 = slope_C1 * (1 - torch.tanh(logit_C1 / self._softcap).square())
         if self._total_VH is not None:
             add_rows(self._total_VH, place_C, self._hidden_CH * slope_C1)
         return self._weight_VH[place_C] * slope_C1

@@ -86,11 +86,11 @@ class PairPolicy(GPTModel):
         else:
             hidden_MH = copy_to_tensor_model_parallel_region(hidden[predictors, 0])
         hidden_MH = self._divided(hidden_MH)
-        weight = self.output_weight()
+        weight, softcap = self.output_weight(), self.architecture.logit_softcap
         parts = None if slope is None or share is not None else parts_of_pairs(row, kept_tokens(weight))
         if slope is not None and parts is not None:
-            return trained_logps(hidden_MH, weight, targets, slope, parts, group, values)
-        logps_M = response_logps(hidden_MH, weight, targets, group, values)
+            return trained_logps(hidden_MH, weight, targets, slope, parts, group, values, softcap)
+        logps_M = response_logps(hidden_MH, weight, targets, group, values, softcap)
         if share is None:
             return logps_M
         spread_R = torch.zeros(len(row.targets_R), device=logps_M.device).index_copy(0, share.held_M, logps_M)
@@ -115,7 +115,8 @@ class PairPolicy(GPTModel):
         """Logits [S, V] at every packed position, for tests and inspection; TP = PP = CP = 1 only."""
         with self.without_output():
             hidden = self.forward(row)
-        return self._divided(hidden[:, 0]) @ self.output_weight().t()
+        logits, softcap = self._divided(hidden[:, 0]) @ self.output_weight().t(), self.architecture.logit_softcap
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     @contextmanager
     def without_output(self) -> Iterator[None]:

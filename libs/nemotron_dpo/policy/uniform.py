@@ -46,6 +46,7 @@ class UniformDecoder:
     rounds_scale: bool = True
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+    logit_softcap: float | None = None
     qk_norm_over_heads: bool = False
     norm_before: bool = True
     norm_after: bool = False

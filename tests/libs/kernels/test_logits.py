@@ -62,6 +62,24 @@ def test_the_kernel_agrees_with_float64(c_library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_capped_logits_and_what_flows_back_through_the_cap_are_those_of_float64(
+    c_library: ctypes.CDLL, dtype: torch.dtype
+) -> None:
+    """Whichever backend: the softmax is times 1 - tanh^2, as autograd has it."""
+    for tokens, size, entries in SIZES:
+        hidden, weight, places = (x.to(dtype) if x.is_floating_point() else x for x in draw(tokens, size, entries))
+        x = (hidden.double() @ weight.double().t()).requires_grad_()
+        expected, bound = 9 * torch.tanh(x / 9), 1e-6 * math.sqrt(size) * 4
+        (due,) = torch.autograd.grad(expected.logsumexp(1).sum(), x)
+        for read in (partial(c_logits.read_logits, c_library), read_logits):
+            softmax = torch.full((tokens, entries), torch.nan, dtype=dtype)
+            at, sums = read(hidden, weight, places[:, None], softmax, None, 9.0)
+            assert torch.allclose(at.double(), expected.gather(1, places[:, None])[:, 0], rtol=0, atol=bound)
+            assert torch.allclose(sums.double(), expected.logsumexp(1), rtol=0, atol=bound)
+            assert torch.allclose(softmax.double(), due, rtol=1.02 * 2**-8 if dtype is torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_over_a_block_are_those_of_float64(c_library: ctypes.CDLL, dtype: torch.dtype) -> None:
     """In C, beside its own products and beside those of torch, and by torch."""
     for tokens, size, entries in SIZES:

@@ -30,12 +30,14 @@ def test_values_and_gradients_equal_log_softmax(rows: int, chunk: int, entries: 
     monkeypatch.setattr(logits, "BLOCK_ENTRIES", entries)
     hidden, weight, targets = inputs(rows)
     slope = torch.randn(rows)
-    expected = (hidden @ weight.t()).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-    wanted = torch.autograd.grad((expected * slope).sum(), (hidden, weight))
-    got = response_logps(hidden, weight, targets)
-    assert torch.allclose(got, expected, atol=1e-6)
-    for ours, theirs in zip(torch.autograd.grad((got * slope).sum(), (hidden, weight)), wanted, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+    for softcap in (None, 1.5):  # of logits that reach 6
+        full = hidden @ weight.t() if softcap is None else softcap * torch.tanh(hidden @ weight.t() / softcap)
+        expected = full.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        wanted = torch.autograd.grad((expected * slope).sum(), (hidden, weight))
+        got = response_logps(hidden, weight, targets, softcap=softcap)
+        assert torch.allclose(got, expected, atol=1e-6)
+        for ours, theirs in zip(torch.autograd.grad((got * slope).sum(), (hidden, weight)), wanted, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def loss_of(sizes: list[int], logps: Tensor) -> Tensor:
@@ -47,14 +49,15 @@ def loss_of(sizes: list[int], logps: Tensor) -> Tensor:
 @pytest.mark.usefixtures("few_entries")
 def test_gradients_made_with_the_log_probs_are_those_made_later(sizes: list[int]) -> None:
     hidden, weight, targets = inputs(7)
-    expected = response_logps(hidden, weight, targets)
-    wanted = torch.autograd.grad(loss_of(sizes, expected), (hidden, weight))
     ends = torch.tensor(sizes).cumsum(0).tolist()
     parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    got = trained_logps(hidden, weight, targets, slope_of(partial(loss_of, sizes)), parts)
-    assert torch.allclose(got, expected, atol=1e-6)
-    for ours, theirs in zip(torch.autograd.grad(loss_of(sizes, got), (hidden, weight)), wanted, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+    for softcap in (None, 1.5):
+        expected = response_logps(hidden, weight, targets, softcap=softcap)
+        wanted = torch.autograd.grad(loss_of(sizes, expected), (hidden, weight))
+        got = trained_logps(hidden, weight, targets, slope_of(partial(loss_of, sizes)), parts, softcap=softcap)
+        assert torch.allclose(got, expected, atol=1e-6)
+        for ours, theirs in zip(torch.autograd.grad(loss_of(sizes, got), (hidden, weight)), wanted, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.usefixtures("few_entries")

@@ -35,10 +35,11 @@ def read_logits(
     place_C1: Tensor,
     softmax_CB: Tensor | None,
     sums_5C: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `Kernels.read_logits`."""
-    if not serves(library, hidden_CH, weight_BH):
-        return read_summing(partial(_sum_up, library), hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C)
+    """As `Kernels.read_logits`; logits that are capped are torch's."""
+    if softcap is not None or not serves(library, hidden_CH, weight_BH):
+        return read_summing(partial(_sum_up, library), hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C, softcap)
     threads = torch.get_num_threads()
     at_C, log_sums_C = torch.empty(2, len(hidden_CH))
     panels = scratch("logit panels", library.panels_floats(*weight_BH.shape))

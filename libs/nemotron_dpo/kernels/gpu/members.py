@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels.gpu import triton_kernels
 from nemotron_dpo.kernels.torch_ops import activation, norm, rotary
-from nemotron_dpo.kernels.torch_ops.logits import float_logits
+from nemotron_dpo.kernels.torch_ops.logits import float_logits, slopes
 
 
 def swiglu(gate_and_up: Tensor, owner: object) -> Tensor:
@@ -43,16 +43,24 @@ def rotate(x_TND: Tensor, cosines: Tensor, sines: Tensor, direction: int) -> Ten
 
 
 def read_logits(
-    hidden_CH: Tensor, weight_BH: Tensor, place_C1: Tensor, softmax_CB: Tensor | None, sums_5C: Tensor | None = None
+    hidden_CH: Tensor,
+    weight_BH: Tensor,
+    place_C1: Tensor,
+    softmax_CB: Tensor | None,
+    sums_5C: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `Kernels.read_logits`."""
-    logits_CB = float_logits(hidden_CH, weight_BH, softmax_CB)
+    logits_CB = float_logits(hidden_CH, weight_BH, softmax_CB, softcap)
     at_C = logits_CB.gather(1, place_C1).squeeze(1)
+    slopes_CB = None if softcap is None or softmax_CB is None else slopes(logits_CB, softcap)
     if softmax_CB is not None and softmax_CB.dtype is torch.float32:  # the logits are in its memory
         log_sums_C = triton_kernels.log_sum_exp(logits_CB, None, place_C1, sums_5C)
         torch.softmax(logits_CB, 1, out=softmax_CB)
     else:
         log_sums_C = triton_kernels.log_sum_exp(logits_CB, softmax_CB, place_C1, sums_5C)
+    if softmax_CB is not None and slopes_CB is not None:
+        softmax_CB.mul_(slopes_CB)
     return at_C, log_sums_C
 
 

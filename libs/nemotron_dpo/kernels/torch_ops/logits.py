@@ -18,10 +18,15 @@ _NEVER = 43.0  # nats below the highest: 2^18 such logits are lost in a float32 
 
 
 def read_logits(
-    hidden_CH: Tensor, weight_BH: Tensor, place_C1: Tensor, softmax_CB: Tensor | None, sums_5C: Tensor | None = None
+    hidden_CH: Tensor,
+    weight_BH: Tensor,
+    place_C1: Tensor,
+    softmax_CB: Tensor | None,
+    sums_5C: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `Kernels.read_logits`."""
-    return read_summing(_sum_up, hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C)
+    return read_summing(_sum_up, hidden_CH, weight_BH, place_C1, softmax_CB, sums_5C, softcap)
 
 
 def read_summing(
@@ -31,27 +36,39 @@ def read_summing(
     place_C1: Tensor,
     softmax_CB: Tensor | None,
     sums_5C: Tensor | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """As `read_logits`, where `sum_up` writes the sums of logits [C, B] that lie behind one another."""
-    logits_CB = float_logits(hidden_CH, weight_BH, softmax_CB)
+    logits_CB = float_logits(hidden_CH, weight_BH, softmax_CB, softcap)
     at_C = logits_CB.gather(1, place_C1).squeeze(1)
     if sums_5C is not None:
         sum_up(logits_CB, place_C1, sums_5C)
     log_softmax_CB = torch.log_softmax(logits_CB, 1, out=scratch("log softmax", *logits_CB.shape, device=logits_CB.device))
     log_sums_C = logits_CB[:, 0] - log_softmax_CB[:, 0]
     if softmax_CB is not None:
-        softmax_CB.copy_(torch.softmax(logits_CB, 1, out=logits_CB))
+        slopes_CB = None if softcap is None else slopes(logits_CB, softcap)
+        torch.softmax(logits_CB, 1, out=logits_CB)
+        softmax_CB.copy_(logits_CB if slopes_CB is None else logits_CB.mul_(slopes_CB))
     return at_C, log_sums_C
 
 
-def float_logits(hidden_CH: Tensor, weight_BH: Tensor, softmax_CB: Tensor | None) -> Tensor:
-    """hidden @ weight.T, float32 [C, B], in the memory of `softmax_CB` if that is float32; else valid until the next call."""
+def float_logits(hidden_CH: Tensor, weight_BH: Tensor, softmax_CB: Tensor | None, softcap: float | None) -> Tensor:
+    """hidden @ weight.T, capped where there is a cap, float32 [C, B].
+
+    In the memory of `softmax_CB` if that is float32; else valid until the next call.
+    """
     if softmax_CB is not None and softmax_CB.dtype is torch.float32:
         logits_CB = softmax_CB
     else:
         logits_CB = scratch("logits", len(hidden_CH), len(weight_BH), device=hidden_CH.device)
     float_product(hidden_CH, weight_BH, logits_CB)
-    return logits_CB
+    return logits_CB if softcap is None else logits_CB.div_(softcap).tanh_().mul_(softcap)
+
+
+def slopes(capped_CB: Tensor, softcap: float) -> Tensor:
+    """Of softcap * tanh(logit / softcap), where these are given: 1 - tanh^2, float32; valid until the next call."""
+    slopes_CB = scratch("slopes", *capped_CB.shape, device=capped_CB.device)
+    return torch.div(capped_CB, softcap, out=slopes_CB).square_().neg_().add_(1)
 
 
 def _sum_up(logits_CB: Tensor, place_C1: Tensor, sums_5C: Tensor) -> None:
