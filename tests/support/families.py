@@ -18,10 +18,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {},
     "phi3": {"pad_token_id": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
     "gemma": {"head_dim": 16, "hidden_size": 40},
+    "gemma2": {
+        "head_dim": 16,
+        "num_hidden_layers": 3,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 4.0,
+    },
     "gemma3_text": {
         "head_dim": 16,
         "num_hidden_layers": 4,
-        "sliding_window": 64,
+        "sliding_window": 8,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
         "query_pre_attn_scalar": 24,
         "rope_parameters": {

@@ -48,6 +48,9 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
         if named is None:
             raise UserError("holds no arguments of Megatron-LM", source=folder, remedy="name its Hugging Face model")
         return named
+    if named is not None and not named.is_hybrid and (beside_provider(named) or len(set(named.layers)) > 1):
+        what = f"Megatron-LM's arguments describe no {named.family} model, as the named Hugging Face model is"
+        raise UserError(what, source=folder, remedy="name the model whose weights it holds")
     extra = {} if named is None else {"family": named.family, "embedding_scale": named.embedding_scale}
     try:
         stored = from_provider(_provider(vars(arguments)), extra)
@@ -62,8 +65,6 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
 def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
     if stored.is_hybrid or named.is_hybrid:
         return _agreed_hybrid(stored, named, folder)
-    if own := beside_provider(named):
-        raise UserError(f"Megatron-LM has no {', '.join(own)} of {named.family} models", source=folder)
     pair = flat(stored), flat(named)
     for field in _MUST_AGREE:
         here, there = (getattr(decoder, field) for decoder in pair)

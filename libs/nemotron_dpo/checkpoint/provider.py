@@ -42,22 +42,25 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
         return provider_hybrid.to_provider(architecture)
     is_gemma = architecture.family in provider_gemma.FAMILIES
     decoder = flat(provider_gemma.as_uniform(architecture) if is_gemma else architecture)
-    known = _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider")
+    none = {"_target_": f"{_NONE_OF_BRIDGE}{decoder.family}"} if beside_provider(architecture) else {}
     return {
-        "_target_": f"{_NONE_OF_BRIDGE}{decoder.family}" if beside_provider(architecture) else known,
+        "_target_": _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider"),
         **_sizes(decoder),
         **_layers(decoder),
         **_positions(decoder),
         **precision(decoder.dtype),
         **_experts(decoder),
         **(provider_gemma.to_provider(architecture) if is_gemma else {}),
+        **none,
     }
 
 
 def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
-    if architecture.is_hybrid or architecture.family in provider_gemma.FAMILIES:
+    if architecture.is_hybrid:
         return {}
+    if architecture.family in provider_gemma.FAMILIES:
+        return provider_gemma.beside_provider(architecture)
     decoder = flat(architecture)
     return {name: getattr(decoder, name) for name in _OWN if getattr(decoder, name) != _DEFAULTS[name]}
 
@@ -74,7 +77,8 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         refuse_unsupported(model)
         return _decoder(model, extra, family).architecture
     refuse_unsupported(model, free=provider_gemma.FREE)
-    return provider_gemma.with_layers(_decoder(provider_gemma.uniform_fields(model), extra, family).architecture, model)
+    alike = _decoder(provider_gemma.uniform_fields(model, family), extra, family).architecture
+    return provider_gemma.with_layers(alike, model, extra)
 
 
 def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> UniformDecoder:

@@ -1,4 +1,4 @@
-"""What Megatron-Bridge's providers of Gemma have besides those of other models: windows, positions and caps by layer."""
+"""What Megatron-Bridge's providers of Gemma 2 and 3 have that those of other models lack: windows, positions, caps by layer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.rotary import Linear, Rotary
 
-_CLASSES = {"gemma3_text": "gemma3_provider.Gemma3ModelProvider"}
-FAMILIES = frozenset(_CLASSES)
-# the provider's own fields, or of another form than in other providers
-FREE = frozenset(("softmax_scale",))
+_MODULES = {"gemma2": "gemma2", "gemma3_text": "gemma3"}  # family -> what Bridge calls it
+FAMILIES = frozenset(_MODULES)
+# fields that are read here, where those of other models are limited
+FREE = frozenset(("attn_logit_softcapping", "final_logit_softcapping"))
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def family_of(target: str) -> str | None:
     """The family that the name of a provider's class says, of those that are described here."""
-    return next((family for family, name in _CLASSES.items() if target.endswith(name)), None)
+    return next((family for family in _MODULES if target == _class(family)), None)
 
 
 def as_uniform(architecture: Architecture) -> Architecture:
@@ -32,68 +32,104 @@ def as_uniform(architecture: Architecture) -> Architecture:
 
 def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The fields that replace or join those of other models."""
-    module, name = _CLASSES[architecture.family].split(".")
-    spec = symbol(f"{BRIDGE}.gemma.{module}.{module.removesuffix('_provider')}_layer_spec")
-    return {"_target_": f"{BRIDGE}.gemma.{module}.{name}", "transformer_layer_spec": spec, **_positions(architecture)}
+    own = (_gemma_2 if architecture.family == "gemma2" else _gemma_3)(architecture)
+    name = _MODULES[architecture.family]
+    spec = symbol(f"{BRIDGE}.gemma.{name}_provider.{name}_layer_spec")
+    return {"_target_": _class(architecture.family), "transformer_layer_spec": spec, **own}
 
 
-def uniform_fields(model: Mapping[str, Any]) -> dict[str, Any]:
+def beside_provider(architecture: Architecture) -> dict[str, Any]:
+    """What the provider has no field for: Bridge's Gemma 2 has a window in every other layer, from the first on."""
+    kinds = _kinds(architecture)
+    return {"layer_types": kinds} if architecture.family == "gemma2" and kinds != _every_other(len(kinds)) else {}
+
+
+def uniform_fields(model: Mapping[str, Any], family: str) -> dict[str, Any]:
     """The provider's fields as those of a model whose layers are alike."""
-    return {**model, "rotary_base": 1.0, "window_size": None}
+    return {**model, "window_size": None, **({} if family == "gemma2" else {"rotary_base": 1.0})}
 
 
-def with_layers(architecture: Architecture, model: Mapping[str, Any]) -> Architecture:
+def with_layers(architecture: Architecture, model: Mapping[str, Any], extra: Mapping[str, Any]) -> Architecture:
     """The architecture that a provider says, which `architecture` is but for what is said here."""
-    kinds, (local, base) = _kinds(model), model["rotary_base"]
+    alike = architecture.layers[0]
+    attention, dense = alike.mixer, alike.feed_forward
+    assert isinstance(attention, Attention)
+    assert isinstance(dense, Dense)
+    attention, dense = replace(attention, norm_after=True), replace(dense, norm_after=True)
+    if architecture.family == "gemma2":
+        architecture = replace(architecture, logit_softcap=model["final_logit_softcapping"] or None)
+        kinds, made = _read_2(attention, model, extra)
+    else:
+        kinds, made = _read_3(attention, model)
+    return replace(architecture, layers=tuple(Layer(made[kind], dense) for kind in kinds))
+
+
+def _read_2(attention: Attention, model: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[list[str], dict[str, Attention]]:
+    """The kind of each layer, and the attention of each kind."""
+    scale, softcap = model["query_pre_attn_scalar"] ** -0.5, model["attn_logit_softcapping"] or None
+    attention = replace(attention, scale=scale, softcap=softcap)
+    windowed = replace(attention, window=model["window_size"][0] + 1)  # which does not count the query's own token
+    return extra.get("layer_types") or _every_other(model["num_layers"]), {_FULL: attention, _SLIDING: windowed}
+
+
+def _read_3(attention: Attention, model: Mapping[str, Any]) -> tuple[list[str], dict[str, Attention]]:
+    """The same. A period has numbers of local and of global layers, or all layers are listed."""
+    pattern, num, (local_base, base) = model["interleaved_attn_pattern"], model["num_layers"], model["rotary_base"]
     factor = float(model.get("rope_scaling_factor") or 1.0)
-    rotary = {_FULL: Rotary(float(base), scaling=None if factor == 1.0 else Linear(factor)), _SLIDING: Rotary(float(local))}
-    windows = {_FULL: None, _SLIDING: int(model["window_size"])}
-    made = {kind: _layer(architecture.layers[0], rotary[kind], windows[kind]) for kind in set(kinds)}
-    return replace(architecture, layers=tuple(made[kind] for kind in kinds))
+    everywhere = replace(attention, rotary=Rotary(float(base), scaling=None if factor == 1.0 else Linear(factor)))
+    windowed = replace(attention, rotary=Rotary(float(local_base)), window=int(model["window_size"]))
+    if not isinstance(pattern[0], str):
+        local, rest = pattern
+        pattern = [_SLIDING if layer % (local + rest) < local else _FULL for layer in range(num)]
+    if len(pattern) != num or set(pattern) - {_SLIDING, _FULL}:
+        raise ValueError(f"interleaved_attn_pattern is not of {num} layers")
+    return pattern, {_FULL: everywhere, _SLIDING: windowed}
 
 
-def _layer(layer: Layer, rotary: Rotary, window: int | None) -> Layer:
-    assert isinstance(layer.mixer, Attention)
-    assert isinstance(layer.feed_forward, Dense)
-    attention = replace(layer.mixer, rotary=rotary, window=window, norm_after=True)
-    return Layer(attention, replace(layer.feed_forward, norm_after=True))
-
-
-def _kinds(model: Mapping[str, Any]) -> list[str]:
-    """The kind of each layer, from the numbers of local and global layers of a period, or a list of all."""
-    pattern, num = model["interleaved_attn_pattern"], model["num_layers"]
-    if isinstance(pattern[0], str):
-        if len(pattern) != num or set(pattern) - {_SLIDING, _FULL}:
-            raise ValueError(f"interleaved_attn_pattern is not of {num} layers")
-        return list(pattern)
-    local, rest = pattern
-    return [_SLIDING if layer % (local + rest) < local else _FULL for layer in range(num)]
-
-
-def _positions(architecture: Architecture) -> dict[str, Any]:
-    found = {_FULL: Rotary(1e6), _SLIDING: Rotary(1e4)}  # of kinds that no layer is of
-    kinds = []
-    for attention in architecture.attentions:
-        assert attention.rotary is not None
-        kinds.append(_FULL if attention.window is None else _SLIDING)
-        found[kinds[-1]] = attention.rotary
-    scaling = found[_FULL].scaling
-    if not (scaling is None or isinstance(scaling, Linear)) or found[_SLIDING].scaling is not None:
-        raise UserError("Megatron-Bridge's Gemma scales the positions of global layers alone, and linearly")
-    window = next((attention.window for attention in architecture.attentions if attention.window is not None), 1)
+def _gemma_2(architecture: Architecture) -> dict[str, Any]:
+    attention = architecture.attentions[0]
+    assert attention.scale is not None
     return {
-        "interleaved_attn_pattern": _pattern(kinds),
-        "is_vision_language": False,
-        "rope_scaling_factor": 1.0 if scaling is None else scaling.factor,
-        "rotary_base": [_number(found[kind].base) for kind in (_SLIDING, _FULL)],
-        "window_size": window,
+        "attn_logit_softcapping": attention.softcap,
+        "final_logit_softcapping": architecture.logit_softcap,
+        "query_pre_attn_scalar": round(attention.scale**-2),
+        "softmax_scale": None,
+        "window_size": [_window(architecture) - 1, 0],
     }
 
 
-def _pattern(kinds: list[str]) -> list[Any]:
-    """The usual one in numbers, which all versions of Megatron-Bridge read; others as a list, which the newest reads."""
+def _gemma_3(architecture: Architecture) -> dict[str, Any]:
+    kinds = _kinds(architecture)
+    found = {_FULL: Rotary(1e6), _SLIDING: Rotary(1e4)}  # of kinds that no layer is of
+    found |= {kind: each.rotary for kind, each in zip(kinds, architecture.attentions, strict=True) if each.rotary}
+    scaling = found[_FULL].scaling
+    if not (scaling is None or isinstance(scaling, Linear)) or found[_SLIDING].scaling is not None:
+        raise UserError("Megatron-Bridge's Gemma scales the positions of global layers alone, and linearly")
     usual = [_FULL if (layer + 1) % 6 == 0 else _SLIDING for layer in range(len(kinds))]
-    return [5, 1] if kinds == usual else kinds
+    return {
+        "interleaved_attn_pattern": [5, 1] if kinds == usual else kinds,  # a list the newest Bridge alone reads
+        "is_vision_language": False,
+        "rope_scaling_factor": 1.0 if scaling is None else scaling.factor,
+        "rotary_base": [_number(found[kind].base) for kind in (_SLIDING, _FULL)],
+        "window_size": _window(architecture),
+    }
+
+
+def _class(family: str) -> str:
+    name = _MODULES[family]
+    return f"{BRIDGE}.gemma.{name}_provider.{name.capitalize()}ModelProvider"
+
+
+def _kinds(architecture: Architecture) -> list[str]:
+    return [_FULL if attention.window is None else _SLIDING for attention in architecture.attentions]
+
+
+def _every_other(num: int) -> list[str]:
+    return [_FULL if layer % 2 else _SLIDING for layer in range(num)]
+
+
+def _window(architecture: Architecture) -> int:
+    return next((attention.window for attention in architecture.attentions if attention.window is not None), 1)
 
 
 def _number(base: float) -> int | float:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import ModelSource, resolve, resolve_pretrained, with_hf_model
+from support import families
 from support.megatron_lm import PADDED, arguments, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
@@ -71,6 +72,17 @@ def test_arguments_of_another_model_are_refused(changes: dict, message: str, lla
     with pytest.raises(UserError, match=message) as caught:
         read_architecture(resolve_pretrained(root, "megatron_lm", llama))
     assert str(caught.value).startswith(f"{root / 'iter_0000005'}: ")
+
+
+def test_families_that_arguments_cannot_describe_are_refused(llama: Path, tmp_path: Path) -> None:
+    """Norms behind each block, multipliers, layers that differ: Megatron-LM's command line has no words for them."""
+    from nemotron_dpo.checkpoint.policy import read_architecture
+
+    root = write(llama, tmp_path / "lm", arguments(), {})
+    for family in ("olmo2", "granite", "gemma2", "gemma3_text"):
+        named = families.write_model(tmp_path / family, family)
+        with pytest.raises(UserError, match=f"Megatron-LM's arguments describe no {family} model"):
+            read_architecture(resolve_pretrained(root, "megatron_lm", named))
 
 
 def test_without_arguments_a_model_must_be_named(llama: Path, tmp_path: Path) -> None:

@@ -93,6 +93,37 @@ def test_a_mistral_without_a_window_is_told_by_its_class(tmp_path: Path) -> None
     assert run_config.read(tmp_path).family == "mistral"
 
 
+GEMMA_2 = {  # as Bridge's Gemma2ModelProvider has it
+    "_target_": "megatron.bridge.models.gemma.gemma2_provider.Gemma2ModelProvider",
+    "activation_func": {"_call_": False, "_target_": "megatron.core.activations.fast_gelu"},
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "layernorm_zero_centered_gamma": True,
+    "num_layers": 3,
+    "query_pre_attn_scalar": 256,
+    "window_size": [4095, 0],
+}
+
+
+def test_a_gemma_2_of_bridge_has_caps_and_a_window_in_every_other_layer(tmp_path: Path) -> None:
+    """Its window does not count the query's own token. Layers in another order have no place in Bridge, which is told so."""
+    written(LLAMA, tmp_path, **GEMMA_2)
+    everywhere = Attention(4, 2, 32, Rotary(5e5), scale=0.0625, softcap=50.0, norm_after=True)
+    local = replace(everywhere, window=4096)
+    read = run_config.read(tmp_path)
+    assert list(read.attentions) == [local, everywhere, local]
+    assert (read.family, read.embedding_scale, read.logit_softcap) == ("gemma2", 8.0, 30.0)
+    run_config.write(read, tmp_path)
+    model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+    assert {key: model[key] for key in GEMMA_2} == GEMMA_2
+    assert run_config.read(tmp_path) == read
+    other = replace(read, layers=read.layers[:1] * 2 + read.layers[1:2])
+    run_config.write(other, tmp_path)
+    assert run_config.read(tmp_path) == other
+    model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+    assert model["_target_"] == "nemotron_dpo.not_in_megatron_bridge.gemma2"
+
+
 GEMMA_3 = {  # as Bridge's Gemma3ModelProvider has it
     "_target_": "megatron.bridge.models.gemma.gemma3_provider.Gemma3ModelProvider",
     "activation_func": {"_call_": False, "_target_": "megatron.core.activations.fast_gelu"},

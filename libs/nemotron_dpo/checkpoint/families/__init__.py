@@ -20,7 +20,6 @@ _GEMMA = "megatron-core's GPTModel has no place for"
 # families that a user may well ask for, and why they are not supported
 REASONS: dict[str, str] = {
     **dict.fromkeys(("mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), _MAMBA),
-    "gemma2": f"{_GEMMA} its soft-capped attention and logits and its norms behind each block",
     "gemma3": f"{_GEMMA} its vision tower",
 }
 

@@ -150,11 +150,9 @@ def _layered(family: Family, config: Mapping[str, Any], path: Path) -> Architect
     _check_numbers(with_defaults, keys)
     return Architecture(
         layers=family.layered.read(config),
-        **{name: with_defaults[key] for name, key in keys.items()},
+        **{**{name: with_defaults[key] for name, key in keys.items()}, **family.traits, **family.read(config)},
         dtype=_dtype(config, path),
         family=family.model_type,
-        **family.traits,
-        **family.read(config),
     )
 
 

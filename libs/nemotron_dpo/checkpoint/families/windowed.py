@@ -64,6 +64,11 @@ def rotary_of_kinds(config: Mapping[str, Any], beside: Mapping[str, tuple[str, f
     return found
 
 
+def rotary_of_all(config: Mapping[str, Any]) -> Rotary:
+    """The positions that both kinds of layers have."""
+    return Rotary(*rope.read(Family("", "", ()), config, None))  # type: ignore[arg-type] - the caller names the file
+
+
 def written_layers(architecture: Architecture) -> dict[str, Any]:
     """What config.json says of the layers but for their positions."""
     layer = next(iter(architecture.layers))
@@ -80,6 +85,11 @@ def written_layers(architecture: Architecture) -> dict[str, Any]:
         "layer_types": [FULL if window is None else SLIDING for window in windows],
         "sliding_window": next((window for window in windows if window is not None), None),
     }
+
+
+def written_rotary(architecture: Architecture) -> dict[str, Any]:
+    """The positions that all layers have, in the forms of transformers 4 and 5."""
+    return rope.write(flat(replace(architecture, layers=architecture.layers[:1])), Family("", "", ()))
 
 
 def written_positions(architecture: Architecture, beside: Mapping[str, str]) -> dict[str, Any]:
