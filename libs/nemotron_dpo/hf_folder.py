@@ -18,8 +18,8 @@ _PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # tensors that old checkpoints hold, and layers that predict several tokens ahead: all versions of transformers ignore them
 UNREAD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|^mtp\.")
 # a recurrence's own parameters, and all tensors that keep a precision of their own: rounded, an expert bias picks other experts
-STATES = re.compile(r"\.mixer\.(A_log|D|dt_bias)$")
-OWN_PRECISION = re.compile(rf"{STATES.pattern}|\.(e_score_correction_bias|expert_bias)$")
+STATES = re.compile(r"\.(mixer|linear_attn|self_attention)\.(A_log|D|dt_bias)$|\.linear_attn\.norm\.weight$")
+OWN_PRECISION = re.compile(rf"{STATES.pattern}|\.(e_score_correction_bias|expert_bias)$|\.self_attention\.out_norm\.weight$")
 # fields of config.json that no log-prob depends on: where they change the policy is still the same
 _INERT = frozenset(
     (

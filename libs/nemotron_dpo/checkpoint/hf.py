@@ -101,7 +101,8 @@ def _plan(model: PairPolicy, dtype: torch.dtype) -> list[Planned]:
     plan: list[Planned] = []
     for _, parameter, rule, place in placed(model):
         parts = rule.split(layer_at(model.architecture, place), torch.empty_like(parameter, device="meta"))
-        kind = parameter.dtype if rule.own_precision else dtype
+        own = parameter.dtype if rule.own_precision else dtype
+        kind = torch.float32 if rule.is_state and model.architecture.states_in_float32 else own
         plan += [Planned(key.format(*place), part.shape, kind) for key, part in zip(rule.hf, parts, strict=True)]
     return plan
 

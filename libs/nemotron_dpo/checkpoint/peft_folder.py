@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemotron_dpo.checkpoint.families import module_of, rules
+from nemotron_dpo.checkpoint.families import FAMILIES, module_of, rules
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora import Adapted, adapted_of, adapters
 from nemotron_dpo.policy.model import PairPolicy
@@ -53,6 +53,9 @@ def _modules(model: PairPolicy) -> dict[str, tuple[Tensor, Tensor]]:
         number = int(name.split(".")[2])
         rule = by_name[re.sub(r"layers\.\d+\.", "layers.{}.", name) + ".weight"]
         parts = rule.split(model.architecture.layers[number], layer.adapter.linear_out.weight)
+        if lost := [key for key in rule.hf if key.split(".")[-2] in FAMILIES[model.architecture.family].lost_in_peft]:
+            what = f"has adapters of {lost[0].format(number).removesuffix('.weight')}, which peft leaves out without a word"
+            raise UserError(what, remedy="--to hf merges them")
         for key, part in zip(rule.hf, parts, strict=True):
             found[module_of(model.architecture, key.format(number))] = layer.adapter.linear_in.weight, part
     return found

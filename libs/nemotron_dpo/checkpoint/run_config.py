@@ -14,6 +14,7 @@ import yaml
 from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, to_provider
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 
 NAME = "run_config.yaml"
@@ -54,5 +55,7 @@ def read(folder: Path) -> Architecture:
 def _extra(architecture: Architecture) -> dict[str, Any]:
     names = ("family", "embedding_scale", "bos_token_id", "eos_token_id", "pad_token_id")
     chunks = {layer.mixer.chunk_size for layer in architecture.layers if isinstance(layer.mixer, Mamba)}
-    hybrid = {"chunk_size": chunks.pop(), "states_in_float32": architecture.states_in_float32} if chunks else {}
+    hybrid = {"chunk_size": chunks.pop()} if chunks else {}
+    recurs = any(isinstance(layer.mixer, Mamba | GatedDelta) for layer in architecture.layers)
+    hybrid |= {"states_in_float32": architecture.states_in_float32} if recurs else {}
     return {**{name: getattr(architecture, name) for name in names}, **beside_provider(architecture), **hybrid}

@@ -20,16 +20,16 @@ from nemotron_dpo.checkpoint import untrusted
 from nemotron_dpo.errors import UserError
 
 # Names of norms in a model, and how they end in a checkpoint of Transformer Engine: stored with the linear layer behind them
-_NORMS: Mapping[str, str] = {
-    ".input_layernorm.": ".self_attention.linear_qkv.layer_norm_",
-    ".pre_mlp_layernorm.": ".mlp.linear_fc1.layer_norm_",
-    ".norm.": ".mixer.in_proj.layer_norm_",
-    "decoder.final_norm.": "decoder.final_layernorm.",
-    "decoder.final_layernorm.": "decoder.final_norm.",
+_NORMS: Mapping[str, tuple[str, ...]] = {
+    ".input_layernorm.": (".self_attention.linear_qkv.layer_norm_", ".self_attention.in_proj.layer_norm_"),
+    ".pre_mlp_layernorm.": (".mlp.linear_fc1.layer_norm_",),
+    ".norm.": (".mixer.in_proj.layer_norm_",),
+    "decoder.final_norm.": ("decoder.final_layernorm.",),
+    "decoder.final_layernorm.": ("decoder.final_norm.",),
 }
 # Of what is stored in parts, the ends of their keys in order: a recurrent layer's input, which tensor parallelism divides one
 # by one; gate and up projection, where Megatron-LM saved with singleton_local_shards
-_PARTS = (".z", ".x", ".B", ".C", ".dt", "_w", "_v")
+_PARTS = (".query", ".key", ".value", ".z", ".x", ".B", ".C", ".dt", ".beta", ".alpha", "_w", "_v")
 _EXPERT = re.compile(r"local_experts\.(\d+)\.")
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 
@@ -110,4 +110,4 @@ def _stored_as(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _aliases(name: str) -> list[str]:
-    return [name, *(name.replace(own, other) for own, other in _NORMS.items() if own in name)]
+    return [name, *(name.replace(own, other) for own, others in _NORMS.items() if own in name for other in others)]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
@@ -101,7 +102,8 @@ class Architecture:
     @property
     def is_uniform(self) -> bool:
         """Whether all layers are alike in their parameters, so that checkpoints may stack their tensors."""
-        return len({layer.stored for layer in self.layers}) <= 1 and not self.is_hybrid
+        recurs = any(isinstance(layer.mixer, GatedDelta) for layer in self.layers)  # Bridge numbers these layers, alike or not
+        return len({layer.stored for layer in self.layers}) <= 1 and not self.is_hybrid and not recurs
 
     def sublayers(self) -> Iterator[Sublayer]:
         """The sublayers of all layers."""

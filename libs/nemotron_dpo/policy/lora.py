@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.gated_delta_net import PairGatedDelta
 from nemotron_dpo.policy.lora_layers import Adapter, LoraLinear
 from nemotron_dpo.policy.lora_targets import FIELD, Lora, check_targets, same_on_all_layers, spelled_out
 from nemotron_dpo.policy.mamba_mixer import PairMixer
@@ -60,7 +61,7 @@ def adapt(model: PairPolicy, adapted: Adapted, seed: int = 42) -> None:
         gated = config.gated_linear_unit and child == "linear_fc1"
         adapter = Adapter(linear, lora.dim, lora.alpha, _DTYPES[lora.dtype] if lora.dtype else linear.weight.dtype)
         adapter.initialize(lora.a_init, f"{seed} {name}")
-        parts = parent.parts if isinstance(parent, PairMixer) and child == "in_proj" else None
+        parts = parent.parts if isinstance(parent, PairMixer | PairGatedDelta) and child == "in_proj" else None
         setattr(parent, child, LoraLinear(linear, adapter, gated=gated, parts=parts))
     for embedding in (m for m in model.modules() if isinstance(m, LanguageModelEmbedding)):
         if config.recompute_granularity is not None:

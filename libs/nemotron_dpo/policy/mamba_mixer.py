@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +21,7 @@ from nemotron_dpo.kernels.gated_norm import gated_norm
 from nemotron_dpo.kernels.recurrence import causal_conv, scan
 from nemotron_dpo.policy.heads_for_tokens import HeadsForTokens
 from nemotron_dpo.policy.rows import PackedRow
-from nemotron_dpo.policy.stacked_rows import by_parts
+from nemotron_dpo.policy.stacked_rows import sharded_recurrence
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 
 
@@ -55,17 +54,7 @@ class PairMixer(nn.Module):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict[str, Any]:
         """The entries that megatron-core's MambaMixer has: what is stacked in in_proj and in the convolution has one a part."""
-        metadata = ensure_metadata_has_dp_cp_group(metadata)
-        groups = {"tp_group": self.tp_group, "dp_cp_group": metadata["dp_cp_group"]}
-        state: dict[str, Any] = {}
-        for name in ("in_proj", "out_proj"):
-            state |= self.get_submodule(name).sharded_state_dict(f"{prefix}{name}.", sharded_offsets, metadata)  # type: ignore[operator] - a method that megatron-core's modules have
-        own = {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if "proj" not in name}
-        state |= make_sharded_tensors_for_checkpoint(own, prefix, dict.fromkeys(own, 0), sharded_offsets, **groups)
-        conv = {name: self.parts[name] for name in self.kind.conv_parts}
-        for name, parts in (("in_proj.weight", self.parts), ("conv1d.weight", conv), ("conv1d.bias", conv)):
-            state[f"{prefix}{name}"] = by_parts(state[f"{prefix}{name}"], parts)
-        return state
+        return sharded_recurrence(self, prefix, sharded_offsets, metadata)
 
     def _mix(self, xbcdt_S: Tensor, exchange: HeadsForTokens, row: PackedRow) -> Tensor:
         """What heads make of all tokens of a row, [S, N * D]."""

@@ -26,8 +26,8 @@ from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
 from nemotron_dpo.policy.layers import block_spec, mark_partitions, name_as_hybrid, scale_embeddings, specialize
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
+from nemotron_dpo.policy.precision import set_precision
 from nemotron_dpo.policy.recompute import Recompute
-from nemotron_dpo.policy.routers import keep_biases_in_float32
 from nemotron_dpo.policy.rows import PackedRow, parts_of_pairs
 from nemotron_dpo.policy.token_values import TokenValues
 from nemotron_dpo.policy.transformer_config import transformer_config
@@ -154,9 +154,7 @@ def build_policy(
         name_as_hybrid(model)
     mark_partitions(model)
     scale_embeddings(model, architecture)
-    model = model.to(device=device(), dtype=dtype)
-    keep_biases_in_float32(model)
-    return model
+    return set_precision(model.to(device=device()), dtype, states_in_float32=False)
 
 
 def _check_length(architecture: Architecture, max_length: int) -> None:

@@ -13,18 +13,6 @@ def routers(model: nn.Module) -> Iterator[TopKRouter]:
     return (module for module in model.modules() if isinstance(module, TopKRouter))
 
 
-def keep_biases_in_float32(model: nn.Module) -> None:
-    """Undo the rounding of what picks experts, which a model's `to(dtype)` rounds too: their biases, and counts of tokens.
-
-    In bfloat16 a bias would lose what a step moves it by, and counts would stop at 256. Call it before weights are loaded.
-    """
-    for router in routers(model):
-        for name in ("expert_bias", "local_tokens_per_expert"):
-            buffer = getattr(router, name, None)
-            if buffer is not None:
-                setattr(router, name, buffer.float())
-
-
 def freeze_routers(model: nn.Module) -> None:
     """Keep the routers' weights as they are: no gradient, no update, no weight decay. Call it before the model is trained.
 

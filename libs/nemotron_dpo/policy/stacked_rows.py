@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 
@@ -28,6 +29,25 @@ def by_parts(whole: ShardedTensor, parts: Mapping[str, int]) -> ShardedTensorFac
         return entries
 
     return ShardedTensorFactory(whole.key, whole.data, build, _join, whole.replica_id)  # type: ignore[arg-type] - its types leave out what may be
+
+
+def sharded_recurrence(
+    mixer: Any, prefix: str, sharded_offsets: tuple, metadata: Any, whole: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The entries of a recurrent layer's mixer, one for each part of what in_proj and conv1d stack; `whole` is not divided."""
+    metadata = ensure_metadata_has_dp_cp_group(metadata)
+    groups = {"tp_group": mixer.tp_group, "dp_cp_group": metadata["dp_cp_group"]}
+    state: dict[str, Any] = {}
+    for name in ("in_proj", "out_proj"):
+        state |= mixer.get_submodule(name).sharded_state_dict(f"{prefix}{name}.", sharded_offsets, metadata)
+    own = {name: tensor for name, tensor in mixer.state_dict(keep_vars=True).items() if "proj" not in name}
+    axes = {name: 0 for name in own if name not in whole}
+    state |= make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets, **groups)
+    conv = {name: mixer.parts[name] for name in mixer.kind.conv_parts}
+    for name, parts in (("in_proj.weight", mixer.parts), ("conv1d.weight", conv), ("conv1d.bias", conv)):
+        if f"{prefix}{name}" in state:
+            state[f"{prefix}{name}"] = by_parts(state[f"{prefix}{name}"], parts)
+    return state
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

@@ -6,13 +6,15 @@ holds every family against transformers. One whose layers differ is a file of it
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import dense, experts, gemma, granite, nemotron_h, olmo
+from nemotron_dpo.checkpoint.families import dense, experts, gemma, granite, nemotron_h, olmo, qwen3_next
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for module in (dense, experts, nemotron_h, olmo, granite, gemma) for family in module.FAMILIES
+    family.model_type: family
+    for module in (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next)
+    for family in module.FAMILIES
 }
 
 _MAMBA = "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)"

@@ -53,6 +53,7 @@ class Family:
     read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
     layered: in place of `write`, where layers differ; `read` gives fields of Architecture then.
     prefixes: what names of tensors begin with, and those of transformers' modules in its place, where the two differ.
+    lost_in_peft: modules that peft takes for those of experts, which transformers has in one tensor: it leaves them out.
     """
 
     model_type: str
@@ -66,6 +67,7 @@ class Family:
     write: Callable[[UniformDecoder], dict[str, Any]] = lambda decoder: {}
     layered: Layered | None = None
     prefixes: tuple[str, str] = ("", "")
+    lost_in_peft: tuple[str, ...] = ()
 
     @property
     def partial_rotary(self) -> bool:

@@ -16,7 +16,7 @@ WEIGHTS: tuple[Rule, ...] = (
     stacked(f"{_OURS}mixer.in_proj.weight", f"{_THEIRS}mixer.in_proj.weight", lambda mamba: mamba.parts),
     stacked(f"{_OURS}mixer.conv1d.weight", f"{_THEIRS}mixer.conv1d.weight", lambda mamba: mamba.conv_parts),
     stacked(f"{_OURS}mixer.conv1d.bias", f"{_THEIRS}mixer.conv1d.bias", lambda mamba: mamba.conv_parts),
-    *(copy(f"{_OURS}mixer.{name}", f"{_THEIRS}mixer.{name}", own_precision=True) for name in ("A_log", "D", "dt_bias")),
+    *(copy(f"{_OURS}mixer.{name}", f"{_THEIRS}mixer.{name}", is_state=True) for name in ("A_log", "D", "dt_bias")),
     *(copy(f"{_OURS}mixer.{name}.weight", f"{_THEIRS}mixer.{name}.weight") for name in ("norm", "out_proj")),
     qkv(f"{_OURS}self_attention.linear_qkv.weight", f"{_THEIRS}mixer.q|k|v_proj.weight"),
     copy(f"{_OURS}self_attention.linear_proj.weight", f"{_THEIRS}mixer.o_proj.weight"),

@@ -12,14 +12,14 @@ from typing import Any
 
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling
+from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling, Rotary
 from nemotron_dpo.policy.uniform import UniformDecoder
 
 _OLD, _NEW = "rope_scaling", "rope_parameters"
 _LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def read(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, float, Llama3Scaling | None]:
+def read(family: Family, config: Mapping[str, Any], path: Path | None) -> tuple[float, float, Llama3Scaling | None]:
     """(theta, rotated part of a head, scaling). Raises UserError where the fields disagree or are not supported."""
     sections = {name: dict(config[name]) for name in (_OLD, _NEW) if config.get(name)}
     for name, section in sections.items():
@@ -37,19 +37,24 @@ def read(family: Family, config: Mapping[str, Any], path: Path) -> tuple[float, 
 
 def write(decoder: UniformDecoder, family: Family) -> dict[str, Any]:
     """The fields in the form of transformers 4 and in that of 5: each version misreads the other's."""
+    return written(Rotary(decoder.rotary_base, decoder.rotary_percent, decoder.rope_scaling), family)
+
+
+def written(rotary: Rotary, family: Family) -> dict[str, Any]:
+    """The same of the positions of a layer."""
     scaling = None
-    if decoder.rope_scaling is not None:
-        scaling = {"rope_type": "llama3", "factor": decoder.rope_scaling.factor, **_LLAMA3_FIXED}
-    percent = {"partial_rotary_factor": decoder.rotary_percent} if family.partial_rotary else {}
+    if rotary.scaling is not None:
+        scaling = {"rope_type": "llama3", "factor": rotary.scaling.factor, **_LLAMA3_FIXED}
+    percent = {"partial_rotary_factor": rotary.percent} if family.partial_rotary else {}
     return {
-        _NEW: {"rope_theta": decoder.rotary_base, **percent, **(scaling or {"rope_type": "default"})},
+        _NEW: {"rope_theta": rotary.base, **percent, **(scaling or {"rope_type": "default"})},
         _OLD: scaling,
-        "rope_theta": decoder.rotary_base,
+        "rope_theta": rotary.base,
         **percent,
     }
 
 
-def _scaling(kind: str, sections: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Llama3Scaling | None:
+def _scaling(kind: str, sections: Mapping[str, Any], config: Mapping[str, Any], path: Path | None) -> Llama3Scaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
@@ -74,7 +79,7 @@ def _kinds(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return kinds
 
 
-def _refuse_dropped(sections: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], path: Path) -> None:
+def _refuse_dropped(sections: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], path: Path | None) -> None:
     """Raise UserError where a value is only in the section that transformers 5 drops."""
     if _OLD not in sections:
         return
@@ -90,7 +95,7 @@ def _said(key: str, sections: Mapping[str, Mapping[str, Any]], config: Mapping[s
     return found | ({key: config[key]} if config.get(key) is not None else {})
 
 
-def _agreed(what: str, said: Mapping[str, Any], default: Any, path: Path) -> Any:
+def _agreed(what: str, said: Mapping[str, Any], default: Any, path: Path | None) -> Any:
     """The value on which all fields agree. Raises UserError where they differ: transformers' versions choose differently."""
     values = list(said.values())
     if any(value != values[0] for value in values):

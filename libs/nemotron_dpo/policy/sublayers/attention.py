@@ -34,7 +34,8 @@ class Attention:
     `rotary` None has no positions: what is before, it tells by the causal order alone. A query sees itself and `window` - 1
     tokens before it on its own path, None all; the path of a rejected response is the prompt and that response. `scale` is that
     of the scores, None head_size ** -0.5; scores are bounded to `softcap` * tanh(score / softcap). `sinks` are learned scores,
-    one a head, of a key without a value. `out_bias` is of a sublayer that has `qkv_bias` as well.
+    one a head, of a key without a value. `out_bias` is of a sublayer that has `qkv_bias` as well. `gated` multiplies what each
+    head gives by the sigmoid of a gate of its own, channel by channel.
     With `qk_norm` each head of queries and keys is normed; with `qk_norm_over_heads` besides, all heads as one. It reads the
     stream through a norm, or as it is where `norm_before` is False; with `norm_after` it adds the norm of what it computes.
     """
@@ -53,6 +54,7 @@ class Attention:
     qk_norm_over_heads: bool = False
     norm_before: bool = True
     norm_after: bool = False
+    gated: bool = False
 
     module = "core_attn"  # whose scores are not kept as it is
 
@@ -60,7 +62,8 @@ class Attention:
     def prefixes(self) -> tuple[str, ...]:
         """What the names of its parameters begin with: its own and its norms'."""
         before, after = ("input_layernorm.",), ("self_attn_bda.post_layernorm.",)
-        return *(before if self.norm_before else ()), *(after if self.norm_after else ()), "self_attention."
+        own = (f"self_attention.{name}" for name in ("linear_", "q_layernorm.", "k_layernorm.", "core_attention."))
+        return *(before if self.norm_before else ()), *(after if self.norm_after else ()), *own
 
     @property
     def stored(self) -> Attention:
@@ -75,7 +78,7 @@ class Attention:
     def linears(self, architecture: Architecture) -> tuple[Linear, ...]:
         hidden, keys = architecture.hidden_size, self.num_groups * self.head_size
         return (
-            Linear("self_attention.linear_qkv", hidden, self.channels + 2 * keys),
+            Linear("self_attention.linear_qkv", hidden, (2 if self.gated else 1) * self.channels + 2 * keys),
             Linear("self_attention.linear_proj", self.channels, hidden),
         )
 
@@ -95,11 +98,15 @@ class Attention:
         return _FORWARD * self.channels * meetings, _BACKWARD * self.channels * meetings
 
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
-        """Queries and keys (rotated), values, and the result; with norms queries and keys before them; a divisor a head."""
+        """Queries and keys (rotated), values, and the result; with norms queries and keys before them; a divisor a head.
+
+        With gates these, their sigmoids in float32, and what both make of the result.
+        """
         heads, groups = self.num_heads, self.num_groups
         normed = heads + groups if self.qk_norm else 0
         elements = (2 * heads + 2 * groups + normed) * self.head_size
-        own = (width * elements + FLOAT_BYTES * heads) / layout.tensor
+        gates = (2 * width + FLOAT_BYTES) * self.channels if self.gated else 0
+        own = (width * elements + gates + FLOAT_BYTES * heads) / layout.tensor
         return Kept(entering_bytes(architecture, layout, width, before=self.norm_before, after=self.norm_after), own)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
@@ -124,6 +131,7 @@ class Attention:
             "kv_channels": self.head_size,
             "qk_layernorm": self.qk_norm,
             "add_qkv_bias": self.qkv_bias,
+            "attention_output_gate": self.gated,
         }
 
     def _norms_of_heads(self) -> tuple[Any, Any]:
@@ -144,6 +152,7 @@ class Attention:
 
         from nemotron_dpo.policy.attention import PairAttention, PairSelfAttention
         from nemotron_dpo.policy.norm import Norm
+        from nemotron_dpo.policy.output_gate import GatedSelfAttention
         from nemotron_dpo.policy.residual import with_norm
 
         parts: Any = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=self.qk_norm).submodules
@@ -151,7 +160,7 @@ class Attention:
         attention.core_attention = ModuleSpec(PairAttention, params={"attention": self})
         if self.qk_norm:
             attention.q_layernorm, attention.k_layernorm = self._norms_of_heads()
-        parts.self_attention.module = PairSelfAttention
+        parts.self_attention.module = GatedSelfAttention if self.gated else PairSelfAttention
         parts.self_attention.params["attention"] = self
         fields = {
             "self_attention": parts.self_attention,

@@ -40,11 +40,15 @@ class Router:
 
 @dataclass(frozen=True)
 class Experts:
-    """`router.num` experts, each one a feed-forward part as `expert` is; every token goes through `shared` besides."""
+    """`router.num` experts, each one a feed-forward part as `expert` is; every token goes through `shared` besides.
+
+    With `shared_gate` what that gives is multiplied by the sigmoid of one number a token, a product with weights of its own.
+    """
 
     router: Router
     expert: Dense
     shared: Dense | None = None
+    shared_gate: bool = False
 
     module = "moe"
 
@@ -73,9 +77,10 @@ class Experts:
 
     def parameters(self, architecture: Architecture) -> Parameters:
         linears, router = self._experts(architecture), self.router.num * architecture.hidden_size
+        gate = architecture.hidden_size if self.shared_gate else 0
         return Parameters(
             split=sum(linear.size for linear in self._shared(architecture)),
-            whole=norm_parameters(architecture) + router,
+            whole=norm_parameters(architecture) + router + gate,
             router=router,
             experts=sum(linear.copies * linear.size for linear in linears),
             experts_met=sum(linear.met * linear.size for linear in linears),
@@ -83,7 +88,7 @@ class Experts:
 
     def weights_met(self, architecture: Architecture) -> int:
         picked = sum(linear.met * linear.size for linear in self.linears(architecture))
-        return picked + self.router.num * architecture.hidden_size
+        return picked + (self.router.num + self.shared_gate) * architecture.hidden_size
 
     def mixing_flops(self, pair: PairTokens) -> tuple[Any, Any]:
         return 0, 0
@@ -93,6 +98,7 @@ class Experts:
         products = 5 if self.expert.gated else 3  # the second factor of the last is the token's probability
         elements = self.router.top_k * (products * self.expert.ffn_hidden_size + 2 * architecture.hidden_size)
         elements += 2 * self.shared.ffn_hidden_size if self.shared else 0
+        elements += 2 * architecture.hidden_size if self.shared_gate else 0
         return Kept(entering_bytes(architecture, layout, width), width * elements / layout.tensor)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
@@ -119,6 +125,7 @@ class Experts:
             "num_moe_experts": router.num,
             "moe_ffn_hidden_size": expert.pop("ffn_hidden_size"),
             "moe_shared_expert_intermediate_size": self.shared.ffn_hidden_size if self.shared else None,
+            "moe_shared_expert_gate": self.shared_gate,
             "moe_router_topk": router.top_k,
             "moe_router_pre_softmax": not router.renormalize and not sigmoid,
             "moe_router_score_function": router.score,
