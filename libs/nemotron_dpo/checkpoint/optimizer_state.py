@@ -7,6 +7,8 @@ weights alone, neither read nor hash its twelve bytes a parameter. The keys are 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def load(policy: TrainablePolicy, folder: Path) -> None:
         state = torch_dist.load({"optimizer": _sharded(policy, is_loading=True)}, folder)["optimizer"]
         parts, step = _parts(policy.optimizer), _step(state)
         for index, part in enumerate(parts):
-            _restore(part, state if len(parts) == 1 else state[index], step)
+            if len(parts) == 1 or index in state or part.optimizer.state:  # else it has no parameters, and so no state
+                _restore(part, state if len(parts) == 1 else state[index], step)
     except UserError as error:
         error.remedy = remedy
         raise
@@ -61,7 +64,28 @@ def load(policy: TrainablePolicy, folder: Path) -> None:
 
 def _sharded(policy: TrainablePolicy, *, is_loading: bool = False) -> Any:
     weights = policy.model.sharded_state_dict(metadata=dict(_CONTENT))
-    return policy.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_CONTENT))
+    with _all_stepped(_parts(policy.optimizer)):
+        return policy.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_CONTENT))
+
+
+@contextlib.contextmanager
+def _all_stepped(parts: Sequence[Any]) -> Iterator[None]:
+    """In the block an optimizer of no parameters has a step count too, which megatron-core asks for and takes from them.
+
+    On a pipeline stage of dense layers alone that is the experts' optimizer.
+    """
+    counts = [state["step"] for part in parts for state in part.optimizer.state.values()]
+    empty: list[Any] = [part for part in parts if isinstance(part, DistributedOptimizer) and not part.optimizer.state]
+    for part in empty:
+        part.optimizer.state[_NOBODY] = {"step": counts[0].clone() if counts else torch.tensor(0.0)}
+    try:
+        yield
+    finally:
+        for part in empty:
+            part.optimizer.state.pop(_NOBODY, None)
+
+
+_NOBODY = "no parameter"
 
 
 def _parts(optimizer: Any) -> list[Any]:
