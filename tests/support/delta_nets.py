@@ -29,6 +29,7 @@ SIZES: dict[str, Any] = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 12,
     "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-3,  # a head whose query does not meet its own key gives next to nothing at first, which a norm blows up
     "initializer_range": 0.2,
     "bos_token_id": 1,
     "eos_token_id": 2,
