@@ -88,9 +88,8 @@ def command(
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
     if found.kind == "megatron" and file_digests.left_out(found.path, "tokenizer"):
         cli.say(PROGRAM, f"warning: {found.path / file_digests.NAME} does not list tokenizer/, which was copied unchecked")
-    if found.kind == "hf" and (ahead := hf_folder.num_tensors_ahead(found.path)):
-        what = f"{ahead} tensors of layers that predict several tokens ahead (mtp.*) are left out, as in transformers"
-        cli.say(PROGRAM, f"warning: {found.path}: {what}")
+    for line in hf_folder.left_out(found.path) if found.kind == "hf" else ():
+        cli.say(PROGRAM, f"warning: {found.path}: {line}")
     if is_unchecked:
         what = "do not say over which weights they were trained: those of another base would have gone unnoticed"
         cli.say(PROGRAM, f"warning: the adapters in {found.path} {what}")

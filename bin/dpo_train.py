@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from nemotron_dpo import cli, launcher, wiring
+from nemotron_dpo import cli, hf_folder, launcher, wiring
 from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.paths import expand_home
 
@@ -113,6 +113,8 @@ def command(
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
     wiring.check_router(run, initial)
+    left_out = hf_folder.left_out(initial.path) if initial.kind == "hf" else []
+    _warn([f"{initial.path}: {line}" for line in left_out], strict=False)  # nobody could mend it
     with parallel.joined(SAY), _held(run, folder):
         wiring.check_own_objective(run)
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))

@@ -6,7 +6,8 @@ The choice of files is that of transformers. A folder that holds more than one m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from nemotron_dpo.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "is the download complete?"
 _PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# tensors that old checkpoints hold, and layers that predict several tokens ahead: all versions of transformers ignore them
-UNREAD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|^mtp\.")
+# tensors that old checkpoints hold, which all versions of transformers ignore
+_OLD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
+_AHEAD = re.compile(r"^mtp\.")  # layers that predict several tokens ahead: they are ignored as well
 # a recurrence's own parameters, and all tensors that keep a precision of their own: rounded, an expert bias picks other experts
 STATES = re.compile(r"\.(mixer|linear_attn|self_attention)\.(A_log|D|dt_bias)$|\.linear_attn\.norm\.weight$")
 OWN_PRECISION = re.compile(rf"{STATES.pattern}|\.(e_score_correction_bias|expert_bias)$|\.self_attention\.out_norm\.weight$")
@@ -95,9 +97,30 @@ def _common(kinds: set[str]) -> str | None:
     return next(iter(found)) if len(found) == 1 else "float32" if found else None
 
 
-def num_tensors_ahead(folder: Path) -> int:
-    """How many tensors of layers that predict several tokens ahead the folder holds, which are not read."""
-    return sum(key.startswith("mtp.") for path in weight_files(folder) for key in _headers(path))
+def is_unread(folder: Path) -> Callable[[str], bool]:
+    """Tells of the name of a tensor of the folder whether it is none of the model's, and nobody reads it."""
+    is_ahead = _is_ahead(folder)
+    return lambda key: bool(_OLD.search(key)) or is_ahead(key)
+
+
+def left_out(folder: Path) -> list[str]:
+    """A line for each layer that predicts several tokens ahead and whose tensors the folder holds: nobody reads them."""
+    is_ahead = _is_ahead(folder)
+    ahead = (key for path in weight_files(folder) for key in _headers(path) if is_ahead(key))
+    counts = Counter("mtp" if _AHEAD.search(key) else ".".join(key.split(".")[:3]) for key in ahead)
+    what = "tensors of layers that predict several tokens ahead"
+    return [f"{count} {what} ({prefix}.*) are left out, as in transformers" for prefix, count in counts.items()]
+
+
+def _is_ahead(folder: Path) -> Callable[[str], bool]:
+    """GLM's and DeepSeek's files number such layers on behind those of the model, and config.json counts them."""
+    try:
+        config = parsed_config((folder / "config.json").read_bytes())
+        first, count = config["num_hidden_layers"], config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+        ahead = tuple(f"model.layers.{first + number}." for number in range(count))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever reads config.json says what is wrong with it
+        ahead = ()
+    return lambda key: bool(_AHEAD.search(key)) or key.startswith(ahead)
 
 
 def _headers(path: Path) -> dict[str, str]:
@@ -112,8 +135,9 @@ def _headers(path: Path) -> dict[str, str]:
 
 
 def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:
+    unread = is_unread(folder)
     for path in weight_files(folder):
-        stored = {key: kind for key, kind in _headers(path).items() if not UNREAD.search(key)}
+        stored = {key: kind for key, kind in _headers(path).items() if not unread(key)}
         if wide := next((key for key, kind in stored.items() if kind == "F64"), None):
             remedy = "save the model in float32, or less"
             raise UserError(f"holds {wide} as float64, which would be rounded", source=path, remedy=remedy)

@@ -46,6 +46,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    "glm4_moe": {
+        "head_dim": 16,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 2.5,
+        "num_mtp_layers": 0,
+    },
 }
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -74,7 +85,11 @@ def write_model(
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.2)
-    model.to(dtype).save_pretrained(folder)
+    model.to(dtype)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # in float32 whatever the weights are, as publishers have it
+            buffer.data = torch.empty(buffer.shape).normal_(std=0.1)
+    model.save_pretrained(folder)
     return folder
 
 

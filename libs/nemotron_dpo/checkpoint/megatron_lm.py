@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.checkpoint import untrusted
+from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider import beside_provider, from_provider
 from nemotron_dpo.checkpoint.provider_parts import symbol
 from nemotron_dpo.errors import UserError
@@ -63,8 +64,8 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
 
 
 def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
-    if stored.is_hybrid or named.is_hybrid:
-        return _agreed_hybrid(stored, named, folder)
+    if FAMILIES[named.family].layered is not None or not stored.is_uniform:
+        return _agreed_by_layer(stored, named, folder)
     pair = flat(stored), flat(named)
     for field in _MUST_AGREE:
         here, there = (getattr(decoder, field) for decoder in pair)
@@ -74,7 +75,7 @@ def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architec
     return replace(stored, **{name: getattr(named, name) for name in _FROM_HF})
 
 
-def _agreed_hybrid(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
+def _agreed_by_layer(stored: Architecture, named: Architecture, folder: Path) -> Architecture:
     pairs = zip(stored.layers, named.layers, strict=False)
     differing = next((number for number, (here, there) in enumerate(pairs) if here != there), None)
     if differing is not None or len(stored.layers) != len(named.layers) or stored.hidden_size != named.hidden_size:

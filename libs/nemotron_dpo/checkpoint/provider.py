@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from nemotron_dpo.checkpoint import provider_gated_delta, provider_gemma, provider_hybrid
+from nemotron_dpo.checkpoint import provider_gated_delta, provider_gemma, provider_hybrid, provider_leading_dense
 from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
@@ -42,6 +42,8 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
         return provider_hybrid.to_provider(architecture)
     if architecture.family in provider_gated_delta.FAMILIES:
         return provider_gated_delta.to_provider(architecture)
+    if architecture.family in provider_leading_dense.FAMILIES:
+        return provider_leading_dense.to_provider(architecture)
     is_gemma = architecture.family in provider_gemma.FAMILIES
     decoder = flat(provider_gemma.as_uniform(architecture) if is_gemma else architecture)
     none = {"_target_": f"{_NONE_OF_BRIDGE}{decoder.family}"} if beside_provider(architecture) else {}
@@ -76,6 +78,8 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         return provider_hybrid.from_provider(model, extra)
     if provider_gated_delta.describes(model):
         return provider_gated_delta.from_provider(model, extra)
+    if provider_leading_dense.describes(model, extra):
+        return provider_leading_dense.from_provider(model, extra)
     family = _read_family(model, extra)
     if family not in provider_gemma.FAMILIES:
         refuse_unsupported(model)

@@ -6,14 +6,14 @@ holds every family against transformers. One whose layers differ is a file of it
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import dense, experts, gemma, granite, nemotron_h, olmo, qwen3_next
+from nemotron_dpo.checkpoint.families import dense, experts, gemma, glm4_moe, granite, nemotron_h, olmo, qwen3_next
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for module in (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next)
+    for module in (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, glm4_moe)
     for family in module.FAMILIES
 }
 

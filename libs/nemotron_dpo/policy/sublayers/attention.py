@@ -60,10 +60,15 @@ class Attention:
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What the names of its parameters begin with: its own and its norms'."""
-        before, after = ("input_layernorm.",), ("self_attn_bda.post_layernorm.",)
-        own = (f"self_attention.{name}" for name in ("linear_", "q_layernorm.", "k_layernorm.", "core_attention."))
-        return *(before if self.norm_before else ()), *(after if self.norm_after else ()), *own
+        """What the names of its parameters begin with: of biases and norms that it lacks, a folder may hold none."""
+        names = ["linear_qkv.weight", "linear_proj.weight"]
+        names += ["linear_qkv.bias"] if self.qkv_bias else []
+        names += ["linear_proj.bias"] if self.out_bias else []
+        names += ["q_layernorm.", "k_layernorm."] if self.qk_norm else []
+        names += ["core_attention."] if self.sinks else []
+        norms = ["input_layernorm."] if self.norm_before else []
+        norms += ["self_attn_bda.post_layernorm."] if self.norm_after else []
+        return *norms, *(f"self_attention.{name}" for name in names)
 
     @property
     def stored(self) -> Attention:

@@ -97,7 +97,8 @@ class Experts:
         """For each expert that a token goes through, its products and what is made of them, and its own copies of the token."""
         products = 5 if self.expert.gated else 3  # the second factor of the last is the token's probability
         elements = self.router.top_k * (products * self.expert.ffn_hidden_size + 2 * architecture.hidden_size)
-        elements += 2 * self.shared.ffn_hidden_size if self.shared else 0
+        if self.shared is not None:  # megatron-core's shared experts make nothing again, and multiply gate and up
+            elements += (4 if self.shared.gated else 2) * self.shared.ffn_hidden_size
         elements += 2 * architecture.hidden_size if self.shared_gate else 0
         return Kept(entering_bytes(architecture, layout, width), width * elements / layout.tensor)
 

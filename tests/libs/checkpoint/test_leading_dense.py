@@ -1,0 +1,132 @@
+"""Folders of GLM-4.5: what their config.json and run_config.yaml say, what is refused, and the layers that are left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from nemotron_dpo.checkpoint import run_config
+from nemotron_dpo.checkpoint.families import config
+from nemotron_dpo.errors import UserError
+from support import families, programs
+
+# as in the repositories that publishers have, the fields that count
+AIR = {
+    "model_type": "glm4_moe",
+    "attention_bias": True,
+    "eos_token_id": [151329, 151336, 151338],
+    "first_k_dense_replace": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 10944,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 46,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "pad_token_id": 151329,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "torch_dtype": "bfloat16",
+    "use_qk_norm": False,
+    "vocab_size": 151552,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {"GLM-4.5-Air": AIR}
+
+
+def read(said: dict[str, Any]) -> Any:
+    return config.from_config(said, Path("config.json"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_has_the_parameters_of_transformers_and_comes_back_from_either_file(
+    name: str, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture = read(PUBLISHED[name])
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**PUBLISHED[name]))
+    assert architecture.num_parameters() == sum(parameter.numel() for parameter in theirs.parameters())
+    assert read(config.write(architecture)) == architecture
+    run_config.write(architecture, tmp_path)
+    assert run_config.read(tmp_path) == architecture
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_bridge_writes_is_read(name: str, tmp_path: Path) -> None:
+    """Without a section of ours, with groups and layers of several tokens that Bridge always names."""
+    architecture = read({**PUBLISHED[name], **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"))})
+    run_config.write(architecture, tmp_path)
+    model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+    router = architecture.routers[0]
+    groups = {"moe_router_num_groups": router.num_groups, "moe_router_group_topk": router.picked_groups}
+    model |= {**groups, "mtp_num_layers": 1, "moe_router_pre_softmax": False, "moe_shared_expert_overlap": True}
+    (tmp_path / "run_config.yaml").write_text(yaml.safe_dump({"model": model}))
+    assert run_config.read(tmp_path) == architecture
+
+
+def test_what_cannot_be_honoured_is_refused_by_name() -> None:
+    for changes, message in (
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"scoring_func": "softmax"}, "scoring_func 'softmax' is not supported"),
+        ({"first_k_dense_replace": 46}, "first_k_dense_replace is 46, of 46 layers"),
+        ({"n_shared_experts": 0}, "n_shared_experts is 0"),
+        ({"n_group": 3}, "1 of 3 groups of 128 experts are picked"),
+        ({"n_group": 32, "topk_group": 1}, "8 experts are picked, and the picked groups have fewer"),
+        ({"num_mtp_layers": 2}, "num_nextn_predict_layers is 1 and num_mtp_layers 2"),
+        ({"use_qk_norm": 1}, "use_qk_norm is 1"),
+        ({"num_key_value_heads": 7}, "96 heads do not share 7 keys evenly"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read({**AIR, **changes})
+
+
+def test_layers_of_experts_that_are_not_last_are_refused(tmp_path: Path) -> None:
+    run_config.write(read(AIR), tmp_path)
+    sections = yaml.safe_load((tmp_path / "run_config.yaml").read_text())
+    for said in ([1] * 45 + [0], [0] * 46, [1], 2):
+        sections["model"]["moe_layer_freq"] = said
+        (tmp_path / "run_config.yaml").write_text(yaml.safe_dump(sections))
+        with pytest.raises(UserError, match=r"moe_layer_freq: .* of 46 layers is not supported"):
+            run_config.read(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("megatron")
+def test_what_predicts_several_tokens_is_left_out_and_named(tmp_path: Path) -> None:
+    """In these files it is a layer behind the last, which config.json counts; where it does not, the layer is one too many."""
+    folder = families.write_model(tmp_path / "hf", "glm4_moe")
+    programs.check("ckpt-export", folder, "-o", tmp_path / "plain", "--to", "hf")
+    tensors = load_file(folder / "model.safetensors")
+    ahead = {f"model.layers.2.{name}.weight": torch.ones(32, dtype=torch.bfloat16) for name in ("enorm", "hnorm")}
+    save_file({**tensors, **ahead}, folder / "model.safetensors", metadata={"format": "pt"})
+    refused = programs.run("ckpt-export", folder, "-o", tmp_path / "without", "--to", "hf")
+    assert refused.returncode == 1
+    assert b"holds model.layers.2.enorm.weight and 1 more, which a glm4_moe of its config.json does not have" in refused.stderr
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "num_nextn_predict_layers": 1}))
+    done = programs.check("ckpt-export", folder, "-o", tmp_path / "without", "--to", "hf")
+    line = b"warning: %b: 2 tensors of layers that predict several tokens ahead (model.layers.2.*) are left out"
+    assert line % bytes(folder) in done.stderr
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "without"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) and one[key].dtype == other[key].dtype for key in one)

@@ -1,0 +1,61 @@
+"""Policies with leading dense layers and shared experts (GLM-4.5): gradients against transformers, and several processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import families, hybrids
+from support.against_transformers import assert_same_logps_and_gradients
+from support.programs import execute_job
+
+JOB = Path(hybrids.__file__).with_name("hybrid_job.py")
+CHANGES: dict[str, list[dict[str, Any]]] = {
+    "glm4_moe": [{}, {"use_qk_norm": False, "attention_bias": False, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4}],
+}
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    (2, {"tensor": 2, "sequence": True}),
+    (2, {"pipeline": 2}),
+    (2, {"context": 2}),
+    (4, {"tensor": 2, "sequence": True, "pipeline": 2, "expert": 2, "expert_tensor": 1}),
+]
+
+
+@pytest.mark.usefixtures("megatron")
+@pytest.mark.parametrize("model_type", CHANGES)
+def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(model_type: str, tmp_path: Path) -> None:
+    for number, changes in enumerate(CHANGES[model_type]):
+        folder = families.write_model(tmp_path / str(number), model_type, num_hidden_layers=3, **changes)
+        assert_same_logps_and_gradients(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("model_type", CHANGES)
+def test_several_processes_equal_one(model_type: str, tmp_path: Path) -> None:
+    folder = families.write_model(tmp_path / "hf", model_type, max_position_embeddings=256)
+
+    def run(processes: int, layout: dict[str, Any], **words: Any) -> dict[str, Any]:
+        job = json.dumps({"layout": layout, "bias_rate": 1e-3, "out": str(tmp_path / "out.json"), **words})
+        ended = execute_job(processes, [sys.executable, str(JOB), str(folder), job])
+        assert ended.returncode == 0, ended.stderr.decode()
+        return json.loads((tmp_path / "out.json").read_text())
+
+    def same(done: dict[str, Any], due: dict[str, Any]) -> None:
+        assert done["losses"] == pytest.approx(due["losses"], rel=1e-5)
+        assert done["norms"] == pytest.approx(due["norms"], rel=1e-5)
+        for name, biases in done["biases"].items():
+            assert biases == pytest.approx(due["biases"][name], abs=1e-6)
+
+    one = run(1, {}, save=str(tmp_path / "one"))
+    assert one["losses"][1] < one["losses"][0]
+    for processes, layout in LAYOUTS[:-1]:
+        same(run(processes, layout), one)
+    same(run(*LAYOUTS[-1], save=str(tmp_path / "several")), one)
+    on = run(1, {}, load=str(tmp_path / "one"))
+    same(run(*LAYOUTS[-1], load=str(tmp_path / "one")), on)  # of whose stages one has no experts
+    same(run(1, {}, load=str(tmp_path / "several")), on)
