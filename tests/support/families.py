@@ -9,6 +9,17 @@ import torch
 
 VOCAB = 96
 
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+}
 # model_type -> what its small model has besides SIZES
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -57,6 +68,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.5,
         "num_mtp_layers": 0,
     },
+    "deepseek_v3": {
+        **_LATENT,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 2.5,
+        "num_mtp_layers": 0,
+    },
+    "deepseek_v2": {
+        **_LATENT,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": None,
+        "n_routed_experts": 6,
+        "first_k_dense_replace": 1,
+    },
+    "glm4_moe_lite": {**_LATENT, "n_routed_experts": 6, "v_head_dim": 28, "rms_norm_eps": 1e-4},
 }
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,

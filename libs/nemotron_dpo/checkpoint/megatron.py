@@ -134,6 +134,8 @@ def _renamed(wanted: dict[str, Any], stored: set[str]) -> dict[str, Any]:
 
 
 _NORMS = (
+    (".self_attention.linear_q_up_proj.layer_norm_", ".self_attention.q_layernorm."),
+    (".self_attention.linear_kv_up_proj.layer_norm_", ".self_attention.kv_layernorm."),
     (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
     (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
     (".self_attention.in_proj.layer_norm_", ".input_layernorm."),
@@ -165,8 +167,16 @@ def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
 
 
 _LAST_OF_HYBRIDS, _OUTPUT = "decoder.final_norm.weight", "output_layer."
-_NORMS = ("final_layernorm", "q_layernorm", "k_layernorm", "pre_mlp_layernorm", "post_layernorm", ".out_norm")
-_OWN_NORMS = (*(f"{name}.weight" for name in _NORMS), _LAST_OF_HYBRIDS)
+_NAMED = (
+    "final_layernorm",
+    "q_layernorm",
+    "k_layernorm",
+    "input_layernorm",
+    "pre_mlp_layernorm",
+    "post_layernorm",
+    ".out_norm",
+)
+_OWN_NORMS = (*(f"{name}.weight" for name in _NAMED), _LAST_OF_HYBRIDS)
 
 
 def _train_state(iteration: int) -> dict[str, torch.Tensor]:

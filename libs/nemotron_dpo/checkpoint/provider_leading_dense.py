@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nemotron_dpo.checkpoint import provider_latent as latent
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
     ACTIVATIONS,
@@ -23,10 +24,11 @@ from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.latent_attention import LatentAttention
 from nemotron_dpo.policy.sublayers.rotary import Rotary
 from nemotron_dpo.policy.sublayers.sublayer import Sublayer
 
-FAMILIES = ("glm4_moe",)
+FAMILIES = ("glm4_moe", "deepseek_v3", "deepseek_v2", "glm4_moe_lite")
 # fields of sublayers -> the provider's
 _ATTENTION = {
     "num_heads": "num_attention_heads",
@@ -72,7 +74,14 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 # what is said of experts, and of predicting several tokens, which is not trained
 _FREE = frozenset(
-    (*_ROUTER.values(), "moe_layer_freq", "moe_router_num_groups", "moe_shared_expert_intermediate_size", "mtp_num_layers")
+    (
+        *_ROUTER.values(),
+        "moe_layer_freq",
+        "moe_router_num_groups",
+        "moe_shared_expert_intermediate_size",
+        "mtp_num_layers",
+        "multi_latent_attention",
+    )
 )
 
 
@@ -80,16 +89,16 @@ def describes(model: Mapping[str, Any], extra: Mapping[str, Any]) -> bool:
     """Whether the provider's fields are those of such a decoder."""
     if extra.get("family"):
         return extra["family"] in FAMILIES
-    return bool(model.get("num_moe_experts")) and model.get("moe_router_score_function") == "sigmoid"
+    is_of_sigmoids = model.get("moe_router_score_function") == "sigmoid"
+    return bool(model.get("num_moe_experts")) and (is_of_sigmoids or bool(model.get("multi_latent_attention")))
 
 
 def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
     layers = architecture.layers
     return {
-        "_target_": f"{BRIDGE}.gpt_provider.GPTModelProvider",
         **_FIXED,
-        **_attention(architecture),
+        **_mixer(layers[0].mixer),
         **_experts(architecture),
         "hidden_size": architecture.hidden_size,
         "layernorm_epsilon": architecture.norm_epsilon,
@@ -115,14 +124,14 @@ def from_provider(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Archite
         raise UserError("experts beside dense layers with another activation than SiLU are not supported")
     tokens: dict[str, Any] = {name: extra.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return Architecture(
-        layers=_read_layers(model, _read_attention(model)),
+        layers=_read_layers(model, latent.read(model) if model.get("multi_latent_attention") else _read_attention(model)),
         hidden_size=size(model, "hidden_size"),
         vocab_size=size(model, "vocab_size"),
         max_position_embeddings=size(model, "seq_length"),
         norm_epsilon=model["layernorm_epsilon"],
         tied_embeddings=model["share_embeddings_and_output_weights"],
         dtype=read_dtype(model),
-        family=extra.get("family") or FAMILIES[0],
+        family=extra.get("family") or _infer_family(model),
         **tokens,
     )
 
@@ -134,10 +143,20 @@ def size(model: Mapping[str, Any], key: str) -> int:
     return model[key]
 
 
-def _attention(architecture: Architecture) -> dict[str, Any]:
-    attention = architecture.attentions[0]
+def _infer_family(model: Mapping[str, Any]) -> str:
+    """Bridge has no class of its own for any: attention and router tell. A GLM-4.7-Flash is taken for a DeepSeek-V3."""
+    if not model.get("multi_latent_attention"):
+        return "glm4_moe"
+    return "deepseek_v3" if model.get("moe_router_score_function") == "sigmoid" else "deepseek_v2"
+
+
+def _mixer(attention: Sublayer | None) -> dict[str, Any]:
+    if isinstance(attention, LatentAttention):
+        return {"_target_": f"{BRIDGE}.mla_provider.MLAModelProvider", **latent.write(attention)}
+    assert isinstance(attention, Attention)
     assert attention.rotary is not None
     return {
+        "_target_": f"{BRIDGE}.gpt_provider.GPTModelProvider",
         **{key: getattr(attention, field) for field, key in _ATTENTION.items()},
         "rotary_base": attention.rotary.base,
         "rotary_percent": attention.rotary.percent,
@@ -156,6 +175,7 @@ def _experts(architecture: Architecture) -> dict[str, Any]:
         "ffn_hidden_size": dense[0] if dense else channels,
         "moe_aux_loss_coeff": router.aux_loss_coeff or 0.0,
         "moe_ffn_hidden_size": channels,
+        "moe_router_pre_softmax": router.score == "softmax",
         "moe_shared_expert_intermediate_size": experts.shared.ffn_hidden_size,
         **(groups if router.num_groups > 1 else {}),
     }
@@ -186,19 +206,23 @@ def _read_attention(model: Mapping[str, Any]) -> Attention:
 
 def _read_experts(model: Mapping[str, Any]) -> Experts:
     coeff, channels = model.get("moe_aux_loss_coeff"), size(model, "moe_ffn_hidden_size")
+    score, has_bias = model.get("moe_router_score_function", "softmax"), bool(model.get("moe_router_enable_expert_bias"))
+    if score == "softmax" and not model.get("moe_router_pre_softmax"):
+        raise UserError("shared experts beside a router that renormalizes a softmax are not supported")
     router = Router(
         num=size(model, "num_moe_experts"),
         top_k=size(model, "moe_router_topk"),
-        renormalize=model["moe_router_topk"] > 1,
+        renormalize=score == "sigmoid" and model["moe_router_topk"] > 1,
         aux_loss_coeff=float(coeff) if isinstance(coeff, int | float) else None,
-        score="sigmoid",
-        expert_bias=True,
+        score=score,
+        expert_bias=has_bias,
         scaling=float(model.get("moe_router_topk_scaling_factor") or 1.0),
         num_groups=model.get("moe_router_num_groups") or 1,
         picked_groups=model.get("moe_router_group_topk") or 1,
     )
-    if model.get("moe_router_score_function") != "sigmoid" or not model.get("moe_router_enable_expert_bias"):
-        raise UserError("shared experts beside a router without sigmoids or without an expert bias are not supported")
+    if score not in ("sigmoid", "softmax") or has_bias != (score == "sigmoid"):
+        what = f"a router of {score} {'with' if has_bias else 'without'} an expert bias is not supported beside shared experts"
+        raise UserError(what, remedy="one of sigmoid with it is, and one of softmax without")
     if not model.get("moe_shared_expert_intermediate_size"):
-        raise UserError("a router of sigmoids without shared experts is not supported")
+        raise UserError("leading dense layers or latent attention without shared experts are not supported")
     return Experts(router, Dense(channels), Dense(size(model, "moe_shared_expert_intermediate_size")))

@@ -21,6 +21,8 @@ from nemotron_dpo.errors import UserError
 
 # Names of norms in a model, and how they end in a checkpoint of Transformer Engine: stored with the linear layer behind them
 _NORMS: Mapping[str, tuple[str, ...]] = {
+    ".self_attention.q_layernorm.": (".self_attention.linear_q_up_proj.layer_norm_",),
+    ".self_attention.kv_layernorm.": (".self_attention.linear_kv_up_proj.layer_norm_",),
     ".input_layernorm.": (".self_attention.linear_qkv.layer_norm_", ".self_attention.in_proj.layer_norm_"),
     ".pre_mlp_layernorm.": (".mlp.linear_fc1.layer_norm_",),
     ".norm.": (".mixer.in_proj.layer_norm_",),

@@ -1,8 +1,9 @@
-"""Folders of GLM-4.5: what their config.json and run_config.yaml say, what is refused, and the layers that are left out."""
+"""Folders of GLM-4.5, DeepSeek and their like: what their config.json and run_config.yaml say, what is refused, and the layers that are left out."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,56 @@ AIR = {
     "use_qk_norm": False,
     "vocab_size": 151552,
 }
-PUBLISHED: dict[str, dict[str, Any]] = {"GLM-4.5-Air": AIR}
+MOONLIGHT = {
+    "model_type": "deepseek_v3",
+    "attention_bias": False,
+    "aux_loss_alpha": 0.001,
+    "bos_token_id": 163584,
+    "eos_token_id": 163585,
+    "ep_size": 1,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 11264,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 8192,
+    "moe_intermediate_size": 1408,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 27,
+    "num_key_value_heads": 16,
+    "num_nextn_predict_layers": 0,
+    "pretraining_tp": 1,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 50000.0,
+    "routed_scaling_factor": 2.446,
+    "scoring_func": "sigmoid",
+    "seq_aux": True,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+    "vocab_size": 163840,
+}
+FLASH = {  # its other settings are transformers' defaults
+    "model_type": "glm4_moe_lite",
+    "mlp_layer_types": ["dense"] + ["sparse"] * 46,
+    "num_nextn_predict_layers": 1,
+    "partial_rotary_factor": 1.0,
+    "rope_theta": 1000000,
+    "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16",
+}
+PUBLISHED: dict[str, dict[str, Any]] = {"GLM-4.5-Air": AIR, "Moonlight-16B-A3B": MOONLIGHT, "GLM-4.7-Flash": FLASH}
 
 
 def read(said: dict[str, Any]) -> Any:
@@ -81,7 +131,8 @@ def test_what_bridge_writes_is_read(name: str, tmp_path: Path) -> None:
     groups = {"moe_router_num_groups": router.num_groups, "moe_router_group_topk": router.picked_groups}
     model |= {**groups, "mtp_num_layers": 1, "moe_router_pre_softmax": False, "moe_shared_expert_overlap": True}
     (tmp_path / "run_config.yaml").write_text(yaml.safe_dump({"model": model}))
-    assert run_config.read(tmp_path) == architecture
+    flash_is = {"family": "deepseek_v3"} if name == "GLM-4.7-Flash" else {}  # of which Bridge keeps no sign
+    assert run_config.read(tmp_path) == replace(architecture, **flash_is)
 
 
 def test_what_cannot_be_honoured_is_refused_by_name() -> None:
@@ -98,6 +149,30 @@ def test_what_cannot_be_honoured_is_refused_by_name() -> None:
     ):
         with pytest.raises(UserError, match=message):
             read({**AIR, **changes})
+    for changes, message in (
+        ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"scoring_func": "softmax"}, "scoring_func 'softmax' is not supported"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq 2 is not supported"),
+        ({"rope_interleave": False}, "rope_interleave False is not supported"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads is 4 of 16 heads"),
+        ({"q_lora_rank": 0}, "q_lora_rank is 0"),
+        ({"qk_rope_head_dim": 63}, "qk_rope_head_dim 63 is odd"),
+        ({"v_head_dim": None, "kv_lora_rank": 1.5}, "kv_lora_rank is 1.5"),
+        (
+            {"model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "group_limited_greedy"},
+            "topk_method 'group_limited_greedy' is not",
+        ),
+        ({"model_type": "deepseek_v2", "scoring_func": None, "topk_method": None}, "norm_topk_prob True is not supported"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read({**MOONLIGHT, **changes})
+    sparse_first = ["sparse", "dense"] + ["sparse"] * 45
+    with pytest.raises(UserError, match="is not some dense layers and then sparse ones, 47 in all"):
+        read({**FLASH, "mlp_layer_types": sparse_first})
+
+
+def test_kimi_has_deepseeks_code_under_a_name_of_its_own() -> None:
+    assert read({**MOONLIGHT, "model_type": "kimi_k2"}) == read(MOONLIGHT)
 
 
 def test_layers_of_experts_that_are_not_last_are_refused(tmp_path: Path) -> None:

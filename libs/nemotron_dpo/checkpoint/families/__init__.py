@@ -6,16 +6,14 @@ holds every family against transformers. One whose layers differ is a file of it
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import dense, experts, gemma, glm4_moe, granite, nemotron_h, olmo, qwen3_next
+from nemotron_dpo.checkpoint.families import deepseek, dense, experts, gemma, glm4_moe, granite, nemotron_h, olmo, qwen3_next
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for module in (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, glm4_moe)
-    for family in module.FAMILIES
-}
+_MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, glm4_moe, deepseek)
+FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
+FAMILIES["kimi_k2"] = deepseek.DEEPSEEK_V3  # its name for it, under which transformers knows no code
 
 _MAMBA = "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)"
 _GEMMA = "megatron-core's GPTModel has no place for"

@@ -146,7 +146,7 @@ def _layered(family: Family, config: Mapping[str, Any], path: Path) -> Architect
     assert family.layered is not None
     _refuse_unhonoured(family, config, path)
     keys = {name: key for name, key in {**USUAL_KEYS, **family.keys}.items() if name in _OF_ALL_LAYERS}
-    with_defaults = {"tie_word_embeddings": False, **dict.fromkeys(keys.values()), **config}
+    with_defaults = {**dict.fromkeys(keys.values()), "tie_word_embeddings": False, **config}
     _check_numbers(with_defaults, keys)
     return Architecture(
         layers=family.layered.read(config),

@@ -70,7 +70,7 @@ GLM4_MOE = Family(
     "Glm4MoeForCausalLM",
     (*leading_dense.WEIGHTS, *ATTENTION, *QKV_BIAS, *QK_NORM),
     defaults={"partial_rotary_factor": 0.5},
-    only={**leading_dense.ONLY, "attention_bias": (False, True)},
+    only={**leading_dense.OF_SIGMOIDS, "attention_bias": (False, True)},
     layered=Layered(_normal, _read, _write),
 )
 

@@ -1,6 +1,6 @@
 """Decoders whose first layers have a dense part, and whose others experts: what GLM-4.5 and DeepSeek-V3 have in common.
 
-A router of sigmoids with a bias for each expert picks some experts, and one or several shared experts take every token. HF
+A router picks some experts, and one or several shared experts take every token. HF
 names are on the right; the first `{}` is the layer number, the second the expert's.
 """
 
@@ -16,7 +16,7 @@ from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy, stack
 from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.sublayers.dense import Dense
-from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.experts import Experts, Router, Score
 from nemotron_dpo.policy.sublayers.rotary import Rotary
 from nemotron_dpo.policy.sublayers.sublayer import Sublayer
 
@@ -39,13 +39,20 @@ WEIGHTS: tuple[Rule, ...] = (
         )
     ),
 )
-ALIASES = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}  # of transformers 5
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_dropout": (0.0,),
-    "scoring_func": ("sigmoid",),
-    "topk_method": ("noaux_tc",),
-    "moe_layer_freq": (1,),
+_ALIASES = {  # of transformers 5
+    "num_experts": "n_routed_experts",
+    "num_local_experts": "n_routed_experts",
+    "num_mtp_layers": "num_nextn_predict_layers",
+}
+_ONLY: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "moe_layer_freq": (1,)}
+OF_SIGMOIDS: Mapping[str, tuple[Any, ...]] = {**_ONLY, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
+OF_SOFTMAX: Mapping[str, tuple[Any, ...]] = {
+    **_ONLY,
+    "scoring_func": ("softmax",),
+    "topk_method": ("greedy",),
+    "norm_topk_prob": (False,),
+    "n_group": (1,),
+    "topk_group": (1,),
 }
 _ROUTER = {  # fields of Router -> keys of config.json
     "num": "n_routed_experts",
@@ -55,14 +62,15 @@ _ROUTER = {  # fields of Router -> keys of config.json
     "num_groups": "n_group",
     "picked_groups": "topk_group",
 }
+_NULLABLE = ("q_lora_rank", "bos_token_id", "eos_token_id", "pad_token_id")
 _SIZES = ("num_hidden_layers", "intermediate_size", "moe_intermediate_size", "n_shared_experts", "n_routed_experts")
 _COUNTS = ("num_experts_per_tok", "n_group", "topk_group")
 
 
-def normal(config: Mapping[str, Any], defaults: Mapping[str, Any], *, nullable: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The config under one name a setting, with `defaults`; null means the default, but for keys that are `nullable`."""
-    own = {key: value for key, value in config.items() if value is not None or key in nullable}
-    for alias, key in ALIASES.items():
+def normal(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The config under one name a setting, with `defaults`. Where null has a meaning of its own it is kept, else left out."""
+    own = {key: value for key, value in config.items() if value is not None or key in _NULLABLE}
+    for alias, key in _ALIASES.items():
         value = own.pop(alias, None)
         if value is not None and own.setdefault(key, value) != value:
             raise ValueError(f"{key} is {own[key]!r} and {alias} {value!r}")
@@ -76,20 +84,20 @@ def check_sizes(config: Mapping[str, Any], keys: tuple[str, ...]) -> None:
             raise ValueError(f"{key} is {config[key]!r}")
 
 
-def read(config: Mapping[str, Any], mixer: Sublayer) -> tuple[Layer, ...]:
-    """The layers of a normal config, each with this `mixer`."""
+def read(config: Mapping[str, Any], mixer: Sublayer, score: Score = "sigmoid") -> tuple[Layer, ...]:
+    """The layers of a normal config, each with this `mixer`. A router of sigmoids has an expert bias, one of softmax none."""
     check_sizes(config, (*_SIZES, *_COUNTS))
     num, dense = config["num_hidden_layers"], config["first_k_dense_replace"]
     if isinstance(dense, bool) or not isinstance(dense, int) or not 0 <= dense < num:
         raise ValueError(f"first_k_dense_replace is {dense!r}, of {num} layers")
-    leading, rest = Layer(mixer, Dense(config["intermediate_size"])), Layer(mixer, _experts(config))
+    leading, rest = Layer(mixer, Dense(config["intermediate_size"])), Layer(mixer, _experts(config, score))
     return (leading,) * dense + (rest,) * (num - dense)
 
 
-def _experts(config: Mapping[str, Any]) -> Experts:
+def _experts(config: Mapping[str, Any], score: Score) -> Experts:
     own = float(config.get("aux_loss_alpha", config.get("router_aux_loss_coef", 0.0)))
     named = {field: config[key] for field, key in _ROUTER.items()}
-    router = Router(**named, aux_loss_coeff=own, score="sigmoid", expert_bias=True)
+    router = Router(**named, aux_loss_coeff=own, score=score, expert_bias=score == "sigmoid")
     if router.num % router.num_groups or router.picked_groups > router.num_groups:
         raise ValueError(f"{router.picked_groups} of {router.num_groups} groups of {router.num} experts are picked")
     if router.top_k > router.num // router.num_groups * router.picked_groups:

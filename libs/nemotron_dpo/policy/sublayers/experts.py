@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nemotron_dpo.policy.architecture import Architecture
     from nemotron_dpo.policy.layout import Layout
 
+Score = Literal["softmax", "sigmoid"]
+
 
 @dataclass(frozen=True)
 class Router:
@@ -31,7 +33,7 @@ class Router:
     top_k: int
     renormalize: bool = True
     aux_loss_coeff: float | None = field(default=None, compare=False)
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Score = "softmax"
     expert_bias: bool = False
     scaling: float = 1.0
     num_groups: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from nemotron_dpo.policy.rows import pack_row
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
+from nemotron_dpo.policy.sublayers.latent_attention import LatentAttention
 from nemotron_dpo.policy.sublayers.mamba import Mamba
+from nemotron_dpo.policy.sublayers.rotary import Rotary, Yarn
 from nemotron_dpo.steps.estimate import flops, memory
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes
 
@@ -23,7 +26,10 @@ from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes
 MAMBA, ATTENTION = Mamba(8, 64, 128, 2), Attention(8, 2, 32, rotary=None)
 DENSE, SHARED = (Dense(n, "relu2", gated=False) for n in (768, 512))
 EXPERTS = Experts(Router(8, 2, score="sigmoid", expert_bias=True), Dense(256, "relu2", gated=False), SHARED)
+LATENT = LatentAttention(8, 96, 64, plain_size=24, rotary_size=8, value_size=32, rotary=Rotary(10000.0))
+GATED = Experts(Router(8, 2, score="sigmoid", expert_bias=True), Dense(256), Dense(512))
 LAYERS = {"M": Layer(MAMBA, None), "*": Layer(ATTENTION, None), "-": Layer(None, DENSE), "E": Layer(None, EXPERTS)}
+LAYERS |= {"L": Layer(LATENT, Dense(768)), "S": Layer(LATENT, GATED)}
 PAIR = (192, 160, 2)  # tokens of prompt and of each response, pairs
 
 
@@ -69,6 +75,23 @@ def test_parameters_and_flops_of_a_layer_by_hand() -> None:
     assert EXPERTS.weights_met(architecture("E")) == 2 * 2 * 256 * 256 + 8 * 256 + shared
 
 
+def test_parameters_and_flops_of_latent_attention_by_hand() -> None:
+    """Vectors of 96 for queries, 64 for keys and values; 8 heads with keys of 24 + 8 channels and values of 24."""
+    narrow = replace(LATENT, value_size=24)
+    weights = 256 * 96 + 96 * 8 * 32 + 256 * (64 + 8) + 64 * 8 * (24 + 24) + 8 * 24 * 256
+    assert narrow.parameters(architecture("L")).total == weights + 256 + 96 + 64
+    assert narrow.weights_met(architecture("L")) == weights
+    whole = replace(narrow, query_rank=None)
+    assert whole.weights_met(architecture("L")) == weights - 256 * 96 - 96 * 8 * 32 + 256 * 8 * 32
+    meetings = Lengths(10, 20).meetings()
+    # of 8 heads: scores of 32 channels and mixtures of 24; backward scores, queries' and keys' gradients, and two of values
+    assert narrow.mixing_flops(Lengths(10, 20)) == (2 * 8 * (32 + 24) * meetings, 2 * 8 * (3 * 32 + 2 * 24) * meetings)
+    # YaRN over 40 times the length makes scores (0.1 ln 40 + 1)^2 = 1.3689^2 times as large
+    yarn = Yarn(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
+    assert narrow.scale == pytest.approx(32**-0.5)
+    assert replace(narrow, rotary=Rotary(1e4, 1.0, yarn)).scale == pytest.approx(1.368888**2 * 32**-0.5, rel=1e-5)
+
+
 def test_ranks_hold_parts_and_adapters_know_every_linear_layer() -> None:
     whole, halves = (memory.memory(architecture("M"), Sizes("float32", 64, Layout(tensor=n))).weights for n in (1, 2))
     linears = 256 * (512 + 512 + 256 + 256 + 8) + 512 * 256 + 1024 * 5 + 24 + 512
@@ -89,7 +112,7 @@ def test_flops_and_kept_bytes_are_what_torch_counts_and_keeps() -> None:
 
     before = chosen.use(torch_kernels())
     try:
-        for pattern, within in (("MM", 0.05), ("--", 0.01), ("EE", 0.01), ("M-M*-M-E", 0.05)):
+        for pattern, within in (("MM", 0.05), ("--", 0.01), ("EE", 0.01), ("M-M*-M-E", 0.05), ("LL", 0.05), ("SS", 0.05)):
             plan, (policy, batch) = architecture(pattern), trainable(pattern)
             kept: dict[int, int] = {}
             with FlopCounterMode(display=False) as counter:
@@ -99,7 +122,9 @@ def test_flops_and_kept_bytes_are_what_torch_counts_and_keeps() -> None:
             assert due == pytest.approx(counter.get_total_flops(), rel=within), pattern
             layout = Layout()
             parts = (part.kept(plan, layout, 2).total for part in plan.sublayers())
-            assert batch.row.num_tokens * sum(parts) == pytest.approx(found, rel=0.15 if "E" in pattern else 0.08), pattern
+            assert batch.row.num_tokens * sum(parts) == pytest.approx(found, rel=0.15 if {*pattern} & {*"ES"} else 0.08), (
+                pattern
+            )
     finally:
         chosen.use(before)
 
