@@ -167,15 +167,7 @@ def _with_extra_states(sharded: dict[str, Any]) -> dict[str, Any]:
 
 
 _LAST_OF_HYBRIDS, _OUTPUT = "decoder.final_norm.weight", "output_layer."
-_NAMED = (
-    "final_layernorm",
-    "q_layernorm",
-    "k_layernorm",
-    "input_layernorm",
-    "pre_mlp_layernorm",
-    "post_layernorm",
-    ".out_norm",
-)
+_NAMED = (*(f"{name}_layernorm" for name in ("final", "q", "k", "input", "pre_mlp")), "post_layernorm", ".out_norm")
 _OWN_NORMS = (*(f"{name}.weight" for name in _NAMED), _LAST_OF_HYBRIDS)
 
 

@@ -1,7 +1,8 @@
 """The model families that are supported. A Family describes one, from config.json to weights, in both directions.
 
 To add a dense one, give its table and its Family in `dense.py` and list it here; tests/libs/checkpoint/test_families.py
-holds every family against transformers. One whose layers differ is a file of its own, as `nemotron_h.py`.
+holds every family against transformers. One whose layers differ is a file of its own, as `nemotron_h.py`. `known` says what
+their models are called, and which families are refused.
 """
 
 from __future__ import annotations
@@ -14,14 +15,6 @@ from nemotron_dpo.policy.architecture import Architecture
 _MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, glm4_moe, deepseek)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 FAMILIES["kimi_k2"] = deepseek.DEEPSEEK_V3  # its name for it, under which transformers knows no code
-
-_MAMBA = "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)"
-_GEMMA = "megatron-core's GPTModel has no place for"
-# families that a user may well ask for, and why they are not supported
-REASONS: dict[str, str] = {
-    **dict.fromkeys(("mamba", "mamba2", "jamba", "bamba", "zamba2", "falcon_h1"), _MAMBA),
-    "gemma3": f"{_GEMMA} its vision tower",
-}
 
 
 def rules(architecture: Architecture) -> list[Rule]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo import hf_folder
-from nemotron_dpo.checkpoint.families import FAMILIES, REASONS, rope
+from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
+from nemotron_dpo.checkpoint.families.known import REASONS
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
@@ -107,11 +108,11 @@ def _written_layers(architecture: Architecture, family: Family, keys: Mapping[st
 
 def _family(config: Mapping[str, Any], path: Path) -> Family:
     kind = config["model_type"]
+    if kind in FAMILIES:
+        return FAMILIES[kind]
     if kind in REASONS:
         raise UserError(f"model_type {kind!r} is not supported: {REASONS[kind]}", source=path)
-    if kind not in FAMILIES:
-        raise UserError(f"model_type {kind!r} is not supported", source=path, remedy=f"{', '.join(FAMILIES)} are")
-    return FAMILIES[kind]
+    raise UserError(f"model_type {kind!r} is not supported", source=path, remedy=f"{', '.join(FAMILIES)} are")
 
 
 def _architecture(family: Family, config: Mapping[str, Any], path: Path) -> Architecture:
