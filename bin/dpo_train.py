@@ -128,6 +128,7 @@ def command(
         resumed = _resumed(earlier, initial, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
+        _remark_rates(run, pairs, settings, resumed, strict=strict)
         return _train(run, initial, folder, pairs, settings, identity, resumed)
 
 
@@ -256,6 +257,18 @@ def _resumed(earlier: Path, policy: ModelSource, identity: Identity, last: int) 
     goes_on = f"resuming after step {state.step} of {last}" if state.step < last else f"all {last} steps are done already"
     SAY(f"{earlier}: {goes_on}")
     return state
+
+
+def _remark_rates(
+    run: RunConfig, pairs: _OpenPairs, settings: LoopSettings, resumed: ResumeState | None, *, strict: bool
+) -> None:
+    """Warn where the steps that were taken had other learning rates than they would have in a run of this length."""
+    from nemotron_dpo.training.schedule import other_rates
+
+    if resumed is not None:
+        before = wiring.rates_before(run, pairs.train, resumed.identity.free)
+        line = other_rates(before, settings.updates.learning_rates, resumed.step)
+        _warn([line] if line else [], strict=strict)
 
 
 def _train(

@@ -32,6 +32,7 @@ ALLOWED = {
     "hf_folder": {"errors"},
     "file_digests": {"errors"},
     "step_folders": {"errors"},
+    "run_state": set(),
     "sources": {"errors", "hf_folder", "step_folders"},
     "config": {"errors", "paths", "objective"},
     "preferences": {"paths", "file_digests", "hf_folder", "progress", "streams", "sources", "errors"},
@@ -52,8 +53,9 @@ ALLOWED = {
         "objective",
         "checkpoint",
     },
-    "report": {"errors", "outcome", "streams", "steps"},
+    "report": {"errors", "outcome", "run_state", "streams", "steps"},
     "steps": {
+        "run_state",
         "step_folders",
         "errors",
         "paths",

@@ -63,10 +63,24 @@ def policy_of(source: Path, which: str) -> Path | None:
         if which not in (LAST, str(step_of(source)) if source.name.startswith("step_") else LAST):
             raise UserError(f"is one step of a run, and not step {which}", source=source, remedy="name the run")
         return source / "policy"
-    folders = sorted([*step_folders(source / "checkpoints"), *step_folders(source)], key=step_of)
+    folders = sorted([*step_folders(source / "checkpoints"), *step_folders(source)], key=step_of) or _elsewhere(source)
     if not folders:
         return None
     return _step(folders, which) / "policy"
+
+
+def _elsewhere(run: Path) -> list[Path]:
+    """The steps of a job that keeps them outside its folder, where checkpointing.checkpoint_dir says."""
+    import yaml
+
+    job = run.parent
+    try:
+        folder = (
+            yaml.safe_load((job / "train.yaml").read_bytes())["checkpointing"]["checkpoint_dir"] if run.name == "run" else None
+        )
+        return step_folders(Path(yaml.safe_load((job / "job.yaml").read_bytes())["folder"]) / folder) if folder else []
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []
 
 
 def _step(folders: list[Path], which: str) -> Path:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.report.run_settings import read_json, read_settings, read_yaml
+from nemotron_dpo.report.run_settings import read_settings, read_yaml
+from nemotron_dpo.run_state import read_facts, state_of
 
 METRICS = "metrics.jsonl"
 
@@ -33,8 +32,7 @@ class RunFolder:
     @property
     def state(self) -> str:
         """`running`, `done`, `stopped`, `failed`, `killed`, or `unknown` where no run.json says it."""
-        said = str(self.facts.get("status", "unknown"))
-        return "killed" if said == "running" and not _is_alive(self.facts) else said
+        return state_of(self.facts)
 
     def setting(self, path: str, default: Any = None) -> Any:
         """The value of the setting `path`, such as `policy.optimizer.lr`."""
@@ -100,25 +98,9 @@ def open_run(given: str | Path) -> RunFolder:
     job = run.resolve().parent if (run.resolve().parent / "job.yaml").is_file() else None
     place = job or run.resolve()
     name = place.name if job else f"{place.parent.name}/{place.name}".lstrip("/")
-    return RunFolder(
-        run, name, job, read_settings(run, job), read_json(run / "run.json"), read_yaml(job / "job.yaml") if job else {}
-    )
+    return RunFolder(run, name, job, read_settings(run, job), read_facts(run), read_yaml(job / "job.yaml") if job else {})
 
 
 def typed(words: Sequence[str]) -> str:
     """`words` as a command that a shell takes."""
     return shlex.join([Path(words[0]).name, *words[1:]]) if words else ""
-
-
-def _is_alive(facts: Mapping[str, Any]) -> bool:
-    """Whether the process that writes the run may still live; of another machine nobody here knows."""
-    pid = facts.get("pid")
-    if facts.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

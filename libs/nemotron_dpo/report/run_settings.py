@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 import yaml
+
+from nemotron_dpo.run_state import read_facts
 
 
 def read_settings(run: Path, job: Path | None) -> Mapping[str, Any]:
@@ -18,7 +19,7 @@ def read_settings(run: Path, job: Path | None) -> Mapping[str, Any]:
     }
     files = [steps[number] / "config.yaml" for number in sorted(steps, reverse=True)] + ([job / "train.yaml"] if job else [])
     tree = next((tree for file in files if (tree := read_yaml(file))), {})
-    facts = read_json(run / "run.json")
+    facts = read_facts(run)
     if not tree and isinstance(facts.get("config"), dict):
         return facts["config"]
     return tree or _overrides(facts.get("command"))
@@ -49,17 +50,8 @@ def _plain(text: str) -> Any:
         return text
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty where there is none, or no such file."""
-    try:
-        tree = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The same of YAML."""
+    """The mapping in a YAML file; empty where there is none, or no such file."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):

@@ -59,6 +59,20 @@ def from_megatron(
     return [_megatron_at(name, lr, done, warmup_steps, init, min_lr, end) for done in range(total_steps)]
 
 
+def other_rates(before: Sequence[float], now: Sequence[float], done: int) -> str | None:
+    """What a run has lived through whose first `done` steps had the rates `before`, where `now` has others; None where not.
+
+    A decay that follows the length of the run does that to one that is made longer.
+    """
+    if done == 0 or list(before[:done]) == list(now[:done]):
+        return None
+    old, new = (f"step {done}: {rates[done - 1]:.3g}" for rates in (before, now))
+    return (
+        f"the learning rate follows the length of the run: so far it was that of {len(before)} steps ({old}), "
+        f"from here on it is that of {len(now)} steps ({new}): a run of {len(now)} steps from its first would end elsewhere"
+    )
+
+
 def _megatron_at(name: str, lr: float, done: int, warmup: int, init: float, min_lr: float, end: int) -> float:
     """The rate once `done` steps were taken."""
     if warmup > 0 and done <= warmup:

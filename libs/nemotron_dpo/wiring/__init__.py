@@ -4,7 +4,7 @@ torch and megatron-core are imported inside the functions: an executable that im
 """
 
 from nemotron_dpo.wiring.data import data_rules, identity
-from nemotron_dpo.wiring.loop import check_own_objective, remarks, row_tokens, save_by, settings, watch
+from nemotron_dpo.wiring.loop import check_own_objective, rates_before, remarks, row_tokens, save_by, settings, watch
 from nemotron_dpo.wiring.model import check_router, layout, load_balancing, lora, open_trainable, optimization, recompute
 from nemotron_dpo.wiring.records import check_trackers, checkpoint_dir, checkpoints, recorded, samples
 
@@ -21,6 +21,7 @@ __all__ = [
     "lora",
     "open_trainable",
     "optimization",
+    "rates_before",
     "recompute",
     "recorded",
     "remarks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.errors import UserError
@@ -42,6 +42,13 @@ def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSett
         gate_precision=policy.precision if reference_is_policy(run) else None,
         token_metrics=run.logger.token_metrics,
     )
+
+
+def rates_before(run: RunConfig, data: Pairs, saved: Mapping[str, Any]) -> list[float]:
+    """The learning rates of a run that was to be as long as its settings `saved` say, all others being those of `run`."""
+    steps, epochs = saved.get("dpo.max_num_steps"), saved.get("dpo.max_num_epochs")
+    dpo = replace(run.dpo, max_num_steps=steps or run.dpo.max_num_steps, max_num_epochs=epochs or run.dpo.max_num_epochs)
+    return list(settings(replace(run, dpo=dpo), data, {}).updates.learning_rates)
 
 
 def watch(run: RunConfig, made: LoopSettings) -> Watch | None:

@@ -149,3 +149,30 @@ def test_torch_chains_are_torchs_own_to_the_last_bit() -> None:
 def test_bad_schedulers_are_one_line(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         schedule.from_torch(1.0, 3, [(name, arguments)], [])
+
+
+def test_what_a_longer_run_has_lived_through_is_said_where_it_is_another_thing() -> None:
+    """A cosine of 4 steps is at cos(3/4 pi) in its last; by hand, 0.5 * (1 + cos(135 deg)) = 0.1464, of 8 steps 0.6913."""
+    short, longer = schedule.named("cosine", 1.0, 4), schedule.named("cosine", 1.0, 8)
+    said = (
+        "the learning rate follows the length of the run: so far it was that of 4 steps (step 4: 0.146), from here on it is that "
+        "of 8 steps (step 4: 0.691): a run of 8 steps from its first would end elsewhere"
+    )
+    assert schedule.other_rates(short, longer, 4) == said
+    for name, before, now, done in [
+        ("nothing done", short, longer, 0),
+        ("as long", short, schedule.named("cosine", 1.0, 4), 3),
+        ("constant", schedule.named("constant", 1.0, 4, warmup_steps=2), schedule.named("constant", 1.0, 8, warmup_steps=2), 4),
+        (
+            "in the warm-up",
+            schedule.named("cosine", 1.0, 8, warmup_steps=4),
+            schedule.named("cosine", 1.0, 16, warmup_steps=4),
+            4,
+        ),
+        ("a decay of its own", _decayed(4), _decayed(8), 4),
+    ]:
+        assert schedule.other_rates(before, now, done) is None, name
+
+
+def _decayed(total: int) -> list[float]:
+    return schedule.from_megatron("cosine", 1.0, total, warmup_steps=1, init=0.0, min_lr=0.0, decay_steps=4)

@@ -93,16 +93,17 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     profile = with_run_env(profile, given := load_run_env(path, arguments.overrides, shipped=found.folder))
     config, warnings = planner.load(path, arguments.overrides, profile.base(), shipped=found.folder)
     job = job_folder(found.id, now)
+    notes: list[str] = []
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)
-        config, changes = planner.settled(config) if planner.settled else (config, [])
+        config, changes, notes = planner.settled(config) if planner.settled else (config, [], [])
         warnings += changes
     _check_sizes(config, profile, given)
     _remark_image(profile, say)
     for warning in warnings:
         say(f"warning: {warning}")
     plan = planner.compile(config, job, found.folder)
-    for note in plan.notes:
+    for note in (*notes, *plan.notes):
         say(note)
     choices = choose(plan, request.first, request.last, force=request.force)
     provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)

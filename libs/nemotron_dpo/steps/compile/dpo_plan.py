@@ -21,10 +21,12 @@ from nemotron_dpo.config import (
     run_tree,
     to_yaml,
 )
+from nemotron_dpo.config.dpo import DpoConfig
+from nemotron_dpo.config.logger import LoggerConfig
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile.data_parts import data_options, data_parts, held_out_options
 from nemotron_dpo.steps.compile.programs import executable
-from nemotron_dpo.steps.compile.stages import Input, Plan, Stage, launched
+from nemotron_dpo.steps.compile.stages import Input, Length, Plan, Stage, launched
 from nemotron_dpo.steps.compile.swapped import swapped
 from nemotron_dpo.steps.compile.tiny_sft import tiny_sft_prelude
 from nemotron_dpo.steps.tiny_policy import TINY_SFT
@@ -195,7 +197,18 @@ def _train_stage(run: RunConfig, job: Path) -> Stage:
     keep = run.checkpointing
     stage = Stage("dpo-train", (*argv, "-c", config), inputs=inputs, outputs=outputs)
     resumes, may_stop = keep.enabled and keep.save_optimizer, keep.checkpoint_must_save_by is not None
-    return _launched(run, replace(stage, resumes=resumes and bool(outputs), may_stop_early=may_stop))
+    stage = replace(stage, resumes=resumes and bool(outputs), may_stop_early=may_stop, length=_length(run) if outputs else None)
+    return _launched(run, stage)
+
+
+def _length(run: RunConfig) -> Length | None:
+    """How long training is, beside what it would be the same for at any length: steps of a longer run go on from its own."""
+    if not (run.checkpointing.enabled and run.dpo.max_num_steps):
+        return None
+    dpo = replace(run.dpo, max_num_steps=DpoConfig.max_num_steps, max_num_epochs=DpoConfig.max_num_epochs)
+    keep = CheckpointingConfig(pretrained_checkpoint=run.checkpointing.pretrained_checkpoint)
+    same = replace(run, dpo=dpo, checkpointing=keep, logger=LoggerConfig(token_metrics=run.logger.token_metrics))
+    return Length(run.dpo.max_num_steps, run.dpo.max_num_epochs, to_yaml(run_tree(same)))
 
 
 def _export_stage(run: RunConfig, job: Path, export_dir: Path) -> Stage:

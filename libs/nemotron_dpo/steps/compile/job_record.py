@@ -70,11 +70,20 @@ def stage_line(stage: Stage) -> str:
 def decision_line(decision: StageDecision) -> tuple[str, str]:
     """(stage, command) for what happens to one stage: its own command, or those that take it from where it is."""
     stage = decision.stage
-    if decision.entry is None:
+    if decision.entry is None and decision.beginning is None:
         return stage.name, stage_line(stage)
+    if decision.entry is None:
+        return _beginning_line(decision)
     instead = [shlex.join(command) for command in stage_cache.by_hand(decision.entry, stage.outputs)] or ["true"]
     command = shlex.join(redact(stage.argv)).replace("\n", " ")
     return f"{stage.name}: up to date, taken from where it is", "\n".join([f"# {command}", *instead])
+
+
+def _beginning_line(decision: StageDecision) -> tuple[str, str]:
+    """As decision_line, for a stage that a shorter run began, or could have begun."""
+    stage, shorter = decision.stage, decision.goes_on_from
+    copied = [shlex.join(["cp", "-r", shorter.folder, str(stage.outputs[0])])] if shorter else []
+    return f"{stage.name}: {decision.how_it_goes_on}", "\n".join([*copied, stage_line(stage)])
 
 
 def _record(plan: Plan, provenance: Provenance, now: datetime) -> dict[str, object]:

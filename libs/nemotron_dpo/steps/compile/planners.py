@@ -35,6 +35,7 @@ from nemotron_dpo.steps.compile import dpo_plan, from_trl_plan, merge_lora_plan,
 from nemotron_dpo.steps.compile.data_parts import without_unread_default
 from nemotron_dpo.steps.compile.dpo_missing import missing_inputs
 from nemotron_dpo.steps.compile.dpo_report import report as dpo_report
+from nemotron_dpo.steps.compile.from_job import from_job
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.profiles.profile import Profile
 
@@ -50,9 +51,9 @@ class Planner:
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
     `report` tells what came of it, and what to do next after the command as it was typed; `forecast` what it will cost, on a
     profile and with the tokenized pairs where there are any. `idle` names the keys of its files that have no meaning here;
-    `settled` gives the config as this machine can run it, with lines that say what it lacks; `short` says what this machine may
-    run out of, `time` how long the run is going to take with the tokenized pairs, where that is known. `programs` are those
-    that its stages may run, in their order.
+    `settled` gives the config as this machine can run it, with warnings of what it lacks, and with notes; `short` says what
+    this machine may run out of, `time` how long the run is going to take with the tokenized pairs, where that is known.
+    `programs` are those that its stages may run, in their order.
     """
 
     config: type[Any]
@@ -65,7 +66,7 @@ class Planner:
     programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
     idle: Callable[..., list[IdleKey]] | None = None
-    settled: Callable[[Any], tuple[Any, list[str]]] | None = None
+    settled: Callable[[Any], tuple[Any, list[str], list[str]]] | None = None
     short: Callable[[Any], list[str]] = lambda config: []
     time: Callable[..., str | None] = lambda config, profile, pairs, *, is_scored: None
 
@@ -93,6 +94,12 @@ def _dpo_time(run: RunConfig, profile: Profile, pairs: Path, *, is_scored: bool)
     return expected_time(run, profile, pairs, is_scored=is_scored)
 
 
+def _dpo_settled(run: RunConfig) -> tuple[RunConfig, list[str], list[str]]:
+    run, notes = from_job(run)
+    run, warnings = without_unread_default(run)
+    return run, warnings, notes
+
+
 def _dpo_short(run: RunConfig) -> list[str]:
     from nemotron_dpo.steps.estimate.forecast import short_of_disk
 
@@ -117,7 +124,7 @@ _PLANNERS = {
         ("preference-tokenize", "ref-logprobs", "mixture", "dpo-train", "ckpt-export"),
         _dpo_forecast,
         _idle_dpo,
-        without_unread_default,
+        _dpo_settled,
         _dpo_short,
         _dpo_time,
     ),

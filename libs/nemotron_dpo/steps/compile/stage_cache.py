@@ -58,7 +58,7 @@ def record(key: str, stage: str, outputs: Sequence[Path]) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     places = [path if path.is_dir() else _kept(key, n, path) for n, path in enumerate(outputs)]
     noted = {"stage": stage, "outputs": [{"place": str(path), "state": _state(path)} for path in places]}
-    _note(CACHE / f"{key}.json", orjson.dumps(noted, option=orjson.OPT_INDENT_2))
+    note(CACHE / f"{key}.json", orjson.dumps(noted, option=orjson.OPT_INDENT_2))
     (CACHE / f"{key}.started").unlink(missing_ok=True)
 
 
@@ -88,19 +88,30 @@ def copy_folder(place: Path, target: Path) -> None:
     shutil.copytree(place, target, copy_function=copy, symlinks=True)
 
 
+def note(file: Path, content: bytes) -> None:
+    """Write `file` of the cache whole or not at all."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _temporary(file) as temporary:
+        temporary.write_bytes(content)
+
+
 def note_start(key: str, folder: Path) -> None:
     """Note that the stage of `key` works in `folder`, in case it does not come to its end."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    _note(CACHE / f"{key}.started", os.fsencode(folder))
+    note(CACHE / f"{key}.started", os.fsencode(folder))
 
 
 def interrupted(key: str) -> Path | None:
     """The folder where the stage of `key` worked last, if it is still there; only one of a job is believed."""
     try:
         folder = Path(os.fsdecode((CACHE / f"{key}.started").read_bytes()))
-        return folder if folder.is_dir() and JOBS.resolve() in folder.resolve().parent.parents else None
+        return folder if is_of_job(folder) else None
     except (FileNotFoundError, ValueError):  # ValueError: a damaged note need not be a path
         return None
+
+
+def is_of_job(folder: Path) -> bool:
+    """Whether `folder` is there, and lies in that of a job."""
+    return folder.is_dir() and JOBS.resolve() in folder.resolve().parent.parents
 
 
 def by_hand(entry: CacheEntry, outputs: Sequence[Path]) -> list[tuple[str, ...]]:
@@ -112,12 +123,6 @@ def by_hand(entry: CacheEntry, outputs: Sequence[Path]) -> list[tuple[str, ...]]
 
 
 _CP_FILE = ("-f", "--reflink=auto", "--no-preserve=mode")
-
-
-def _note(file: Path, content: bytes) -> None:
-    """Write `file` whole or not at all."""
-    with _temporary(file) as temporary:
-        temporary.write_bytes(content)
 
 
 def _kept(key: str, number: int, path: Path) -> Path:

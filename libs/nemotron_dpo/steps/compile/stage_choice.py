@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import stage_cache
+from nemotron_dpo.steps.compile.beginnings import Beginning, beginning_of, family_of, gone_on
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.stage_cache import CacheEntry
 from nemotron_dpo.steps.compile.stage_keys import stage_key
@@ -28,12 +29,32 @@ class StageDecision:
     """What happens to a stage: its outputs are taken from the cache `entry`; if that is None, the stage runs.
 
     If `is_forced`, it runs from its start, and does not resume. `key` names its outputs in the cache; None if they have no key.
+    `family` is what it shares with shorter and longer ones; it goes on from `beginning`, if that has what it takes.
     """
 
     stage: Stage
     key: str | None
     entry: CacheEntry | None
     is_forced: bool
+    family: str | None = None
+    beginning: Beginning | None = None
+
+    @property
+    def goes_on_from(self) -> Beginning | None:
+        """The shorter training that it is the rest of."""
+        return self.beginning if self.beginning and self.beginning.can_go_on else None
+
+    @property
+    def how_it_goes_on(self) -> str:
+        """What comes of its `beginning`, and how to have it otherwise."""
+        one = self.beginning
+        assert one is not None
+        if one.can_go_on:
+            return f"goes on from step {one.step} of {one.folder}, a shorter run; --force trains from the first step"
+        why = f"{one.folder} has {one.step} of these steps without an optimizer's state"
+        return (
+            f"starts at its first step: {why}; with checkpointing.save_optimizer=true a longer run goes on from a shorter one"
+        )
 
 
 def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> list[StageChoice]:
@@ -64,18 +85,33 @@ def decide(plan: Plan, choices: Sequence[StageChoice], digests: Digests, env: Ma
         stage = choice.stage
         if choice.is_given and not stage.outputs:
             continue
-        key = stage_key(plan, stage, made, digests, env)
-        entry = None
-        if key is not None and not stage.may_stop_early:
+        decision = _decided(choice, stage_key(plan, stage, made, digests, env), family_of(plan, stage, made, digests, env))
+        if decision.key is not None and not stage.may_stop_early:
             # What is made of one output must not pass for what is made of another one of the same stage.
-            made.update({str(output): f"{key} {n}" if n else key for n, output in enumerate(stage.outputs)})
-            if choice.is_given or not choice.is_forced:
-                entry = stage_cache.find(key, stage.outputs)
-        if choice.is_given and entry is None:
+            made.update({str(path): f"{decision.key} {n}" if n else decision.key for n, path in enumerate(stage.outputs)})
+        if choice.is_given and decision.entry is None:
             raise UserError(
                 f"{stage.name}: what it makes is not there", remedy=f"run without --from, or --from {stage.program}"
             )
-        yield StageDecision(stage, key, entry, choice.is_forced)
+        yield decision
+
+
+def _decided(choice: StageChoice, key: str | None, family: str | None) -> StageDecision:
+    """What is up to date is taken, trained from its first step or not; else the stage goes on from a beginning, or runs."""
+    stage = choice.stage
+    fresh = StageDecision(stage, key, None, choice.is_forced, family)
+    if key is None or (choice.is_forced and not choice.is_given):
+        return fresh
+    entry = None if stage.may_stop_early else stage_cache.find(key, stage.outputs)
+    if entry is not None or family is None:
+        return replace(fresh, entry=entry)
+    entry = None if stage.may_stop_early else gone_on(family, stage)
+    if entry is not None:
+        return replace(fresh, entry=entry, key=entry.key)
+    if choice.is_given or stage_cache.interrupted(key):
+        return fresh
+    made = replace(fresh, beginning=beginning_of(family, stage))
+    return replace(made, key=made.goes_on_from.longer(key)) if made.goes_on_from else made
 
 
 def check_given(plan: Plan, choices: Sequence[StageChoice], digests: Digests, env: Mapping[str, str]) -> None:

@@ -27,6 +27,15 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Length:
+    """How long a stage trains at most. `settings` is its config as text without that, and without what is saved and logged."""
+
+    num_steps: int
+    num_epochs: int
+    settings: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """One command; `env` is added to the environment.
 
@@ -34,7 +43,7 @@ class Stage:
     the command makes. The inputs and the other words of `argv` decide whether the stage is up to date. A stage without outputs
     never is. The first `num_launcher_words` words of `argv` only start processes, and do not count. A stage that `resumes` goes
     on from what an interrupted run left in its output folder. A stage that `may_stop_early` can exit 0 before its work is
-    done, so it is never up to date.
+    done, so it is never up to date. One with a `length` can go on from what a shorter one of the same settings made.
     """
 
     name: str
@@ -45,6 +54,7 @@ class Stage:
     num_launcher_words: int = 0
     resumes: bool = False
     may_stop_early: bool = False
+    length: Length | None = None
 
     @property
     def program(self) -> str:

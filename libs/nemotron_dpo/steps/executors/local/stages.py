@@ -15,9 +15,9 @@ from pathlib import Path
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import DIVERGED, UserError
-from nemotron_dpo.steps.compile import stage_cache
+from nemotron_dpo.steps.compile import beginnings, stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
-from nemotron_dpo.steps.compile.stage_choice import StageChoice, decide
+from nemotron_dpo.steps.compile.stage_choice import StageChoice, StageDecision, decide
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.compile.tiny_sft import Prelude
 from nemotron_dpo.steps.executors.local.logs import tee_stderr
@@ -67,11 +67,11 @@ def run_plan(
         stage = decision.stage
         if decision.entry is not None:
             _take(decision.entry, stage, log_file(plan.job, stage), say)
+            _note_length(decision)
             continue
         digests.save()
         num_run += 1
-        if stage.resumes and decision.key is not None:
-            _go_on(decision.key, stage, say, anew=decision.is_forced)
+        _go_on(decision, say)
         before(stage)
         run_stage(stage, env, log_file(plan.job, stage))
         if decision.key is not None and not stage.may_stop_early:
@@ -97,14 +97,30 @@ def _keep(key: str, stage: Stage, say: Callable[[str], object]) -> None:
         say(f"warning: {stage.name}: what it made cannot be kept for later runs ({str(error.strerror).lower()})")
 
 
-def _go_on(key: str, stage: Stage, say: Callable[[str], object], *, anew: bool) -> None:
-    """Give `stage` what an interrupted run of it left, unless it starts `anew`, and note where this one works."""
-    (folder,) = stage.outputs
-    left = None if anew else stage_cache.interrupted(key)
+def _go_on(decision: StageDecision, say: Callable[[str], object]) -> None:
+    """Give the stage what an interrupted or a shorter run of it left, unless it starts anew, and note where this one works."""
+    stage, shorter = decision.stage, decision.beginning
+    if decision.key is None:
+        return
+    left = None
+    if shorter is not None:
+        left = Path(shorter.folder) if shorter.can_go_on else None
+        say(f"{stage.name}: {decision.how_it_goes_on}")
+    elif stage.resumes and not decision.is_forced:
+        left = stage_cache.interrupted(decision.key)
+        if left is not None:
+            say(f"{stage.name}: goes on from {left}")
     if left is not None:
-        say(f"{stage.name}: goes on from {left}")
-        stage_cache.copy_folder(left, folder)
-    stage_cache.note_start(key, folder)
+        stage_cache.copy_folder(left, stage.outputs[0])
+    if stage.resumes:
+        stage_cache.note_start(decision.key, stage.outputs[0])
+    _note_length(decision)
+
+
+def _note_length(decision: StageDecision) -> None:
+    """Note how long this training is, for longer ones."""
+    if decision.family is not None and decision.key is not None:
+        beginnings.note(decision.family, decision.key, decision.stage)
 
 
 SCORES = "NEMOTRON_DPO_CACHE"  # where ref-logprobs keeps the scores of single pairs, unless the user has another place

@@ -1,0 +1,47 @@
+"""How a run stands, by the run.json of its folder: what it said last, and whether it can still say anything."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+FILE = "run.json"
+
+
+def read_facts(run: Path) -> Mapping[str, Any]:
+    """What run.json says; empty where there is none, as in runs of earlier versions."""
+    return read_json(run / FILE)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; empty where there is none, or no such file."""
+    try:
+        tree = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def state_of(facts: Mapping[str, Any]) -> str:
+    """`running`, `done`, `stopped`, `failed`, `killed`, or `unknown` where nothing says it."""
+    said = str(facts.get("status", "unknown"))
+    return "killed" if said == "running" and not is_alive(facts) else said
+
+
+def is_alive(facts: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote `facts`, its `pid` and `host`, may still live; of another machine nobody here knows."""
+    pid = facts.get("pid")
+    if facts.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
