@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -149,6 +150,7 @@ def show_help(context: click.Context, topic: str | None) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Name the keys of the config that have no meaning here, and why.")
 @click.option("--strict", is_flag=True, help="Refuse what would be warned of.")
 @click.option("--oversubscribe", is_flag=True, help="Start more processes here than there are GPUs, or CPU cores.")
+@click.option("--name", metavar="NAME", help="What this job is called, as run.name=NAME does.")
 @click.option("--force-squash", is_flag=True, help="Rebuild the container image that a remote executor caches.")
 @click.argument(
     "tokens", metavar="[KEY.PATH=VALUE | --SECTION=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key
@@ -194,6 +196,13 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, strict: 
     sys.stdout.flush()
     _say_idle(run.idle, verbose, say)
     return status
+
+
+@command.command("runs", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", metavar="[ls|diff|rm|prune] [OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+def forward_runs(words: tuple[str, ...]) -> NoReturn:
+    """List, compare and remove jobs: the program dpo-runs."""
+    os.execv(sys.executable, [sys.executable, "-m", "dpo_runs", *words])
 
 
 def _keys(step: manifest.Step, pattern: str) -> list[str]:

@@ -262,7 +262,8 @@ def list_(root: str) -> None:
 @_STORE
 @click.option("--older-than", required=True, metavar="AGE", help="Such as 90d, 12h or 30m.")
 def gc(root: str, older_than: str) -> None:
-    from nemotron_dpo.scoring.upkeep import remove_older, seconds_of
+    from nemotron_dpo.ages import seconds_of
+    from nemotron_dpo.scoring.upkeep import remove_older
 
     files, size = remove_older(Path(root), seconds_of(older_than))
     SAY(f"{files} files removed, {size / 1e6:.1f} MB")

@@ -23,6 +23,7 @@ ALLOWED = {
     "launcher": {"errors"},
     "paths": {"errors"},
     "versions": {"errors"},
+    "ages": {"errors"},
     "standard_streams": set(),
     "progress": set(),
     "outcome": set(),
@@ -54,6 +55,7 @@ ALLOWED = {
         "checkpoint",
     },
     "report": {"errors", "outcome", "run_state", "streams", "steps"},
+    "jobs": {"errors", "outcome", "run_state", "steps"},
     "steps": {
         "run_state",
         "step_folders",
@@ -106,6 +108,7 @@ ROOMS = {
 # modules that a part may import of another; what its programs do not load is tested below
 ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
+    ("jobs", "steps"): {"compile", "text"},
     ("report", "steps"): {"catalogue"},
     ("steps", "kernels"): {"choice"},
     ("steps", "policy"): {
@@ -240,6 +243,7 @@ HELPS = [
     ("dpo_train", ["--help"], HEAVY),
     ("ckpt_export", ["--help"], HEAVY),
     ("dpo_report", ["--help"], HEAVY | {"pyarrow", "vl_convert"}),
+    ("dpo_runs", ["--help"], HEAVY | {"pyarrow"}),
     ("nemotron_steps", ["--help"], HEAVY),
     ("nemotron_steps", ["list"], HEAVY),
     ("nemotron_steps", ["show", "dpo"], HEAVY),

@@ -52,7 +52,9 @@ def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, polic
     at = job.relative_to(tmp_path)
     last = f"failed (exit 1); it said why above and in {at}/logs/preference-tokenize-train.log; the job is in {at}"
     assert said.splitlines()[-1] == f"nemotron-steps: error: preference-tokenize train {last}"
-    assert sorted(path.name for path in job.iterdir()) == ["job.yaml", "logs", "train.yaml"]
+    assert sorted(path.name for path in job.iterdir()) == ["job.yaml", "logs", "state.json", "train.yaml"]
+    state = json.loads((job / "state.json").read_text())
+    assert (state["status"], state["exit"], state["stage"]) == ("failed", 1, "preference-tokenize train")
     assert f"{broken_data}:2: " in (job / "logs" / "preference-tokenize-train.log").read_text()
     record = yaml.safe_load((job / "job.yaml").read_text())
     assert record["step"] == "rl/nemo_rl/dpo"

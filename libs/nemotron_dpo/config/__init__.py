@@ -26,7 +26,7 @@ from nemotron_dpo.config.objective import objective_names, objective_of
 from nemotron_dpo.config.objective_settings import kl_penalty
 from nemotron_dpo.config.own_objective import blamed, load_objective
 from nemotron_dpo.config.redact import redact, redact_argv, redact_override
-from nemotron_dpo.config.run_env import RunEnv, leaves, load_run_env
+from nemotron_dpo.config.run_env import RunEnv, checked_name, leaves, load_run_env
 from nemotron_dpo.config.schema import (
     CheckpointingConfig,
     ClusterConfig,
@@ -60,6 +60,7 @@ __all__ = [
     "SequencePackingConfig",
     "TokenizerConfig",
     "blamed",
+    "checked_name",
     "dump_run",
     "identity",
     "idle_keys",

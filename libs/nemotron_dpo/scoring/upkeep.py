@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.scoring.shard import SUFFIX, Damaged, Shard, open_shard
 from nemotron_dpo.scoring.store import FOLDER, Context, contexts
 
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _TEMPORARY_SECONDS = 3600  # a file that is being written is not older than this
 
 
@@ -24,14 +22,6 @@ class Stored:
     num_pairs: int
     num_bytes: int
     last_added: float
-
-
-def seconds_of(text: str) -> float:
-    """An age such as 90d, 12h, 30m or 2w in seconds. Raises UserError (usage)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
-    if found is None:
-        raise UserError("is no age", source=f"--older-than {text}", remedy="give a number and m, h, d or w: 90d", usage=True)
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def stored(root: Path) -> list[Stored]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import RunEnv, load_run_env, redact_argv, with_home, with_job_folder
+from nemotron_dpo.config import RunEnv, checked_name, load_run_env, redact_argv, with_home, with_job_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue import manifest
 from nemotron_dpo.steps.compile.arguments import sort_arguments
@@ -21,6 +21,7 @@ from nemotron_dpo.steps.profiles.run_env import unplaced, with_run_env
 
 # Takes one line of facts for a person.
 Say = Callable[[str], object]
+_NAME = "run.name="
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Request:
     """The command line of `nemotron-steps run`. `argv` is all of it as typed, `tokens` is what follows `step`.
 
     `options` are the command's own, which a token may misspell. `first` and `last` name the stages of --from and --to. Where it
-    is `attached`, the program stays until the run ends, else it returns once the run is submitted.
+    is `attached`, the program stays until the run ends, else it returns once the run is submitted. People call it `name`.
     """
 
     step: str
@@ -43,6 +44,7 @@ class Request:
     force: bool = False
     force_squash: bool = False
     oversubscribe: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     for remark in arguments.remarks:
         say(f"warning: {remark}")
     profile = with_run_env(profile, given := load_run_env(path, arguments.overrides, shipped=found.folder))
-    config, warnings = planner.load(path, arguments.overrides, profile.base(), shipped=found.folder)
-    job = job_folder(found.id, now)
+    overrides = tuple(word for word in arguments.overrides if not word.startswith(_NAME))  # no stage and no config reads it
+    config, warnings = planner.load(path, overrides, profile.base(), shipped=found.folder)
+    name = given.name if request.name is None else checked_name(request.name, "--name")
+    job = job_folder(found.id, now, name)
     notes: list[str] = []
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)
@@ -106,8 +110,8 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     for note in (*notes, *plan.notes):
         say(note)
     choices = choose(plan, request.first, request.last, force=request.force)
-    provenance = Provenance(found.id, request.argv, path, arguments.overrides, profile)
-    idle = planner.idle(path, arguments.overrides, profile.base(), shipped=found.folder) if planner.idle else []
+    provenance = Provenance(found.id, request.argv, path, overrides, profile, name)
+    idle = planner.idle(path, overrides, profile.base(), shipped=found.folder) if planner.idle else []
     lines = [*map(str, idle), *_idle_places(profile, given)]
     return CompiledRun(request, now, planner, config, plan, choices, provenance, found.folder, lines)
 

@@ -27,11 +27,12 @@ class Provenance:
     config: Path
     overrides: Sequence[str]
     profile: Profile
+    name: str | None = None
 
 
-def job_folder(step_id: str, now: datetime) -> Path:
-    """`.nemotron/jobs/<timestamp>-<step>` below the working folder; with a number where that is taken."""
-    name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}"
+def job_folder(step_id: str, now: datetime, called: str | None = None) -> Path:
+    """`.nemotron/jobs/<timestamp>-<step>[-<what it is called>]` below the working folder; with a number where that is taken."""
+    name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}" + (f"-{called}" if called else "")
     taken = (stage_cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
     return next(folder for folder in taken if not folder.exists())
 
@@ -91,6 +92,7 @@ def _record(plan: Plan, provenance: Provenance, now: datetime) -> dict[str, obje
     source = str(profile.source) if profile.source else None
     return {
         "step": provenance.step,
+        "name": provenance.name,
         "created": now.astimezone().isoformat(timespec="seconds"),
         "version": __version__,
         "folder": str(Path.cwd()),

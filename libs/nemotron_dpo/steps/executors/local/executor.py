@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from nemotron_dpo.errors import UserError
+from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.kernels import choice
-from nemotron_dpo.steps.compile import job_record, stage_cache, stage_choice
+from nemotron_dpo.steps.compile import job_record, job_state, stage_cache, stage_choice
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
 from nemotron_dpo.steps.compile.digests import Digests
 from nemotron_dpo.steps.compile.dpo_plan import MAKE_TRAIN, SLOW
@@ -44,12 +44,16 @@ class LocalExecutor:
         if not run.request.attached and (child := detach(log)):
             print(f"{child}\nfollow it: tail -f {log}\ncancel it: kill {child}")
             return 0
-        try:
-            run_plan(run.plan, local_environment(run.profile), run.choices, say, Expected(run, say).before)
-        except StageFailed as failure:
-            say(f"error: {failure}; the job is in {run.plan.job}")
-            return failure.status
-        print(_report(run))
+        with job_state.stands(run.plan.job) as state:
+            try:
+                expected = Expected(run, say)
+                run_plan(run.plan, local_environment(run.profile), run.choices, say, state, expected.before)
+            except StageFailed as failure:
+                state.end("stopped" if failure.status == DIVERGED else "failed", failure.status, str(failure))
+                say(f"error: {failure}; the job is in {run.plan.job}")
+                return failure.status
+            state.end("done", 0)
+            print(_report(run))
         return 0
 
     def _checked(self, run: CompiledRun, say: Say) -> Digests:

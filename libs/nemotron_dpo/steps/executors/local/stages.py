@@ -17,6 +17,7 @@ from nemotron_dpo import launcher
 from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.steps.compile import beginnings, stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
+from nemotron_dpo.steps.compile.job_state import JobState
 from nemotron_dpo.steps.compile.stage_choice import StageChoice, StageDecision, decide
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.compile.tiny_sft import Prelude
@@ -52,12 +53,13 @@ def run_plan(
     env: Mapping[str, str],
     choices: Sequence[StageChoice],
     say: Callable[[str], object],
+    state: JobState,
     before: Callable[[Stage], object] = lambda stage: None,
 ) -> None:
     """Run what the cache lacks and then those of `choices` that are not up to date, with `env` added to the environment.
 
-    What is taken from the cache is told to `say`, and a stage that is going to run to `before`. Raises StageFailed at the first
-    that fails.
+    What is taken from the cache is told to `say`, where the job is to `state`, and a stage that is going to run to `before`.
+    Raises StageFailed at the first that fails.
     """
     if plan.prelude is not None:
         _run_prelude(plan.prelude, plan.job, env, say)
@@ -68,14 +70,17 @@ def run_plan(
         if decision.entry is not None:
             _take(decision.entry, stage, log_file(plan.job, stage), say)
             _note_length(decision)
+            state.made(stage, decision.key)
             continue
         digests.save()
         num_run += 1
+        state.enter(stage)
         _go_on(decision, say)
         before(stage)
         run_stage(stage, env, log_file(plan.job, stage))
         if decision.key is not None and not stage.may_stop_early:
             _keep(decision.key, stage, say)
+            state.made(stage, decision.key)
     digests.save()
     if not num_run:
         say("nothing to do: everything is up to date; --force runs it again")

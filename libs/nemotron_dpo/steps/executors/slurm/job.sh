@@ -1,6 +1,12 @@
 say() { printf 'nemotron-steps: %s\n' "$*" >&2; }
+# state STATUS EXIT REASON: how the job stands, for `nemotron-steps runs`
+state() {
+  printf '{"status": "%s", "exit": %s, "reason": "%s", "stage": "%s", "host": "%s", "slurm_job": "%s"}\n' \
+    "$1" "$2" "${3//[\"\\]/}" "$name" "$(uname -n)" "${SLURM_JOB_ID:-}" >"$job/.state.json" && mv -f -- "$job/.state.json" "$job/state.json"
+}
 give_up() {
   rm -f -- "$job/env.sh"
+  state failed "$1" "$2"
   say "error: $2"
   exit "$1"
 }
@@ -41,6 +47,7 @@ start() {
   cd -- "$folder" || give_up 1 "$folder: no such folder on $(uname -n)"
   mkdir -p -- "$job/done" "$job/begun"
   rm -f -- "$job/failed"
+  state running null ""
   before=$(progress)
   find_each_other
   threads=$((${SLURM_CPUS_ON_NODE:-1} / processes_per_node))
@@ -69,6 +76,7 @@ stage() {
   fi
   [[ -z $out_of_time ]] || requeue
   say "$name"
+  state running null ""
   ((${#makes[@]} == 0)) || clear_way "$number" "${makes[@]}"
   srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 "${step_options[@]}" \
     bash "$job/task.sh" "$@" </dev/null &
@@ -79,7 +87,10 @@ stage() {
     ((code == 127)) || status=$code
     [[ -n $signalled ]] || break
   done
-  [[ -z $stopped ]] || exit 143
+  if [[ -n $stopped ]]; then
+    state stopped 143 "cancelled"
+    exit 143
+  fi
   if ((status == 0)); then
     : >"$job/done/$number"
   elif [[ -n $out_of_time ]]; then
@@ -87,6 +98,7 @@ stage() {
   else
     # of several nodes the first to fail tells why; the others were ended for it
     [[ ! -s $job/failed ]] || status=$(<"$job/failed")
+    state failed "$status" "$name failed"
     say "$name failed (exit $status)"
     exit "$status"
   fi
@@ -96,6 +108,7 @@ stage() {
 requeue() {
   [[ $(progress) != "$before" ]] || give_up 124 "nothing was saved before time was up: raise time in the profile"
   keep_environment
+  state submitted null "requeued: it goes on from what was saved"
   say "requeued: it goes on from what was saved"
   timeout 60 scontrol requeue "$SLURM_JOB_ID" || give_up 1 "job $SLURM_JOB_ID could not be requeued"
   sleep 120 # Slurm ends this script

@@ -60,6 +60,7 @@ def job_script(plan: Plan, settings: SlurmSettings, facts: SlurmJobFacts, paths:
         "start",
         *settings.setup_lines,
         *_stage_lines(plan, facts, paths),
+        'state done 0 ""',
     ]
     return "\n".join(parts) + "\n"
 

@@ -151,11 +151,12 @@ def test_directives():
         "job-name=j", "account=us", "nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "open-mode=append", "partition=p",
         "cpus-per-task=32", "time=00:04:00", "mem=0", "signal=B:USR1@60", "exclusive", "requeue",
     ]  # fmt: skip
-    assert compiled.script.splitlines()[-4:] == [
+    assert compiled.script.splitlines()[-5:] == [
         "makes=()",
         "stage 1 one 1 one",
         "makes=()",
         'stage 2 dpo-train 2 dpo-torchrun "${rendezvous[@]}" dpo-train x',
+        'state done 0 ""',
     ]
     assert "\nprocesses_per_node=4\n" in compiled.script
 

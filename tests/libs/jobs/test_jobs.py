@@ -1,0 +1,224 @@
+"""Jobs that were left: how they are listed, compared and removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.jobs import differing, listing, removing
+from nemotron_dpo.jobs.job import Job, find, jobs_in
+from nemotron_dpo.jobs.needs import needed_by
+from nemotron_dpo.steps.compile import stage_cache
+
+NOW = datetime.now().astimezone()
+MINE = {"pid": os.getpid(), "host": socket.gethostname()}
+DEAD = {"pid": 2**22 + 1, "host": socket.gethostname()}  # above the kernel's greatest
+
+
+@pytest.fixture(autouse=True)
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _job(
+    name: str,
+    overrides: tuple[str, ...] = (),
+    state: dict[str, Any] | None = None,
+    losses: tuple[float, ...] = (),
+    days: float = 0.0,
+    **settings: Any,
+) -> Path:
+    """The folder of a job that is `days` old and validated after each step with these losses, and accuracy 1 - loss."""
+    folder = stage_cache.JOBS / name
+    (folder / "run").mkdir(parents=True)
+    record = {
+        "step": "rl/nemo_rl/dpo",
+        "name": name.removeprefix("job-"),
+        "created": (NOW - timedelta(days=days)).isoformat(),
+        "folder": str(Path.cwd()),
+        "config": {"path": "configs/tiny.yaml", "overrides": list(overrides)},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(record))
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings))
+    if state is not None:
+        (folder / "state.json").write_text(json.dumps(state))
+    rows = [
+        {"step": n, "train/loss": 0.7, "train/rewards_chosen_mean": 1.0, "train/rewards_rejected_mean": 0.5} for n in (1, 2)
+    ]
+    held_out = "validation-default"
+    rows += [{"step": n, f"{held_out}/loss": loss, f"{held_out}/accuracy": 1 - loss} for n, loss in enumerate(losses, 1)]
+    if losses:
+        (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _jobs() -> list[Job]:
+    return jobs_in(stage_cache.JOBS)
+
+
+def _ids(jobs: Any) -> list[str]:
+    return [job.id for job in jobs]
+
+
+def test_status() -> None:
+    cases = [
+        ({"status": "done"}, None, "done", False),
+        ({"status": "failed", "stage": "dpo-train"}, None, "failed", False),
+        ({"status": "running", **MINE}, None, "running", True),
+        ({"status": "running", **DEAD}, None, "killed", False),
+        ({"status": "running", "host": "elsewhere", "pid": 1}, None, "running", True),
+        ({"status": "submitted"}, None, "submitted", True),
+        (None, {"status": "done"}, "done", False),  # a job of an earlier version
+        (None, {"status": "running", **DEAD}, "killed", False),
+        (None, None, "unknown", False),
+    ]
+    for n, (state, run, status, alive) in enumerate(cases):
+        folder = _job(f"job-{n}", state=state)
+        if run is not None:
+            (folder / "run" / "run.json").write_text(json.dumps(run))
+        job = find(f"job-{n}", _jobs())
+        assert (job.status, job.is_alive) == (status, alive), n
+
+
+def test_the_table_has_what_differs_and_says_once_what_does_not() -> None:
+    _job("job-a", ("policy.model_name=m", "dpo.beta=0.1", "dpo.beta=0.2"), {"status": "done"}, (0.6, 0.25, 0.5), days=2)
+    _job("job-b", ("policy.model_name=m", "a.lr=1", "b.lr=2"), {"status": "failed", "stage": "dpo-train"}, days=1)
+    (stage_cache.JOBS / "no-job").mkdir()
+    lines = listing.listed(_jobs()).splitlines()
+    assert lines[0].split() == ["JOB", "NAME", "STATUS", "SETTINGS", "VALIDATION", "SIZE"]
+    assert " ".join(lines[1].split()).startswith("job-a a done dpo -c tiny beta=0.2 loss 0.2500, accuracy 0.7500 (step 2) ")
+    assert " ".join(lines[2].split()).startswith("job-b b failed (dpo-train) dpo -c tiny a.lr=1 b.lr=2 - ")
+    assert lines[3] == "all of them: policy.model_name=m"
+    assert lines[4].startswith("2 jobs, ")
+    data = listing.as_data(_jobs()[0])
+    assert (data["name"], data["steps"], data["overrides"][-1]) == ("a", 2, "dpo.beta=0.2")
+    assert data["validation"] == {"set": "validation", "step": 2, "loss": 0.25, "accuracy": 0.75, "margin": None}
+
+
+def test_order() -> None:
+    _job("job-a", losses=(0.5,), days=3, policy={"optimizer": {"lr": 1e-6}})
+    _job("job-b", losses=(0.25,), days=2, policy={"optimizer": {"lr": 5e-7}})
+    _job("job-c", days=1)
+    for key, reverse, expected in [
+        ("created", False, "a b c"),
+        ("created", True, "c b a"),
+        ("name", True, "c b a"),
+        ("accuracy", True, "b a c"),
+        ("loss", False, "b a c"),
+        ("policy.optimizer.lr", False, "b a c"),
+        ("policy.optimizer.lr", True, "a b c"),
+    ]:
+        found = listing.in_order(_jobs(), key, reverse=reverse)
+        assert _ids(found) == [f"job-{name}" for name in expected.split()], key
+    with pytest.raises(UserError, match="no job has it: give one of created"):
+        listing.in_order(_jobs(), "policy.lr", reverse=False)
+
+
+def test_a_job_is_found_by_its_folder_its_name_or_a_part_of_them() -> None:
+    folder = _job("20260101-beta")
+    _job("20260102-beta-2")
+    jobs = _jobs()
+    for given in ("20260101-beta", str(folder), f"{folder}/", str(folder.resolve()), "20260101"):
+        assert find(given, jobs).id == "20260101-beta", given
+    for given, why in [("beta", "is the name of several jobs"), ("none", "no such job"), ("", "no such job")]:
+        with pytest.raises(UserError, match=why):
+            find(given, jobs)
+    with pytest.raises(UserError, match="no such folder of jobs"):
+        jobs_in(Path("elsewhere"))
+
+
+def test_difference() -> None:
+    first = _job(
+        "job-a", state={"status": "done"}, losses=(0.5,), policy={"optimizer": {"lr": 1e-6}, "seed": 1}, x="jobs/job-a"
+    )
+    _job("job-b", state={"status": "failed"}, policy={"optimizer": {"lr": 5e-7}, "seed": 1})
+    (first / "run" / "run.json").write_text(json.dumps({"lineage": {"train": "sha256:1"}}))
+    a, b = sorted(_jobs(), key=lambda job: job.id)
+    found = differing.difference(a, b)
+    assert found["settings"] == {"policy.optimizer.lr": ["1e-06", "5e-07"], "x": ["jobs/job-a", "-"]}
+    assert found["inputs"] == {"train": ["sha256:1", "-"]}
+    assert found["figures"]["status"] == ["done", "failed"]
+    assert found["figures"]["best validation loss"] == ["0.5000", "-"]
+    assert differing.shown(a, b).splitlines()[0].split() == ["settings", "a", "b"]
+    assert differing.shown(a, a) == "job-a and job-a do not differ"
+
+
+def test_what_a_job_needs_of_others() -> None:
+    base = _job("job-base")
+    (base / "weights").mkdir()
+    _job("job-by-policy", policy={"model_name": f"{base}/run/checkpoints/step_1/policy"})
+    _job("job-by-file", ("data.train.path=" + str(base / "rows.jsonl"),))
+    adapted = _job("job-by-adapters")
+    (adapted / "run" / "run_config.yaml").write_text(
+        yaml.safe_dump({"nemotron_dpo": {"base": str(base.resolve() / "weights")}})
+    )
+    linked = _job("job-by-link")
+    (linked / "there").symlink_to(base.resolve() / "weights")
+    _job("job-other", policy={"model_name": "org/model"})
+    jobs = _jobs()
+    assert {job.id: _needs(job, jobs) for job in jobs} == {
+        "job-base": [], "job-by-policy": ["job-base"], "job-by-file": ["job-base"], "job-by-adapters": ["job-base"],
+        "job-by-link": ["job-base"], "job-other": [],
+    }  # fmt: skip
+
+
+def _needs(job: Job, jobs: list[Job]) -> list[str]:
+    return sorted(needed_by(job, jobs))
+
+
+def test_prune_leaves_what_is_new_what_runs_and_what_these_need() -> None:
+    oldest = _job("job-1", days=9)
+    second = _job("job-2", days=8, policy={"model_name": str(oldest / "run")})
+    _job("job-3", days=7)
+    _job("job-4", days=6, state={"status": "running", **MINE})
+    _job("job-5", days=5, policy={"model_name": str(second / "run")})
+    _job("job-6", days=1)
+    for keep, age, gone, stay in [
+        (2, None, ["job-3"], ["job-1", "job-2", "job-4"]),
+        (1, None, ["job-1", "job-2", "job-3", "job-5"], ["job-4"]),
+        (None, 7.5, [], ["job-1", "job-2"]),  # 5 is younger and needs 2, which needs 1
+        (None, 4.0, ["job-1", "job-2", "job-3", "job-5"], ["job-4"]),
+        (2, 4.0, ["job-3"], ["job-1", "job-2", "job-4"]),
+        (None, 100.0, [], []),
+        (10, None, [], []),
+    ]:
+        found = removing.prunable(_jobs(), keep, None if age is None else age * 86400)
+        assert (_ids(found.jobs), sorted(found.kept)) == (gone, stay), (keep, age)
+
+
+def test_what_another_job_needs_or_may_be_writing_is_not_removed() -> None:
+    base = _job("job-1")
+    _job("job-2", policy={"model_name": str(base / "run")})
+    _job("job-3", state={"status": "running", **MINE})
+    jobs = _jobs()
+    for name, why in [("job-1", "job-2 needs it"), ("job-3", "is running: it may still be worked at")]:
+        with pytest.raises(UserError, match=why):
+            removing.check_removable([find(name, jobs)], jobs)
+    removing.check_removable([find("job-1", jobs), find("job-2", jobs)], jobs)
+
+
+def test_a_stage_stays_up_to_date_by_a_job_that_has_the_same() -> None:
+    """The cache believes the newest job; when that goes, an older one with the same folder takes its place."""
+    made = {name: stage_cache.JOBS / f"job-{name}" / "run" for name in ("a", "b")}
+    for name, folder in made.items():
+        state = {"status": "done", "made": {"dpo-train": {"key": "k", "outputs": [str(folder)]}}}
+        _job(f"job-{name}", state=state, days=1 if name == "a" else 0)
+        (folder / "metrics.jsonl").write_text("{}\n")
+    stage_cache.record("k", "dpo-train", [made["a"]])
+    stage_cache.record("k", "dpo-train", [made["b"]])
+    jobs = _jobs()
+    removing.remove(find("job-b", jobs), jobs)
+    entry = stage_cache.find("k", [Path("x")])
+    assert entry is not None
+    assert entry.places == (made["a"],)
+    removing.remove(find("job-a", jobs), _jobs())
+    assert stage_cache.find("k", [Path("x")]) is None
+    assert list(stage_cache.JOBS.iterdir()) == []
