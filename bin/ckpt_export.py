@@ -54,7 +54,8 @@ def command(
     verify: int,
 ) -> None:
     from nemotron_dpo import file_digests, hf_folder
-    from nemotron_dpo.sources import refuse_existing, resolve, resolve_adapters, with_hf_model
+    from nemotron_dpo.published import refuse_existing
+    from nemotron_dpo.sources import resolve, resolve_adapters, with_hf_model
 
     launcher.refuse_job()
     cli.warn_of_untried(PROGRAM)

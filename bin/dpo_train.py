@@ -284,11 +284,14 @@ def _train(
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
     from nemotron_dpo.progress import Work
+    from nemotron_dpo.training.retention import remove_unfinished
     from nemotron_dpo.training.run import train
     from nemotron_dpo.training.stopping import Stop, deadline
 
     checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, pairs.sets), deadline(wiring.save_by(run))
     run_dir.mkdir(parents=True, exist_ok=True)
+    if checkpoints is not None and cli.is_first_rank():
+        remove_unfinished(checkpoints.folder)
     parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
     done = resumed.step if resumed else 0
     samples = parallel.agreed(lambda: wiring.samples(run, policy) if cli.is_first_rank() else None)

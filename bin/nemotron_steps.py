@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -30,6 +31,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import completion, text
 from nemotron_dpo.steps.catalogue import describe, manifest
 from nemotron_dpo.steps.compile.compiled_run import Request, compile_run
+from nemotron_dpo.steps.compile.job_record import claimed_job_folder, job_folder
 from nemotron_dpo.steps.executors.executor import executor_of
 from nemotron_dpo.steps.profiles.env_file import load_profile
 
@@ -187,12 +189,13 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, strict: 
     options = tuple(option for parameter in run_step.params for option in parameter.opts if option.startswith("--"))
     request = Request(argv=sys.argv, options=options, attached=detached is None, **asked)
     say = _refusing if strict else functools.partial(cli.say, PROGRAM)
-    run, executor = compile_run(request, profile, say), executor_of(profile)
     status = 0
-    if request.dry_run:
-        executor.print_plan(run, say)
-    else:
-        status = executor.execute(run, say)
+    with contextlib.nullcontext(job_folder) if request.dry_run else claimed_job_folder() as job_of:
+        run, executor = compile_run(request, profile, say, job_of), executor_of(profile)
+        if request.dry_run:
+            executor.print_plan(run, say)
+        else:
+            status = executor.execute(run, say)
     sys.stdout.flush()
     _say_idle(run.idle, verbose, say)
     return status

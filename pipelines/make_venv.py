@@ -79,7 +79,8 @@ def _alone(venv: Path) -> Iterator[TextIO]:
     path = venv / ".lock"
     try:
         venv.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
+        others = any(file.name != path.name for file in venv.iterdir())  # looked for first: a set-up makes its lock before them
+        if others and not path.exists() and not (venv / "pyvenv.cfg").exists():
             raise SetupError(f"{venv} is a folder but no virtual environment: move it away")
         lock = path.open("a")
     except OSError as error:

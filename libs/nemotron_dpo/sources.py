@@ -147,12 +147,6 @@ def resolve_adapters(source: str | Path, base: str | None, step: str = LAST) -> 
     return replace(resolve_run(source, step), base=base)
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raise UserError (usage) where the output `folder` exists and is not an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("exists already", source=folder, remedy="remove it or name another", usage=True)
-
-
 def _local(path: Path, name: str) -> ModelSource:
     if (path / TRACKER).is_file():
         return ModelSource("megatron", _tracked_iteration(path), name)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.sources import TRACKER, refuse_existing, resolve, resolve_pretrained, resolve_run
+from nemotron_dpo.published import refuse_existing
+from nemotron_dpo.sources import TRACKER, resolve, resolve_pretrained, resolve_run
 
 
 def checkpoint(root: Path, *iterations: int, tracked: int | None = None) -> Path:

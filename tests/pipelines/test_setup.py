@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shutil
@@ -228,3 +229,19 @@ def test_progress_counts_what_was_fetched():
     progress.shown_at -= 31
     progress.show()
     assert said.getvalue().endswith("installing 3 packages\n")
+
+
+def test_a_set_up_that_begins_in_the_same_moment_makes_no_foreign_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another makes its lock and its first folder while this one looks."""
+    monkeypatch.syspath_prepend(str(Path(pip_run.__file__).parent))
+    make_venv = importlib.import_module("make_venv")
+    real = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        (folder / ".lock").touch()
+        (folder / "bin").mkdir(exist_ok=True)
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with make_venv._alone(tmp_path / ".venv"):
+        assert (tmp_path / ".venv" / "bin").is_dir()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architectur
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.allocator import return_freed_memory
 from nemotron_dpo.policy.precision import set_precision
+from nemotron_dpo.published import published_folder
 from nemotron_dpo.sources import ModelSource, resolve
 
 
@@ -58,19 +55,3 @@ def _export_adapters(source: ModelSource, output: Path, precision: str | None) -
     with published_folder(output) as folder:
         peft_folder.save(model, folder, DTYPES[model.architecture.dtype])
         hf.copy_tokenizer(tokenizer_folder(source), folder)
-
-
-@contextlib.contextmanager
-def published_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes the name `target` when the block ends well and disappears when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, UserError) and error.source is None:
-            error.source = str(target)
-        raise

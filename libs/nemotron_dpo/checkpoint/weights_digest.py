@@ -12,6 +12,7 @@ without their base.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import orjson
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import cache_home
+from nemotron_dpo.published import replacing
 from nemotron_dpo.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -184,10 +186,7 @@ def _remember(name: str, digest: str) -> None:
     path = _memo_file()
     if path is None:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(orjson.dumps({**_read_memo(), name: digest}, option=orjson.OPT_INDENT_2))
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(orjson.dumps({**_read_memo(), name: digest}, option=orjson.OPT_INDENT_2))

@@ -9,7 +9,6 @@ nothing. A file that exists is left alone unless --force is given.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +17,7 @@ from nemotron_dpo.config import load_run
 from nemotron_dpo.config.theirs import Choices, Converted, as_yaml, convert, read_theirs
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
+from nemotron_dpo.published import replacing
 
 
 def main() -> NoReturn:
@@ -54,15 +54,12 @@ def write_ours(theirs: Path, output: Path, choices: Choices, *, force: bool) -> 
     made = convert(config.tree, choices)
     if made.refusals:
         raise config.refusal(made.refusals)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.yaml")
     try:
-        temporary.write_text(as_yaml(made, str(theirs)), encoding="utf-8")
-        warnings = _loaded(temporary, made, theirs)
-        os.replace(temporary, output)
+        with replacing(output) as temporary:
+            temporary.write_text(as_yaml(made, str(theirs)), encoding="utf-8")
+            warnings = _loaded(temporary, made, theirs)
     except FileNotFoundError:
         raise UserError("no such folder", source=output.parent) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     said = [f"warning: {line.replace(str(temporary), str(output))}" for line in warnings]
     return [*_remarks(made), *said, f"{theirs} -> {output}"]
 

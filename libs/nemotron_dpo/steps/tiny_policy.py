@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_dpo.published import replacing
 from nemotron_dpo.steps import tiny_hybrid
 
 if TYPE_CHECKING:
@@ -42,19 +43,24 @@ def main() -> None:
 
 
 def write_policy(pairs: Sequence[Path], folder: Path, *, hybrid: bool = False) -> None:
-    """Train the tokenizer on every text in `pairs`, draw the weights, and write both into `folder`."""
+    """Train the tokenizer on every text in `pairs`, draw the weights, and write both into `folder`.
+
+    What is there is replaced whole, so that two which make one policy at once do not disturb each other.
+    """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts(pairs))
-    tokenizer.save(str(folder / "tokenizer.json"))
+    with replacing(folder / "tokenizer.json") as path:
+        tokenizer.save(str(path))
     num_tokens = tokenizer.get_vocab_size()
     ids = {name: tokenizer.token_to_id(token) for name, token in (("pad", PAD), ("bos", TURN), ("eos", END))}
     token_ids = {f"{name}_token_id": number for name, number in ids.items()}
     config, weights = architecture, random_weights
     if hybrid:
         config, weights = tiny_hybrid.architecture, tiny_hybrid.random_weights
-    save_file(weights(num_tokens), folder / "model.safetensors", metadata={"format": "pt"})
+    with replacing(folder / "model.safetensors") as path:
+        save_file(weights(num_tokens), path, metadata={"format": "pt"})
     _write_json(folder / "config.json", {**config(num_tokens), **token_ids})
     _write_json(folder / "generation_config.json", token_ids)
     special = {"pad_token": PAD, "bos_token": None, "eos_token": END, "unk_token": None}
@@ -137,7 +143,8 @@ def architecture(num_tokens: int) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

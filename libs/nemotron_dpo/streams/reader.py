@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.published import published_file
 from nemotron_dpo.streams.checksum import CHECKSUM_KEY, decoded, encoded, extended
-from nemotron_dpo.streams.publish import published_file
 from nemotron_dpo.streams.schema import (
     PAIRS,
     SCHEMAS,

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.published import published_file
 from nemotron_dpo.streams.checksum import CHECKSUM_KEY, encoded, extended
-from nemotron_dpo.streams.publish import published_file
 from nemotron_dpo.streams.schema import SCHEMAS, TRAILER_KEY, StreamInfo, checksum_of
 
 

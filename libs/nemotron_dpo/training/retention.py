@@ -44,5 +44,19 @@ def prune(
         if folder not in kept
     }
     for folder in doomed:
-        shutil.rmtree(folder)
+        remove_whole(folder)
     return doomed
+
+
+def remove_whole(folder: Path) -> None:
+    """Delete a step folder. It loses its name first, so that a kill leaves no half of a checkpoint under it."""
+    nameless = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(nameless, ignore_errors=True)
+    folder.rename(nameless)
+    shutil.rmtree(nameless)
+
+
+def remove_unfinished(checkpoint_dir: Path) -> None:
+    """Delete what a killed run was writing or deleting in `checkpoint_dir`, in which no other run works now."""
+    for folder in checkpoint_dir.glob(".step_*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -17,12 +17,12 @@ from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.trainable import TrainablePolicy
+from nemotron_dpo.published import sync_folder, sync_tree
 from nemotron_dpo.step_folders import step_folders, step_of
-from nemotron_dpo.streams import sync_folder, sync_tree
 from nemotron_dpo.training.guards import STRATEGY
 from nemotron_dpo.training.record import TrainingInfo
 from nemotron_dpo.training.resume import Identity, ResumeState
-from nemotron_dpo.training.retention import prune
+from nemotron_dpo.training.retention import prune, remove_whole
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Checkpoints:
             raise
         removed: dict[Path, bool] = {}
         if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                remove_whole(target)
             os.replace(temporary, target)
             sync_folder(self.folder)
             removed = prune(

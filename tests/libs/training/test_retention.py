@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.training.retention import prune
+from nemotron_dpo.training.retention import prune, remove_unfinished, remove_whole
 
 LOSS = "val:validation-default_loss"
 
@@ -97,3 +97,26 @@ def test_nothing_is_removed_where_the_best_is_unknown(content: bytes | None, tmp
     ):
         prune(tmp_path, 1, LOSS, higher_is_better=False)
     assert len(list(tmp_path.glob("step_*"))) == 3
+
+
+def test_what_is_half_removed_has_no_name_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle of a removal leaves what the next run removes, and never a part of a checkpoint under its name."""
+    for step in (1, 2):
+        (tmp_path / f"step_{step}" / "policy").mkdir(parents=True)
+        (tmp_path / f"step_{step}" / "policy" / "weights").touch()
+
+    def killed(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (folder / "policy" / "weights").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, 1, None, higher_is_better=False)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_2"]
+    (tmp_path / ".step_3.tmp").mkdir()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_2"]
+    remove_whole(tmp_path / "step_2")
+    assert not list(tmp_path.iterdir())

@@ -78,10 +78,12 @@ class CompiledRun:
         return self.planner.report(plan, self.config, ["nemotron-steps", *redact_argv(self.request.argv[1:])])
 
 
-def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
+def compile_run(
+    request: Request, profile: Profile, say: Say, job_of: Callable[[str, datetime, str | None], Path] = job_folder
+) -> CompiledRun:
     """Compile `request` for `profile` and touch nothing. What has no effect is told to `say`. Raises UserError.
 
-    `force` sets a config's own key of that name too.
+    `job_of` gives the job folder of a step, a time and a name. `force` sets a config's own key of that name too.
     """
     now = datetime.now()
     found = manifest.find_step(request.step, manifest.discover(manifest.configs_root()))
@@ -96,7 +98,7 @@ def compile_run(request: Request, profile: Profile, say: Say) -> CompiledRun:
     overrides = tuple(word for word in arguments.overrides if not word.startswith(_NAME))  # no stage and no config reads it
     config, warnings = planner.load(path, overrides, profile.base(), shipped=found.folder)
     name = given.name if request.name is None else checked_name(request.name, "--name")
-    job = job_folder(found.id, now, name)
+    job = job_of(found.id, now, name)
     notes: list[str] = []
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)

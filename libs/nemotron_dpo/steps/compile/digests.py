@@ -18,6 +18,7 @@ import orjson
 from nemotron_dpo import sources
 from nemotron_dpo.preferences.data_sources import all_files, is_of_hub, resolve_data, source_names
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
+from nemotron_dpo.published import replacing
 
 _REMEMBERED_BYTES = 1 << 20
 # A file that changed this recently could change again with the same time stamp, so its digest is not remembered.
@@ -89,9 +90,8 @@ class Digests:
         if not self._changed:
             return
         self._memo_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._memo_file.with_name(f".{self._memo_file.name}.{os.getpid()}")
-        temporary.write_bytes(orjson.dumps({**_read_memo(self._memo_file), **self._memo}, option=orjson.OPT_INDENT_2))
-        os.replace(temporary, self._memo_file)
+        with replacing(self._memo_file) as temporary:
+            temporary.write_bytes(orjson.dumps({**_read_memo(self._memo_file), **self._memo}, option=orjson.OPT_INDENT_2))
         self._changed = False
 
     def _data_files(self, name: str, split: str | None, subset: str | None) -> list[str]:

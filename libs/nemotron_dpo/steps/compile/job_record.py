@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,14 +34,47 @@ class Provenance:
 
 def job_folder(step_id: str, now: datetime, called: str | None = None) -> Path:
     """`.nemotron/jobs/<timestamp>-<step>[-<what it is called>]` below the working folder; with a number where that is taken."""
+    return next(folder for folder in _job_folders(step_id, now, called) if not folder.exists())
+
+
+@contextlib.contextmanager
+def claimed_job_folder() -> Iterator[Callable[[str, datetime, str | None], Path]]:
+    """In the block a `job_folder` that makes the folder, so that a run which starts in the same second takes another.
+
+    A folder that is empty where the block ends goes again.
+    """
+    made: list[Path] = []
+
+    def claim(step_id: str, now: datetime, called: str | None = None) -> Path:
+        made.extend(folder for folder in (stage_cache.JOBS, *stage_cache.JOBS.parents) if not folder.exists())
+        job = next(folder for folder in _job_folders(step_id, now, called) if _makes(folder))
+        made.insert(0, job)
+        return job
+
+    try:
+        yield claim
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _job_folders(step_id: str, now: datetime, called: str | None) -> Iterator[Path]:
     name = f"{now:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9_.]+', '-', step_id)}" + (f"-{called}" if called else "")
-    taken = (stage_cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
-    return next(folder for folder in taken if not folder.exists())
+    return (stage_cache.JOBS / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+
+
+def _makes(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def write_job(plan: Plan, provenance: Provenance, now: datetime) -> None:
-    """Make the job folder and write job.yaml and the files of the plan, secrets hidden."""
-    plan.job.mkdir(parents=True)
+    """Write job.yaml and the files of the plan into its folder, secrets hidden."""
+    plan.job.mkdir(parents=True, exist_ok=True)
     for name, text in plan.files.items():
         (plan.job / name).write_text(text, encoding="utf-8")
     (plan.job / "job.yaml").write_text(to_yaml(_record(plan, provenance, now)), encoding="utf-8")

@@ -9,18 +9,18 @@ not count.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
 from nemotron_dpo import file_digests
+from nemotron_dpo.published import replacing
 
 CACHE = Path(".nemotron") / "cache"
 JOBS = Path(".nemotron") / "jobs"
@@ -91,7 +91,7 @@ def copy_folder(place: Path, target: Path) -> None:
 def note(file: Path, content: bytes) -> None:
     """Write `file` of the cache whole or not at all."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with _temporary(file) as temporary:
+    with replacing(file) as temporary:
         temporary.write_bytes(content)
 
 
@@ -133,7 +133,7 @@ def _kept(key: str, number: int, path: Path) -> Path:
 
 def _copy_file(source: Path, target: Path, mode: int | None = None) -> None:
     """Put a copy of `source` at `target`, whole or not at all; None is the mode of any new file."""
-    with _temporary(target) as temporary:
+    with replacing(target) as temporary:
         if not _share_blocks(source, temporary):
             shutil.copyfile(source, temporary)
         if mode is not None:
@@ -160,7 +160,7 @@ def _copy_own(source: Path, target: Path) -> None:
 
 def _share(source: Path, target: Path) -> None:
     """As _copy_own, but linked where blocks cannot be shared."""
-    with _temporary(target) as temporary:
+    with replacing(target) as temporary:
         if _share_blocks(source, temporary):
             shutil.copystat(source, temporary)
             return
@@ -169,17 +169,6 @@ def _share(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
             shutil.copy2(source, temporary)
-
-
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside `target` that becomes `target` where the block ends well."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> list[list[str | int]]:

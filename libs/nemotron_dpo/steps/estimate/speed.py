@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from nemotron_dpo import paths
 from nemotron_dpo.config import RunConfig
 from nemotron_dpo.kernels import choice
 from nemotron_dpo.policy.peak_flops import known_gpu, peak_flops
+from nemotron_dpo.published import replacing
 from nemotron_dpo.steps.profiles.profile import Profile
 
 _ASSUMED = "H100"
@@ -95,9 +97,5 @@ def _remember(file: Path, rates: Mapping[str, float]) -> None:
     """Keep `rates` in the cache that is there: a dry run makes no folder, and measures again next time."""
     if not file.parent.is_dir():
         return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError), replacing(file) as temporary:
         temporary.write_bytes(orjson.dumps(rates, option=orjson.OPT_INDENT_2))
-        temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)

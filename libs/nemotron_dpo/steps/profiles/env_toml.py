@@ -10,7 +10,6 @@ comment (`# key = ...`); what the template lacks is added at the end of its tabl
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tomllib
@@ -23,6 +22,7 @@ import orjson
 from nemotron_dpo.config import redact
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import refuse_overwriting
+from nemotron_dpo.published import replacing
 from nemotron_dpo.steps.profiles.env_file import NOT_PROFILES
 from nemotron_dpo.steps.profiles.keys import known_key, nearest_key
 
@@ -58,12 +58,11 @@ def write_env_toml(template: Path, settings: Sequence[str], output: Path, *, for
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"would not be TOML ({error})", source=output) from None
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except FileNotFoundError:
         raise UserError("no such folder", source=output.parent) from None
-    os.replace(temporary, output)
 
 
 def checked_settings(sections: Mapping[str, Any]) -> list[str]:

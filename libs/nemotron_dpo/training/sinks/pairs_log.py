@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.streams import PAIRS_LOG, VERSIONS, StreamInfo, Writer, open_reader, sync_folder
+from nemotron_dpo.published import replacing
+from nemotron_dpo.streams import PAIRS_LOG, VERSIONS, StreamInfo, Writer, open_reader
 from nemotron_dpo.training.record import TRAIN, Record
 from nemotron_dpo.training.sinks import RecordedRun
 from nemotron_dpo.training.sinks.jsonl import listed
@@ -113,18 +114,11 @@ def _columns(step: int, split: str, pairs: PairValues) -> _Columns:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` once the block ends well, and stays open then."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = temporary.open("wb", buffering=_BUFFER_BYTES)
-    try:
+    with replacing(path) as temporary, contextlib.ExitStack() as unless_it_ends_well:
+        file = unless_it_ends_well.enter_context(temporary.open("wb", buffering=_BUFFER_BYTES))
         yield file
         file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        file.close()
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        unless_it_ends_well.pop_all()
 
 
 def _kept(path: Path, done: int, say: Callable[[str], object]) -> list[pa.RecordBatch]:

@@ -1,0 +1,68 @@
+"""Let only one process at a time do something: a lock file that is held as long as its process lives, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nemotron_dpo.errors import UserError
+
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def held(path: Path, refusal: Callable[[str], UserError], without: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path` during the block, and remove it afterwards.
+
+    Raises what `refusal` makes of the holder's name where another process holds it. On a file system without locks `without` is
+    called, and the block runs without one.
+    """
+    file = _locked(path, refusal, without)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before unlocking: who locks this file next sees that it lost its name
+        os.close(file)
+
+
+def is_named(file: int, path: Path) -> bool:
+    """Whether `path` is still the name of the open `file`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def lock(file: int, how: int) -> bool:
+    """flock `file`: False on a file system without locks. Raises OSError where another holds it and `how` does not wait."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def _locked(path: Path, refusal: Callable[[str], UserError], without: Callable[[], object]) -> int:
+    """A descriptor of the lock file. It is locked, and the file still has its name; without locks it is only open."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                without()
+                return file
+        except OSError:
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+            os.close(file)
+            raise refusal(holder or "it has just begun") from None
+        if is_named(file, path):
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return file
+        os.close(file)

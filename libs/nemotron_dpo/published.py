@@ -1,0 +1,215 @@
+"""Files and folders that appear whole or not at all: each is made in a place of its own beside its target, and renamed.
+
+The place is a folder with a name that no other process can have, and with a lock that is held as long as its process lives. So
+what a killed process left is told from what one that lives is making, in containers where all have one process id too, and
+removed by the next that writes beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from nemotron_dpo import locks
+from nemotron_dpo.errors import UserError
+
+_LOCK = ".lock"
+_PLACE = re.compile(r"\..*\.([0-9a-f]{8})-[0-9a-f]{16}\.tmp", re.DOTALL)
+_NAME_BYTES = 100  # of the target's name in that of its place, which file systems limit to 255
+_FORGOTTEN_SECONDS = 7 * 86400
+_swept: set[str] = set()
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new path beside `target`. What the block makes there is on the disk and has the name `target` once it ends well.
+
+    Raises OSError, which names `target`, where that cannot be.
+    """
+    with _named_by(target), _place_beside(target) as place:
+        made = place / target.name
+        yield made
+        if made.is_dir():
+            sync_tree(made)
+        else:
+            _sync(made)
+        os.replace(made, target)
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def published_file(target: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `target` when the block ends well and disappears when it does not.
+
+    A target that exists and is no regular file (/dev/null, a named pipe, /dev/fd/N) is written in place.
+    Raises OSError where the folder is missing or cannot be written.
+    """
+    path = Path(target)
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a directory", str(path))
+    if path.exists() and not path.is_file():
+        with _named_by(path), path.open("wb") as file:
+            yield file
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def published_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the name `target` when the block ends well and disappears when it does not.
+
+    Raises UserError where `target` is there already, or another process is making it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def refusal(holder: str) -> UserError:
+        return UserError(f"another program is writing it ({holder})", source=target, remedy="wait for it, or name another")
+
+    with locks.held(target.with_name(f".{_short(target.name)}.lock"), refusal, lambda: None):
+        refuse_existing(target)
+        try:
+            with replacing(target) as folder:
+                folder.mkdir()
+                yield folder
+        except UserError as error:
+            error.source = error.source or str(target)
+            raise
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise UserError (usage) where the output `folder` exists and is not an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("exists already", source=folder, remedy="remove it or name another", usage=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync everything below a directory, so that a rename of it publishes only files that are whole on the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent, name))
+        sync_folder(Path(parent))
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a directory, so that a rename in it survives a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(file: Path) -> None:
+    if not file.is_symlink():
+        sync_folder(file)  # a descriptor of a file is synced by the same call
+
+
+@contextlib.contextmanager
+def _place_beside(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, which goes with the block; before it those of dead processes go."""
+    _sweep(target.parent)
+    place, file = _locked_place(target)
+    try:
+        yield place
+    finally:
+        _remove(place)
+        os.close(file)
+
+
+def _locked_place(target: Path) -> tuple[Path, int]:
+    """A new folder and a descriptor of the lock in it. Who sweeps may have taken either before it was locked."""
+    while True:
+        place = target.parent / f".{_short(target.name)}.{_kernel()}-{os.urandom(8).hex()}.tmp"
+        place.mkdir()
+        try:
+            file = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            _remove(place)
+            raise
+        locks.lock(file, fcntl.LOCK_EX)
+        if locks.is_named(file, place / _LOCK):
+            return place, file
+        os.close(file)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what dead processes left in `folder`, once for this process."""
+    if str(folder) in _swept:
+        return
+    _swept.add(str(folder))
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            found = _PLACE.fullmatch(entry.name)
+            if found and entry.is_dir(follow_symlinks=False):
+                _remove_dead(Path(entry.path), is_ours=found[1] == _kernel())
+
+
+def _remove_dead(place: Path, *, is_ours: bool) -> None:
+    """Remove `place` where no process holds its lock.
+
+    Locks of one kernel are sure. Another's may not be seen on a shared file system: there it must have lain for days, too.
+    """
+    try:
+        file = os.open(place / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        place.rmdir()  # empty: just made, and made again elsewhere, or half removed
+        return
+    try:
+        is_dead = locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_dead and (is_ours or time.time() - _last_change(place) > _FORGOTTEN_SECONDS):
+            _remove(place)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(file)
+
+
+def _last_change(place: Path) -> float:
+    return max(path.stat().st_mtime for path in (place, *place.rglob("*")))
+
+
+def _remove(place: Path) -> None:
+    """Remove `place`, its lock last: as long as something is left, who comes next can tell whether its process lives."""
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if path.name != _LOCK:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
+        (place / _LOCK).unlink()
+        place.rmdir()
+
+
+def _kernel() -> str:
+    """Eight digits that name the running kernel, which knows all processes that hold its locks; containers share one."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:  # no Linux
+        name = platform.node().encode()
+    return sha256(name).hexdigest()[:8]
+
+
+def _short(name: str) -> str:
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def _named_by(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name the file that the user asked for, where it names none or one in our own place."""
+    try:
+        yield
+    except OSError as error:
+        named = str(error.filename or "")
+        if not named or any(_PLACE.fullmatch(part) for part in Path(named).parts):
+            error.filename, error.filename2 = str(path), None
+        raise
