@@ -23,7 +23,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, paths, progress, standard_streams, versions
+from nemotron_dpo import launcher, parent, paths, progress, standard_streams, versions
 from nemotron_dpo.errors import UserError
 
 _HUNG_UP = 128 + signal.SIGHUP  # the exit status, as shells give it
@@ -164,6 +164,7 @@ def _skip_teardown(status: Sequence[int]) -> None:
 
 def _status(command: click.Command, program: str, called: str) -> int:
     try:
+        parent.end_with_parent()
         result = _invoke(command, called)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0

@@ -6,6 +6,7 @@ Lines that stay, as warnings, are written through `write_line`, which puts them 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import stat
 import sys
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from nemotron_dpo import standard_streams
 
 # Plain lines come at least so many seconds apart. In a long run they are rarer: it takes a tenth of its time to the next.
 FEWEST_SECONDS, MOST_SECONDS = 5.0, 60.0
@@ -144,13 +147,13 @@ def shown(work: Work, say: Callable[[str], object]) -> Progress:
 
 
 def write_line(text: str) -> None:
-    """Write a line to stderr that stays."""
+    """Write a line to stderr that stays. Work goes on where nobody reads stderr any more; its records are files."""
     tqdm: Any = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    if tqdm is None:
-        print(text, file=sys.stderr, flush=True)
-        return
-    with tqdm.external_write_mode(file=sys.stderr):
-        print(text, file=sys.stderr, flush=True)
+    with tqdm.external_write_mode(file=sys.stderr) if tqdm else contextlib.nullcontext():
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            standard_streams.detach(sys.stderr)
 
 
 def duration(seconds: float) -> str:

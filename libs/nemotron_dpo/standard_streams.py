@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+from typing import TextIO
 
 
 def read_names_as_utf8() -> None:
@@ -38,7 +39,7 @@ def stdout_has_no_reader() -> bool:
 
 def end_by_sigpipe() -> None:
     """End as a program does that never heard of SIGPIPE, which Python ignores: at once, quietly, status 141 to a shell."""
-    detach_stdout()
+    detach(sys.stdout)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
 
@@ -48,9 +49,11 @@ def drain_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        detach_stdout()
+        detach(sys.stdout)
 
 
-def detach_stdout() -> None:
-    """Point stdout at /dev/null so that the interpreter's final flush cannot fail a second time."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def detach(stream: TextIO) -> None:
+    """Point stdout or stderr at /dev/null so that the interpreter's final flush cannot fail a second time."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

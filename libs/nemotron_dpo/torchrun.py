@@ -2,8 +2,9 @@
 
 torchrun itself answers a signal or a failed process with its own traceback, always ends with status 1, and kills processes
 that take longer than 30 s to save. Here a signal goes on to the processes, which decide themselves when they are done, and the
-status is that of the process that failed first. What a process said is not said again; one that was killed is named. The
-processes share this machine's cores evenly, unless OMP_NUM_THREADS says otherwise.
+status is that of the process that failed first. Where this process is killed, the others get SIGTERM (Linux). What a process
+said is not said again; one that was killed is named. The processes share this machine's cores evenly, unless OMP_NUM_THREADS
+says otherwise.
 
 Tried with torch 2.13; source of what is called: torch.distributed.run and torch.distributed.elastic.
 """
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from nemotron_dpo import parent
 from nemotron_dpo.errors import UserError
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,6 +52,7 @@ def run(arguments: Sequence[str]) -> Ended:
     job = parser.parse_args(["--signals-to-handle", "SIGQUIT", *arguments])
     processes = torchrun.determine_local_world_size(job.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.update(parent.followed())
     try:
         with _signals_passed_on():
             torchrun.run(job)

@@ -73,3 +73,30 @@ def test_a_signal_goes_on_to_the_processes_which_end_as_they_like(tmp_path: Path
     os.kill(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert (said, running.returncode) == (b"", 57)
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import click, os, pathlib, sys, time\n"
+        "from nemotron_dpo import cli\n"
+        "@click.command()\n"
+        "@click.argument('folder')\n"
+        "def command(folder):\n"
+        '    pathlib.Path(folder, f"{os.getpid()}.started").touch()\n'
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        '        pathlib.Path(folder, f"{os.getpid()}.ended").touch()\n'
+        "cli.run(command, 'work', joins_job=True)\n"
+    )
+    running = subprocess.Popen([sys.executable, *LAUNCH, str(program), str(tmp_path)], stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("*.started"))) < 2:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    until = time.monotonic() + 30
+    while len(list(tmp_path.glob("*.ended"))) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)

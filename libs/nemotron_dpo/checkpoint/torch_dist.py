@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import queue
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemotron_dpo.checkpoint import integrity, untrusted
@@ -60,11 +62,34 @@ def load(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_in_this_process() -> None:
-    """Let megatron-core's writer return its results in memory: this process waits for them anyway.
+    """Let megatron-core write by threads and return the results in memory: this process waits for them anyway.
 
-    It would start a server process for them. That takes seconds, and the server outlives a killed run and keeps its pipes open.
+    It would fork processes to write, and one that is killed, as where memory runs out, would be waited for without end. And it
+    would start a server process for results, which takes seconds; it outlives a killed run and keeps its pipes open.
     """
-    overwrite("megatron.core.dist_checkpointing.strategies.filesystem_async:_results_queue", queue.Queue())
+    overwrite(f"{_WRITER}:_results_queue", queue.Queue())
+    if hasattr(filesystem_async.FileSystemWriterAsync, "write_preloaded_data_multiproc"):  # later ones write by threads
+        overwrite(f"{_WRITER}:FileSystemWriterAsync.write_preloaded_data_multiproc", staticmethod(_write_by_threads))
+
+
+def _write_by_threads(
+    transforms: list[Any], use_msc: bool, rank: int, buckets: list[Any], results: queue.Queue[dict[int, Any] | Exception]
+) -> None:
+    """In the place of megatron-core's own: write each of `buckets` to its file, and put what was written into `results`."""
+    written, counted = queue.Queue(), queue.Queue()
+    kept = {"results_queue": written, "count_queue": counted, "use_fsync": True, **({"use_msc": True} if use_msc else {})}
+
+    def write(number: int) -> None:
+        counted.put(number)
+        filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, number, buckets[number], **kept)
+
+    with ThreadPoolExecutor(len(buckets)) as pool:
+        list(pool.map(write, range(len(buckets))))
+    ends = dict(written.get_nowait() for _ in buckets)
+    results.put(next((end for end in ends.values() if isinstance(end, Exception)), ends))
+
+
+_WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 
 
 def _given(common: dict[str, Any]) -> dict[str, Any]:

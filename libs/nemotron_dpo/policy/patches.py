@@ -57,6 +57,9 @@ PATCHES = {
     "megatron.core.dist_checkpointing.serialization:load_common": Patch(
         "in 0.17 and 0.18: it reads common.pt, which 0.19 does not write", "0.19 is the oldest that is served"
     ),
+    "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.write_preloaded_data_multiproc": Patch(
+        "a writing process that is killed is waited for without end", "writing is by threads, as from 0.20 on"
+    ),
     "megatron.core.dist_checkpointing.strategies.filesystem_async:_results_queue": Patch(
         "a server process of seconds, which outlives a killed run", "writing has a form without processes"
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
 from support import small
 
@@ -47,6 +50,30 @@ def test_precision_is_converted_on_request(llama: Path, tmp_path: Path) -> None:
 
     root = imported(llama, tmp_path, "bfloat16")
     assert run_config.read(resolve(root).path).dtype == "bfloat16"
+
+
+def test_saving_starts_no_process_and_a_writer_that_fails_is_one_line(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """megatron-core's own writers are processes: of one that is killed the save waits without end."""
+
+    def fork() -> int:
+        raise AssertionError("a process is started")
+
+    monkeypatch.setattr(os, "fork", fork)
+    imported(llama, tmp_path / "whole")
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        if os.readlink(f"/proc/self/fd/{file}").endswith("__0_1.distcp"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    target = tmp_path / "not" / "megatron"
+    with pytest.raises(UserError, match=rf"^{target}: cannot be written \(.*Input/output error\)"):
+        imported(llama, target.parent)
+    assert not list(target.parent.iterdir())
 
 
 def test_layout_is_nvidias(llama: Path, tmp_path: Path) -> None:

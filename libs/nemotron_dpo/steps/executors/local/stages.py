@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nemotron_dpo import launcher
+from nemotron_dpo import launcher, parent
 from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.steps.compile import beginnings, stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
@@ -139,11 +139,13 @@ def log_file(job: Path, stage: Stage) -> Path:
 def run_stage(stage: Stage, env: Mapping[str, str], log: Path | None = None) -> None:
     """Run one stage to its end, with a copy of what it says in `log`.
 
-    An interrupt or SIGTERM reaches it and everything it started before it is raised here.
+    An interrupt or SIGTERM reaches it and everything it started before it is raised here. Where this process is killed, the
+    stage gets SIGTERM (Linux).
     """
     with tee_stderr(log) if log else contextlib.nullcontext() as stderr:
         environment = {SCORES: str(stage_cache.CACHE), **os.environ, **env, **stage.env}
         launcher.remove_job(environment)
+        environment |= parent.followed()
         try:
             process = subprocess.Popen(stage.argv, stdin=subprocess.DEVNULL, stderr=stderr, env=environment, process_group=0)
         except FileNotFoundError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -233,3 +234,59 @@ def test_progress_bar_finds_a_terminal_and_the_log_its_last_state(tmp_path: Path
     assert b"a 1%\ra 50%\ra 100%" in os.read(ours, 1 << 16)
     os.close(ours)
     assert (tmp_path / "log").read_text() == "a 100%\nend\n"
+
+
+STAGE = """
+import time, click
+from nemotron_dpo import cli
+from pathlib import Path
+
+@click.command()
+def command():
+    try:
+        Path({place!r}).touch()
+        time.sleep(120)
+    finally:
+        cli.say("work", "nobody hears this")
+        Path({place!r} + ".ended").touch()
+
+cli.run(command, "work")
+"""
+RUN = """
+import sys
+from nemotron_dpo.steps.compile.stages import Stage
+from nemotron_dpo.steps.executors.local.stages import run_stage
+from pathlib import Path
+run_stage(Stage("work", (sys.executable, "-c", sys.argv[1])), {}, Path(sys.argv[2]))
+"""
+
+
+def test_a_stage_ends_with_its_run_that_is_killed(tmp_path: Path):
+    """It ends as by SIGTERM, with its own clearing up, though nobody reads any more what it says."""
+    place = tmp_path / "place"
+    argv = [sys.executable, "-c", RUN, STAGE.format(place=str(place)), str(tmp_path / "log")]
+    running = subprocess.Popen(argv)
+    _wait_for(place.exists)
+    (stage,) = psutil.Process(running.pid).children()
+    running.kill()
+    running.wait()
+    _wait_for(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE)
+    assert Path(f"{place}.ended").exists()
+
+
+def test_a_program_whose_starter_is_gone_already_ends_at_once(tmp_path: Path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    place, environment = tmp_path / "place", {**os.environ, "NEMOTRON_DPO_PARENT": str(gone.pid)}
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE.format(place=str(place))], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (143, "work: error: terminated\n")
+    assert not place.exists()
+
+
+def _wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
