@@ -77,7 +77,8 @@ def _parts(
     parallel.initialize()
     draw = np.random.default_rng(0)
     lengths = (prompt, response, response)
-    row = pack_row(*([draw.integers(3, 1000, length) for _ in range(count)] for length in lengths))
+    prompts, chosen, rejected = ([draw.integers(3, 1000, length) for _ in range(count)] for length in lengths)
+    row = pack_row(prompts, chosen, rejected)
     batch = PairBatch(
         row, -2 * torch.rand(len(row.targets_R)), tuple(range(count)), torch.tensor([[2.0, 1.0]]).repeat(count, 1)
     )
