@@ -61,7 +61,7 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
 
 def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
-    if architecture.is_hybrid:
+    if architecture.is_hybrid or architecture.family in (*provider_gated_delta.FAMILIES, *provider_leading_dense.FAMILIES):
         return {}
     if architecture.family in provider_gemma.FAMILIES:
         return provider_gemma.beside_provider(architecture)
