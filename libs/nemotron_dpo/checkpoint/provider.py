@@ -8,7 +8,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from nemotron_dpo.checkpoint import provider_gated_delta, provider_gemma, provider_hybrid, provider_leading_dense
+from nemotron_dpo.checkpoint import (
+    provider_gated_delta,
+    provider_gemma,
+    provider_hybrid,
+    provider_leading_dense,
+    provider_rope,
+)
 from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
@@ -23,7 +29,6 @@ from nemotron_dpo.checkpoint.provider_parts import (
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.sublayers.experts import Router
-from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 _TARGETS = {  # families for which Bridge has a provider class of its own
@@ -32,6 +37,8 @@ _TARGETS = {  # families for which Bridge has a provider class of its own
 }
 # fields of a decoder for which no provider has a place: Bridge is told so by a class that it does not know, and does not take
 _OWN = ("norm_before", "norm_after", "qk_norm_over_heads", "rounds_scale", "residual_scale", "logits_divisor")
+_POSITIONS = {"position_embedding_type": ("rope", "yarn")}
+_FREE = frozenset(("seq_len_interpolation_factor", "window_attn_skip_freq"))
 _DEFAULTS = {field.name: field.default for field in fields(UniformDecoder)}
 _NONE_OF_BRIDGE = "nemotron_dpo.not_in_megatron_bridge."
 
@@ -66,7 +73,8 @@ def beside_provider(architecture: Architecture) -> dict[str, Any]:
     if architecture.family in provider_gemma.FAMILIES:
         return provider_gemma.beside_provider(architecture)
     decoder = flat(architecture)
-    return {name: getattr(decoder, name) for name in _OWN if getattr(decoder, name) != _DEFAULTS[name]}
+    own = {name: getattr(decoder, name) for name in _OWN if getattr(decoder, name) != _DEFAULTS[name]}
+    return {**own, **provider_rope.beside_provider(decoder.rope_scaling)}
 
 
 def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
@@ -82,7 +90,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         return provider_leading_dense.from_provider(model, extra)
     family = _read_family(model, extra)
     if family not in provider_gemma.FAMILIES:
-        refuse_unsupported(model)
+        refuse_unsupported(model, _POSITIONS, _FREE)
         return _decoder(model, extra, family).architecture
     refuse_unsupported(model, free=provider_gemma.FREE)
     alike = _decoder(provider_gemma.uniform_fields(model, family), extra, family).architecture
@@ -93,7 +101,8 @@ def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> Unifo
     _check_sizes(model)
     heads, hidden = model["num_attention_heads"], model["hidden_size"]
     experts = _read_experts(model)
-    scaling = Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
+    window = model["window_size"][0] if model.get("window_size") else None
+    windowed = _read_windowed(model) if window else None
     return UniformDecoder(
         num_layers=model["num_layers"],
         hidden_size=hidden,
@@ -115,8 +124,9 @@ def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> Unifo
         qkv_bias=bool(model.get("add_qkv_bias")),
         qk_norm=bool(model.get("qk_layernorm")),
         rotary_percent=float(model.get("rotary_percent", 1.0)),
-        rope_scaling=scaling,
-        window=model["window_size"][0] if model.get("window_size") else None,
+        rope_scaling=provider_rope.from_provider(model, extra),
+        window=None if windowed == () else window,
+        windowed=windowed or None,
         embedding_scale=extra.get("embedding_scale", hidden**0.5 if family.startswith("gemma") else 1.0),
         attention_scale=model.get("softmax_scale"),
         experts=experts,
@@ -196,11 +206,11 @@ def _layers(decoder: UniformDecoder) -> dict[str, Any]:
 
 def _positions(decoder: UniformDecoder) -> dict[str, Any]:
     window = {} if decoder.window is None else {"window_size": [decoder.window, 0], "cp_comm_type": "a2a"}
+    if decoder.windowed is not None:
+        window["window_attn_skip_freq"] = [int(has_window) for has_window in decoder.windowed]
     base = decoder.rotary_base
     return {
-        "position_embedding_type": "rope",
-        "rope_scaling": decoder.rope_scaling is not None,
-        "rope_scaling_factor": decoder.rope_scaling.factor if decoder.rope_scaling else 1.0,
+        **provider_rope.to_provider(decoder.rope_scaling),
         "rotary_base": int(base) if base == int(base) else base,
         "rotary_percent": decoder.rotary_percent,
         **window,
@@ -227,6 +237,17 @@ def _read_experts(model: dict[str, Any]) -> Router | None:
     num, coeff = model.get("num_moe_experts"), model.get("moe_aux_loss_coeff", 0.0)
     own = float(coeff) if isinstance(coeff, int | float) else None  # a list has one for each of several losses
     return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own) if num else None
+
+
+def _read_windowed(model: dict[str, Any]) -> tuple[bool, ...] | None:
+    """Which layers have the window, None where all have it, as megatron-core counts them; () where none has."""
+    skip, num = model.get("window_attn_skip_freq"), model["num_layers"]
+    if skip is None:
+        return None
+    flags = [bool(flag) for flag in skip] if isinstance(skip, list) else [number % skip != 0 for number in range(1, num + 1)]
+    if len(flags) != num:
+        raise ValueError(f"window_attn_skip_freq is of {len(flags)} layers, and num_layers {num}")
+    return () if not any(flags) else None if all(flags) else tuple(flags)
 
 
 def _check_sizes(model: dict[str, Any]) -> None:

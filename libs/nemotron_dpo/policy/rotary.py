@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.kernels.rotary import rotate
+from nemotron_dpo.policy.device import to_device
 from nemotron_dpo.policy.rows import PackedRow
 from nemotron_dpo.policy.sublayers.rotary import Linear, Llama3Scaling, LongRope, Rotary, Yarn
 
@@ -29,9 +32,31 @@ def turned(x_LND: Tensor, row: PackedRow, rotary: Rotary | None) -> Tensor:
 @torch.inference_mode(False)
 def angles(row: PackedRow, rotary: Rotary, head_size: int) -> Tensor:
     """Angles float32 [L, 1, 1, T] in radians; made once for all layers of a pass."""
-    frequencies_F = frequencies(rotary, head_size).to(row.positions_L.device)
-    angles_LF = row.positions_L.float()[:, None] * frequencies_F
+    positions_L1 = row.positions_L.float()[:, None]
+    angles_LF = positions_L1 * frequencies(rotary, head_size).to(positions_L1.device)
+    if isinstance(rotary.scaling, LongRope):
+        long_LF = positions_L1 * frequencies(rotary, head_size, is_long=True).to(positions_L1.device)
+        angles_LF = torch.where(_is_long(row, rotary.scaling.original_length)[:, None], long_LF, angles_LF)
     return torch.cat((angles_LF, angles_LF), -1)[:, None, None]
+
+
+def _is_long(row: PackedRow, original: int) -> Tensor:
+    """Which of the tokens held are of texts of more than `original` tokens, bool [L].
+
+    Raises UserError where one response of a pair makes the text so long and the other does not: they share the prompt, whose
+    keys would have to be turned by both.
+    """
+    is_long_S = np.zeros(row.num_tokens, dtype=bool)
+    for pair in row.segments[: row.num_pairs]:
+        prompt = pair.chosen - pair.prompt
+        lengths = prompt + pair.rejected - pair.chosen, prompt + pair.end - pair.rejected
+        if min(lengths) <= original < max(lengths):
+            what = f"a prompt has {lengths[0]} tokens with its chosen and {lengths[1]} with its rejected response, and longrope"
+            what += f" turns texts of up to {original} tokens otherwise than longer ones"
+            raise UserError(what, remedy=f"leave such pairs out, or set the most tokens to {original}")
+        is_long_S[pair.prompt : pair.end] = min(lengths) > original
+    is_long = to_device(is_long_S)
+    return is_long if row.share is None else is_long[row.share.tokens_L]
 
 
 def frequencies(rotary: Rotary, head_size: int, *, is_long: bool = False) -> Tensor:

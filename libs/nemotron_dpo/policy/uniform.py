@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from nemotron_dpo.policy.architecture import Architecture, Layer, Normalization
 from nemotron_dpo.policy.sublayers.attention import Attention
@@ -15,6 +15,7 @@ from nemotron_dpo.policy.sublayers.rotary import Rotary, Scaling
 class UniformDecoder:
     """`num_layers` layers of attention and a feed-forward part.
 
+    `windowed` says of each layer whether it has the window, None that all have it.
     With `experts` the feed-forward part is a mixture and `ffn_hidden_size` an expert's. The other fields
     are those of Architecture, Attention, Rotary and Dense.
     """
@@ -41,6 +42,7 @@ class UniformDecoder:
     rotary_percent: float = 1.0
     rope_scaling: Scaling | None = None
     window: int | None = None
+    windowed: tuple[bool, ...] | None = None
     attention_scale: float | None = None
     embedding_scale: float = 1.0
     rounds_scale: bool = True
@@ -73,17 +75,22 @@ class UniformDecoder:
         )
         dense = Dense(self.ffn_hidden_size, self.activation, self.gated, self.norm_before, self.norm_after)
         layer = Layer(attention, dense if self.experts is None else Experts(self.experts, dense))
-        return Architecture(layers=(layer,) * self.num_layers, **{name: getattr(self, name) for name in _SHARED})
+        plain = replace(layer, mixer=replace(attention, window=None))
+        layers = tuple(layer if has_window else plain for has_window in self.windowed or (True,) * self.num_layers)
+        return Architecture(layers=layers, **{name: getattr(self, name) for name in _SHARED})
 
 
 _SHARED = tuple(field.name for field in fields(Architecture) if field.name not in ("layers", "states_in_float32"))
 
 
 def flat(architecture: Architecture) -> UniformDecoder:
-    """The inverse of `UniformDecoder.architecture`; the caller knows that the layers are alike."""
-    (layer,) = set(architecture.layers)
+    """The inverse of `UniformDecoder.architecture`; the caller knows that the layers are alike but for their windows."""
+    windows = [attention.window for attention in architecture.attentions]
+    (window,) = set(windows) - {None} or {None}
+    layer = architecture.layers[windows.index(window)]
     attention, feed_forward = layer.mixer, layer.feed_forward
     assert isinstance(attention, Attention)
+    assert {replace(each, mixer=None) for each in architecture.layers} == {replace(layer, mixer=None)}
     assert attention.rotary is not None
     dense = feed_forward.expert if isinstance(feed_forward, Experts) else feed_forward
     assert isinstance(dense, Dense)
@@ -97,7 +104,8 @@ def flat(architecture: Architecture) -> UniformDecoder:
         rope_scaling=attention.rotary.scaling,
         qkv_bias=attention.qkv_bias,
         qk_norm=attention.qk_norm,
-        window=attention.window,
+        window=window,
+        windowed=None if len(set(windows)) == 1 else tuple(each is not None for each in windows),
         attention_scale=attention.scale,
         qk_norm_over_heads=attention.qk_norm_over_heads,
         experts=feed_forward.router if isinstance(feed_forward, Experts) else None,

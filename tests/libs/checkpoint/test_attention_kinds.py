@@ -15,10 +15,50 @@ from support import families, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
+SLIDING = ["full_attention", "sliding_attention"]
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 2.0, "high_freq_factor": 5.0, "original_max_position_embeddings": 24}
+LONG = {"short_factor": [1.0, 1.3, 2.0], "long_factor": [3.0, 4.0, 7.0], "partial_rotary_factor": 0.75}
+
+
+def rope(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 100.0, **settings}}
+
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window": ("mistral", {"sliding_window": 9}),
     "mixtral, window": ("mixtral", {"sliding_window": 7}),
     "phi3, window": ("phi3", {"sliding_window": 12}),
+    "qwen2, window of later layers": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3, window by layer": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 11, "num_hidden_layers": 4, "layer_types": SLIDING[::-1] + SLIDING},
+    ),
+    "qwen3_moe, window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 6}),
+    "llama, linear": ("llama", rope("linear", factor=3.0)),
+    "nemotron, linear in part of a head": ("nemotron", rope("linear", factor=3.0, partial_rotary_factor=0.5)),
+    "llama, dynamic": ("llama", rope("dynamic", factor=2.5)),
+    "llama, llama3 of its own numbers": ("llama", rope("llama3", **LLAMA3)),
+    "qwen2, yarn": ("qwen2", rope("yarn", factor=4.0, original_max_position_embeddings=32)),
+    "qwen3, yarn by the lengths": ("qwen3", rope("yarn", factor=None, original_max_position_embeddings=32)),
+    "mistral, yarn with all": (
+        "mistral",
+        rope(
+            "yarn",
+            factor=8.0,
+            original_max_position_embeddings=16,
+            beta_fast=8.0,
+            beta_slow=0.5,
+            mscale=1.2,
+            mscale_all_dim=0.7,
+            truncate=False,
+        ),
+    ),
+    "gemma, yarn with its own factor": (
+        "gemma",
+        rope("yarn", factor=8.0, original_max_position_embeddings=16, attention_factor=1.3),
+    ),
+    "phi3, longrope": ("phi3", {**rope("longrope", **LONG), "original_max_position_embeddings": 64}),
+    "phi3, longrope of long texts": ("phi3", {**rope("longrope", **LONG), "original_max_position_embeddings": 12}),
 }
 
 
@@ -48,6 +88,10 @@ def test_log_probs_gradients_and_folders(kind: str, tmp_path: Path) -> None:
 def check_against_transformers(folder: Path) -> None:
     """Both responses' log-probs, and the gradient of the embedding, which passes through all that a layer computes."""
     pairs = small.random_pairs(2, seed=8, longest=40)
+    lengths = [
+        len(prompt) + len(response) for prompt, response in zip(pairs.prompts * 2, pairs.chosen + pairs.rejected, strict=True)
+    ]
+    assert 12 < min(lengths) <= max(lengths) <= 64
     ours, theirs = open_model(folder, "float32"), families.load(folder)
     logps_R = ours(pack_row(pairs.prompts, pairs.chosen, pairs.rejected))
     logps_R.square().sum().backward()

@@ -204,9 +204,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
         rope(old={"type": "default"}, new={**LINEAR, "rope_theta": 10000.0}, rope_theta=10000.0),
         "rope type is 'default' (rope_scaling.type) and 'linear' (rope_parameters.rope_type)",
     ),
-    "linear by its older name": (
-        rope(new={"type": "linear", "factor": 4.0, "rope_theta": 10000.0}),
-        "rope scaling 'linear' is not supported: the default and llama3 are",
+    "linear by its older name, without its factor": (
+        rope(new={"type": "linear", "rope_theta": 10000.0}),
+        "lacks 'factor'",
     ),
     "two types in one": (
         rope(old={"type": "linear", "rope_type": "default"}),

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from nemotron_dpo.checkpoint import run_config
+from nemotron_dpo.checkpoint.provider import beside_provider
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Router
-from nemotron_dpo.policy.sublayers.rotary import Linear, Llama3Scaling, Rotary
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Rotary, Yarn
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 LLAMA = UniformDecoder(
@@ -35,6 +36,15 @@ LLAMA = UniformDecoder(
 DECODERS = {
     "llama": LLAMA,
     "llama3.1": replace(LLAMA, rope_scaling=Llama3Scaling(8.0), dtype="float32"),
+    "llama3 of other numbers": replace(LLAMA, rope_scaling=Llama3Scaling(8.0, 2.0, 5.0, 4096)),
+    "linear": replace(LLAMA, rope_scaling=Linear(4.0)),
+    "dynamic": replace(LLAMA, rope_scaling=Dynamic(4.0)),
+    "yarn": replace(LLAMA, family="qwen2", qkv_bias=True, rope_scaling=Yarn(4.0, 32, mscale=0.7, beta_fast=16.0)),
+    "yarn with its factor": replace(LLAMA, rope_scaling=Yarn(4.0, 32, attention_factor=1.5, truncate=False)),
+    "longrope": replace(
+        LLAMA, family="phi3", rotary_percent=0.75, rope_scaling=LongRope((1.0, 1.5) * 6, (2.0, 3.0) * 6, 4.0, 32)
+    ),
+    "windows": replace(LLAMA, family="qwen3", qk_norm=True, window=16, windowed=(False, True)),
     "mistral": replace(LLAMA, family="mistral", window=64, rotary_base=1000000.5),
     "qwen2": replace(LLAMA, family="qwen2", qkv_bias=True, tied_embeddings=True),
     "qwen3": replace(LLAMA, family="qwen3", qk_norm=True, dtype="float16"),
@@ -81,11 +91,20 @@ def written(decoder: UniformDecoder, folder: Path, **changed: object) -> dict:
     return sections
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", [name for name, decoder in DECODERS.items() if not beside_provider(decoder.architecture)])
 def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
     written(DECODERS[name], tmp_path)
     read = flat(run_config.read(tmp_path))
     assert read == replace(DECODERS[name], bos_token_id=None, eos_token_id=None)  # which Bridge does not record
+
+
+def test_layers_with_a_window_are_counted_as_by_megatron_core(tmp_path: Path) -> None:
+    for skip, windows in ((None, [8, 8]), (2, [8, None]), (1, [None, None]), ([0, 1], [None, 8])):
+        written(LLAMA, tmp_path, window_size=[8, 0], window_attn_skip_freq=skip)
+        assert [attention.window for attention in run_config.read(tmp_path).attentions] == windows
+    written(LLAMA, tmp_path, window_size=[8, 0], window_attn_skip_freq=[1])
+    with pytest.raises(UserError, match="window_attn_skip_freq is of 1 layers, and num_layers 2"):
+        run_config.read(tmp_path)
 
 
 def test_a_mistral_without_a_window_is_told_by_its_class(tmp_path: Path) -> None:
@@ -166,7 +185,8 @@ def test_a_gemma_of_bridge_has_windows_and_positions_by_layer(tmp_path: Path) ->
     [
         ("multi_latent_attention", True, "multi_latent_attention: True is not supported: False is"),
         ("add_bias_linear", True, "add_bias_linear: True is not supported"),
-        ("position_embedding_type", "yarn", "position_embedding_type: 'yarn' is not supported: 'rope' is"),
+        ("position_embedding_type", "mrope", "position_embedding_type: 'mrope' is not supported: 'rope' or 'yarn' is"),
+        ("position_embedding_type", "yarn", "does not describe a model .*yarn_rotary_scaling_factor"),
         ("attn_logit_softcapping", 50.0, "attn_logit_softcapping: 50.0 is not supported"),
         ("is_hybrid_model", True, "position_embedding_type: 'rope' is not supported: 'none' is"),
         ("moe_layer_freq", [1, 0], r"moe_layer_freq: \[1, 0\] is not supported"),

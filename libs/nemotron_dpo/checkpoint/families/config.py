@@ -180,7 +180,7 @@ def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) ->
             )
             raise UserError(f"{key} {_shown(value)} is not supported", source=path, remedy=remedy)
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
-    if kinds and family.layered is None:
+    if kinds and family.layered is None and not family.some_windows:
         raise UserError(f"layers of {', '.join(sorted(kinds))} are not supported", source=path, remedy="full_attention is")
 
 

@@ -164,7 +164,7 @@ def _write(architecture: Architecture, family: Family) -> dict[str, Any]:
     return {
         **{key: getattr(attention, field) for field, key in _ATTENTION.items()},
         "num_key_value_heads": attention.num_heads,
-        **leading_dense.write_rotary(attention.rotary, family),
+        **leading_dense.write_rotary(attention.rotary, architecture, family),
         **leading_dense.write(architecture),
     }
 

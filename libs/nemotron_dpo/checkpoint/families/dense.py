@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from nemotron_dpo.checkpoint.families import qwen_windows
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy, fused_qkv, qkv, stack
 
@@ -39,8 +40,27 @@ _LLAMA: tuple[Rule, ...] = (*EMBEDDING, *NORMS, *ATTENTION, *GATED_MLP)
 
 LLAMA = Family("llama", "LlamaForCausalLM", _LLAMA)
 MISTRAL = Family("mistral", "MistralForCausalLM", _LLAMA, keys={"window": "sliding_window"}, defaults={"sliding_window": 4096})
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", (*_LLAMA, *QKV_BIAS), traits={"qkv_bias": True})
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", (*_LLAMA, *QK_NORM), traits={"qk_norm": True}, defaults={"head_dim": 128})
+QWEN2 = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    (*_LLAMA, *QKV_BIAS),
+    traits={"qkv_bias": True},
+    only=qwen_windows.ONLY,
+    read=qwen_windows.read,
+    write=qwen_windows.write,
+    some_windows=True,
+)
+QWEN3 = Family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    (*_LLAMA, *QK_NORM),
+    traits={"qk_norm": True},
+    defaults={"head_dim": 128},
+    only=qwen_windows.ONLY,
+    read=qwen_windows.read,
+    write=qwen_windows.write,
+    some_windows=True,
+)
 # Nemotron and Minitron: LayerNorm whose stored weight is one less, squared ReLU without a gate, half of each head rotated
 NEMOTRON = Family(
     "nemotron",
@@ -71,7 +91,7 @@ PHI3 = Family(
         *DOWN,
     ),
     keys={"window": "sliding_window"},
-    defaults={"partial_rotary_factor": 1.0, "sliding_window": None},
+    defaults={"partial_rotary_factor": 1.0, "sliding_window": None, "original_max_position_embeddings": 4096},
 )
 # Gemma 1: RMSNorm whose stored weight is one less, scaled embeddings; older configs say gelu and mean its tanh form
 GEMMA = Family(

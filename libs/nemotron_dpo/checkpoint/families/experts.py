@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nemotron_dpo.checkpoint.families import qwen_windows
 from nemotron_dpo.checkpoint.families.dense import ATTENTION, EMBEDDING, NORMS, QK_NORM
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy, stack
@@ -38,7 +39,8 @@ def _mixtral_experts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _experts(config, renormalize=config.get("norm_topk_prob", False))
+    window = qwen_windows.window_of(config)  # of all layers: transformers reads no max_window_layers of this family
+    return {"window": window, **_experts(config, renormalize=config.get("norm_topk_prob", False))}
 
 
 def _experts(config: Mapping[str, Any], *, renormalize: bool) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def _write_qwen(decoder: UniformDecoder) -> dict[str, Any]:
         "num_experts": decoder.experts.num,
         "norm_topk_prob": decoder.experts.renormalize,
         "intermediate_size": decoder.ffn_hidden_size,
+        **qwen_windows.write(decoder),
     }
 
 
@@ -84,7 +87,7 @@ QWEN3_MOE = Family(
     (*EMBEDDING, *NORMS, *ATTENTION, *QK_NORM, *_mixture("mlp", "gate_proj", "up_proj", "down_proj")),
     traits={"qk_norm": True},
     keys={"ffn_hidden_size": "moe_intermediate_size"},
-    only={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    only={"decoder_sparse_step": (1,), "mlp_only_layers": ([],), **qwen_windows.ONLY},
     read=_qwen_experts,
     write=_write_qwen,
 )

@@ -52,6 +52,7 @@ class Family:
     only: keys of config.json with the values that are honoured; the first is the one that is written.
     read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
     layered: in place of `write`, where layers differ; `read` gives fields of Architecture then.
+    some_windows: `layer_types` of its configs says which layers have the window.
     prefixes: what names of tensors begin with, and those of transformers' modules in its place, where the two differ.
     lost_in_peft: modules that peft takes for those of experts, which transformers has in one tensor: it leaves them out.
     """
@@ -66,6 +67,7 @@ class Family:
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     write: Callable[[UniformDecoder], dict[str, Any]] = lambda decoder: {}
     layered: Layered | None = None
+    some_windows: bool = False
     prefixes: tuple[str, str] = ("", "")
     lost_in_peft: tuple[str, ...] = ()
 

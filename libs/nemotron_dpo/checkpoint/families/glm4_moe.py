@@ -62,7 +62,7 @@ def _read(config: Mapping[str, Any]) -> tuple[Layer, ...]:
 def _write(architecture: Architecture) -> dict[str, Any]:
     attention = architecture.attentions[0]
     own = {key: getattr(attention, field) for field, key in _ATTENTION.items()}
-    return {**own, **leading_dense.write_rotary(attention.rotary, GLM4_MOE), **leading_dense.write(architecture)}
+    return {**own, **leading_dense.write_rotary(attention.rotary, architecture, GLM4_MOE), **leading_dense.write(architecture)}
 
 
 GLM4_MOE = Family(

@@ -130,9 +130,7 @@ def read_rotary(family: Family, config: Mapping[str, Any]) -> Rotary:
     return Rotary(*rope.read(family, config, Path("config.json")))
 
 
-def write_rotary(rotary: Rotary | None, family: Family) -> dict[str, Any]:
+def write_rotary(rotary: Rotary | None, architecture: Architecture, family: Family) -> dict[str, Any]:
     """What config.json says of them."""
     assert rotary is not None
-    percent = {"partial_rotary_factor": rotary.percent} if family.partial_rotary else {}
-    said = {"rope_theta": rotary.base, **percent}
-    return {"rope_parameters": {"rope_type": "default", **said}, "rope_scaling": None, **said}
+    return rope.written(rotary, family, architecture.max_position_embeddings)

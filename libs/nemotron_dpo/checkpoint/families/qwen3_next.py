@@ -159,7 +159,7 @@ def write_mixers(architecture: Architecture, family: Family) -> dict[str, Any]:
         keys = ATTENTION if isinstance(mixer, Attention) else DELTA
         written |= {key: getattr(mixer, field) for field, key in keys.items()}
         if isinstance(mixer, Attention) and mixer.rotary is not None:
-            written |= rope.written(mixer.rotary, family)
+            written |= rope.written(mixer.rotary, family, architecture.max_position_embeddings)
     return written
 
 

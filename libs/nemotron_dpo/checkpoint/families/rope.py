@@ -7,74 +7,76 @@ Where both sections are there, transformers 5 takes `rope_scaling` in the place 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.checkpoint.families import rope_scaling
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.rotary import Llama3Scaling, Rotary
+from nemotron_dpo.policy.sublayers.rotary import Rotary, Scaling
 from nemotron_dpo.policy.uniform import UniformDecoder
 
 _OLD, _NEW = "rope_scaling", "rope_parameters"
-_LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# settings of a scaling that config.json may have beside the sections
+_BESIDE = ("original_max_position_embeddings",)
+_OLDER = {"phi3": {"su": "longrope", "yarn": "longrope"}}  # names that files of a family have for what it calls so now
 
 
-def read(family: Family, config: Mapping[str, Any], path: Path | None) -> tuple[float, float, Llama3Scaling | None]:
+def read(family: Family, config: Mapping[str, Any], path: Path | None) -> tuple[float, float, Scaling | None]:
     """(theta, rotated part of a head, scaling). Raises UserError where the fields disagree or are not supported."""
     sections = {name: dict(config[name]) for name in (_OLD, _NEW) if config.get(name)}
     for name, section in sections.items():
         if nested := next((key for key, value in section.items() if isinstance(value, Mapping)), None):
             raise UserError(f"{name} of its own for {nested} is not supported", source=path, remedy="one for all layers is")
-    kind = _agreed("rope type", _kinds(sections), "default", path)
+    kind = _agreed("rope type", _kinds(sections, family), "default", path)
     _refuse_dropped(sections, config, path)
     theta = _agreed("rope_theta", _said("rope_theta", sections, config), family.defaults.get("rope_theta", 10000.0), path)
     usual = family.defaults.get("partial_rotary_factor", 1.0)
     percent = float(_agreed("partial_rotary_factor", _said("partial_rotary_factor", sections, config), usual, path))
     if percent != 1.0 and not family.partial_rotary:
         raise UserError(f"partial_rotary_factor {percent} is not supported", source=path, remedy="1.0 is")
-    return float(theta), percent, _scaling(kind, sections, config, path)
+    said = _Said(sections, {**family.defaults, **config}, path)
+    return float(theta), percent, rope_scaling.read(kind, said.value, config["max_position_embeddings"], path)
 
 
 def write(decoder: UniformDecoder, family: Family) -> dict[str, Any]:
     """The fields in the form of transformers 4 and in that of 5: each version misreads the other's."""
-    return written(Rotary(decoder.rotary_base, decoder.rotary_percent, decoder.rope_scaling), family)
+    rotary = Rotary(decoder.rotary_base, decoder.rotary_percent, decoder.rope_scaling)
+    return written(rotary, family, decoder.max_position_embeddings)
 
 
-def written(rotary: Rotary, family: Family) -> dict[str, Any]:
+def written(rotary: Rotary, family: Family, max_positions: int) -> dict[str, Any]:
     """The same of the positions of a layer."""
-    scaling = None
-    if rotary.scaling is not None:
-        scaling = {"rope_type": "llama3", "factor": rotary.scaling.factor, **_LLAMA3_FIXED}
+    new, old, beside = rope_scaling.write(rotary.scaling, max_positions)
     percent = {"partial_rotary_factor": rotary.percent} if family.partial_rotary else {}
     return {
-        _NEW: {"rope_theta": rotary.base, **percent, **(scaling or {"rope_type": "default"})},
-        _OLD: scaling,
+        _NEW: {"rope_theta": rotary.base, **percent, **new},
+        _OLD: old,
         "rope_theta": rotary.base,
         **percent,
+        **beside,
     }
 
 
-def _scaling(kind: str, sections: Mapping[str, Any], config: Mapping[str, Any], path: Path | None) -> Llama3Scaling | None:
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise UserError(f"rope scaling {kind!r} is not supported", source=path, remedy="the default and llama3 are")
-    for key, only in _LLAMA3_FIXED.items():
-        beside = config if key == "original_max_position_embeddings" else {}
-        value = _agreed(key, _said(key, sections, beside), None, path)
-        if value != only:
-            raise UserError(f"{key} {value} of llama3 rope scaling is not supported", source=path, remedy=f"{only} is")
-    factors = _said("factor", sections, {})
-    if not factors:
-        raise KeyError("factor")
-    return Llama3Scaling(float(_agreed("factor", factors, None, path)))
+@dataclass(frozen=True)
+class _Said:
+    sections: Mapping[str, Mapping[str, Any]]
+    config: Mapping[str, Any]
+    path: Path | None
+
+    def value(self, key: str) -> Any:
+        """What all fields that give `key` a value agree on; None without any."""
+        return _agreed(key, _said(key, self.sections, self.config if key in _BESIDE else {}), None, self.path)
 
 
-def _kinds(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _kinds(sections: Mapping[str, Mapping[str, Any]], family: Family) -> dict[str, str]:
     """Each field that names a kind of rope, with the kind. A section that names none means the default."""
+    older: Mapping[Any, Any] = _OLDER.get(family.model_type, {})
     kinds: dict[str, str] = {}
     for name, section in sections.items():
         named = {f"{name}.{key}": section[key] for key in ("rope_type", "type") if key in section}
+        named = {key: older.get(kind, kind) for key, kind in named.items()}
         kinds |= named or {name: "default"}
     return kinds
 

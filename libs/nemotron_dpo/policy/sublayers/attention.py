@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.rotary import Rotary
+from nemotron_dpo.policy.sublayers.rotary import LongRope, Rotary
 from nemotron_dpo.policy.sublayers.sublayer import (
     FLOAT_BYTES,
     Kept,
@@ -55,6 +55,15 @@ class Attention:
     norm_before: bool = True
     norm_after: bool = False
     gated: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where positions are scaled by another number of factors than there are frequencies."""
+        scaling = self.rotary.scaling if self.rotary else None
+        if self.rotary and isinstance(scaling, LongRope):
+            wanted = (self.rotary.size(self.head_size) + 1) // 2
+            if {len(scaling.short), len(scaling.long)} != {wanted}:
+                numbers = f"{len(scaling.short)} and {len(scaling.long)}"
+                raise ValueError(f"longrope has lists of {numbers} factors, and a head has {wanted} frequencies")
 
     module = "core_attn"  # whose scores are not kept as it is
 
