@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron_dpo.policy.architecture import Architecture
-from nemotron_dpo.policy.cost import balanced, pair_flops
+from nemotron_dpo.policy.cost import PairLengths, balanced, pair_flops
 from nemotron_dpo.policy.sublayers.experts import Router
 from nemotron_dpo.policy.uniform import UniformDecoder
+from nemotron_dpo.steps.estimate.sizes import Lengths
 
 # hidden 4, two heads of 2 over one group: projections 4 * (4 + 2 + 2 + 4) = 48, feed-forward 3 * 4 * 5 = 60 weights
 DECODER = UniformDecoder(
@@ -47,3 +49,19 @@ def test_rows_would_be_uneven() -> None:
     costs = np.array([100, 1, 100, 1, 100, 1, 100, 1])
     assert [int(costs[part].sum()) for part in balanced(costs, 2)] == [202, 202]
     assert [int(costs[rank::2].sum()) for rank in range(2)] == [400, 4]
+
+
+def test_meetings_within_a_window_by_counting_them() -> None:
+    """Of 5 | 3 | 7 tokens: each query of a path sees at most the last tokens of it, and the prompt is computed once."""
+    lengths = PairLengths(*(np.array([n]) for n in (5, 3, 7)))
+    for window in (None, 1, 2, 4, 5, 7, 8, 11, 12, 40):
+        chosen = [min(place + 1, window or 99) for place in range(5 + 3)]
+        rejected = [min(place + 1, window or 99) for place in range(5, 5 + 7)]
+        assert lengths.meetings(window).item() == sum(chosen) + sum(rejected)
+        mean = Lengths(5e3, 10e3).meetings(None if window is None else 1000 * window)
+        assert mean == pytest.approx(1e6 * (2 * _area(10, window) - _area(5, window)))
+
+
+def _area(end: int, window: int | None) -> float:
+    """That below min(place, window), from 0 to `end`, in strips whose middles count."""
+    return sum(min((place + 0.5) / 10, window or 99) for place in range(10 * end)) / 10

@@ -72,11 +72,11 @@ class _Said:
 
 def _kinds(sections: Mapping[str, Mapping[str, Any]], family: Family) -> dict[str, str]:
     """Each field that names a kind of rope, with the kind. A section that names none means the default."""
-    older: Mapping[Any, Any] = _OLDER.get(family.model_type, {})
+    older: Mapping[str, str] = _OLDER.get(family.model_type, {})
     kinds: dict[str, str] = {}
     for name, section in sections.items():
-        named = {f"{name}.{key}": section[key] for key in ("rope_type", "type") if key in section}
-        named = {key: older.get(kind, kind) for key, kind in named.items()}
+        said = {f"{name}.{key}": section[key] for key in ("rope_type", "type") if key in section}
+        named = {key: older.get(kind) or kind for key, kind in said.items()}
         kinds |= named or {name: "default"}
     return kinds
 
