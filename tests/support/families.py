@@ -49,6 +49,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         },
     },
     "olmo2": {},
+    "olmo3": {
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    },
     "granite": {
         "attention_multiplier": 0.2,
         "embedding_multiplier": 12.3,

@@ -5,7 +5,8 @@ run_config.py stores apart what a provider has no field for: the family and the 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.checkpoint import (
@@ -15,7 +16,7 @@ from nemotron_dpo.checkpoint import (
     provider_leading_dense,
     provider_rope,
 )
-from nemotron_dpo.checkpoint.families import FAMILIES
+from nemotron_dpo.checkpoint.families import FAMILIES, config
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
     ACTIVATIONS,
@@ -39,6 +40,8 @@ _TARGETS = {  # families for which Bridge has a provider class of its own
 _OWN = ("norm_before", "norm_after", "qk_norm_over_heads", "rounds_scale", "residual_scale", "logits_divisor")
 _POSITIONS = {"position_embedding_type": ("rope", "yarn")}
 _FREE = frozenset(("seq_len_interpolation_factor", "window_attn_skip_freq"))
+_WHOLE = "hf_config"  # of a family whose layers differ and which Bridge does not have
+_OF_NO_PROVIDER = frozenset(("olmo3",))
 _DEFAULTS = {field.name: field.default for field in fields(UniformDecoder)}
 _NONE_OF_BRIDGE = "nemotron_dpo.not_in_megatron_bridge."
 
@@ -51,6 +54,8 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
         return provider_gated_delta.to_provider(architecture)
     if architecture.family in provider_leading_dense.FAMILIES:
         return provider_leading_dense.to_provider(architecture)
+    if architecture.family in _OF_NO_PROVIDER:
+        return {"_target_": f"{_NONE_OF_BRIDGE}{architecture.family}", **precision(architecture.dtype)}
     is_gemma = architecture.family in provider_gemma.FAMILIES
     decoder = flat(provider_gemma.as_uniform(architecture) if is_gemma else architecture)
     none = {"_target_": f"{_NONE_OF_BRIDGE}{decoder.family}"} if beside_provider(architecture) else {}
@@ -70,6 +75,8 @@ def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
     if architecture.is_hybrid or architecture.family in (*provider_gated_delta.FAMILIES, *provider_leading_dense.FAMILIES):
         return {}
+    if architecture.family in _OF_NO_PROVIDER:
+        return {_WHOLE: config.write(architecture)}
     if architecture.family in provider_gemma.FAMILIES:
         return provider_gemma.beside_provider(architecture)
     decoder = flat(architecture)
@@ -82,6 +89,8 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
 
     Raises UserError where a field needs what is not supported, KeyError and the like where the fields are no model.
     """
+    if _WHOLE in extra:
+        return replace(config.from_config(extra[_WHOLE], Path(_WHOLE)), dtype=read_dtype(model))
     if provider_hybrid.describes(model):
         return provider_hybrid.from_provider(model, extra)
     if provider_gated_delta.describes(model):

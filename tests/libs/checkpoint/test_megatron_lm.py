@@ -79,7 +79,7 @@ def test_families_that_arguments_cannot_describe_are_refused(llama: Path, tmp_pa
     from nemotron_dpo.checkpoint.policy import read_architecture
 
     root = write(llama, tmp_path / "lm", arguments(), {})
-    for family in ("olmo2", "granite", "gemma2", "gemma3_text"):
+    for family in ("olmo2", "olmo3", "granite", "gemma2", "gemma3_text"):
         named = families.write_model(tmp_path / family, family)
         with pytest.raises(UserError, match=f"Megatron-LM's arguments describe no {family} model"):
             read_architecture(resolve_pretrained(root, "megatron_lm", named))

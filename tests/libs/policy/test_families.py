@@ -14,7 +14,7 @@ from nemotron_dpo.sources import resolve
 from support import families, small
 
 pytestmark = pytest.mark.usefixtures("megatron")
-FAMILIES = ("olmo2", "granite", "gemma2", "gemma3_text")
+FAMILIES = ("olmo2", "olmo3", "granite", "gemma2", "gemma3_text")
 PAIRS = small.random_pairs(3, seed=7, longest=40)
 
 

@@ -18,6 +18,7 @@ TENSOR, SEQUENCE, PIPELINE, CONTEXT = {"tensor": 2}, {"tensor": 2, "sequence": T
 LAYOUTS: dict[str, list[dict[str, Any]]] = {
     "olmo2": [TENSOR, PIPELINE, CONTEXT],
     "granite": [PIPELINE],
+    "olmo3": [PIPELINE],
     "gemma2": [CONTEXT],
     "gemma3_text": [TENSOR, PIPELINE],
 }

@@ -93,16 +93,21 @@ def written_rotary(architecture: Architecture) -> dict[str, Any]:
 
 
 def written_positions(architecture: Architecture, beside: Mapping[str, str]) -> dict[str, Any]:
-    """The positions of either kind of layers in the form of transformers 5, and in that of 4 with a key for each theta."""
-    sections, old = {}, {}
+    """The positions of either kind of layers in the form of transformers 5, and in that of 4 with a key for each theta.
+
+    A key that both kinds share is left out where they differ: transformers 4 has no such model.
+    """
+    sections: dict[str, Any] = {}
+    old: dict[str, Any] = {}
     for kind, key in beside.items():
         of_kind = [layer for layer in architecture.layers if (_window(layer) is None) == (kind == FULL)]
         if of_kind:
             written = rope.write(flat(replace(architecture, layers=tuple(of_kind[:1]))), Family("", "", ()))
-            sections[kind], old[key] = written["rope_parameters"], written["rope_theta"]
+            sections[kind], theta = written["rope_parameters"], written["rope_theta"]
+            old[key] = theta if old.get(key, theta) == theta else None
             if kind == FULL:
                 old["rope_scaling"] = written["rope_scaling"]
-    return {"rope_parameters": sections, **old}
+    return {"rope_parameters": sections, **{key: value for key, value in old.items() if value is not None}}
 
 
 def scale_of(config: Mapping[str, Any]) -> float:
