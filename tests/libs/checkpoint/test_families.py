@@ -26,6 +26,30 @@ VARIANTS = [
     ("nemotron", {"head_dim": 16, "num_key_value_heads": 4}),
     ("gemma", {"tie_word_embeddings": True}),
     (
+        "olmo3",  # as the published ones are: positions of global layers alone are scaled
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 500000.0,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                    "attention_factor": 1.3,
+                },
+            }
+        },
+    ),
+    (
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0},
+            }
+        },
+    ),
+    (
         "llama",
         {
             "rope_parameters": {
@@ -255,6 +279,18 @@ def test_what_cannot_be_honoured_is_refused_by_name(model_type: str, changes: di
     with pytest.raises(UserError, match=message) as caught:
         config.read(known)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("model_type", "changes"), [row for row in VARIANTS if row[0] in ("olmo3", "gemma3_text")])
+def test_scaled_positions_of_some_layers_survive(model_type: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """In both directions, by way of Megatron."""
+    from transformers import AutoConfig
+
+    folder = families.write_model(tmp_path / "hf", model_type, **changes)
+    back = exported(exported(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "hf")
+    before, after = (AutoConfig.from_pretrained(path).rope_parameters for path in (folder, back))
+    for kind, section in before.items():  # defaults are written too
+        assert section.items() <= after[kind].items()
 
 
 @pytest.mark.parametrize("model_type", ALL)
