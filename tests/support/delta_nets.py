@@ -53,6 +53,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "recurrence": ("qwen3_next", {"num_hidden_layers": 1, "num_experts": 0}),
+    "3.5": ("qwen3_5_text", {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}),
+    "3.5 experts": (
+        "qwen3_5_moe_text",
+        {"num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"], **EXPERTS},
+    ),
 }
 STATES = (".A_log", ".dt_bias", ".linear_attn.norm.weight")
 
@@ -73,6 +78,8 @@ def write_model(
     for tensor_name, tensor in model.named_parameters():
         if tensor_name.endswith(("A_log", "dt_bias")):
             torch.nn.init.uniform_(tensor, -3, 0)
+        elif tensor_name.endswith("linear_attn.norm.weight"):
+            torch.nn.init.uniform_(tensor, 0.2, 1.8)
         elif tensor.ndim == 1 or "conv1d" in tensor_name:
             torch.nn.init.normal_(tensor, mean=tensor.mean().item(), std=0.3)
     model.to(dtype).save_pretrained(folder)
@@ -87,16 +94,21 @@ def write_model(
 def loaded(folder: Path) -> Iterator[Any]:
     """The model in transformers, float32, which goes through a recurrence token by token."""
     from transformers import AutoModelForCausalLM
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as five
+    from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as five_moe
     from transformers.models.qwen3_next import modeling_qwen3_next as next_
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     model.config.use_cache = False  # transformers has none without an attention layer
-    before = next_.torch_chunk_gated_delta_rule
-    next_.torch_chunk_gated_delta_rule = next_.torch_recurrent_gated_delta_rule
+    modules: list[Any] = [next_, five, five_moe]
+    before = [module.torch_chunk_gated_delta_rule for module in modules]
+    for module in modules:
+        module.torch_chunk_gated_delta_rule = module.torch_recurrent_gated_delta_rule
     try:
         yield model
     finally:
-        next_.torch_chunk_gated_delta_rule = before
+        for module, rule in zip(modules, before, strict=True):
+            module.torch_chunk_gated_delta_rule = rule
 
 
 def logits(folder: Path, ids: Tensor) -> Tensor:

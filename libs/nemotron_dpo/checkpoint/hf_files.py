@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +24,7 @@ from nemotron_dpo.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
+_PACKED = re.compile(r"\.mlp\.experts\.(gate_up|down)_proj$")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -56,7 +58,14 @@ class Weights:
                 self._file_of[key] = path.name
         # AutoModel.save_pretrained leaves the prefix `model.` out; transformers reads such folders too
         headless = "embed_tokens.weight" in self._file_of and not any(key.startswith("model.") for key in self._file_of)
-        self._stored_as = {_with_model(key) if headless else key: key for key in self._file_of}
+        self._stored_as: dict[str, str] = {}
+        self._packed: dict[str, tuple[int, slice]] = {}  # the expert's number and its rows, of a tensor of all experts
+        for key in self._file_of:
+            name = _without_tower(_with_model(key) if headless else key)
+            for part in self._unpacked(key, name) if _PACKED.search(name) else (name,):
+                if part in self._stored_as:
+                    raise UserError(f"holds {part} twice: as {self._stored_as[part]} and as {key}", source=folder)
+                self._stored_as[part] = key
 
     def keys(self) -> set[str]:
         """The names of all tensors."""
@@ -75,7 +84,8 @@ class Weights:
             self._open.clear()
             self._mapped = 0
         try:
-            tensor = self._file(name).get_tensor(stored)
+            file = self._file(name)
+            tensor = file.get_slice(stored)[self._packed[key]] if key in self._packed else file.get_tensor(stored)
         except SafetensorError as error:
             source = self.folder / name
             raise UserError(f"cannot give {key} ({error})", source=source, remedy=hf_folder.COMPLETE) from None
@@ -84,6 +94,17 @@ class Weights:
             raise UserError(what, source=self.folder / name, remedy="give the model as it was before it was quantized")
         self._mapped += tensor.nbytes
         return tensor
+
+    def _unpacked(self, key: str, name: str) -> list[str]:
+        """The names of the experts' own weights in the tensor `key` of all of them, [experts, rows, columns] each."""
+        experts, rows, _ = self._file(self._file_of[key]).get_slice(key).get_shape()
+        block, _, kind = name.rpartition(".")
+        parts = {"down_proj": slice(0, rows)}
+        if kind == "gate_up_proj":
+            parts = {"gate_proj": slice(0, rows // 2), "up_proj": slice(rows // 2, rows)}
+        places = {f"{block}.{number}.{part}.weight": (number, of) for number in range(experts) for part, of in parts.items()}
+        self._packed |= places
+        return list(places)
 
     def _file(self, name: str) -> Any:
         path = self.folder / name
@@ -174,6 +195,11 @@ _WRAPPERS = {
     "module.": "save the model within DataParallel or DDP (model.module)",
     "base_model.model.": "merge the adapters first (merge_and_unload in peft) and save that",
 }
+
+
+def _without_tower(key: str) -> str:
+    """The name in a model of text alone. transformers saves one as a part of the larger model that it was loaded from."""
+    return key.replace("model.language_model.", "model.", 1) if key.startswith("model.language_model.") else key
 
 
 def _with_model(key: str) -> str:

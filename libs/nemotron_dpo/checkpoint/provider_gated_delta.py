@@ -1,4 +1,4 @@
-"""A policy with gated delta nets as the fields of Megatron-Bridge's Qwen3NextModelProvider, and back.
+"""A policy with gated delta nets as the fields of Megatron-Bridge's providers for Qwen3-Next and Qwen3.5, and back.
 
 Its fields for which layers are recurrences, and which have experts, are numbers or lists with an entry a layer. Lists are
 written where a number does not say it.
@@ -28,8 +28,9 @@ from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.rotary import Rotary
 from nemotron_dpo.policy.sublayers.sublayer import Sublayer
 
-FAMILIES = ("qwen3_next",)
+FAMILIES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 _VARIANT = "gated_delta_net"
+_NEXT = "qwen.qwen_provider.Qwen3NextModelProvider"
 _SPECS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
 _SPEC = f"{_SPECS}.get_transformer_block_with_experimental_attention_variant_spec"
 # fields of sublayers -> the provider's
@@ -82,7 +83,7 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
         fields |= _written(sublayer)
     fields |= {"moe_layer_freq": 1 if all(sparse) else list(map(int, sparse))} if any(sparse) else {}
     return {
-        "_target_": f"{BRIDGE}.qwen.qwen_provider.Qwen3NextModelProvider",
+        "_target_": f"{BRIDGE}.{_NEXT if architecture.family == FAMILIES[0] else 'gpt_provider.GPTModelProvider'}",
         "activation_func": symbol(ACTIVATIONS["silu"]),
         "add_bias_linear": False,
         "add_qkv_bias": False,
@@ -122,7 +123,7 @@ def from_provider(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Archite
     refuse_unsupported(model, _ONLY, _FREE)
     if read_activation(model) != "silu":
         raise UserError("gated delta nets with another activation than SiLU are not supported")
-    if (family := extra.get("family", FAMILIES[0])) not in FAMILIES:
+    if (family := extra.get("family") or _infer_family(model)) not in FAMILIES:
         raise UserError(f"family {family!r} with gated delta nets is not supported", remedy=f"{', '.join(FAMILIES)} are")
     tokens: dict[str, Any] = {name: extra.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return Architecture(
@@ -138,6 +139,13 @@ def from_provider(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Archite
         states_in_float32=bool(extra.get("states_in_float32")),
         **tokens,
     )
+
+
+def _infer_family(model: Mapping[str, Any]) -> str:
+    """Bridge has a provider's class for Qwen3-Next alone."""
+    if str(model.get("_target_")).endswith(_NEXT):
+        return FAMILIES[0]
+    return FAMILIES[2] if model.get("num_moe_experts") else FAMILIES[1]
 
 
 def _read_layers(model: Mapping[str, Any]) -> tuple[Layer, ...]:

@@ -63,6 +63,62 @@ NEXT = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+# as the text_config of Qwen3.5-27B, and of Qwen3.5-35B-A3B
+FIVE = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_output_gate": True,
+    "dtype": "bfloat16",
+    "eos_token_id": 248044,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "initializer_range": 0.02,
+    "intermediate_size": 17408,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 16,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_5_text",
+    "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False,
+    "num_attention_heads": 24,
+    "num_hidden_layers": 64,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 248320,
+}
+FIVE_MOE = {
+    **{key: value for key, value in FIVE.items() if key not in ("intermediate_size", "mlp_only_layers")},
+    "hidden_size": 2048,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 10,
+    "linear_num_value_heads": 32,
+    "model_type": "qwen3_5_moe_text",
+    "moe_intermediate_size": 512,
+    "num_attention_heads": 16,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+}
 DELTA = GatedDelta(16, 32, 128, 128)
 ATTENTION = Attention(16, 2, 256, Rotary(1e7, 0.25), qk_norm=True, gated=True)
 EXPERTS = Experts(Router(512, 10), Dense(512), Dense(512), shared_gate=True)
@@ -79,6 +135,45 @@ def test_it_is_what_its_card_says() -> None:
     assert architecture.zero_centered_norm
     assert round(architecture.num_parameters() / 1e9, 1) == 79.7  # its card: 80B, and 79B without embeddings
     assert round(architecture.num_parameters(met=True) / 1e9, 1) == 3.9  # its card: 3B without either embedding of 0.3B each
+
+
+def test_qwen3_5_is_what_its_cards_say() -> None:
+    """27B and 35B with 3B active, in which their towers for pictures have half a billion, and embeddings are left out of 3B."""
+    dense, experts = read(FIVE), read(FIVE_MOE)
+    assert [round(each.num_parameters() / 1e9, 1) for each in (dense, experts)] == [26.9, 34.7]
+    assert round(experts.num_parameters(met=True) / 1e9, 1) == 3.5
+    assert dense.layers[0] == Layer(replace(DELTA, num_value_heads=48), Dense(17408))
+    assert dense.layers[3] == Layer(replace(ATTENTION, num_heads=24, num_groups=4), Dense(17408))
+    assert experts.layers[0] == Layer(DELTA, Experts(Router(256, 8), Dense(512), Dense(512), shared_gate=True))
+
+
+def test_what_is_written_of_qwen3_5_is_read_here_and_by_transformers(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    for settings in (FIVE, FIVE_MOE):
+        architecture = read(settings)
+        written = json.loads(json.dumps(config.write(architecture)))
+        assert read(written) == architecture
+        theirs = AutoConfig.for_model(**written)
+        unread = {"mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "full_attention_interval"}
+        for key in settings.keys() - unread - {"rope_parameters", "dtype", "mlp_only_layers"}:
+            assert getattr(theirs, key) == settings[key], key
+        run_config.write(architecture, tmp_path)
+        assert run_config.read(tmp_path) == architecture
+        bridges = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+        (tmp_path / "run_config.yaml").write_text(yaml.safe_dump({"model": bridges}))
+        assert run_config.read(tmp_path).family == settings["model_type"]
+
+
+def test_what_of_qwen3_5_cannot_be_honoured_is_refused_by_name() -> None:
+    for settings, changes, message in (
+        (FIVE, {"attn_output_gate": False}, "attn_output_gate False is not supported: qwen3_5_text models with True are"),
+        (FIVE, {"mlp_only_layers": [1]}, r"mlp_only_layers \[1\] is not supported"),
+        (FIVE_MOE, {"num_experts": 0}, "num_experts is 0"),
+        (FIVE, {"model_type": "qwen3_5"}, "'qwen3_5' is not supported: its text tower alone is .*AutoModelForCausalLM"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read({**settings, **changes})
 
 
 def test_layers_without_experts_are_found_as_transformers_finds_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ FORMS = [
     ("mixed", BFLOAT16, FLOAT32),
     ("dense", FLOAT16, FLOAT16),
     ("recurrence", BFLOAT16, BFLOAT16),
+    ("3.5", BFLOAT16, FLOAT32),
+    ("3.5 experts", BFLOAT16, BFLOAT16),
 ]
 
 
@@ -95,13 +98,38 @@ def test_config_there_and_back_says_the_same(tmp_path: Path) -> None:
         back = exported(folder, tmp_path / f"{name}-back", "hf")
         before, after = (AutoConfig.from_pretrained(path).to_dict() for path in (folder, back))
         unread = {"_name_or_path", "initializer_range", "transformers_version", "decoder_sparse_step", "mlp_only_layers"}
-        if name != "experts":
+        if name.startswith("3.5"):
+            unread = unread - {"decoder_sparse_step", "mlp_only_layers"} | (
+                {"intermediate_size"} if "experts" in name else set()
+            )
+        elif name != "experts":
             unread |= {key for key in delta_nets.EXPERTS if "intermediate" in key or name != "mixed"}
             unread |= {"norm_topk_prob", "router_aux_loss_coef"} if name != "mixed" else set()
             unread |= {"num_attention_heads", "num_key_value_heads", "head_dim"} if name == "recurrence" else set()
         else:
             unread.add("intermediate_size")  # that of dense layers, of which there are none
         assert {key for key in before.keys() - unread if before[key] != after.get(key)} == set(), name
+
+
+def test_forms_of_qwen3_5_are_the_same_weights(tmp_path: Path) -> None:
+    """Experts in one tensor, as Qwen publishes them, and names within the model of text and pictures."""
+    folder = write_model(tmp_path / "plain", "3.5 experts")
+    tensors, other = load_file(folder / "model.safetensors"), tmp_path / "other"
+    shutil.copytree(folder, other)
+    block = "model.layers.{}.mlp.experts."
+    packed = {key: tensor for key, tensor in tensors.items() if ".experts." not in key}
+    for layer in map(block.format, range(2)):
+        parts = {name: [tensors[f"{layer}{n}.{name}_proj.weight"] for n in range(8)] for name in ("gate", "up", "down")}
+        gate_up = [torch.cat(pair) for pair in zip(parts["gate"], parts["up"], strict=True)]
+        packed |= {f"{layer}gate_up_proj": torch.stack(gate_up), f"{layer}down_proj": torch.stack(parts["down"])}
+    within = {key.replace("model.", "model.language_model."): tensor for key, tensor in packed.items()}
+    save_file(within, other / "model.safetensors", metadata={"format": "pt"})
+    assert_same_weights(exported(folder, tmp_path / "1", "hf"), exported(other, tmp_path / "2", "hf"))
+    assert torch.equal(delta_nets.logits(folder, torch.arange(3, 43)), delta_nets.logits(other, torch.arange(3, 43)))
+    key = "model.layers.0.mlp.experts.3.up_proj.weight"
+    save_file({**within, key: tensors[key]}, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"holds {key} twice: as .* and as"):
+        open_model(other)
 
 
 def test_keys_on_disk_are_those_of_megatron_core(tmp_path: Path) -> None:
@@ -185,23 +213,25 @@ def test_peft_computes_with_our_adapters_what_we_do(tmp_path: Path) -> None:
     from nemotron_dpo.policy.lora import Adapted, Base, adapt, adapters
     from nemotron_dpo.policy.lora_targets import Lora
 
-    folder, ids = write_model(tmp_path / "hf", "dense"), torch.arange(3, 43)[None]
     known = ("in_proj", "out_proj", "linear_qkv", "linear_proj")
-    for name, targets in (("known", known), ("all", ())):
-        model = open_model(folder, "float32")
+    for name, targets in (("3.5", ()), ("dense", known), ("dense", ())):
+        folder, work, ids = tmp_path / name, tmp_path / f"{name} {len(targets)}", torch.arange(3, 43)[None]
+        model = open_model(folder if folder.exists() else write_model(folder, name), "float32")
         base = Base(str(folder), weights_digest(resolve(folder)))
         adapt(model, Adapted(Lora(dim=3, alpha=6, target_modules=targets), base))
         torch.manual_seed(5)
         for layer in adapters(model).values():
             torch.nn.init.normal_(layer.adapter.linear_out.weight, std=0.3)
-        megatron.save(model, tmp_path / name, 1, None)
-    with pytest.raises(UserError, match=r"of model.layers.0.mlp.gate_proj, which peft leaves out .*: --to hf merges them"):
-        exported(tmp_path / "all", tmp_path / "lost", "peft")
-    merged = exported(tmp_path / "known", tmp_path / "merged", "hf")
-    written = exported(tmp_path / "known", tmp_path / "peft", "peft")
-    assert_same_weights(merged, exported(written, tmp_path / "again", "hf"))
-    with delta_nets.loaded(folder) as plain, delta_nets.loaded(merged) as ours, torch.inference_mode():
-        before = plain(ids).logits
-        theirs = peft.PeftModel.from_pretrained(plain, written).eval()
-        assert (theirs(ids).logits - ours(ids).logits).abs().max() <= 1e-4
-        assert (before - ours(ids).logits).abs().max() > 0.1
+        megatron.save(model, work / "adapters", 1, None)
+        if name == "dense" and not targets:
+            with pytest.raises(UserError, match=r"of model.layers.0.mlp.gate_proj, which peft leaves out .*: --to hf merges"):
+                exported(work / "adapters", work / "lost", "peft")
+            continue
+        merged = exported(work / "adapters", work / "merged", "hf")
+        written = exported(work / "adapters", work / "peft", "peft")
+        assert_same_weights(merged, exported(written, work / "again", "hf"))
+        with delta_nets.loaded(folder) as plain, delta_nets.loaded(merged) as ours, torch.inference_mode():
+            before = plain(ids).logits
+            theirs = peft.PeftModel.from_pretrained(plain, written).eval()
+            assert (theirs(ids).logits - ours(ids).logits).abs().max() <= 1e-4
+            assert (before - ours(ids).logits).abs().max() > 0.1

@@ -7,12 +7,23 @@ their models are called, and which families are refused.
 
 from __future__ import annotations
 
-from nemotron_dpo.checkpoint.families import deepseek, dense, experts, gemma, glm4_moe, granite, nemotron_h, olmo, qwen3_next
+from nemotron_dpo.checkpoint.families import (
+    deepseek,
+    dense,
+    experts,
+    gemma,
+    glm4_moe,
+    granite,
+    nemotron_h,
+    olmo,
+    qwen3_5,
+    qwen3_next,
+)
 from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
-_MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, glm4_moe, deepseek)
+_MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, qwen3_5, glm4_moe, deepseek)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 FAMILIES["kimi_k2"] = deepseek.DEEPSEEK_V3  # its name for it, under which transformers knows no code
 

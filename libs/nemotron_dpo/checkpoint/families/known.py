@@ -19,7 +19,10 @@ MODELS: dict[str, str] = {
     "gemma3_text": "Gemma 3 1B and 270M, and the text towers of others",
     "olmo2": "OLMo 2",
     "granite": "Granite 3",
+    "olmo3": "OLMo 3",
     "qwen3_next": "Qwen3-Next",
+    "qwen3_5_text": "Qwen3.5 (text tower)",
+    "qwen3_5_moe_text": "Qwen3.5 with experts (text tower)",
     "qwen3_moe": "Qwen3-MoE",
     "nemotron_h": "Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano",
     "glm4_moe": "GLM-4.5, GLM-4.5-Air, GLM-4.6",
@@ -39,7 +42,7 @@ _REASONS: dict[str, str] = {
     "its attention is over compressed keys": "deepseek_v4",
     "queries of some layers see sinks, windows and heads that those of other layers do not": "gpt_oss mimo_v2_flash",
     "some layers have no positions": "smollm3 cohere2 exaone4 exaone_moe afmoe",
-    "norms are behind what they norm": "olmo3 glm4",
+    "norms are behind what they norm": "glm4",
     "its shared expert is weighed by a gate": "qwen2_moe",
     "one norm is over the queries of all heads": "olmoe minimax_m2 flex_olmo",
     "queries and keys are normed after they turn": "hunyuan_v1_dense hunyuan_v1_moe",
@@ -58,6 +61,8 @@ _REASONS: dict[str, str] = {
     nemotron-nas deepseek grok""",
     "it sees or hears, and rows here are text": """llama4 mllama llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe
     qwen2_audio qwen2_5_omni qwen3_omni_moe glm4v glm4v_moe gemma3n gemma4 mistral3 pixtral paligemma internvl kimi_vl kimi_k25
-    minicpmv phi4_multimodal ernie4_5_vl_moe minimax_m3_vl qwen3_5 qwen3_5_moe exaone4_5""",
+    minicpmv phi4_multimodal ernie4_5_vl_moe minimax_m3_vl exaone4_5""",
+    "its text tower alone is (qwen3_5_text, qwen3_5_moe_text), as transformers' AutoModelForCausalLM loads and saves it": """qwen3_5
+    qwen3_5_moe""",
 }
 REASONS: dict[str, str] = {model_type: why for why, named in _REASONS.items() for model_type in named.split()}

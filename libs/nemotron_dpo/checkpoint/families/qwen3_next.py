@@ -61,14 +61,14 @@ ATTENTION = {"num_heads": "num_attention_heads", "num_groups": "num_key_value_he
 _ROUTER = {"num": "num_experts", "top_k": "num_experts_per_tok", "renormalize": "norm_topk_prob"}
 
 
-def normal(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
     """The config with transformers' defaults, and its layers listed. Raises ValueError where a size is none."""
-    found = {**DEFAULTS, **{key: value for key, value in config.items() if value is not None}}
-    check_sizes(found, DEFAULTS)
-    return found | {"layer_types": layer_types(found)}
+    found = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    _check_sizes(found, defaults)
+    return found | {"layer_types": _layer_types(found)}
 
 
-def check_sizes(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _check_sizes(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raise ValueError where what has a whole number for its default is no positive one; a model may have no experts."""
     for key in (key for key, value in defaults.items() if type(value) is int):
         value = config[key]
@@ -79,7 +79,7 @@ def check_sizes(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ValueError(f"{whole} {config[whole]} is no multiple of {groups} {config[groups]}")
 
 
-def layer_types(config: Mapping[str, Any]) -> list[str]:
+def _layer_types(config: Mapping[str, Any]) -> list[str]:
     """What mixes tokens in each layer. Raises UserError where it is of another kind, or not of all layers."""
     number, listed = config["num_hidden_layers"], config.get("layer_types")
     if listed is None:  # transformers reads the list where there is one, and the interval for want of it
@@ -153,7 +153,7 @@ def write_mixers(architecture: Architecture, family: Family) -> dict[str, Any]:
         "attention_bias": False,
         "num_hidden_layers": len(mixers),
         "layer_types": [FULL if isinstance(mixer, Attention) else LINEAR for mixer in mixers],
-        **interval(mixers),
+        **_interval(mixers),
     }
     for mixer in dict.fromkeys(mixers):
         keys = ATTENTION if isinstance(mixer, Attention) else DELTA
@@ -163,7 +163,7 @@ def write_mixers(architecture: Architecture, family: Family) -> dict[str, Any]:
     return written
 
 
-def interval(mixers: Sequence[Sublayer | None]) -> dict[str, int]:
+def _interval(mixers: Sequence[Sublayer | None]) -> dict[str, int]:
     """Every how manyth layer is attention, where that says it all: Megatron-Bridge reads this in the place of the list."""
     full = [number for number, mixer in enumerate(mixers, 1) if isinstance(mixer, Attention)]
     every = full[0] if full else len(mixers) + 1
@@ -190,7 +190,7 @@ QWEN3_NEXT = Family(
     WEIGHTS,
     traits={"zero_centered_norm": True},
     defaults={"partial_rotary_factor": 0.25},
-    layered=Layered(normal, _read, _write),
+    layered=Layered(with_defaults, _read, _write),
     lost_in_peft=("gate_proj", "up_proj", "down_proj"),
 )
 FAMILIES = (QWEN3_NEXT,)

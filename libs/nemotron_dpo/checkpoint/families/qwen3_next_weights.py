@@ -53,6 +53,12 @@ def _sizes(layer: Layer | None) -> tuple[list[int], list[int]]:
     return [delta.key_size, delta.key_size, values, values], [heads, heads]
 
 
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(parts))
+
+
 def _delta(layer: Layer | None) -> GatedDelta:
     assert layer is not None
     assert isinstance(layer.mixer, GatedDelta)
@@ -75,6 +81,14 @@ IN_PROJ = Rule(
     (f"{_THEIRS}in_proj_qkvz.weight", f"{_THEIRS}in_proj_ba.weight"),
     merge_heads,
     split_heads,
+    parts=lambda layer: _delta(layer).parts,
+)
+# Qwen3.5 has query, key and value of all heads in one tensor, and the rest in one each
+IN_PROJ_APART = Rule(
+    f"{_OURS}in_proj.weight",
+    tuple(f"{_THEIRS}in_proj_{name}.weight" for name in ("qkv", "z", "b", "a")),
+    lambda layer, parts: _stacked(parts),
+    lambda layer, full: full.split([_delta(layer).conv_channels, *list(_delta(layer).parts.values())[3:]]),
     parts=lambda layer: _delta(layer).parts,
 )
 RECURRENCE = (
