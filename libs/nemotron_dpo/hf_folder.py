@@ -15,7 +15,8 @@ from nemotron_dpo.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "is the download complete?"
-_PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+FLOAT8, SCALES = "F8_E4M3", "_scale_inv"  # of a weight in blocks of 8 bits; a factor a block stands under its name and this
+_PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", FLOAT8: "bfloat16"}
 # tensors that old checkpoints hold, which all versions of transformers ignore
 _OLD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
 _AHEAD = re.compile(r"^mtp\.")  # layers that predict several tokens ahead: they are ignored as well
@@ -104,12 +105,28 @@ def is_unread(folder: Path) -> Callable[[str], bool]:
 
 
 def left_out(folder: Path) -> list[str]:
-    """A line for each layer that predicts several tokens ahead and whose tensors the folder holds: nobody reads them."""
-    is_ahead = _is_ahead(folder)
-    ahead = (key for path in weight_files(folder) for key in _headers(path) if is_ahead(key))
-    counts = Counter("mtp" if _AHEAD.search(key) else ".".join(key.split(".")[:3]) for key in ahead)
+    """What of the folder is not in the policy that is read from it, a line each.
+
+    That are layers that predict several tokens ahead, and the form of weights in 8 bits.
+    """
+    is_ahead, stored = _is_ahead(folder), {key: kind for path in weight_files(folder) for key, kind in _headers(path).items()}
+    counts = Counter("mtp" if _AHEAD.search(key) else ".".join(key.split(".")[:3]) for key in stored if is_ahead(key))
     what = "tensors of layers that predict several tokens ahead"
-    return [f"{count} {what} ({prefix}.*) are left out, as in transformers" for prefix, count in counts.items()]
+    lines = [f"{count} {what} ({prefix}.*) are left out, as in transformers" for prefix, count in counts.items()]
+    if in_8_bits := sum(kind == FLOAT8 and not is_ahead(key) for key, kind in stored.items()):
+        lines.append(f"{in_8_bits} weights in 8 bits are read as bfloat16, in which the policy is computed and written")
+    return lines
+
+
+def float8_blocks(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of the blocks of which config.json says that its weights have a factor each; None where it has none."""
+    said = config.get("quantization_config")
+    if not isinstance(said, Mapping) or said.get("quant_method") != "fp8" or said.get("fmt", "e4m3") != "e4m3":
+        return None
+    match said.get("weight_block_size"):
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+    return None
 
 
 def _is_ahead(folder: Path) -> Callable[[str], bool]:
@@ -137,7 +154,7 @@ def _headers(path: Path) -> dict[str, str]:
 def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:
     unread = is_unread(folder)
     for path in weight_files(folder):
-        stored = {key: kind for key, kind in _headers(path).items() if not unread(key)}
+        stored = {key: kind for key, kind in _headers(path).items() if not unread(key) and not key.endswith(SCALES)}
         if wide := next((key for key, kind in stored.items() if kind == "F64"), None):
             remedy = "save the model in float32, or less"
             raise UserError(f"holds {wide} as float64, which would be rounded", source=path, remedy=remedy)

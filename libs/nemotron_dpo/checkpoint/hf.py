@@ -161,7 +161,8 @@ def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
     """Raise UserError where the folder holds weights that no rule reads: the stored model computes something else."""
     known = {key.format(*place) for rule in rules(architecture) for place in places(architecture, rule) for key in rule.hf}
     unread = hf_folder.is_unread(weights.folder)
-    left = sorted(key for key in weights.keys() - known - {_OUTPUT} if not unread(key))
+    factors = {key + hf_folder.SCALES for key in known if weights.is_in_8_bits(key)}
+    left = sorted(key for key in weights.keys() - known - factors - {_OUTPUT} if not unread(key))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         what = f"holds {left[0]}{more}, which a {architecture.family} of its config.json does not have"

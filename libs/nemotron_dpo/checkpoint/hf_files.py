@@ -66,6 +66,7 @@ class Weights:
                 if part in self._stored_as:
                     raise UserError(f"holds {part} twice: as {self._stored_as[part]} and as {key}", source=folder)
                 self._stored_as[part] = key
+        self._blocks = _float8_blocks(folder)
 
     def keys(self) -> set[str]:
         """The names of all tensors."""
@@ -74,8 +75,40 @@ class Weights:
     def read(self, key: str) -> Tensor:
         """One tensor. Release it before many others are read, since it keeps its file mapped.
 
-        Raises UserError where it is missing, cut short or no plain float, as quantized weights are.
+        What is in blocks of 8 bits is given as bfloat16. Raises UserError where the tensor is missing, cut short or no plain
+        float, as other quantized weights are.
         """
+        tensor = self._stored(key)
+        if self.is_in_8_bits(key):
+            tensor = self._in_bfloat16(key, tensor, self._stored(key + hf_folder.SCALES))
+        if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
+            what = f"holds {key} as {str(tensor.dtype).removeprefix('torch.')}, which means nothing without its scales"
+            source = self.folder / self._file_of[self._stored_as[key]]
+            raise UserError(what, source=source, remedy="give the model as it was before it was quantized")
+        return tensor
+
+    def is_in_8_bits(self, key: str) -> bool:
+        """Whether it is stored in blocks of 8 bits, as config.json says, with a factor for each."""
+        if self._blocks is None or not {key, key + hf_folder.SCALES} <= self._stored_as.keys():
+            return False
+        stored = self._stored_as[key]
+        return self._file(self._file_of[stored]).get_slice(stored).get_dtype() == hf_folder.FLOAT8
+
+    def _in_bfloat16(self, key: str, weight: Tensor, factors: Tensor) -> Tensor:
+        """The matrix `key` times the factor of each block. Raises UserError where these are not as many as blocks."""
+        assert self._blocks is not None
+        rows, columns = self._blocks
+        due = [-(-size // block) for size, block in zip(weight.shape, self._blocks, strict=False)]
+        if weight.dim() != 2 or list(factors.shape) != due:
+            what = f"holds {key} {tuple(weight.shape)} in blocks of {self._blocks} with {tuple(factors.shape)} factors"
+            raise UserError(what, source=self.folder, remedy="does config.json belong to these weights?")
+        whole = torch.empty(weight.shape, dtype=torch.bfloat16)
+        for number, of_row in enumerate(factors.float()):
+            part = slice(number * rows, (number + 1) * rows)
+            whole[part] = weight[part].float() * of_row.repeat_interleave(columns)[: weight.shape[1]]
+        return whole
+
+    def _stored(self, key: str) -> Tensor:
         if key not in self._stored_as:
             raise missing_tensor(key, set(self._file_of), self.folder)
         stored = self._stored_as[key]
@@ -89,9 +122,6 @@ class Weights:
         except SafetensorError as error:
             source = self.folder / name
             raise UserError(f"cannot give {key} ({error})", source=source, remedy=hf_folder.COMPLETE) from None
-        if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
-            what = f"holds {key} as {str(tensor.dtype).removeprefix('torch.')}, which means nothing without its scales"
-            raise UserError(what, source=self.folder / name, remedy="give the model as it was before it was quantized")
         self._mapped += tensor.nbytes
         return tensor
 
@@ -116,6 +146,13 @@ class Weights:
             raise UserError("is missing", source=path, remedy=hf_folder.COMPLETE) from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
+
+
+def _float8_blocks(folder: Path) -> tuple[int, int] | None:
+    try:
+        return hf_folder.float8_blocks(hf_folder.parsed_config((folder / "config.json").read_bytes()))
+    except (OSError, ValueError, AttributeError):  # whoever reads config.json says what is wrong with it
+        return None
 
 
 def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], shard_bytes: int) -> list[Path]:

@@ -174,6 +174,8 @@ def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) ->
     honoured = set(family.keys.values())
     for key, values in {**_ONLY, **family.only}.items():
         value = config.get(key)
+        if key == "quantization_config" and hf_folder.float8_blocks(config):
+            continue
         if value is not None and key not in honoured and value not in values:
             remedy = (
                 f"{family.model_type} models with {values[0]!r} are" if values else f"{family.model_type} models without are"

@@ -62,7 +62,8 @@ _REASONS: dict[str, str] = {
     "it sees or hears, and rows here are text": """llama4 mllama llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe
     qwen2_audio qwen2_5_omni qwen3_omni_moe glm4v glm4v_moe gemma3n gemma4 mistral3 pixtral paligemma internvl kimi_vl kimi_k25
     minicpmv phi4_multimodal ernie4_5_vl_moe minimax_m3_vl exaone4_5""",
-    "its text tower alone is (qwen3_5_text, qwen3_5_moe_text), as transformers' AutoModelForCausalLM loads and saves it": """qwen3_5
-    qwen3_5_moe""",
+    "its text tower alone is (qwen3_5_text, qwen3_5_moe_text), as transformers' AutoModelForCausalLM loads and saves it": (
+        "qwen3_5 qwen3_5_moe"
+    ),
 }
 REASONS: dict[str, str] = {model_type: why for why, named in _REASONS.items() for model_type in named.split()}
