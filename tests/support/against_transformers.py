@@ -15,11 +15,16 @@ from support import families, small
 
 def assert_same_logps_and_gradients(folder: Path, *, count: int = 4, longest: int = 40) -> None:
     """Of the DPO loss of random pairs whose reference log-probs are 0; every gradient of ours is one of theirs, not 0."""
-    from nemotron_dpo.checkpoint import hf
     from nemotron_dpo.checkpoint.policy import open_policy
     from nemotron_dpo.sources import resolve
 
-    ours, theirs = open_policy(resolve(folder), "float32"), families.load(folder)
+    assert_same(open_policy(resolve(folder), "float32"), families.load(folder), count=count, longest=longest)
+
+
+def assert_same(ours: Any, theirs: Any, *, count: int = 4, longest: int = 40) -> None:
+    """The same of two models."""
+    from nemotron_dpo.checkpoint import hf
+
     theirs.get_input_embeddings().padding_idx = None  # torch gives its row no gradient, as if it were never read
     pairs = small.random_pairs(count, seed=7, longest=longest)
     row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from nemotron_dpo.checkpoint import run_config
 from nemotron_dpo.checkpoint.families import config
+from nemotron_dpo.checkpoint.families.deepseek import scaling_of_latent
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.sublayers.rotary import Linear, Rotary, Yarn
 from support import families, programs
 
 # as in the repositories that publishers have, the fields that count
@@ -169,6 +171,30 @@ def test_what_cannot_be_honoured_is_refused_by_name() -> None:
     sparse_first = ["sparse", "dense"] + ["sparse"] * 45
     with pytest.raises(UserError, match="is not some dense layers and then sparse ones, 47 in all"):
         read({**FLASH, "mlp_layer_types": sparse_first})
+
+
+def test_yarn_beside_latent_attention_is_megatrons_in_run_config(tmp_path: Path) -> None:
+    """Megatron's rule for its two factors is transformers' where a file names both or neither."""
+    plain = read(MOONLIGHT)
+    for factors, written in (
+        ({"mscale": 0.707, "mscale_all_dim": 0.707}, (0.707, 0.707)),
+        ({}, (1.0, 0.0)),
+    ):
+        rotary = Rotary(50000.0, scaling=Yarn(40.0, 4096, **factors))
+        layers = tuple(replace(layer, mixer=replace(layer.mixer, rotary=rotary)) for layer in plain.layers)
+        run_config.write(replace(plain, layers=layers), tmp_path)
+        model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+        assert (model["rope_type"], model["rotary_scaling_factor"]) == ("yarn", 40.0)
+        assert (model["mscale"], model["mscale_all_dim"]) == written
+        assert run_config.read(tmp_path) == replace(plain, layers=layers)
+    for refused, message in (
+        (Yarn(40.0, 4096, mscale=0.707), "YaRN with one of mscale and mscale_all_dim"),
+        (Yarn(40.0, 4096, mscale_all_dim=1.0), "YaRN with one of mscale and mscale_all_dim"),
+        (Yarn(40.0, 4096, truncate=False), "this rope scaling is not supported beside latent attention"),
+        (Linear(2.0), "this rope scaling is not supported beside latent attention"),
+    ):
+        with pytest.raises(UserError, match=message):
+            scaling_of_latent(refused)
 
 
 def test_kimi_has_deepseeks_code_under_a_name_of_its_own() -> None:

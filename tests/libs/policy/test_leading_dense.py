@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nemotron_dpo.policy.sublayers.rotary import Rotary, Yarn
 from support import families, hybrids
-from support.against_transformers import assert_same_logps_and_gradients
+from support.against_transformers import assert_same, assert_same_logps_and_gradients
 from support.programs import execute_job
 
 JOB = Path(hybrids.__file__).with_name("hybrid_job.py")
@@ -33,6 +36,28 @@ def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(m
     for number, changes in enumerate(CHANGES[model_type]):
         folder = families.write_model(tmp_path / str(number), model_type, num_hidden_layers=3, **changes)
         assert_same_logps_and_gradients(folder)
+
+
+@pytest.mark.usefixtures("megatron")
+def test_yarn_reaches_channels_without_positions_through_the_scale_of_scores(tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint import hf
+    from nemotron_dpo.checkpoint.policy import read_architecture
+    from nemotron_dpo.policy.model import build_policy
+    from nemotron_dpo.sources import resolve
+
+    for factors in ({"mscale": 0.707, "mscale_all_dim": 0.707}, {"mscale": 1.4, "mscale_all_dim": 0.5}, {}):
+        yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, **factors}
+        positions = {"rope_parameters": {**yarn, "rope_theta": 10000.0, "beta_fast": 4, "beta_slow": 1}}
+        folder = families.write_model(tmp_path / str(len(str(factors))), "deepseek_v3", **positions)
+        theirs, plain = families.load(folder), {"rope_theta": 10000.0, "rope_type": "default"}
+        said = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**said, "rope_parameters": plain}))
+        architecture = read_architecture(resolve(folder))
+        rotary = Rotary(10000.0, scaling=Yarn(8.0, 16, beta_fast=4.0, beta_slow=1.0, **factors))
+        layers = tuple(replace(layer, mixer=replace(layer.mixer, rotary=rotary)) for layer in architecture.layers)
+        ours = build_policy(replace(architecture, layers=layers), torch.float32, max_length=128)
+        hf.load(ours, folder)
+        assert_same(ours, theirs)
 
 
 @pytest.mark.slow
@@ -61,3 +86,5 @@ def test_several_processes_equal_one(model_type: str, tmp_path: Path) -> None:
     on = run(1, {}, load=str(tmp_path / "one"))
     same(run(*LAYOUTS[-1], load=str(tmp_path / "one")), on)  # of whose stages one has no experts
     same(run(1, {}, load=str(tmp_path / "several")), on)
+    adapters = {"lora": {"dim": 4, "alpha": 8}}
+    same(run(*LAYOUTS[-1], **adapters), run(1, {}, **adapters))
