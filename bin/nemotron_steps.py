@@ -152,12 +152,23 @@ def show_help(context: click.Context, topic: str | None) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Name the keys of the config that have no meaning here, and why.")
 @click.option("--strict", is_flag=True, help="Refuse what would be warned of.")
 @click.option("--oversubscribe", is_flag=True, help="Start more processes here than there are GPUs, or CPU cores.")
+@click.option("--anew", is_flag=True, help="Train from the first step, not on from a shorter run of the same settings.")
+@click.option("--sweep", "sweeps", multiple=True, metavar="KEY=A,B,C", help="Run at each value: see dpo-sweep --help.")
+@click.option("--parallel", metavar="N", help="Points of a sweep at once.")
 @click.option("--name", metavar="NAME", help="What this job is called, as run.name=NAME does.")
 @click.option("--force-squash", is_flag=True, help="Rebuild the container image that a remote executor caches.")
 @click.argument(
     "tokens", metavar="[KEY.PATH=VALUE | --SECTION=VALUE]...", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_key
 )
-def run_step(attached: str | None, detached: str | None, verbose: bool, strict: bool, **asked: Any) -> int:
+def run_step(
+    attached: str | None,
+    detached: str | None,
+    verbose: bool,
+    strict: bool,
+    sweeps: tuple[str, ...],
+    parallel: str | None,
+    **asked: Any,
+) -> int:
     """Compile a config and run the step, here unless a profile says otherwise.
 
     \b
@@ -183,6 +194,10 @@ def run_step(attached: str | None, detached: str | None, verbose: bool, strict: 
     diverged and dpo.on_divergence=stop ended it); 130 interrupted; 143 cancelled; 124 out of time; 137 out of memory.
     """
     launcher.refuse_job()
+    if sweeps:
+        os.execv(sys.executable, [sys.executable, "-m", "dpo_sweep", *sys.argv[sys.argv.index("run") + 1 :]])
+    if parallel is not None:
+        raise UserError("is for the points of a sweep", source="--parallel", remedy="give --sweep KEY=A,B,C", usage=True)
     if attached is not None and detached is not None:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     profile = load_profile(detached if attached is None else attached)

@@ -110,6 +110,7 @@ ROOMS = {
     "executors.slurm": {"catalogue", "compile", "profiles", "executors.shared"},
     "executors.lepton": {"profiles", "executors.shared", "executors.cloud"},
     "executors.dgxcloud": {"profiles", "executors.shared", "executors.cloud"},
+    "sweep": {"compile", "text"},
     "completion": {"catalogue", "compile", "profiles"},
 }
 # modules that a part may import of another; what its programs do not load is tested below
@@ -251,6 +252,7 @@ HELPS = [
     ("ckpt_export", ["--help"], HEAVY),
     ("dpo_report", ["--help"], HEAVY | {"pyarrow", "vl_convert"}),
     ("dpo_runs", ["--help"], HEAVY | {"pyarrow"}),
+    ("dpo_sweep", ["--help"], HEAVY | {"pyarrow"}),
     ("nemotron_steps", ["--help"], HEAVY),
     ("nemotron_steps", ["list"], HEAVY),
     ("nemotron_steps", ["show", "dpo"], HEAVY),

@@ -29,7 +29,8 @@ class Request:
     """The command line of `nemotron-steps run`. `argv` is all of it as typed, `tokens` is what follows `step`.
 
     `options` are the command's own, which a token may misspell. `first` and `last` name the stages of --from and --to. Where it
-    is `attached`, the program stays until the run ends, else it returns once the run is submitted. People call it `name`.
+    is `attached`, the program stays until the run ends, else it returns once the run is submitted. People call it `name`. With
+    `anew` training does not go on from a shorter one.
     """
 
     step: str
@@ -44,6 +45,7 @@ class Request:
     force: bool = False
     force_squash: bool = False
     oversubscribe: bool = False
+    anew: bool = False
     name: str | None = None
 
 
@@ -111,7 +113,7 @@ def compile_run(
     plan = planner.compile(config, job, found.folder)
     for note in (*notes, *plan.notes):
         say(note)
-    choices = choose(plan, request.first, request.last, force=request.force)
+    choices = choose(plan, request.first, request.last, force=request.force, anew=request.anew)
     provenance = Provenance(found.id, request.argv, path, overrides, profile, name)
     idle = planner.idle(path, overrides, profile.base(), shipped=found.folder) if planner.idle else []
     lines = [*map(str, idle), *_idle_places(profile, given)]

@@ -17,11 +17,15 @@ from nemotron_dpo.steps.compile.stages import Plan, Stage
 
 @dataclass(frozen=True)
 class StageChoice:
-    """A stage up to --to. If `is_forced`, it runs even if it is up to date. If `is_given`, it must be up to date."""
+    """A stage up to --to. If `is_forced`, it runs even if it is up to date. If `is_given`, it must be up to date.
+
+    If `is_anew`, it does not go on from a shorter one, nor takes what one went on to.
+    """
 
     stage: Stage
     is_forced: bool = False
     is_given: bool = False
+    is_anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class StageDecision:
         )
 
 
-def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> list[StageChoice]:
+def choose(plan: Plan, first: str | None, last: str | None, *, force: bool, anew: bool = False) -> list[StageChoice]:
     """The stages up to `last`. The stages from `first` on are forced to run; those before `first` are not run.
 
     `first` and `last` are names of stages, or of programs. `force` forces every stage. Raises UserError for a name that no
@@ -70,7 +74,7 @@ def choose(plan: Plan, first: str | None, last: str | None, *, force: bool) -> l
     choices = []
     for n, stage in enumerate(plan.stages[: end + 1]):
         later = start is not None and n >= start
-        choices.append(StageChoice(stage, is_forced=force or later, is_given=start is not None and n < start))
+        choices.append(StageChoice(stage, is_forced=force or later, is_given=start is not None and n < start, is_anew=anew))
     return choices
 
 
@@ -103,7 +107,7 @@ def _decided(choice: StageChoice, key: str | None, family: str | None) -> StageD
     if key is None or (choice.is_forced and not choice.is_given):
         return fresh
     entry = None if stage.may_stop_early else stage_cache.find(key, stage.outputs)
-    if entry is not None or family is None:
+    if entry is not None or family is None or choice.is_anew:
         return replace(fresh, entry=entry)
     entry = None if stage.may_stop_early else gone_on(family, stage)
     if entry is not None:

@@ -16,7 +16,7 @@ def too_large(config: Any, devices: tuple[int, str] | None = None) -> list[str]:
     cluster = getattr(config, "cluster", None)
     if cluster is None:
         return []
-    number, kind = devices or _devices()
+    number, kind = devices or devices_here()
     nodes, each = cluster.num_nodes, cluster.gpus_per_node
     if nodes == 1 and each <= number:
         return []
@@ -27,7 +27,17 @@ def too_large(config: Any, devices: tuple[int, str] | None = None) -> list[str]:
     return [f"cluster.* asks for {asked}, and {here}: {remedy}"]
 
 
-def _devices() -> tuple[int, str]:
+def gpus_here() -> list[str]:
+    """The GPUs that a process here may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number, _ = devices_here()
+    if not any(re.fullmatch(r"nvidia[0-9]+", path.name) for path in Path("/dev").glob("nvidia*")):
+        return []
+    names = [name.strip() for name in visible.split(",") if name.strip()] if visible is not None else map(str, range(number))
+    return list(names)[:number]
+
+
+def devices_here() -> tuple[int, str]:
     """How many processes can each have one of its own, and what these are."""
     gpus = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", path.name)])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

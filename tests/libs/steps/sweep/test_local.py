@@ -1,0 +1,106 @@
+"""How the points of a sweep are run: the first alone until it trains, as many at once as there are slots, to the end of all."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nemotron_dpo.steps.sweep import local, record
+from nemotron_dpo.steps.sweep.points import points
+
+# In place of nemotron-steps: a job that is at its first stage for a while, then trains for a while, then ends as it was told.
+JOB = """
+import json, os, pathlib, sys, time
+name, status = sys.argv[1:]
+job = pathlib.Path(".nemotron/jobs") / f"20260101-000000-{name}"
+def at(status, stage, reason=None):
+    facts = {"status": status, "stage": stage, "reason": reason, "pid": os.getpid(), "host": os.uname().nodename}
+    (job / ".new").write_text(json.dumps(facts))
+    (job / ".new").rename(job / "state.json")
+    with open("order.txt", "a") as order:
+        order.write(f"{name} {stage if status == 'running' else status} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\\n")
+if status == "9":
+    sys.exit(9)
+job.mkdir(parents=True)
+at("running", "ref-logprobs")
+time.sleep(0.3)
+at("running", "dpo-train")
+time.sleep(0.3 if status != "wait" else 60)
+at("failed" if status != "0" else "done", "dpo-train", None if status == "0" else "it said why")
+print("what the job printed")
+sys.exit(int(status))
+"""
+
+
+def _sweep(monkeypatch: pytest.MonkeyPatch, folder: Path, statuses: str, slots: local.Slots) -> tuple[list[str], list[str]]:
+    """How each point ended, and what was said."""
+    monkeypatch.chdir(folder)
+    (folder / "job.py").write_text(JOB)
+    (folder / "sweep").mkdir()
+    monkeypatch.setattr(local, "_PROGRAM", (sys.executable, "job.py"))
+    said: list[str] = []
+    grid = points([f"k={','.join(map(str, range(len(statuses.split()))))}"], "s")
+    ends = dict(zip(grid, statuses.split(), strict=True))
+    sweep = local.Sweep(
+        grid,
+        lambda point: [point.name, ends[point]],
+        Path("sweep"),
+        lambda jobs: record.write(Path("sweep"), ["x"], jobs),
+        said.append,
+    )
+    jobs = local.run_points(sweep, slots)
+    noted = json.loads((folder / "sweep" / "sweep.json").read_text())["points"]
+    assert [point["status"] for point in noted] == [job.status for job in jobs]
+    return [job.status for job in jobs], said
+
+
+def _order(folder: Path) -> list[str]:
+    return (folder / "order.txt").read_text().splitlines()
+
+
+def test_one_after_the_other_and_a_failure_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses, said = _sweep(monkeypatch, tmp_path, "0 3 9 0", local.Slots(1))
+    assert statuses == ["done", "failed", "failed", "done"]
+    assert said == [
+        "1 of 4: k=0",
+        "2 of 4: k=1",
+        "k=1: failed (exit 3): it said why; the others go on",
+        "3 of 4: k=2",
+        "k=2: failed (exit 9); sweep/3.txt has what it said; the others go on",
+        "4 of 4: k=3",
+    ]
+    assert [line.split()[:2] for line in _order(tmp_path)][:4] == [
+        ["s-k=0", "ref-logprobs"], ["s-k=0", "dpo-train"], ["s-k=0", "done"], ["s-k=1", "ref-logprobs"],
+    ]  # fmt: skip
+    assert (tmp_path / "sweep" / "1.txt").read_text() == "what the job printed\n"
+    shown = record.summary([record.PointJob(point) for point in points(["k=1"], "s")])
+    assert [line.split() for line in shown.splitlines()][1] == ["k=1", "waiting", "-", "-", "-", "-"]
+
+
+def test_several_at_once_each_with_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses, _ = _sweep(monkeypatch, tmp_path, "0 0 0", local.Slots(2, ("0", "1", "2", "3"), each=2))
+    assert statuses == ["done"] * 3
+    order = [line.split() for line in _order(tmp_path)]
+    begun = order.index(["s-k=0", "dpo-train", "0,1"])
+    assert order[:begun] == [["s-k=0", "ref-logprobs", "0,1"]]  # the others wait for what it scores
+    assert ["s-k=1", "ref-logprobs", "2,3"] in order
+    devices = {name: device for name, _, device in order}
+    assert devices["s-k=2"] in ("0,1", "2,3")
+
+
+def test_what_runs_is_ended_before_an_interrupt_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        real(0.05)
+        if (tmp_path / "order.txt").is_file() and len(_order(tmp_path)) >= 2:
+            raise KeyboardInterrupt
+
+    real = time.sleep
+    monkeypatch.setattr(local.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _sweep(monkeypatch, tmp_path, "wait 0", local.Slots(1))
+    noted = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["points"]
+    assert [point["status"] for point in noted] == ["killed", "waiting"]
