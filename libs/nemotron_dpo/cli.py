@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -23,7 +22,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, parent, paths, progress, standard_streams, versions
+from nemotron_dpo import launcher, machine_errors, parent, paths, progress, standard_streams, versions
 from nemotron_dpo.errors import UserError
 
 _HUNG_UP = 128 + signal.SIGHUP  # the exit status, as shells give it
@@ -191,12 +190,9 @@ def _status(command: click.Command, program: str, called: str) -> int:
         if standard_streams.stdout_has_no_reader():
             standard_streams.end_by_sigpipe()
         return _complain(program, "the reader of a pipe closed it early", 1)
-    except OSError as error:
-        if error.errno not in _ENVIRONMENT_ERRORS:
-            raise
-        place = f"{error.filename}: " if error.filename else ""
+    except (OSError, MemoryError) as error:
         standard_streams.drain_stdout()
-        return _complain(program, f"{place}{os.strerror(error.errno).lower()}", 1)
+        return _complain(program, str(machine_errors.as_user_error(error)), 1)
     except RuntimeError as error:
         if not _lost_another_process(error):
             raise
@@ -214,10 +210,6 @@ def _invoke(command: click.Command, called: str) -> object:
 
 _ENDED_FROM_OUTSIDE = (129, 130, 143)
 _FIRST_RANK_SECONDS = 10
-_ENVIRONMENT_ERRORS = {
-    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EEXIST,
-    errno.EBADF, errno.EFBIG,
-}  # fmt: skip
 
 
 def _complain(program: str, line: str, status: int) -> int:

@@ -10,19 +10,23 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.errors import UserError
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def held(path: Path, refusal: Callable[[str], UserError], without: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock file `path` during the block, and remove it afterwards.
+def held(path: Path, of: Path, refusal: Callable[[str], UserError], without: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path` of the file or folder `of` during the block, and remove it afterwards.
 
-    Raises what `refusal` makes of the holder's name where another process holds it. On a file system without locks `without` is
-    called, and the block runs without one.
+    Raises OSError, which names `of`, where there can be no such file, and what `refusal` makes of the holder's name where
+    another process holds it. On a file system without locks `without` is called, and the block runs without one.
     """
-    file = _locked(path, refusal, without)
+    try:
+        file = _locked(path, refusal, without)
+    except OSError as error:
+        raise machine_errors.at(error, of) from error
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from nemotron_dpo import locks
+from nemotron_dpo import locks, machine_errors
 from nemotron_dpo.errors import UserError
 
 _LOCK = ".lock"
@@ -33,17 +33,29 @@ _swept: set[str] = set()
 def replacing(target: Path) -> Iterator[Path]:
     """A new path beside `target`. What the block makes there is on the disk and has the name `target` once it ends well.
 
-    Raises OSError, which names `target`, where that cannot be.
+    Raises OSError, which names `target`, where that cannot be. An error of the block that names no file counts as one of it.
     """
-    with _named_by(target), _place_beside(target) as place:
-        made = place / target.name
+    with machine_errors.named(target), _made_beside(target) as made:
         yield made
-        if made.is_dir():
-            sync_tree(made)
-        else:
-            _sync(made)
-        os.replace(made, target)
-        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _made_beside(target: Path) -> Iterator[Path]:
+    """As `replacing`, for blocks that have other files to do with, too."""
+    try:
+        with _place_beside(target) as place:
+            made = place / target.name
+            yield made
+            if made.is_dir():
+                sync_tree(made)
+            else:
+                _sync(made)
+            os.replace(made, target)
+            sync_folder(target.parent)
+    except OSError as error:
+        if any(_PLACE.fullmatch(part) for part in Path(str(error.filename or "")).parts):
+            raise machine_errors.at(error, target) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -57,10 +69,10 @@ def published_file(target: str | Path) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise IsADirectoryError(21, "is a directory", str(path))
     if path.exists() and not path.is_file():
-        with _named_by(path), path.open("wb") as file:
+        with machine_errors.named_file(path.open("wb"), path) as file:
             yield file
         return
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with _made_beside(path) as temporary, machine_errors.named_file(temporary.open("wb"), path) as file:
         yield file
 
 
@@ -75,7 +87,7 @@ def published_folder(target: Path) -> Iterator[Path]:
     def refusal(holder: str) -> UserError:
         return UserError(f"another program is writing it ({holder})", source=target, remedy="wait for it, or name another")
 
-    with locks.held(target.with_name(f".{_short(target.name)}.lock"), refusal, lambda: None):
+    with locks.held(target.with_name(f".{_short(target.name)}.lock"), target, refusal, lambda: None):
         refuse_existing(target)
         try:
             with replacing(target) as folder:
@@ -104,7 +116,8 @@ def sync_folder(folder: Path) -> None:
     """fsync a directory, so that a rename in it survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with machine_errors.named(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -186,7 +199,7 @@ def _remove(place: Path) -> None:
         for path in place.iterdir():
             if path.name != _LOCK:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (place / _LOCK).unlink()
+        (place / _LOCK).unlink(missing_ok=True)
         place.rmdir()
 
 
@@ -201,15 +214,3 @@ def _kernel() -> str:
 
 def _short(name: str) -> str:
     return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
-
-
-@contextlib.contextmanager
-def _named_by(path: Path) -> Iterator[None]:
-    """Let an OSError of the block name the file that the user asked for, where it names none or one in our own place."""
-    try:
-        yield
-    except OSError as error:
-        named = str(error.filename or "")
-        if not named or any(_PLACE.fullmatch(part) for part in Path(named).parts):
-            error.filename, error.filename2 = str(path), None
-        raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from nemotron_dpo.machine_errors import _REMEDIES as REMEDY
 
 PROGRAM = """
 import click, sys
@@ -39,6 +42,10 @@ def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedP
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); sys.stdin.read()", [], 143, "terminated"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGHUP); sys.stdin.read()", [], 129, "the terminal hung up"),
         ("import errno; raise OSError(errno.EFBIG, 'x', 'a.arrow')", [], 1, "a.arrow: file too large"),
+        ("import errno; raise OSError(errno.ESTALE, 'x', 'a')", [], 1, "a: stale file handle: " + REMEDY[errno.ESTALE]),
+        ("import errno; raise OSError(errno.EMFILE, 'x')", [], 1, "too many open files: raise the limit: ulimit -n"),
+        ("raise OSError('one\\ntwo')", [], 1, "one two"),
+        ("raise MemoryError", [], 1, "out of memory: " + REMEDY[errno.ENOMEM]),
         ("raise BrokenPipeError", [], 1, "the reader of a pipe closed it early"),  # some pipe: stdout still has its reader
         ("pass", ["--number", "x"], 2, "Invalid value for '--number': 'x' is not a valid integer: see 'program --help'"),
     ],

@@ -46,7 +46,7 @@ def save(model: PairPolicy, root: Path, iteration: int, tokenizer: Path | None) 
         if adapted is not None:
             adapters.describe(adapted, folder)
         hf.copy_tokenizer(tokenizer, folder / "tokenizer")
-        torch.save(_train_state(iteration), folder / "train_state.pt")
+        torch_dist.write_tensors(_train_state(iteration), folder / "train_state.pt")
         shutil.copyfile(folder / "train_state.pt", root / "latest_train_state.pt")
         file_digests.write(folder)
         (root / TRACKER).write_text(str(iteration))

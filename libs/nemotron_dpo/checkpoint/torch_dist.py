@@ -7,6 +7,7 @@ still hold what was written. A caller writes integrity.json itself, after its la
 from __future__ import annotations
 
 import inspect
+import io
 import queue
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.checkpoint import integrity, untrusted
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.patches import overwrite
@@ -38,11 +40,29 @@ def save(state: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
         dist_checkpointing.save(state, str(folder), content_metadata=content)
         if dist.get_rank() == 0 and not (folder / "common.pt").exists():  # the only one that older versions read
             _, common = untrusted.check(folder)
-            torch.save(common, folder / "common.pt")
+            write_tensors(common, folder / "common.pt")
     except _FAILURES as error:
-        raise UserError(
-            f"cannot be written ({_reason(error)})", remedy="is the disk full, or /dev/shm closed to this user?"
-        ) from None
+        found = machine_errors.behind(error) or _unwritable(folder)
+        what = found.message if found else _reason(error)
+        raise UserError(f"cannot be written ({what})", remedy=found.remedy if found else "is the disk full?") from None
+
+
+def write_tensors(value: Any, path: Path) -> None:
+    """torch.save `value`. Raises OSError where it cannot be written; of torch's own writer nobody hears why."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    path.write_bytes(content.getbuffer())
+
+
+def _unwritable(folder: Path) -> UserError | None:
+    """Why nothing more can be written into `folder`, where that is so: torch's writer has not said why it failed."""
+    probe = folder / ".probe"
+    try:
+        probe.write_bytes(bytes(1 << 20))
+        probe.unlink()
+    except OSError as error:
+        return machine_errors.as_user_error(error)
+    return None
 
 
 def load(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -86,7 +106,9 @@ def _write_by_threads(
     with ThreadPoolExecutor(len(buckets)) as pool:
         list(pool.map(write, range(len(buckets))))
     ends = dict(written.get_nowait() for _ in buckets)
-    results.put(next((end for end in ends.values() if isinstance(end, Exception)), ends))
+    failed = next((end for end in ends.values() if isinstance(end, Exception)), None)
+    found = failed and machine_errors.behind(failed)
+    results.put(RuntimeError(found.message) if found else failed or ends)
 
 
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
@@ -109,4 +131,8 @@ def _given(common: dict[str, Any]) -> dict[str, Any]:
 def _reason(error: BaseException) -> str:
     """The error as one line. Other ranks and processes attach tracebacks, of which the last line is the cause."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    return lines[-1 if "Traceback" in str(error) else 0].removeprefix("RuntimeError: ")
+    line = lines[-1 if "Traceback" in str(error) else 0].removeprefix("RuntimeError: ").removeprefix("Worker failure: ")
+    return "a write failed, and torch does not say why" if line.startswith(_OF_TORCHS_WRITER) else line
+
+
+_OF_TORCHS_WRITER = ("basic_ios::clear", "[enforce fail at inline_container.cc")

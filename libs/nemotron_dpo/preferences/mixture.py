@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import signal
 import sys
@@ -27,6 +26,7 @@ import pyarrow as pa
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import as_user_error
 from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.preferences.pairs import NameColumn
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
@@ -267,7 +267,7 @@ def _status(paths: Sequence[str], weights: Sequence[str], output: str, seed: int
     except UserError as error:
         said, status = f"error: {error}", 2 if error.usage else 1
     except OSError as error:
-        said, status = f"error: {error.filename or output}: {os.strerror(error.errno or 0).lower()}", 1
+        said, status = f"error: {as_user_error(error)}", 1
     except KeyboardInterrupt:
         said, status = "error: interrupted", 130
     print(f"mixture: {said}", file=sys.stderr)

@@ -16,6 +16,7 @@ from typing import NoReturn
 from nemotron_dpo.config import load_run
 from nemotron_dpo.config.theirs import Choices, Converted, as_yaml, convert, read_theirs
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import as_user_error
 from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.published import replacing
 
@@ -39,6 +40,8 @@ def main() -> NoReturn:
             print(f"from-trl: {line}", file=sys.stderr)
     except UserError as error:
         sys.exit(f"from-trl: error: {error}")
+    except OSError as error:
+        sys.exit(f"from-trl: error: {as_user_error(error)}")
     sys.exit(0)
 
 

@@ -28,7 +28,7 @@ def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     warning = f"warning: {folder}: its file system has no locks: no other run may work in it"
     try:
-        with locks.held(folder / NAME, refusal, lambda: say(warning)):
+        with locks.held(folder / NAME, folder, refusal, lambda: say(warning)):
             yield
     finally:
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.checkpoint import megatron, optimizer_state
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
@@ -86,6 +87,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, UserError):
                 error.source = str(target)
+            if isinstance(error, OSError):
+                raise machine_errors.at(error, target) from error
             raise
         removed: dict[Path, bool] = {}
         if dist.get_rank() == 0:

@@ -21,6 +21,7 @@ import orjson
 
 from nemotron_dpo.config import redact
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import as_user_error
 from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.published import replacing
 from nemotron_dpo.steps.profiles.env_file import NOT_PROFILES
@@ -41,6 +42,8 @@ def main() -> NoReturn:
         write_env_toml(arguments.template, arguments.settings, arguments.output, force=arguments.force)
     except UserError as error:
         sys.exit(f"env-toml: error: {error}")
+    except OSError as error:
+        sys.exit(f"env-toml: error: {as_user_error(error)}")
     sys.exit(0)
 
 

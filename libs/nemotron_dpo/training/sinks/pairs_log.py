@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import named_file
 from nemotron_dpo.published import replacing
 from nemotron_dpo.streams import PAIRS_LOG, VERSIONS, StreamInfo, Writer, open_reader
 from nemotron_dpo.training.record import TRAIN, Record
@@ -115,7 +116,7 @@ def _columns(step: int, split: str, pairs: PairValues) -> _Columns:
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` once the block ends well, and stays open then."""
     with replacing(path) as temporary, contextlib.ExitStack() as unless_it_ends_well:
-        file = unless_it_ends_well.enter_context(temporary.open("wb", buffering=_BUFFER_BYTES))
+        file = unless_it_ends_well.enter_context(named_file(temporary.open("wb", buffering=_BUFFER_BYTES), path))
         yield file
         file.flush()
         unless_it_ends_well.pop_all()

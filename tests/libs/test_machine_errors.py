@@ -1,0 +1,74 @@
+"""Errors of the machine are one line each, in the system's words and with the place that a person named."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file
+
+
+def test_every_number_has_its_line():
+    for number in errno.errorcode:
+        line = str(as_user_error(OSError(number, "whatever a library says", "a.arrow")))
+        assert line.startswith(f"a.arrow: {os.strerror(number).lower()}"), number
+        assert "\n" not in line
+        assert str(at(OSError(number, "x", "one", None, "two"), "b")) == f"[Errno {number}] {os.strerror(number)}: 'b'"
+
+
+def test_the_innermost_place_counts():
+    with pytest.raises(OSError, match="Input") as caught, named("outer"), named("inner"):
+        raise OSError(errno.EIO, "x")
+    assert caught.value.filename == "inner"
+    with pytest.raises(FileNotFoundError) as other, named("outer"):
+        Path("/no/such/file").read_bytes()
+    assert other.value.filename == "/no/such/file"
+    with pytest.raises(UserError, match=r"^kept$"), named("outer"):
+        raise UserError("kept")
+
+
+class _Failing:
+    """A file whose every call is answered as by a disk that is gone."""
+
+    closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        return call
+
+    def __iter__(self) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_an_open_file_names_itself():
+    calls = {"write": (b"x",), "read": (3,), "flush": (), "close": (), "seek": (0,), "readline": ()}
+    file = named_file(cast(BinaryIO, _Failing()), "a.arrow")
+    assert file.closed is False
+    for name, arguments in calls.items():
+        with pytest.raises(OSError, match=r"'a\.arrow'"):
+            getattr(file, name)(*arguments)
+    with pytest.raises(OSError, match=r"'a\.arrow'"):
+        list(file)
+    with pytest.raises(OSError, match=r"'a\.arrow'"), file:
+        pass
+
+
+def test_what_a_library_makes_of_it_is_seen_through():
+    """As torch's writer does it: its own complaint comes while the system's is on its way."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    except RuntimeError as error:
+        found = behind(error)
+    assert found is not None
+    assert found.message == "no space left on device"
+    assert behind(ValueError("ours")) is None
