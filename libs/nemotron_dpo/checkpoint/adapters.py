@@ -15,8 +15,9 @@ import yaml
 from nemotron_dpo.checkpoint.run_config import NAME
 from nemotron_dpo.checkpoint.weights_digest import OF_FILES, is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import Adapted, Base
-from nemotron_dpo.policy.lora_targets import Lora
+from nemotron_dpo.policy.lora_targets import Lora, linear_names
 from nemotron_dpo.sources import ModelSource, resolve
 
 _TARGET = "megatron.bridge.peft.lora.LoRA"
@@ -81,6 +82,22 @@ def open_base(adapted: Adapted, source: ModelSource) -> ModelSource:
             remedy = "put the weights back that the run began with"
         raise UserError(what, source=folder, remedy=remedy)
     return found
+
+
+def refuse_behind_norms(adapted: Adapted, architecture: Architecture, source: ModelSource) -> None:
+    """Raise UserError where Megatron-Bridge trained adapters whose products it adds behind a norm, as peft and we do not.
+
+    Its linear layers have the norm of what a sublayer adds within. Adapters of ours are told by the digest of their base.
+    """
+    normed = any(getattr(sublayer, "norm_after", False) for sublayer in architecture.sublayers())
+    names = (name for name in linear_names(architecture) if name.endswith(("linear_proj", "linear_fc2")))
+    if normed and not adapted.base.digest and (name := next((name for name in names if adapted.lora.picks(name)), None)):
+        what = (
+            f"holds an adapter of {name}, which Megatron-Bridge adds behind the norm that follows: no weight can be like that"
+        )
+        raise UserError(
+            what, source=source.path, remedy="train adapters of linear_qkv and linear_fc1 alone there, or train here"
+        )
 
 
 def _digest(sections: dict[str, Any], source: ModelSource) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
-from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architecture, tokenizer_folder
+from nemotron_dpo.checkpoint import adapters, carried, hf, megatron, peft_folder, probe
+from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architecture, rest_folder, tokenizer_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.allocator import return_freed_memory
 from nemotron_dpo.policy.precision import set_precision
@@ -35,11 +35,12 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
     if precision is None and stored.dtype == "float16":  # computed with in float32, which holds it exactly
         set_precision(model, torch.float16, states_in_float32=stored.states_in_float32)
         model.architecture = replace(model.architecture, dtype="float16")
+    rest = None if carried.wrapper_of(stored) is None else rest_folder(source)
     with published_folder(output) as folder:
         if form == "megatron":
-            megatron.save(model, folder, source.iteration, tokenizer_folder(source))
+            megatron.save(model, folder, source.iteration, tokenizer_folder(source), rest)
         else:
-            hf.save(model, folder, getattr(torch, model.architecture.dtype), tokenizer_folder(source))
+            hf.save(model, folder, getattr(torch, model.architecture.dtype), tokenizer_folder(source), rest=rest)
         if before_R is None:
             return None
         del model  # two policies need not fit

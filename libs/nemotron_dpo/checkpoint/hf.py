@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import hf_files
+from nemotron_dpo.checkpoint.carried import required, wrapper_of
 from nemotron_dpo.checkpoint.families import config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
@@ -36,6 +39,8 @@ TOKENIZER_FILES = (
     "tekken.json",
     "vocab.json",
     "merges.txt",
+    "processor_config.json",  # how a model that reads images makes tokens of them
+    "preprocessor_config.json",
     "generation_config.json",  # says which of the tokenizer's ids end a generated text
 )
 
@@ -50,7 +55,8 @@ def load(model: PairPolicy, folder: Path) -> None:
 
     Raises UserError where a file is missing or damaged, or a tensor is missing, of another shape or not part of the model.
     """
-    weights, architecture = Weights(folder), model.architecture
+    architecture, wrapper = model.architecture, wrapper_of(model.architecture)
+    weights = Weights(folder, wrapper.text_name if wrapper else None)
     for name, parameter, rule, place in placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:
@@ -74,15 +80,23 @@ def save(
     dtype: torch.dtype,
     tokenizer: Path | None,
     shard_bytes: int = SHARD_BYTES,
+    rest: Path | None = None,
 ) -> None:
     """Write `model` (whole, TP = PP = EP = 1) into the existing folder as config.json, safetensors and tokenizer files.
 
-    Weights are streamed into files of at most `shard_bytes`. Raises UserError where they cannot be written.
+    Weights are streamed into files of at most `shard_bytes`. What is around a text model comes from the folder `rest`, None for
+    that of the tokenizer. Raises UserError where it is not there, or files cannot be written.
     """
     name = str(dtype).removeprefix("torch.")
     written = {**config.write(model.architecture), "dtype": name, "torch_dtype": name}
+    plan, tensors, wrapper = _plan(model, dtype), _tensors(model), wrapper_of(model.architecture)
+    if wrapper is not None:
+        around = required(wrapper, rest or tokenizer)
+        written = around.config_around(written, wrapper)
+        plan = [replace(planned, name=wrapper.stored_name(planned.name)) for planned in plan] + around.plan()
+        tensors = chain(tensors, around.tensors())
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-    hf_files.write(folder, _plan(model, dtype), _tensors(model), shard_bytes)
+    hf_files.write(folder, plan, tensors, shard_bytes)
     copy_tokenizer(tokenizer, folder)
 
 
@@ -160,9 +174,10 @@ def _shard(full: Tensor, parameter: Tensor, rule: Rule, name: str, layer: Layer 
 def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
     """Raise UserError where the folder holds weights that no rule reads: the stored model computes something else."""
     known = {key.format(*place) for rule in rules(architecture) for place in places(architecture, rule) for key in rule.hf}
-    unread = hf_folder.is_unread(weights.folder)
+    wrapper, unread = wrapper_of(architecture), hf_folder.is_unread(weights.folder)
     factors = {key + hf_folder.SCALES for key in known if weights.is_in_8_bits(key)}
-    left = sorted(key for key in weights.keys() - known - factors - {_OUTPUT} if not unread(key))
+    unknown = weights.keys() - known - factors - {_OUTPUT}
+    left = sorted(key for key in unknown if not unread(key) and not (wrapper and wrapper.is_rest(key)))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         what = f"holds {left[0]}{more}, which a {architecture.family} of its config.json does not have"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,7 +25,7 @@ from nemotron_dpo.errors import UserError
 SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
 _PACKED = re.compile(r"\.mlp\.experts\.(gate_up|down)_proj$")
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Planned:
 class Weights:
     """The tensors of one HF folder, from one file or several, by the names that transformers uses."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError where the folder has no safetensors, holds two sets of them, or one cannot be read."""
+    def __init__(self, folder: Path, renamed: Callable[[str], str] | None = None) -> None:
+        """`renamed` gives the names within a model that wraps it those that it has alone; None as transformers saves them.
+
+        Raises UserError where the folder has no safetensors, holds two sets of them, or one cannot be read."""
         self.folder = folder
         self._open: dict[str, Any] = {}
         self._mapped = 0
@@ -61,7 +63,7 @@ class Weights:
         self._stored_as: dict[str, str] = {}
         self._packed: dict[str, tuple[int, slice]] = {}  # the expert's number and its rows, of a tensor of all experts
         for key in self._file_of:
-            name = _without_tower(_with_model(key) if headless else key)
+            name = (renamed or _without_tower)(_with_model(key) if headless else key)
             for part in self._unpacked(key, name) if _PACKED.search(name) else (name,):
                 if part in self._stored_as:
                     raise UserError(f"holds {part} twice: as {self._stored_as[part]} and as {key}", source=folder)
@@ -165,7 +167,7 @@ def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], shar
     stream = iter(tensors)
     try:
         for name, shard in zip(names, shards, strict=True):
-            _write_file(folder / name, shard, stream)
+            write_file(folder / name, shard, stream)
         if len(shards) > 1:
             total = sum(planned.nbytes for planned in plan)
             where = {planned.name: name for name, shard in zip(names, shards, strict=True) for planned in shard}
@@ -176,7 +178,7 @@ def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], shar
     return [folder / name for name in names]
 
 
-def _write_file(path: Path, shard: Sequence[Planned], stream: Iterable[Tensor]) -> None:
+def write_file(path: Path, shard: Sequence[Planned], stream: Iterable[Tensor]) -> None:
     """One safetensors file: the header's length as u64, the header as JSON, then the bytes of every tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from nemotron_dpo import file_digests, hf_folder
-from nemotron_dpo.checkpoint import adapters, hf, run_config, torch_dist, untrusted
+from nemotron_dpo.checkpoint import adapters, carried, hf, run_config, torch_dist, untrusted
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora import adapted_of, only_adapters
 from nemotron_dpo.policy.model import PairPolicy
@@ -26,10 +26,11 @@ from nemotron_dpo.sources import TRACKER
 _CONTENT = {"singleton_local_shards": False}
 
 
-def save(model: PairPolicy, root: Path, iteration: int, tokenizer: Path | None) -> None:
+def save(model: PairPolicy, root: Path, iteration: int, tokenizer: Path | None, rest: Path | None = None) -> None:
     """Write `model` as the only iteration of the checkpoint `root`. Every rank calls it; rank 0 writes the small files.
 
-    Of a model with adapters only the adapters are written. `root` must be empty or absent, on storage that all ranks share.
+    Of a model with adapters only the adapters are written. What is around a text model comes from the folder `rest`, None for
+    that of the tokenizer. `root` must be empty or absent, on storage that all ranks share.
     Raises UserError where it cannot be written.
     """
     folder = root / f"iter_{iteration:07d}"
@@ -46,6 +47,8 @@ def save(model: PairPolicy, root: Path, iteration: int, tokenizer: Path | None) 
         if adapted is not None:
             adapters.describe(adapted, folder)
         hf.copy_tokenizer(tokenizer, folder / "tokenizer")
+        if adapted is None:
+            carried.keep(model.architecture, rest or tokenizer, folder / "tokenizer")
         torch_dist.write_tensors(_train_state(iteration), folder / "train_state.pt")
         shutil.copyfile(folder / "train_state.pt", root / "latest_train_state.pt")
         file_digests.write(folder)

@@ -71,6 +71,7 @@ def _fill(model: PairPolicy, source: ModelSource, *, merged: bool = True) -> Non
         _fill(model, _peft_base(source))
         peft_merge.merge(model, source.path)
     elif adapted is not None:
+        adapters.refuse_behind_norms(adapted, model.architecture, source)
         _fill(model, adapters.open_base(adapted, source))
         adapt(model, adapted)
         megatron.load(model, source.path)
@@ -95,3 +96,13 @@ def tokenizer_folder(source: ModelSource) -> Path | None:
     if source.kind == "peft" and not (source.path / "tokenizer.json").is_file():
         return tokenizer_folder(_peft_base(source))
     return source.tokenizer_folder if source.tokenizer_folder.is_dir() else None
+
+
+def rest_folder(source: ModelSource) -> Path | None:
+    """The folder with what a multimodal model has around its text model: of adapters, that of their base."""
+    adapted = adapters.read(source)
+    if source.kind == "peft":
+        return rest_folder(_peft_base(source))
+    if adapted is not None:
+        return rest_folder(adapters.open_base(adapted, source))
+    return tokenizer_folder(source)

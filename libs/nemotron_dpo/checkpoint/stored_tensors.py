@@ -19,12 +19,15 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from nemotron_dpo.checkpoint import untrusted
 from nemotron_dpo.errors import UserError
 
-# Names of norms in a model, and how they end in a checkpoint of Transformer Engine: stored with the linear layer behind them
+# Names of norms in a model, and how they end in a checkpoint of Transformer Engine: stored with the linear layer behind them,
+# or before them
 _NORMS: Mapping[str, tuple[str, ...]] = {
     ".self_attention.q_layernorm.": (".self_attention.linear_q_up_proj.layer_norm_",),
     ".self_attention.kv_layernorm.": (".self_attention.linear_kv_up_proj.layer_norm_",),
     ".input_layernorm.": (".self_attention.linear_qkv.layer_norm_", ".self_attention.in_proj.layer_norm_"),
     ".pre_mlp_layernorm.": (".mlp.linear_fc1.layer_norm_",),
+    ".self_attn_bda.post_layernorm.": (".self_attention.linear_proj.post_layernorm.",),
+    ".mlp_bda.post_layernorm.": (".mlp.linear_fc2.post_layernorm.",),
     ".norm.": (".mixer.in_proj.layer_norm_",),
     "decoder.final_norm.": ("decoder.final_layernorm.",),
     "decoder.final_layernorm.": ("decoder.final_norm.",),

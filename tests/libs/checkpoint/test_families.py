@@ -219,7 +219,6 @@ def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
         ("gemma2", {"final_logit_softcapping": 0}, r"does not describe a model \(final_logit_softcapping is 0\)"),
         ("gemma2", {"query_pre_attn_scalar": 0.5}, r"does not describe a model \(query_pre_attn_scalar is 0.5\)"),
         ("gemma2", {"layer_types": ["chunked_attention"] * 3}, "layers of chunked_attention are not supported"),
-        ("gemma3", {}, "GPTModel has no place for its vision tower"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported"),
         ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types names 1 layers, and num_hidden_layers 4"),
         ("gemma3_text", {"sliding_window": None}, r"does not describe a model \(sliding_window is None\)"),

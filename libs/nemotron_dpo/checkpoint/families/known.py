@@ -16,7 +16,8 @@ MODELS: dict[str, str] = {
     "gemma": "Gemma 1, CodeGemma",
     "mixtral": "Mixtral",
     "gemma2": "Gemma 2",
-    "gemma3_text": "Gemma 3 1B and 270M, and the text towers of others",
+    "gemma3_text": "Gemma 3 1B and 270M",
+    "gemma3": "Gemma 3 4B to 27B: the text model trains, the rest is carried through",
     "olmo2": "OLMo 2",
     "granite": "Granite 3",
     "olmo3": "OLMo 3",
@@ -37,7 +38,6 @@ _REASONS: dict[str, str] = {
     "of hybrids Nemotron-H alone is (nemotron_h: Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano)": """mamba mamba2 falcon_mamba
     jamba bamba zamba zamba2 falcon_h1 granitemoehybrid lfm2 lfm2_moe recurrent_gemma olmo_hybrid kimi_linear kimi_k3
     bailing_hybrid minimax""",
-    "megatron-core's GPTModel has no place for its vision tower": "gemma3",
     "an indexer of its own picks the keys that each query sees": "deepseek_v32 glm_moe_dsa",
     "its attention is over compressed keys": "deepseek_v4",
     "queries of some layers see sinks, windows and heads that those of other layers do not": "gpt_oss mimo_v2_flash",
