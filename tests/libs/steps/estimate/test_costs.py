@@ -17,7 +17,7 @@ from nemotron_dpo.policy.uniform import UniformDecoder
 from nemotron_dpo.steps.estimate import flops, memory
 from nemotron_dpo.steps.estimate import sizes as estimate_sizes
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes
-from support import small
+from support import families, small
 
 DECODER = UniformDecoder(
     num_layers=2,
@@ -184,11 +184,13 @@ def _trainable(folder: Path, precision: str):
 PAIR = (40, 44, 3)  # tokens of prompt and of each response, pairs
 
 
+WIDE: dict = {"hidden_size": 128, "intermediate_size": 320, "head_dim": 32, "num_hidden_layers": 4}
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wider than it is long, so that norms and rope are as small a part as they are in real policies."""
-    wide: dict = {"hidden_size": 128, "intermediate_size": 320, "head_dim": 32, "num_hidden_layers": 4}
-    return small.write_llama(tmp_path_factory.mktemp("estimate") / "hf", **wide)
+    return small.write_llama(tmp_path_factory.mktemp("estimate") / "hf", **WIDE)
 
 
 @pytest.mark.usefixtures("megatron")
@@ -219,6 +221,18 @@ def test_flops_are_what_torch_counts(policy: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("megatron")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_activations_are_what_torch_keeps(policy: Path, precision: str) -> None:
+    _check_activations(policy, precision)
+
+
+@pytest.mark.usefixtures("megatron")
+def test_activations_of_layers_with_more_norms_are_what_torch_keeps(tmp_path: Path) -> None:
+    """Behind each block, besides those before it or in their place; of queries and keys, by head or over all heads."""
+    for family in ("olmo2", "granite", "gemma2", "gemma3_text"):
+        layers = {} if family in ("olmo2", "granite") else {"layer_types": ["sliding_attention", "full_attention"] * 2}
+        _check_activations(families.write_model(tmp_path / family, family, **WIDE, **layers), "float32")
+
+
+def _check_activations(policy: Path, precision: str) -> None:
     import torch
 
     trainable, batch = _trainable(policy, precision)
