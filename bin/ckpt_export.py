@@ -7,6 +7,7 @@
     ckpt-export run -o aligned-hf --to hf                        a folder transformers loads
     ckpt-export run -o adapters --to peft                        the adapters of a LoRA run, for peft and inference servers
     ckpt-export adapters --base HF_DIR -o merged --to hf         a folder of peft's adapters, merged
+    ckpt-export run -o aligned-hf --to hf --push-to me/aligned   and put on the Hugging Face hub
 
 SOURCE is a Hugging Face id or folder, a Megatron checkpoint (root or iter_*), a run folder of dpo-train, or a folder of
 peft's LoRA adapters. A run folder means its last step, or the one that --step says. The output folder must not
@@ -17,17 +18,26 @@ ours refuse other weights than those they were trained over. Weights keep the pr
 stored, whatever their config says; --precision converts them. Where tensors differ in precision, all are written in
 float32, which holds the others exactly. With --verify N the output is read back and scores N rows of random tokens as the
 source does; otherwise it is removed and the export fails.
+
+A folder for Hugging Face has a model card, README.md: what was trained on what, settings, figures of the step, and how to make
+it again, as far as the folders around SOURCE say. With --push-to it is uploaded by huggingface_hub and its login (hf auth
+login, or HF_TOKEN); a repository that is made for it is private.
 """
 
 from __future__ import annotations
 
 import functools
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from nemotron_dpo import cli, launcher
+
+if TYPE_CHECKING:
+    from nemotron_dpo.sources import ModelSource
 
 PROGRAM = "ckpt-export"
 
@@ -42,6 +52,7 @@ PROGRAM = "ckpt-export"
 @click.option("--base", type=cli.PATH, metavar="ID_OR_DIR", help="Policy that SOURCE, which holds adapters, was trained over.")
 @click.option("--step", metavar="last|best|N", default="last", help="Step of a run; best by its checkpointing.metric_name.")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
+@click.option("--push-to", metavar="ID", help="Upload the folder to the Hugging Face hub as well.")
 @click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
 def command(
     source: str,
@@ -51,6 +62,7 @@ def command(
     base: str | None,
     step: str,
     precision: str | None,
+    push_to: str | None,
     verify: int,
 ) -> None:
     from nemotron_dpo import file_digests, hf_folder
@@ -61,6 +73,8 @@ def command(
     cli.warn_of_untried(PROGRAM)
     if verify and form == "peft":
         raise click.UsageError("--verify is for whole policies: peft adapters are not read back here")
+    if push_to is not None and form == "megatron":
+        raise click.UsageError("--push-to is for --to hf and --to peft")
     target = Path(output)
     refuse_existing(target)
     if step not in ("last", "best"):
@@ -72,6 +86,10 @@ def command(
     if hf_model and base:
         raise click.UsageError("--hf-model is for whole policies, --base for adapters")
     found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base, step)
+    if push_to is not None:
+        from nemotron_dpo.model_card.hub import check_push
+
+        check_push(push_to)
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.policy import parallel
 
@@ -82,7 +100,7 @@ def command(
         from nemotron_dpo.checkpoint import adapters
         from nemotron_dpo.checkpoint.export import export
 
-        difference = export(found, target, form, precision, verify)
+        difference = export(found, target, form, precision, verify, _card_of(found, form))
         is_unchecked = adapters.names_no_weights(found)
     finally:
         parallel.shut_down()
@@ -95,6 +113,32 @@ def command(
         what = "do not say over which weights they were trained: those of another base would have gone unnoticed"
         cli.say(PROGRAM, f"warning: the adapters in {found.path} {what}")
     cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
+    if form != "megatron":
+        _hand_on(target, form, push_to)
+
+
+def _card_of(source: ModelSource, form: str) -> Callable[[Path], object]:
+    """What writes the model card of `source` into a folder of that form; nothing for checkpoints of Megatron."""
+    from nemotron_dpo.model_card import card
+    from nemotron_dpo.model_card.origin import origin_of
+
+    if form == "megatron":
+        return lambda folder: None
+    return lambda folder: card.write(folder, origin_of(source.path), form)
+
+
+def _hand_on(folder: Path, form: str, push_to: str | None) -> None:
+    """Say what was written and how it is loaded, and upload it where that was asked for."""
+    from nemotron_dpo.model_card import card, hub
+
+    where = shlex.quote(str(folder))
+    if form == "hf":
+        cli.say(PROGRAM, f"weights in {card.precision_of(folder, form)}, model card in {folder / card.NAME}")
+        cli.say(PROGRAM, f"transformers: transformers chat {where}")
+        cli.say(PROGRAM, f"vLLM: vllm serve {where}")
+    if push_to is not None:
+        address = hub.push(folder, push_to, "Export by nemotron-dpo")
+        cli.say(PROGRAM, f"{folder} -> {address}")
 
 
 def main() -> NoReturn:

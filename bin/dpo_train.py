@@ -293,6 +293,8 @@ def _train(
     if checkpoints is not None and cli.is_first_rank():
         remove_unfinished(checkpoints.folder)
     parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
+    for line in wiring.cut_lines(run, policy):
+        SAY(line)
     done = resumed.step if resumed else 0
     samples = parallel.agreed(lambda: wiring.samples(run, policy) if cli.is_first_rank() else None)
     work = Work("training", "step", settings.num_steps, done, announced=settings.num_steps > 0)

@@ -73,6 +73,7 @@ ALLOWED = {
         "checkpoint",
     },
     "report": {"errors", "outcome", "run_state", "streams", "steps"},
+    "model_card": {"errors", "run_state", "step_folders"},
     "jobs": {"errors", "outcome", "run_state", "steps"},
     "steps": {
         "run_state",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +17,25 @@ from nemotron_dpo.published import published_folder
 from nemotron_dpo.sources import ModelSource, resolve
 
 
-def export(source: ModelSource, output: Path, form: str, precision: str | None, verify: int = 0) -> float | None:
+def export(
+    source: ModelSource,
+    output: Path,
+    form: str,
+    precision: str | None,
+    verify: int = 0,
+    add: Callable[[Path], object] = lambda folder: None,
+) -> float | None:
     """Write `source` as `form` ("megatron", "hf" or, adapters alone, "peft") into the new folder `output`.
 
-    Process groups must exist. With `verify` > 0 the source and the written policy score that many random pairs; returned is
-    the largest difference of a token's log-prob. Raises UserError where it is too large. After any error `output` does not
-    exist.
+    `add` puts what else belongs to it into the folder before it takes its name. Process groups must exist. With `verify` > 0
+    the source and the written policy score that many random pairs; returned is the largest difference of a token's log-prob.
+    Raises UserError where it is too large. After any error `output` does not exist.
     """
     return_freed_memory()
     if source.base and source.kind != "peft" and adapters.read(source) is None:
         raise UserError("holds a whole policy, which has no base", source=source.path, remedy="leave --base out")
     if form == "peft":
-        return _export_adapters(source, output, precision)
+        return _export_adapters(source, output, precision, add)
     model = open_policy(source, precision)
     rows = probe.rows(verify, model.architecture)
     before_R = probe.score(model, rows) if verify else None
@@ -41,13 +49,14 @@ def export(source: ModelSource, output: Path, form: str, precision: str | None, 
             megatron.save(model, folder, source.iteration, tokenizer_folder(source), rest)
         else:
             hf.save(model, folder, getattr(torch, model.architecture.dtype), tokenizer_folder(source), rest=rest)
+        add(folder)
         if before_R is None:
             return None
         del model  # two policies need not fit
         return probe.compare(before_R, probe.score(open_policy(resolve(folder), None), rows))
 
 
-def _export_adapters(source: ModelSource, output: Path, precision: str | None) -> None:
+def _export_adapters(source: ModelSource, output: Path, precision: str | None, add: Callable[[Path], object]) -> None:
     if source.kind == "peft":
         raise UserError("is a peft folder already", source=source.path, remedy="--to hf merges it")
     if adapters.read(source) is None:
@@ -56,3 +65,4 @@ def _export_adapters(source: ModelSource, output: Path, precision: str | None) -
     with published_folder(output) as folder:
         peft_folder.save(model, folder, DTYPES[model.architecture.dtype])
         hf.copy_tokenizer(tokenizer_folder(source), folder)
+        add(folder)

@@ -5,7 +5,16 @@ torch and megatron-core are imported inside the functions: an executable that im
 
 from nemotron_dpo.wiring.data import data_rules, identity
 from nemotron_dpo.wiring.loop import check_own_objective, rates_before, remarks, row_tokens, save_by, settings, watch
-from nemotron_dpo.wiring.model import check_router, layout, load_balancing, lora, open_trainable, optimization, recompute
+from nemotron_dpo.wiring.model import (
+    check_router,
+    cut_lines,
+    layout,
+    load_balancing,
+    lora,
+    open_trainable,
+    optimization,
+    recompute,
+)
 from nemotron_dpo.wiring.records import check_trackers, checkpoint_dir, checkpoints, recorded, samples
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "check_trackers",
     "checkpoint_dir",
     "checkpoints",
+    "cut_lines",
     "data_rules",
     "identity",
     "layout",

@@ -94,6 +94,28 @@ def check_router(run: RunConfig, policy: ModelSource) -> None:
         raise refusal
 
 
+def cut_lines(run: RunConfig, policy: ModelSource) -> list[str]:
+    """How the work is divided over several processes, and how much of the policy trains where that is not all of it."""
+    from nemotron_dpo.checkpoint.policy import read_architecture
+    from nemotron_dpo.policy.lora_targets import adapter_parameters
+    from nemotron_dpo.policy.parallel import job_size
+
+    made, adapted, lines = layout(run), lora(run), list[str]()
+    if job_size() > 1:
+        sizes = {"tensor": made.tensor, "pipeline": made.pipeline, "context": made.context, "data": made.data(job_size())}
+        cut = " x ".join(f"{size} {name}" for name, size in sizes.items() if size > 1)
+        experts = f", experts divided over {made.expert}" if made.expert > 1 else ""
+        lines.append(f"training on {job_size()} processes: {cut}-parallel{experts}")
+    if adapted is not None:
+        architecture = read_architecture(policy)
+        own, whole = round(adapter_parameters(adapted, architecture)), architecture.num_parameters()
+        share = f"{100 * own / (own + whole):.2g} %"
+        lines.append(
+            f"training {own:,} parameters of adapters (LoRA of rank {adapted.dim}) beside {whole:,} frozen ones: {share}"
+        )
+    return lines
+
+
 def open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | None) -> TrainablePolicy:
     """The initial policy, or the one of the resumed step with its optimizer's state."""
     from nemotron_dpo.checkpoint import adapters, megatron, optimizer_state

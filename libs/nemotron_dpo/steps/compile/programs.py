@@ -22,7 +22,10 @@ _PARTS = {
     "mixture": (_ROWS, ("numpy",)),
     "ref-logprobs": ((*_ROWS, "scoring", "policy", "kernels", "checkpoint"), _BELOW),
 }
-_ALL = ((*_ROWS, "scoring", "policy", "kernels", "objective", "checkpoint", "training", "config", "wiring"), _BELOW)
+_ALL = (
+    (*_ROWS, "scoring", "policy", "kernels", "objective", "checkpoint", "training", "config", "wiring", "model_card"),
+    _BELOW,
+)
 # those whose numbers depend on the machine
 _COMPUTE = ("ref-logprobs", "dpo-train")
 

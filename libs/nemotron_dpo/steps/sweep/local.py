@@ -9,18 +9,17 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.sweep import record
 from nemotron_dpo.steps.sweep.points import Point
 
 _LOOK_SECONDS = 0.2
 _TRAINING = "dpo-train"
-_PROGRAM = (sys.executable, "-m", "nemotron_steps")
 
 
 @dataclass(frozen=True)
@@ -119,13 +118,17 @@ def _may_begin(jobs: Sequence[record.PointJob], before: frozenset[str]) -> bool:
 def _start(argv: Sequence[str], environment: dict[str, str], log: Path, *, quiet: bool) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
         return subprocess.Popen(
-            [*_PROGRAM, *argv],
+            [*_program(), *argv],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out if quiet else None,
             env={**os.environ, **environment},
             process_group=0,
         )
+
+
+def _program() -> list[str]:
+    return [executable("nemotron-steps")]
 
 
 def _ended(point: Point, status: int, before: frozenset[str]) -> record.PointJob:

@@ -41,7 +41,7 @@ def _sweep(monkeypatch: pytest.MonkeyPatch, folder: Path, statuses: str, slots: 
     monkeypatch.chdir(folder)
     (folder / "job.py").write_text(JOB)
     (folder / "sweep").mkdir()
-    monkeypatch.setattr(local, "_PROGRAM", (sys.executable, "job.py"))
+    monkeypatch.setattr(local, "_program", lambda: [sys.executable, "job.py"])
     said: list[str] = []
     grid = points([f"k={','.join(map(str, range(len(statuses.split()))))}"], "s")
     ends = dict(zip(grid, statuses.split(), strict=True))
