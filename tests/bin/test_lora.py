@@ -15,7 +15,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.sources import resolve, resolve_run
 from nemotron_dpo.streams import open_reader
 from support import peft_twin, small
-from support.programs import check, losses, torchrun
+from support.programs import check, command, execute_job, losses, torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -159,3 +159,21 @@ def test_any_layout_trains_the_same_adapters(layout: str, single: Path, scored: 
     ours, alone = (dict(open_policy(resolve_run(run_dir), None).named_parameters()) for run_dir in (tmp_path, single))
     for name, weight in alone.items():
         assert (ours[name] - weight).abs().max() <= 1e-4, name
+
+
+@pytest.mark.usefixtures("megatron")
+def test_how_much_trains_and_how_the_work_is_divided_is_said(scored: Path, llama: Path, tmp_path: Path) -> None:
+    """Parameters as torch counts them in one process; the policy that they stand beside is that of transformers."""
+    from transformers import AutoModelForCausalLM
+
+    own = sum(parameter.numel() for parameter in fresh(llama).parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(llama).parameters())
+    argv = command("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path, *COMMON, LORA, "dpo.max_num_steps=1")
+    done = execute_job(2, [*argv, "policy.megatron_cfg.tensor_model_parallel_size=2"])
+    assert done.returncode == 0, done.stderr.decode()
+    said = [line for line in done.stderr.decode().splitlines() if line.startswith("dpo-train: training ")]
+    share = f"{100 * own / (own + whole):.2g} %"
+    assert said[:2] == [
+        "dpo-train: training on 2 processes: 2 tensor-parallel",
+        f"dpo-train: training {own:,} parameters of adapters (LoRA of rank 4) beside {whole:,} frozen ones: {share}",
+    ]
