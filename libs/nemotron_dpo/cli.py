@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, machine_errors, parent, paths, progress, standard_streams, versions
+from nemotron_dpo import launcher, machine_errors, parent, paths, progress, standard_streams, terminal_text, versions
 from nemotron_dpo.errors import UserError
 
 _HUNG_UP = 128 + signal.SIGHUP  # the exit status, as shells give it
@@ -182,6 +182,8 @@ def _status(command: click.Command, program: str, called: str) -> int:
         if "torch" not in sys.modules or not (untried := versions.untried()):
             raise
         return _complain(program, f"{type(error).__name__}: {error} ({'; '.join(untried)})", 1)
+    except RecursionError:
+        return _complain(program, "something that it reads is nested too deeply", 1)
     except (KeyboardInterrupt, click.Abort):
         return _complain(program, "interrupted", 130)
     except Terminated as end:
@@ -226,7 +228,7 @@ def _complain(program: str, line: str, status: int) -> int:
         except (KeyboardInterrupt, Terminated):
             return status
         line = f"rank {os.environ.get('RANK')}: {line}"
-    progress.write_line(f"{program}: error: {line}")
+    progress.write_line(f"{program}: error: {terminal_text.one_line(line)}")
     return status
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nemotron_dpo.terminal_text import one_line
+
 DIVERGED = 3  # the exit status of a training run that dpo.on_divergence=stop ended: no error of this kind
 
 
@@ -35,4 +37,4 @@ class UserError(Exception):
             place += f":{self.line}"
         field = f'"{self.field}"' if self.field else None
         what = f"{field} {self.message}" if field else self.message
-        return ": ".join(part for part in (place, what, self.remedy) if part)
+        return one_line(": ".join(part for part in (place, what, self.remedy) if part))

@@ -175,7 +175,10 @@ def parsed_config(content: bytes) -> Any:
     except orjson.JSONDecodeError:
         if not re.search(rb"\b(Infinity|NaN)\b", content):
             raise
-    return json.loads(content)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
 
 
 def honoured_config(folder: Path) -> bytes:

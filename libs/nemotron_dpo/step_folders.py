@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.documents import read_yaml
 from nemotron_dpo.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -117,8 +118,8 @@ def ranking(folder: Path) -> tuple[str | None, bool]:
 
     path = folder / "config.yaml"
     try:
-        keep: Any = yaml.safe_load(path.read_bytes())["checkpointing"]
+        keep: Any = read_yaml(path)["checkpointing"]
         name, higher = keep["metric_name"], keep["higher_is_better"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         raise UserError("does not say by what the run ranks its steps", source=path, remedy="name a step, or last") from None
     return (None if name is None else str(name)), bool(higher)

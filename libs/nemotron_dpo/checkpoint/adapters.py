@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
+from nemotron_dpo import documents
 from nemotron_dpo.checkpoint.run_config import NAME
 from nemotron_dpo.checkpoint.weights_digest import OF_FILES, is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
@@ -46,7 +47,7 @@ def read(source: ModelSource) -> Adapted | None:
     if source.kind != "megatron" or not path.is_file():
         return None
     try:
-        sections = yaml.safe_load(path.read_text())
+        sections = documents.read_yaml(path)
         peft = sections.get("peft")
         if peft is None:
             return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from nemotron_dpo import documents
 from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, to_provider
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -40,7 +41,7 @@ def read(folder: Path) -> Architecture:
     """
     path = folder / NAME
     try:
-        sections = yaml.safe_load(path.read_text())
+        sections = documents.read_yaml(path)
         return from_provider(sections["model"], sections.get("nemotron_dpo") or {})
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy=_REMEDY) from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import documents
 from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS, ROW_FORMS
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES, in_our_names, replaced
 from nemotron_dpo.config.layer import ConfigLayer, origin
@@ -103,8 +104,10 @@ def _parse(text: str, path: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import MarkedYAMLError, YAMLError
 
+    documents.check_yaml(text, path)
     try:
-        return OmegaConf.create(text or "{}")
+        with documents.fitting_tags():
+            return OmegaConf.create(text or "{}")
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise UserError(f"is not YAML ({error.problem or error.context})", source=path, line=line) from None
@@ -120,8 +123,10 @@ def _read_override(text: str) -> ConfigLayer:
     key, equals, _ = text.partition("=")
     if not equals or not key.strip():
         raise UserError("is no KEY.PATH=VALUE", source=redact_override(text), usage=True)
+    documents.check_override(text)
     try:
-        return ConfigLayer(redact_override(text), text, OmegaConf.from_dotlist([text]), is_file=False)
+        with documents.fitting_tags():
+            return ConfigLayer(redact_override(text), text, OmegaConf.from_dotlist([text]), is_file=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"cannot be read ({str(error).splitlines()[0]})", source=redact_override(text), usage=True) from None
 

@@ -252,13 +252,19 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser("mixture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("streams", nargs="+", metavar="STREAM", help="Output of preference-tokenize or ref-logprobs.")
     parser.add_argument("--weights", nargs="+", metavar="W", help="One for each stream [default: 1].")
-    parser.add_argument("--seed", type=int, default=42, help="Of the pairs that are drawn [default: 42].")
+    parser.add_argument("--seed", type=_seed, default=42, help="Of the pairs that are drawn [default: 42].")
     parser.add_argument("-o", dest="output", required=True, help="Stream to write.")
     arguments = parser.parse_args()
     weights = arguments.weights or ["1"] * len(arguments.streams)
     if len(weights) != len(arguments.streams):
         parser.error(f"{len(arguments.streams)} streams and {len(weights)} weights")
     sys.exit(_status(arguments.streams, weights, arguments.output, arguments.seed))
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 2**63 - 1")
+    return int(text)
 
 
 def _status(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> int:

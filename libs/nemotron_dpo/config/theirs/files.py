@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import documents
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.redact import hide_secrets
 from nemotron_dpo.config.theirs.given import Refusal
@@ -36,14 +37,14 @@ class TheirFile:
 
 def read_theirs(path: Path) -> TheirFile:
     """The config in `path`. Raises UserError where it is no YAML mapping of plain values."""
-    from yaml import MarkedYAMLError, YAMLError, safe_load
+    from yaml import MarkedYAMLError, YAMLError
 
     try:
         text = path.read_text(encoding="utf-8")
-        tree = safe_load(text)
+        tree = documents.read_yaml(path)
     except FileNotFoundError:
         raise UserError("no such config file", source=path) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot be read ({error})", source=path) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None

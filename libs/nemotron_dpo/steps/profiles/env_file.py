@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
 from nemotron_dpo.steps.profiles.keys import EXECUTORS
@@ -88,10 +88,7 @@ def _wandb(tables: Mapping[str, Any], path: Path) -> dict[str, str]:
 
 
 def _tables(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"is not TOML ({error})", source=path) from None
+    return documents.read_toml(path)
 
 
 def _merged(name: str, profiles: dict[str, Any], path: Path, below: tuple[str, ...]) -> dict[str, Any]:

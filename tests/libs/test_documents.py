@@ -1,0 +1,107 @@
+"""Texts of strangers: what would end a parser, or fill the memory, is one line before anything is built of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemotron_dpo.config.merge import read_layers, resolve_layers
+from nemotron_dpo.documents import MOST_LEVELS, check_override, check_yaml, is_too_deep, read_toml
+from nemotron_dpo.errors import UserError
+
+DEEP = f"is nested too deeply: {MOST_LEVELS} levels are the most"
+N = 100_000
+HOSTILE = [
+    ("[" * N, f"a.yaml:1: {DEEP}"),
+    ("{a: " * N, f"a.yaml:1: {DEEP}"),
+    ("- " * N, f"a.yaml:1: {DEEP}"),
+    ("? " * N, f"a.yaml:1: {DEEP}"),
+    ("\n".join(" " * n + "a:" for n in range(200)), f"a.yaml:{MOST_LEVELS + 1}: {DEEP}"),
+    ("a: " + "${" * 1000, f"a.yaml:1: {DEEP}"),
+    ("a: ${oc.decode:" + "[" * 1000, f"a.yaml:1: {DEEP}"),
+    ("b: 1\na: " + "${oc.env:A," * 200 + "}" * 200, f"a.yaml:2: {DEEP}"),
+    ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"{c}: &{c} [{','.join([f'*{b}'] * 10)}]\n" for b, c in zip("abcdefg", "bcdefgh", strict=True)),
+     "a.yaml: stands for more than a million values: do its aliases name each other?"),
+    ("a: &a [*a, *a]", ""),  # an alias of itself stands for one value here; the parser refuses it
+    ("#" * 16_000_001, "a.yaml: has 16 MB where 16 are the most"),
+]  # fmt: skip
+
+
+def test_what_is_hostile_is_one_line():
+    for text, line in HOSTILE:
+        try:
+            check_yaml(text, "a.yaml")
+            said = ""
+        except UserError as error:
+            said = str(error)
+        assert said == line, text[:40]
+
+
+def test_what_people_write_passes():
+    nested = "1"
+    for _ in range(MOST_LEVELS - 1):
+        nested = f"[{nested}]"
+    for text in (nested, "a: &a {b: 1}\nc: {<<: *a}\n", "a: ${b.${c}}", "", "no: [yaml", "a: '[[[[[[[[[[[[[[[['"):
+        check_yaml(text, "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [".".join("a" * N) + "=1", "a" + "[0]" * N + "=1", "a=" + "[" * N, "a=" + "{b: " * N, "a=" + "${" * N],
+    ids=["dots", "brackets", "list", "mapping", "interpolation"],
+)
+def test_overrides_end_in_one_line(override: str):
+    with pytest.raises(UserError) as refused:
+        check_override(override)
+    assert refused.value.usage
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["!!int abc", "!!float abc", "9" * 5000, "!!int ''", "!!bool abc"])
+def test_values_that_are_none_of_their_kind(text: str, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(f"a: {text}\n")
+    for read in (lambda: read_layers(tmp_path / "a.yaml", []), lambda: read_layers(None, [f"a={text}"])):
+        with pytest.raises(UserError, match=r"is not YAML|cannot be read"):
+            resolve_layers(read())
+
+
+def test_toml(tmp_path: Path):
+    path = tmp_path / "env.toml"
+    for text in (
+        "a = " + "[" * N,
+        "a = " + "{a = " * N,
+        ".".join("a" * N) + " = 1",
+        "[" + ".".join("a" * 60) + "]",
+        "a = \xff",
+        "a = 1e",
+    ):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match=rf"^{path}: is (nested too deeply|not TOML)"):
+            read_toml(path)
+    path.write_text("[a.b]\nc = [[1]]\n")
+    assert read_toml(path) == {"a": {"b": {"c": [[1]]}}}
+
+
+def test_depth():
+    value: object = 1
+    for _ in range(MOST_LEVELS - 1):
+        value = [value, {"a": 2}]
+    assert not is_too_deep(value)
+    for _ in range(N):
+        value = {"a": value}
+    assert is_too_deep(value)
+
+
+@settings(max_examples=300)
+@given(st.text(alphabet="ab:-?[]{},&*! \n'\"#|>%@`$.1\t", max_size=60))
+def test_any_text_is_refused_by_a_line_or_parsed(text: str):
+    """Whatever passes is parsed without a RecursionError, or refused by the parser itself."""
+    try:
+        check_yaml(text, "a")
+        yaml.safe_load(text)
+    except (UserError, yaml.YAMLError, ValueError, TypeError):
+        return
