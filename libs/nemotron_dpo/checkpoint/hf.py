@@ -105,6 +105,7 @@ def copy_tokenizer(source: Path | None, folder: Path) -> None:
     if source is None:
         return
     for path in (path for name in TOKENIZER_FILES for path in sorted(source.glob(name)) if path.is_file()):
+        hf_folder.refuse_link_outside(path, source)
         target = folder / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

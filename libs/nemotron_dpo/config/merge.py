@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from nemotron_dpo import documents
 from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS, ROW_FORMS
 from nemotron_dpo.config.dpo_spellings import TRL_NAMES, in_our_names, replaced
 from nemotron_dpo.config.layer import ConfigLayer, origin
-from nemotron_dpo.config.redact import redact_override
+from nemotron_dpo.config.redact import redact_override, secret_within, secrets_of
 from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.paths import expand_home
@@ -56,6 +57,13 @@ def resolve_layers(layers: Sequence[ConfigLayer]) -> Tree:
         )
         raise UserError(_reason(error), source=source, line=line, field=key, remedy=remedy) from None
     assert isinstance(tree, dict)
+    if found := secret_within(tree, secrets_of(os.environ)):
+        source, line = origin(found[0], layers)
+        what, remedy = (
+            f"holds the secret ${found[1]}, and is written into files",
+            "give secrets to env_vars, or to no key at all",
+        )
+        raise UserError(what, source=source, line=line, field=found[0], remedy=remedy)
     return {str(key): value for key, value in tree.items()}
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "***"
+_SECRET_LETTERS = 8
 _SECRET_KEY = re.compile(
     r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|(api|access|secret|private)[_\-]?key|auth)$",
     re.I,
@@ -28,7 +31,35 @@ def redact(value: Any, key: str = "") -> Any:
         return [redact(item, key) for item in value]
     if value is not None and not isinstance(value, bool) and _SECRET_KEY.search(key):
         return HIDDEN
-    return _SECRET_VALUE.sub(HIDDEN, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    for secret in secrets_of(os.environ).values():
+        value = value.replace(secret, HIDDEN)
+    return _SECRET_VALUE.sub(HIDDEN, value)
+
+
+def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables whose names say that they hold a secret; a value of a few letters is none."""
+    return _secrets(tuple(environ.items()))
+
+
+@functools.lru_cache(maxsize=4)
+def _secrets(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return {name: value for name, value in variables if _SECRET_KEY.search(name) and len(value) >= _SECRET_LETTERS}
+
+
+def secret_within(value: Any, secrets: Mapping[str, str], key: str = "") -> tuple[str, str] | None:
+    """(key, variable) where one of `secrets` lies in `value` under a key that does not say so; None where none does.
+
+    Variables for a job are where secrets belong, and so are keys that name one.
+    """
+    if isinstance(value, dict | list | tuple) and secrets:
+        items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
+        parts = ((item, ".".join(filter(None, (key, name and str(name))))) for name, item in items)
+        return next(filter(None, (secret_within(item, secrets, name) for item, name in parts)), None)
+    if not isinstance(value, str) or "env_vars" in key.split(".") or _SECRET_KEY.search(key):
+        return None
+    return next(((key, name) for name, secret in secrets.items() if secret in value), None)
 
 
 def redact_override(text: str) -> str:

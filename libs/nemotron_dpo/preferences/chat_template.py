@@ -7,11 +7,13 @@ sandbox and sees only plain JSON values.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences import template_limits
 from nemotron_dpo.preferences.problems import RowProblem
 
 Render = Callable[..., str]
@@ -38,7 +40,8 @@ def compile_template(source: str, name: str, special_tokens: dict[str, str], now
     ) -> str:
         row = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:  # template.render() would copy the globals for every row
-            return "".join(template.root_render_func(template.new_context({**constants, **kwargs, **row}, shared=True)))
+            context = template.new_context({**constants, **kwargs, **row}, shared=True)
+            return template_limits.joined(template.root_render_func(context))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, LookupError, ArithmeticError) as error:
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RowProblem("template error", f"the chat template refuses the row: {what}") from None
@@ -52,6 +55,9 @@ def _environment(now: datetime.datetime) -> Any:
     import jinja2.ext
 
     environment = _sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), jinja2.ext.loopcontrols])
+    for name in ("center", "indent", "replace", "format"):
+        environment.filters[name] = _limited(name, environment.filters[name])
+    environment.globals.pop("lipsum", None)  # as many words as one asks for
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = now.strftime
@@ -67,6 +73,27 @@ def _sandbox() -> Any:
 
     class RememberingSandbox(ImmutableSandboxedEnvironment):
         verdicts: dict[tuple[type, str], bool]
+        intercepted_binops = frozenset(("*", "**", "%", "+"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            template_limits.check_operation(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override] - jinja2 mangles these names
+            if isinstance(text := getattr(called, "__self__", None), str):
+                template_limits.check_call(called.__name__, text, (*args, *kwargs.values()))
+            return super().call(context, called, *args, **kwargs)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+
+            def formatted(*args: Any, **kwargs: Any) -> str:
+                template_limits.check_call("format", value.__self__, ())
+                return wrapped(*args, **kwargs)
+
+            return formatted
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             if isinstance(obj, type):
@@ -78,6 +105,19 @@ def _sandbox() -> Any:
 
     RememberingSandbox.verdicts = {}
     return RememberingSandbox
+
+
+def _limited(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    """Jinja's filter `name`, for texts that have an end."""
+
+    @functools.wraps(own)  # it keeps the mark of filters that get the context, too
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        text = next((value for value in args if isinstance(value, str)), None)
+        rest = args[args.index(text) + 1 :] if text is not None else ()
+        template_limits.check_call(name, text, (*rest, *kwargs.values()))
+        return own(*args, **kwargs)
+
+    return limited
 
 
 def _generation_tag() -> Any:

@@ -77,11 +77,11 @@ class Checkpoints:
         if parallel.any_rank(not _are_finite(policy.model)):
             raise UserError(f"step {step} left weights that are not finite; it is not saved", remedy=STRATEGY)
         target, temporary = self.folder / f"step_{step}", self.folder / f".step_{step}.tmp"
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
         try:
+            if dist.get_rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            dist.barrier()
             self._fill(temporary, step, policy, info)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)

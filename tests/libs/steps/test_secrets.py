@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +92,19 @@ def test_option_that_names_a_secret(option: str, value: str):
 def test_no_key_of_a_config_is_taken_for_a_secret():
     keys = [*known_keys(), "policy.tokenizer.name", "data.train.prompt_key"]
     assert [key for key in keys if redact({key: "value"}) != {key: "value"}] == []
+
+
+def test_a_secret_of_the_environment_goes_into_no_other_key(monkeypatch: pytest.MonkeyPatch):
+    """A stranger's config could send it into a folder's name, and so into every file that names the folder."""
+    secret = "zq0123456789"
+    monkeypatch.setenv("MY_HUB_TOKEN", secret)
+    for key in ("checkpointing.checkpoint_dir", "logger.wandb.name", "policy.model_name"):
+        override = f"{key}=/x-${{oc.env:MY_HUB_TOKEN}}"
+        with pytest.raises(UserError) as refused:
+            load_run(STEP / "tiny.yaml", [override])
+        assert refused.value.field == key
+        assert "holds the secret $MY_HUB_TOKEN, and is written into files" in str(refused.value)
+        assert secret not in str(refused.value)
+    load_run(STEP / "tiny.yaml", ["policy.env_vars.OTHER=${oc.env:MY_HUB_TOKEN}"])
+    assert redact({"a": [f"/x-{secret}/y"]}) == {"a": ["/x-***/y"]}
+    assert redact_argv(["x", f"--name={secret}"]) == ["x", "--name=***"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from nemotron_dpo.machine_errors import named, named_file
 from nemotron_dpo.streams import published_file
 from nemotron_dpo.training.record import TRAIN, Record
 from nemotron_dpo.training.sinks import RecordedRun
@@ -31,7 +32,7 @@ class MetricsFile:
         if done:
             for loss in _cut(path, done):
                 say(f"warning: {path}: {loss}")
-        self._file = path.open("ab" if done else "wb")
+        self._path, self._file = path, named_file(path.open("ab" if done else "wb"), path)
 
     def write(self, record: Record) -> None:
         """Append `record`."""
@@ -40,7 +41,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Bring what was written to the disk."""
-        os.fsync(self._file.fileno())
+        with named(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self, *, failed: bool = False) -> None:
         """Close the file."""

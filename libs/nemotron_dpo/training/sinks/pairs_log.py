@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.machine_errors import named_file
+from nemotron_dpo.machine_errors import named, named_file
 from nemotron_dpo.published import replacing
 from nemotron_dpo.streams import PAIRS_LOG, VERSIONS, StreamInfo, Writer, open_reader
 from nemotron_dpo.training.record import TRAIN, Record
@@ -60,7 +60,8 @@ class PairsLog:
 
     def sync(self) -> None:
         """Bring what was written to the disk."""
-        os.fsync(self._file.fileno())
+        with named(self._run.folder / NAME):
+            os.fsync(self._file.fileno())
 
     def close(self, *, failed: bool = False) -> None:
         """Write the trailer where the run came to its end, and close the file; what is closed already stays as it is."""
