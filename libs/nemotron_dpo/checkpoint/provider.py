@@ -110,7 +110,7 @@ def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> Unifo
     _check_sizes(model)
     heads, hidden = model["num_attention_heads"], model["hidden_size"]
     experts = _read_experts(model)
-    window = model["window_size"][0] if model.get("window_size") else None
+    window = _read_window(model, extra)
     windowed = _read_windowed(model) if window else None
     return UniformDecoder(
         num_layers=model["num_layers"],
@@ -214,7 +214,7 @@ def _layers(decoder: UniformDecoder) -> dict[str, Any]:
 
 
 def _positions(decoder: UniformDecoder) -> dict[str, Any]:
-    window = {} if decoder.window is None else {"window_size": [decoder.window, 0], "cp_comm_type": "a2a"}
+    window = {} if decoder.window is None else {"window_size": [decoder.window - 1, 0], "cp_comm_type": "a2a"}
     if decoder.windowed is not None:
         window["window_attn_skip_freq"] = [int(has_window) for has_window in decoder.windowed]
     base = decoder.rotary_base
@@ -246,6 +246,17 @@ def _read_experts(model: dict[str, Any]) -> Router | None:
     num, coeff = model.get("num_moe_experts"), model.get("moe_aux_loss_coeff", 0.0)
     own = float(coeff) if isinstance(coeff, int | float) else None  # a list has one for each of several losses
     return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own) if num else None
+
+
+def _read_window(model: dict[str, Any], extra: dict[str, Any]) -> int | None:
+    """The window with the query's own token, which megatron-core does not count.
+
+    Our first versions, which applied no window, wrote it where the count without is due; ours now say it apart.
+    """
+    if not model.get("window_size"):
+        return None
+    before, is_ours = model["window_size"][0], "bos_token_id" in extra
+    return extra.get("window", before) if is_ours else before + 1
 
 
 def _read_windowed(model: dict[str, Any]) -> tuple[bool, ...] | None:

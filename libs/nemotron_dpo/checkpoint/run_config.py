@@ -55,8 +55,10 @@ def read(folder: Path) -> Architecture:
 
 def _extra(architecture: Architecture) -> dict[str, Any]:
     names = ("family", "embedding_scale", "bos_token_id", "eos_token_id", "pad_token_id")
+    windows = {attention.window for attention in architecture.attentions if attention.window is not None}
+    window = {"window": windows.pop()} if len(windows) == 1 else {}
     chunks = {layer.mixer.chunk_size for layer in architecture.layers if isinstance(layer.mixer, Mamba)}
     hybrid = {"chunk_size": chunks.pop()} if chunks else {}
     recurs = any(isinstance(layer.mixer, Mamba | GatedDelta) for layer in architecture.layers)
     hybrid |= {"states_in_float32": architecture.states_in_float32} if recurs else {}
-    return {**{name: getattr(architecture, name) for name in names}, **beside_provider(architecture), **hybrid}
+    return {**{name: getattr(architecture, name) for name in names}, **beside_provider(architecture), **window, **hybrid}

@@ -100,7 +100,7 @@ def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
 
 def test_layers_with_a_window_are_counted_as_by_megatron_core(tmp_path: Path) -> None:
     for skip, windows in ((None, [8, 8]), (2, [8, None]), (1, [None, None]), ([0, 1], [None, 8])):
-        written(LLAMA, tmp_path, window_size=[8, 0], window_attn_skip_freq=skip)
+        written(LLAMA, tmp_path, window_size=[7, 0], window_attn_skip_freq=skip)
         assert [attention.window for attention in run_config.read(tmp_path).attentions] == windows
     written(LLAMA, tmp_path, window_size=[8, 0], window_attn_skip_freq=[1])
     with pytest.raises(UserError, match="window_attn_skip_freq is of 1 layers, and num_layers 2"):
@@ -110,6 +110,19 @@ def test_layers_with_a_window_are_counted_as_by_megatron_core(tmp_path: Path) ->
 def test_a_mistral_without_a_window_is_told_by_its_class(tmp_path: Path) -> None:
     written(replace(DECODERS["mistral"], window=None), tmp_path)
     assert run_config.read(tmp_path).family == "mistral"
+
+
+def test_a_window_of_bridge_does_not_count_the_querys_own_token(tmp_path: Path) -> None:
+    """NVIDIA-NeMo/Megatron-Bridge pull request 2656: 4096 of Hugging Face is [4095, 0]. Our first versions wrote [4096, 0]."""
+    mistral = replace(DECODERS["mistral"], window=4096)
+    assert written(mistral, tmp_path)["model"]["window_size"] == [4095, 0]
+    assert flat(run_config.read(tmp_path)).window == 4096
+    run_config.write(mistral.architecture, tmp_path)
+    sections = yaml.safe_load((tmp_path / "run_config.yaml").read_text())
+    assert flat(run_config.read(tmp_path)).window == sections["nemotron_dpo"].pop("window") == 4096
+    sections["model"]["window_size"] = [4096, 0]
+    (tmp_path / "run_config.yaml").write_text(yaml.safe_dump(sections))
+    assert flat(run_config.read(tmp_path)).window == 4096
 
 
 GEMMA_2 = {  # as Bridge's Gemma2ModelProvider has it

@@ -6,11 +6,12 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from nemotron_dpo.policy.sublayers.latent_attention import LatentAttention
 from nemotron_dpo.policy.sublayers.rotary import Rotary, Yarn
 from support import families, hybrids
 from support.against_transformers import assert_same, assert_same_logps_and_gradients
@@ -45,16 +46,18 @@ def test_yarn_reaches_channels_without_positions_through_the_scale_of_scores(tmp
     from nemotron_dpo.policy.model import build_policy
     from nemotron_dpo.sources import resolve
 
-    for factors in ({"mscale": 0.707, "mscale_all_dim": 0.707}, {"mscale": 1.4, "mscale_all_dim": 0.5}, {}):
+    cases: tuple[dict[str, Any], ...] = ({"mscale": 0.707, "mscale_all_dim": 0.707}, {"mscale": 1.4, "mscale_all_dim": 0.5}, {})
+    for factors in cases:
         yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, **factors}
-        positions = {"rope_parameters": {**yarn, "rope_theta": 10000.0, "beta_fast": 4, "beta_slow": 1}}
+        positions: dict[str, Any] = {"rope_parameters": {**yarn, "rope_theta": 10000.0, "beta_fast": 4, "beta_slow": 1}}
         folder = families.write_model(tmp_path / str(len(str(factors))), "deepseek_v3", **positions)
         theirs, plain = families.load(folder), {"rope_theta": 10000.0, "rope_type": "default"}
         said = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**said, "rope_parameters": plain}))
         architecture = read_architecture(resolve(folder))
         rotary = Rotary(10000.0, scaling=Yarn(8.0, 16, beta_fast=4.0, beta_slow=1.0, **factors))
-        layers = tuple(replace(layer, mixer=replace(layer.mixer, rotary=rotary)) for layer in architecture.layers)
+        mixers = [replace(cast("LatentAttention", layer.mixer), rotary=rotary) for layer in architecture.layers]
+        layers = tuple(replace(layer, mixer=mixer) for layer, mixer in zip(architecture.layers, mixers, strict=True))
         ours = build_policy(replace(architecture, layers=layers), torch.float32, max_length=128)
         hf.load(ours, folder)
         assert_same(ours, theirs)

@@ -228,7 +228,7 @@ def test_activations_are_what_torch_keeps(policy: Path, precision: str) -> None:
 def test_activations_of_layers_with_more_norms_are_what_torch_keeps(tmp_path: Path) -> None:
     """Behind each block, besides those before it or in their place; of queries and keys, by head or over all heads."""
     for family in ("olmo2", "granite", "gemma2", "gemma3_text"):
-        layers = {} if family in ("olmo2", "granite") else {"layer_types": ["sliding_attention", "full_attention"] * 2}
+        layers: dict = {} if family in ("olmo2", "granite") else {"layer_types": ["sliding_attention", "full_attention"] * 2}
         _check_activations(families.write_model(tmp_path / family, family, **WIDE, **layers), "float32")
 
 
