@@ -176,11 +176,8 @@ def test_what_cannot_be_honoured_is_refused_by_name() -> None:
 def test_yarn_beside_latent_attention_is_megatrons_in_run_config(tmp_path: Path) -> None:
     """Megatron's rule for its two factors is transformers' where a file names both or neither."""
     plain = read(MOONLIGHT)
-    for factors, written in (
-        ({"mscale": 0.707, "mscale_all_dim": 0.707}, (0.707, 0.707)),
-        ({}, (1.0, 0.0)),
-    ):
-        rotary = Rotary(50000.0, scaling=Yarn(40.0, 4096, **factors))
+    for factor, written in ((0.707, (0.707, 0.707)), (None, (1.0, 0.0))):
+        rotary = Rotary(50000.0, scaling=Yarn(40.0, 4096, mscale=factor, mscale_all_dim=factor))
         layers = tuple(replace(layer, mixer=replace(layer.mixer, rotary=rotary)) for layer in plain.layers)
         run_config.write(replace(plain, layers=layers), tmp_path)
         model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]

@@ -103,5 +103,5 @@ def test_a_card_of_nothing_known_and_one_of_hostile_settings_are_whole(tmp_path:
         for form in ("hf", "peft"):
             (tmp_path / "README.md").write_text(card.card(origin, form, None))
             read = ModelCard.load(tmp_path / "README.md")
-            assert read.data.library_name == {"hf": "transformers", "peft": "peft"}[form]
+            assert read.data.to_dict()["library_name"] == {"hf": "transformers", "peft": "peft"}[form]
             assert "\n# x" not in read.text

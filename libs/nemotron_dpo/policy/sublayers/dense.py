@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from nemotron_dpo.policy.sublayers.sublayer import Kept, Linear, PairTokens, Parameters, entering_bytes, norm_parameters
+from nemotron_dpo.policy.sublayers.sublayer import (
+    FLOAT_BYTES,
+    Kept,
+    Linear,
+    PairTokens,
+    Parameters,
+    entering_bytes,
+    norm_parameters,
+)
 
 if TYPE_CHECKING:
     from nemotron_dpo.policy.architecture import Architecture
@@ -56,7 +64,7 @@ class Dense:
         """The first product and what is made of it; of what silu makes nothing, which is made again."""
         elements = (4 if self.gated and self.activation != "silu" else 2) * self.ffn_hidden_size
         entering = entering_bytes(architecture, layout, width, before=self.norm_before, after=self.norm_after)
-        return Kept(entering, width * elements / layout.tensor)
+        return Kept(entering, width * elements / layout.tensor, is_scattered=self.gated or width < FLOAT_BYTES)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
         return 5 * width * self.ffn_hidden_size / layout.tensor

@@ -99,7 +99,7 @@ class Mamba:
         """in_proj's product, the convolution's before and after its activation, the scan's result and the gated norm's."""
         elements = sum(self.parts.values()) + 2 * self.conv_channels + 2 * self.channels
         own = (width * elements + FLOAT_BYTES * 2 * self.num_heads) / layout.tensor
-        return Kept(entering_bytes(architecture, layout, width), own)
+        return Kept(entering_bytes(architecture, layout, width), own, is_scattered=width < FLOAT_BYTES)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
         return FLOAT_BYTES * (4 * self.channels + 4 * self.states) / layout.tensor

@@ -87,10 +87,12 @@ class Kept:
     """Bytes a token that a rank keeps of a sublayer for its backward pass.
 
     entering: what is around the sublayer's own computation: the stream, its norms and what they divided by. own: the rest.
+    is_scattered: whether its computation makes and frees other tensors of such sizes in between, so that a heap grows by more.
     """
 
     entering: float
     own: float
+    is_scattered: bool = True
 
     @property
     def total(self) -> float:

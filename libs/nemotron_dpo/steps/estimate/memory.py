@@ -7,7 +7,7 @@ Counted, as of a rank of the first pipeline stage, whichever stage's layers take
   gradients   float32, or the weights' precision without grad_reduce_in_fp32
   activations what each kind of layer says that it keeps of a row for its backward pass, and the most that one layer's backward
               pass takes beside it; on a CPU half as much again, which lies between them in malloc's heap (in use 300 MB, grown
-              by 450 MB, as it keeps what was freed; one figure for all policies)
+              by 450 MB, as it keeps what was freed), or a seventh of layers that free little in between
   logits      those of response tokens, as many as are kept at once, a block of them in float32 and the gradients of its tokens;
               all tokens of a row are taken to be responses, and blocks to be as small as on a CPU
   base        the interpreter, torch and megatron-core as loaded, measured on a CPU
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.lora_targets import adapter_parameters
-from nemotron_dpo.policy.sublayers.sublayer import FLOAT_BYTES
+from nemotron_dpo.policy.sublayers.sublayer import FLOAT_BYTES, Kept
 from nemotron_dpo.steps.estimate.sizes import Sizes
 
 LOGITS_TOKENS, LOGITS_ENTRIES = 4096, 2048  # of a block of kernels.logits
@@ -70,7 +70,7 @@ def _of_stage(architecture: Architecture, sizes: Sizes, stage: slice) -> Memory:
         weights=sizes.width * weights,
         optimizer=(8 if sizes.width == FLOAT_BYTES else 12) * _owned(trained, experts, sizes),
         gradients=(FLOAT_BYTES if sizes.grads_in_fp32 else sizes.width) * trained,
-        activations=sizes.spread * _activations(architecture, sizes, architecture.layers[stage]),
+        activations=_activations(architecture, sizes, architecture.layers[stage]),
         logits=_logits(architecture, sizes),
         base=sizes.base_bytes,
     )
@@ -107,16 +107,24 @@ def _activations(architecture: Architecture, sizes: Sizes, layers: tuple[Layer, 
     """Kept for the backward pass of all rows in flight, and what the backward pass of one layer takes."""
     layout, width, tokens = sizes.layout, sizes.width, sizes.tokens / sizes.layout.context
     parts = [[(sublayer, sublayer.kept(architecture, layout, width)) for sublayer in layer.sublayers] for layer in layers]
-    whole = [tokens * sum(kept.total for _, kept in layer) for layer in parts]
-    entry = tokens * width * architecture.hidden_size / (layout.tensor if layout.sequence else 1)
+    whole = [tokens * sum(_in_heap(kept, sizes, kept.total) for _, kept in layer) for layer in parts]
+    entry = sizes.spread * tokens * width * architecture.hidden_size / (layout.tensor if layout.sequence else 1)
     if sizes.whole_layers:
         unit = sizes.recompute.num_layers if sizes.recompute is not None else 1
         starts = range(0, len(layers), unit)
         kept = len(starts) * entry * sizes.in_flight + max((sum(whole[start : start + unit]) for start in starts), default=0)
     else:
-        again = [tokens * sum(kept.own for part, kept in layer if part.module in sizes.again) for layer in parts]
+        again = [
+            tokens * sum(_in_heap(kept, sizes, kept.own) for part, kept in layer if part.module in sizes.again)
+            for layer in parts
+        ]
         kept = (sum(whole) - sum(again)) * sizes.in_flight + max(again, default=0)
-    return kept + 3 * entry + tokens * _beside(architecture, sizes, layers)
+    return kept + 3 * entry + sizes.spread * tokens * _beside(architecture, sizes, layers)
+
+
+def _in_heap(kept: Kept, sizes: Sizes, size: float) -> float:
+    """What `size` bytes of those that are kept take."""
+    return size * (sizes.spread if kept.is_scattered else sizes.compact)
 
 
 def _beside(architecture: Architecture, sizes: Sizes, layers: tuple[Layer, ...]) -> float:

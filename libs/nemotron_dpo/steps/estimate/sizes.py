@@ -16,6 +16,7 @@ from nemotron_dpo.policy.recompute import Recompute
 CPU_LOGITS_BYTES, GPU_LOGITS_BYTES = 2**29, 2**31  # that kernels.logits keeps at once
 CPU_BASE_BYTES = 400_000_000
 CPU_SPREAD = 1.5  # bytes that the heap grows by for each byte of activations in use, measured
+CPU_COMPACT = 1.15  # the same of layers that make few others beside those that they keep
 GPU_BASE_BYTES = 1_500_000_000  # a CUDA context (0.55 GB on an H100) and NCCL besides
 
 
@@ -46,7 +47,8 @@ class Sizes:
     """How a run divides and keeps its policy; `tokens` are those of a row, `copies` the data-parallel replicas.
 
     `in_flight` are the rows whose activations a stage holds at a time. `lora` None trains all weights, without the routers'
-    where these are frozen. `spread` is how much memory a byte of activations takes, `logits_bytes` the most logits that are
+    where these are frozen. `spread` is how much memory a byte of activations takes, `compact` where they lie
+    densely, `logits_bytes` the most logits that are
     kept.
     """
 
@@ -63,6 +65,7 @@ class Sizes:
     load_balancing: LoadBalancing | None = None
     base_bytes: int = CPU_BASE_BYTES
     spread: float = CPU_SPREAD
+    compact: float = CPU_COMPACT
     logits_bytes: int = CPU_LOGITS_BYTES
 
     @property
@@ -86,7 +89,7 @@ class Sizes:
 def kind_of_memory(*, is_gpu: bool) -> dict[str, Any]:
     """Fields of Sizes: what a process takes there at once, how activations lie there, and how many logits are kept."""
     if is_gpu:
-        return {"base_bytes": GPU_BASE_BYTES, "spread": 1.0, "logits_bytes": GPU_LOGITS_BYTES}
+        return {"base_bytes": GPU_BASE_BYTES, "spread": 1.0, "compact": 1.0, "logits_bytes": GPU_LOGITS_BYTES}
     return {}  # as Sizes has it
 
 

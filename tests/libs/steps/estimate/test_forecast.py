@@ -124,7 +124,7 @@ def test_policy_that_is_not_here_is_one_line(run: RunConfig, monkeypatch: pytest
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     (snapshot / "config.json").write_text((Path(run.policy.model_name) / "config.json").read_text())
     assert policy_architecture(absent) == policy_architecture(run)
-    (snapshot / "config.json").write_text('{"model_type": "gemma2"}')
+    (snapshot / "config.json").write_text('{"model_type": "jamba"}')
     assert forecast(absent, HERE, None).startswith("none: ")
 
 
