@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from nemotron_dpo.checkpoint import provider_rope
+from nemotron_dpo.checkpoint.families.windowed import FULL, SLIDING, one_in
 from nemotron_dpo.checkpoint.provider_parts import BRIDGE, symbol
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Layer
@@ -17,7 +19,6 @@ _MODULES = {"gemma2": "gemma2", "gemma3_text": "gemma3", "gemma3": "gemma3"}  # 
 FAMILIES = frozenset(_MODULES)
 # fields that are read here, where those of other models are limited
 FREE = frozenset(("attn_logit_softcapping", "final_logit_softcapping"))
-_SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def family_of(target: str) -> str | None:
@@ -40,8 +41,12 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
 
 def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the provider has no field for: Bridge's Gemma 2 has a window in every other layer, from the first on."""
-    kinds = _kinds(architecture)
-    return {"layer_types": kinds} if architecture.family == "gemma2" and kinds != _every_other(len(kinds)) else {}
+    if architecture.family != "gemma2":
+        return {}
+    kinds, rotary = _kinds(architecture), architecture.attentions[0].rotary
+    assert rotary is not None
+    order = {} if kinds == one_in(2, len(kinds)) else {"layer_types": kinds}
+    return {**order, **provider_rope.beside_provider(rotary.scaling)}
 
 
 def uniform_fields(model: Mapping[str, Any], family: str) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def _read_2(attention: Attention, model: Mapping[str, Any], extra: Mapping[str, 
     scale, softcap = model["query_pre_attn_scalar"] ** -0.5, model["attn_logit_softcapping"] or None
     attention = replace(attention, scale=scale, softcap=softcap)
     windowed = replace(attention, window=model["window_size"][0] + 1)  # which does not count the query's own token
-    return extra.get("layer_types") or _every_other(model["num_layers"]), {_FULL: attention, _SLIDING: windowed}
+    return extra.get("layer_types") or one_in(2, model["num_layers"]), {FULL: attention, SLIDING: windowed}
 
 
 def _read_3(attention: Attention, model: Mapping[str, Any]) -> tuple[list[str], dict[str, Attention]]:
@@ -80,10 +85,10 @@ def _read_3(attention: Attention, model: Mapping[str, Any]) -> tuple[list[str], 
     windowed = replace(attention, rotary=Rotary(float(local_base)), window=int(model["window_size"]))
     if not isinstance(pattern[0], str):
         local, rest = pattern
-        pattern = [_SLIDING if layer % (local + rest) < local else _FULL for layer in range(num)]
-    if len(pattern) != num or set(pattern) - {_SLIDING, _FULL}:
+        pattern = [SLIDING if layer % (local + rest) < local else FULL for layer in range(num)]
+    if len(pattern) != num or set(pattern) - {SLIDING, FULL}:
         raise ValueError(f"interleaved_attn_pattern is not of {num} layers")
-    return pattern, {_FULL: everywhere, _SLIDING: windowed}
+    return pattern, {FULL: everywhere, SLIDING: windowed}
 
 
 def _gemma_2(architecture: Architecture) -> dict[str, Any]:
@@ -100,17 +105,16 @@ def _gemma_2(architecture: Architecture) -> dict[str, Any]:
 
 def _gemma_3(architecture: Architecture) -> dict[str, Any]:
     kinds = _kinds(architecture)
-    found = {_FULL: Rotary(1e6), _SLIDING: Rotary(1e4)}  # of kinds that no layer is of
+    found = {FULL: Rotary(1e6), SLIDING: Rotary(1e4)}  # of kinds that no layer is of
     found |= {kind: each.rotary for kind, each in zip(kinds, architecture.attentions, strict=True) if each.rotary}
-    scaling = found[_FULL].scaling
-    if not (scaling is None or isinstance(scaling, Linear)) or found[_SLIDING].scaling is not None:
+    scaling = found[FULL].scaling
+    if not (scaling is None or isinstance(scaling, Linear)) or found[SLIDING].scaling is not None:
         raise UserError("Megatron-Bridge's Gemma scales the positions of global layers alone, and linearly")
-    usual = [_FULL if (layer + 1) % 6 == 0 else _SLIDING for layer in range(len(kinds))]
     return {
-        "interleaved_attn_pattern": [5, 1] if kinds == usual else kinds,  # a list the newest Bridge alone reads
+        "interleaved_attn_pattern": [5, 1] if kinds == one_in(6, len(kinds)) else kinds,  # a list the newest Bridge alone reads
         "is_vision_language": False,
         "rope_scaling_factor": 1.0 if scaling is None else scaling.factor,
-        "rotary_base": [_number(found[kind].base) for kind in (_SLIDING, _FULL)],
+        "rotary_base": [_number(found[kind].base) for kind in (SLIDING, FULL)],
         "window_size": _window(architecture),
     }
 
@@ -121,11 +125,7 @@ def _class(family: str) -> str:
 
 
 def _kinds(architecture: Architecture) -> list[str]:
-    return [_FULL if attention.window is None else _SLIDING for attention in architecture.attentions]
-
-
-def _every_other(num: int) -> list[str]:
-    return [_FULL if layer % 2 else _SLIDING for layer in range(num)]
+    return [FULL if attention.window is None else SLIDING for attention in architecture.attentions]
 
 
 def _window(architecture: Architecture) -> int:
