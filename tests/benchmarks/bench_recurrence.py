@@ -63,12 +63,12 @@ def main() -> None:
     tables = {"torch": torch_kernels(), "chosen": chosen.choose()}
     figures: dict[str, float] = {}
     for name, kind, dtype, backend in itertools.product(options.shapes, options.rows, options.precisions, options.backends):
-        pairs = _pairs(kind, options.tokens)
+        pairs = pairs_of(kind, options.tokens)
         shared, alone = (
             _case(name, plan(pieces, options.chunk), getattr(torch, dtype), device)
-            for pieces in (_shared_rows(pairs), _two_sequences(pairs))
+            for pieces in (shared_rows(pairs), two_sequences(pairs))
         )
-        rounds = _rounds(_steps(shared, alone, tables[backend], device), options.rounds, device)
+        rounds = rounds_of(_steps(shared, alone, tables[backend], device), options.rounds, device)
         of = f"{name} {kind} {dtype} {tables[backend].name}"
         print(f"{of}, {len(pairs)} pairs, {shared.chunks.num_tokens} tokens: {_said(shared, rounds, device)}", flush=True)
         figures |= {f"{of} {step} ms": 1e3 * min(one[step] for one in rounds) for step in ("forward", "backward")}
@@ -76,7 +76,7 @@ def main() -> None:
         options.json.write_text(json.dumps({key: float(f"{value:.4g}") for key, value in figures.items()}) + "\n")
 
 
-def _rounds(steps: dict[str, Callable[[], object]], num_rounds: int, device: torch.device) -> list[dict[str, float]]:
+def rounds_of(steps: dict[str, Callable[[], object]], num_rounds: int, device: torch.device) -> list[dict[str, float]]:
     """Seconds of each step by round; the first round, which meets its memory for the first time, is left out."""
     return [{step: _seconds(call, device) for step, call in steps.items()} for _ in range(num_rounds + 1)][1:]
 
@@ -168,7 +168,7 @@ def _flops(case: Case) -> float:
     return total
 
 
-def _pairs(kind: str, tokens: int) -> list[tuple[int, int, int]]:
+def pairs_of(kind: str, tokens: int) -> list[tuple[int, int, int]]:
     """Lengths of prompt and responses, as many pairs as fit `tokens`."""
     draw = random.Random(0)
     pairs: list[tuple[int, int, int]] = []
@@ -181,7 +181,7 @@ def _pairs(kind: str, tokens: int) -> list[tuple[int, int, int]]:
     return pairs
 
 
-def _shared_rows(pairs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def shared_rows(pairs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Each prompt with its two responses."""
     pieces: list[tuple[int, int, int]] = []
     for prompt, chosen_tokens, rejected in pairs:
@@ -191,7 +191,7 @@ def _shared_rows(pairs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]
     return pieces
 
 
-def _two_sequences(pairs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def two_sequences(pairs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Each response behind its prompt."""
     pieces: list[tuple[int, int, int]] = []
     for prompt, *responses in pairs:

@@ -92,18 +92,14 @@ class GatedDelta:
         return sum(linear.size for linear in self.linears(architecture)) + self.conv_width * self.conv_channels
 
     def mixing_flops(self, pair: PairTokens) -> tuple[Any, Any]:
-        """By chunks: keys and queries with keys; what tokens write, by themselves and by the state before them; values mixed by
-        scores; keys with values into states; states met by keys and by queries.
+        """By chunks: keys and queries with keys; what a chunk's tokens write, and what they read of it; states met by keys and
+        by queries, and keys with what is written into states.
 
         Backward computes all of this again, then the gradients of all factors.
         """
-        scores, written, mixed = 2 * CHUNK * self.keys, CHUNK * self.num_value_heads * self._sizes, CHUNK * self.channels
-        forward = 2 * (scores + written + mixed + 3 * self.channels * self.key_size)
+        scores = CHUNK * (self.keys + self.num_value_heads * self.key_size)
+        forward = 2 * (scores + 2 * CHUNK * self.channels + 3 * self.channels * self.key_size)
         return forward * pair.all, 3 * forward * pair.all
-
-    @property
-    def _sizes(self) -> int:
-        return self.key_size + self.value_size
 
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
         """in_proj's product, the convolution's before and after its activation, queries and keys normed, the recurrence's
@@ -114,10 +110,10 @@ class GatedDelta:
         return Kept(entering_bytes(architecture, layout, width), own)
 
     def beside(self, architecture: Architecture, layout: Layout, width: int) -> float:
-        """Of the recurrence: scores and decays between the tokens of a chunk, states, and what of both has a gradient."""
-        heads = self.num_value_heads / layout.tensor
-        states = self.key_size * self.value_size / CHUNK
-        return FLOAT_BYTES * heads * (6 * CHUNK + 6 * self._sizes + 4 * states)
+        """Of the recurrence: matrices between a chunk's tokens, its factors and their gradients, and states with theirs."""
+        states = 4 * self.key_size * self.value_size / CHUNK
+        elements = 8 * CHUNK + 8 * self.key_size + 6 * self.value_size + states
+        return FLOAT_BYTES * self.num_value_heads * elements / layout.tensor
 
     def undivided(self, layout: Layout) -> Iterator[tuple[str, int, int]]:
         ranks = layout.tensor * layout.context
