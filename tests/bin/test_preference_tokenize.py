@@ -418,10 +418,11 @@ def test_a_role_of_no_known_name_is_an_error_unless_the_template_knows_it(tmp_pa
     assert error_line(tokenize(tmp_path, tokenizer, data), PROGRAM) == said
     (knowing := tmp_path / "t.jinja").write_text("{% if messages[0].role == 'narrator' %}A tale. {% endif %}" + CHATML)
     assert tokenize(tmp_path, tokenizer, data, "--chat-template", knowing).returncode == 0
-    (asking := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": "What is in <image>?"}))
-    assert error_line(tokenize(tmp_path, tokenizer, asking), PROGRAM) == (
-        f"{asking}:1: a text of the prompt asks to look at <image>, and the policy reads text alone"
-    )
+    for name in ("image", "start_of_image"):
+        (asking := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": f"What is in <{name}>?"}))
+        assert error_line(tokenize(tmp_path, tokenizer, asking), PROGRAM) == (
+            f"{asking}:1: a text of the prompt asks to look at <{name}>, and the policy reads text alone"
+        )
 
 
 def test_two_columns_of_one_name_are_an_error(tmp_path: Path, tokenizer: Path) -> None:

@@ -22,7 +22,7 @@ _OTHER_NAMES = {
 }
 _MEDIA = ("image", "images", "image_url", "input_image", "video", "videos", "audio", "audios", "input_audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_PLACEHOLDERS = ("image", "video", "audio")
+_PLACEHOLDERS = ("image", "video", "audio", "start_of_image", "image_soft_token")  # the last two are Gemma 3's
 
 
 def normal_message(message: dict[str, Any], key: str) -> dict[str, Any]:
