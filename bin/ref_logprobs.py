@@ -71,6 +71,11 @@ _PROCESSES: dict[str, Any] = {"type": click.IntRange(1), "default": 1, "metavar"
 )
 @click.option("--cache", type=cli.PATH, metavar="DIR", envvar=CACHE, help=f"Store of scores to use and add to [{CACHE}].")
 @click.option("--shard", metavar="I/N", help="Score every N-th pair from the I-th on; `ref-logprobs merge` joins the outputs.")
+@click.option(
+    "--of-policy",
+    is_flag=True,
+    help="Scores of a policy to evaluate, in columns chosen_logps and rejected_logps.",
+)
 @click.option("--tensor-parallel", "tensor", **_PROCESSES, help="Processes that divide each layer.")
 @click.option("--pipeline-parallel", "pipeline", **_PROCESSES, help="Processes that divide the layers.")
 @click.option("--context-parallel", "context", **_PROCESSES, help="Processes that divide a row's tokens.")
@@ -88,6 +93,7 @@ def command(
     reuse: tuple[str, ...],
     cache: str | None,
     shard: str | None,
+    of_policy: bool,
     **division: int | None,
 ) -> None:
     from nemotron_dpo.kernels.chosen import choose
@@ -99,6 +105,8 @@ def command(
     from nemotron_dpo.streams import open_reader
 
     started = time.perf_counter()
+    if of_policy and shard is not None:
+        raise click.UsageError("--shard divides the scoring of a reference, and --of-policy is of none")
     shard_of(shard or "1/1")
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
@@ -112,7 +120,7 @@ def command(
         with _joined_job(division) as join:
             context = _context(found, precision)
             known = parallel.agreed(lambda: _known(reuse, cache, context, found) if cli.is_first_rank() else None)
-            info = _stream_info(reader, found, context, shard)
+            info = _stream_info(reader, found, context, shard, of_policy=of_policy)
             with _writer(output, info) as write:
                 num_pairs, num_new = _score(reader, found, info, micro_batch_tokens, join, known, write)
     seconds = time.perf_counter() - started
@@ -166,7 +174,7 @@ def _score(
 
         if parallel.job_size() == 1:
             join()
-        return open_policy(policy, info.settings["reference_precision"]).eval()
+        return open_policy(policy, info.settings[f"{_role(info)}_precision"]).eval()
 
     def vocab_size(architecture: Architecture) -> int:
         of_tokenizer = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer"))
@@ -197,13 +205,22 @@ def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: 
     return Known(store, read_earlier(reuse, context, lambda digest: is_digest_of(digest, policy), store, SAY))
 
 
-def _stream_info(reader: Reader, policy: ModelSource, context: Context, shard: str | None) -> StreamInfo:
+def _stream_info(reader: Reader, policy: ModelSource, context: Context, shard: str | None, *, of_policy: bool) -> StreamInfo:
     from nemotron_dpo.streams import StreamInfo
 
-    digests = {**reader.info.digests, "reference": context.weights}
-    own = {"reference_policy": policy.name, "reference_precision": context.precision, "kernels": context.kernels}
+    schema = "policy_scores" if of_policy else "scored_pairs"
+    role = _ROLES[schema]
+    digests = {**reader.info.digests, role: context.weights}
+    own = {f"{role}_policy": policy.name, f"{role}_precision": context.precision, "kernels": context.kernels}
     own |= {"shard": shard} if shard else {}
-    return StreamInfo("scored_pairs", PROGRAM, __version__, digests, {**reader.info.settings, **own})
+    return StreamInfo(schema, PROGRAM, __version__, digests, {**reader.info.settings, **own})
+
+
+_ROLES = {"scored_pairs": "reference", "policy_scores": "scored"}  # how a stream calls the policy that its scores are of
+
+
+def _role(info: StreamInfo) -> str:
+    return _ROLES[info.schema]
 
 
 def _check_tokenizer(reader: Reader, tokenizer: str | None, policy: ModelSource) -> None:
@@ -228,13 +245,14 @@ def _warn(reader: Reader) -> None:
 @contextlib.contextmanager
 def _writer(output: str, info: StreamInfo) -> Iterator[Callable[[Any], object]]:
     """What takes batches of the output on the first process of a job, and nothing on the others."""
+    from nemotron_dpo.scoring.scores import in_schema
     from nemotron_dpo.streams import open_writer
 
     if not cli.is_first_rank():
         yield lambda batch: None
         return
     with open_writer(output, info) as writer:
-        yield writer.write
+        yield lambda batch: writer.write(in_schema(info.schema, batch))
 
 
 @click.group(help="Look after the store of scores in --cache DIR.")

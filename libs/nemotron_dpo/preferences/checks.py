@@ -42,22 +42,22 @@ def check_vocabulary(pairs: Pairs, vocab_size: int, source: object) -> None:
                 raise UserError(what, source=source, remedy="tokenize with the policy's own tokenizer")
 
 
-def check_scores(pairs: Pairs, source: object, remedy: str = "score it again with ref-logprobs") -> None:
+def check_scores(pairs: Pairs, source: object, remedy: str = "score it again with ref-logprobs", of: str = "ref_") -> None:
     """Raise UserError where a response does not have one log-prob for each token, or has one that no policy gives.
 
-    `pairs` must have reference log-probs.
+    `pairs` must have log-probs, in columns whose names begin with `of`.
     """
     for name, ids, scores in (("chosen", pairs.chosen, pairs.ref_chosen), ("rejected", pairs.rejected, pairs.ref_rejected)):
         assert scores is not None
         uneven = np.flatnonzero(ids.lengths != scores.lengths)
         if len(uneven):
             counts = f"{scores.lengths[uneven[0]]} log-probs for {ids.lengths[uneven[0]]} tokens"
-            raise UserError(f"has ref_{name}_logps of {counts} ({pairs.place(uneven[0])})", source=source, remedy=remedy)
+            raise UserError(f"has {of}{name}_logps of {counts} ({pairs.place(uneven[0])})", source=source, remedy=remedy)
         for first, values, (_, offsets) in zip(scores.firsts, scores.by_part(), scores.parts, strict=True):
             wrong = np.flatnonzero(~((values >= LEAST) & (values <= MOST)))
             if len(wrong):
                 line = pairs.place(_row(first, offsets, wrong[0]))
-                what = f"has {values[wrong[0]]:g} in ref_{name}_logps ({line}), which is no log-prob"
+                what = f"has {values[wrong[0]]:g} in {of}{name}_logps ({line}), which is no log-prob"
                 raise UserError(what, source=source, remedy=remedy)
 
 

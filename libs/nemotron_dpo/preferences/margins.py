@@ -4,7 +4,8 @@ python -m nemotron_dpo.preferences.margins POLICY.arrow [--reference REFERENCE.a
     -o SCORES.json
 
 All files are joined on pair_id. Without a reference, log-probs of the policy alone are compared. Another policy's figures
-are subtracted from this one's, pair by pair. Figures have 95 % bootstrap intervals over pairs.
+are subtracted from this one's, pair by pair. Figures have 95 % bootstrap intervals over pairs. The pairs whose margins changed
+most, against the other policy where there is one, else against the reference, are told with their texts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import numpy as np
 import orjson
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.changed import changed_most
 from nemotron_dpo.preferences.checks import check_ids, check_scores
 from nemotron_dpo.preferences.figures import InOrder, figures, in_order_of, nested, rounding, summed
 from nemotron_dpo.preferences.intervals import difference, intervals
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.streams import open_reader, published_file
+from nemotron_dpo.streams import StreamInfo, open_reader, published_file
 
 
 def main() -> NoReturn:
@@ -47,17 +49,18 @@ def write_report(policy: str, reference: str | None, beta: float, output: Path, 
     With the scores of a second policy, `against`, also that one's figures and the paired differences. Raises UserError where
     a stream cannot be read, has no pairs or fails a check, or where one lacks a pair.
     """
-    pairs = _read(policy)
+    pairs, info = _read(policy)
     sums_2P, counts_2P = summed(pairs)
     report = logp_report(sums_2P, counts_2P)
     margins_P, rounding_P = sums_2P[0] - sums_2P[1], np.zeros(len(pairs))
-    base = None if reference is None else in_order_of(pairs.pair_ids, _read(reference), reference)
+    base = None if reference is None else in_order_of(pairs.pair_ids, _read(reference)[0], reference)
     if base is not None:
         report |= reward_report(sums_2P, base.sums_2P, counts_2P, beta)
         margins_P, rounding_P = margins_P - (base.sums_2P[0] - base.sums_2P[1]), rounding(counts_2P)
     report |= report_by_data(pairs, margins_P, margins_P > rounding_P)
     ours = figures(pairs, InOrder(pairs, np.arange(len(pairs)), sums_2P), base)
-    theirs = None if against is None else figures(pairs, in_order_of(pairs.pair_ids, _read(against), against), base)
+    other = None if against is None else in_order_of(pairs.pair_ids, _read(against)[0], against)
+    theirs = None if other is None else figures(pairs, other, base)
     report |= nested({name: figure.value for name, figure in ours.items()})
     report["intervals_95"] = nested(intervals(ours))
     if theirs is not None:
@@ -65,6 +68,10 @@ def write_report(policy: str, reference: str | None, beta: float, output: Path, 
         report["against"] = nested({name: figure.value for name, figure in theirs.items()})
         report["difference"] = nested({name: less for name, (less, _) in apart.items()})
         report["intervals_95"]["difference"] = nested({name: edges for name, (_, edges) in apart.items()})
+    earlier = base if other is None else other
+    if earlier is not None:
+        before_P, after_P = (sums_2P[0] - sums_2P[1] for sums_2P in (earlier.sums_2P, sums_2P))
+        report["changed_most"] = changed_most(pairs, before_P, after_P, info, policy)
     with published_file(output) as file:
         file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
@@ -123,16 +130,16 @@ def report_by_data(pairs: Pairs, margins_P: np.ndarray, is_right_P: np.ndarray) 
     return report
 
 
-def _read(source: str) -> Pairs:
-    with open_reader(source, "scored_pairs") as reader:
+def _read(source: str) -> tuple[Pairs, StreamInfo]:
+    with open_reader(source, "policy_scores", "scored_pairs") as reader:
         if reader.warning:
             print(f"margins: warning: {reader.warning}", file=sys.stderr)
-        pairs = Pairs.of(reader.read_all())
+        pairs, info = Pairs.of(reader.read_all()), reader.info
     if not len(pairs):
         raise UserError("has no pairs", source=source)
     check_ids(pairs, source)
-    check_scores(pairs, source)
-    return pairs
+    check_scores(pairs, source, of="ref_" if info.schema == "scored_pairs" else "")
+    return pairs, info
 
 
 if __name__ == "__main__":

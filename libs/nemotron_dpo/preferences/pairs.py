@@ -97,7 +97,7 @@ _IDS_AT_ONCE = 4096  # how many ids an iteration converts to Python objects at o
 
 @dataclass(frozen=True)
 class Pairs:
-    """Columns of `tokenized_pairs` or, with the two reference columns, `scored_pairs`.
+    """Columns of `tokenized_pairs` or, with the two columns of scores, `scored_pairs` (a reference's) or `policy_scores`.
 
     `source` names the data set or file of each pair, `source_file` the file of a data set of several. `chosen_reward` and
     `rejected_reward` (float32 [P]) are what the data say of its responses, NaN where they say nothing.
@@ -118,7 +118,8 @@ class Pairs:
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch) -> Pairs:
         """The pairs of a table or a record batch; it has reference log-probs where the table has their columns."""
-        scored = "ref_chosen_logps" in table.schema.names
+        names = set(table.schema.names)
+        scores = next((prefix for prefix in ("ref_", "") if f"{prefix}chosen_logps" in names), None)
         return cls(
             pair_ids=IdColumn.of(table.column("pair_id")),
             source_lines=table.column("source_line").to_numpy(),
@@ -129,8 +130,8 @@ class Pairs:
             chosen_reward=table.column("chosen_reward").to_numpy(zero_copy_only=False),
             rejected_reward=table.column("rejected_reward").to_numpy(zero_copy_only=False),
             source_file=NameColumn.of(table.column("source_file")),
-            ref_chosen=Ragged.of(table.column("ref_chosen_logps")) if scored else None,
-            ref_rejected=Ragged.of(table.column("ref_rejected_logps")) if scored else None,
+            ref_chosen=None if scores is None else Ragged.of(table.column(f"{scores}chosen_logps")),
+            ref_rejected=None if scores is None else Ragged.of(table.column(f"{scores}rejected_logps")),
         )
 
     def __len__(self) -> int:

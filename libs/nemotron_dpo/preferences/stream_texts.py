@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,15 @@ def show_stream(
             if picker.is_done:
                 break
         return picker.finish()
+
+
+def tokenizer_of(info: StreamInfo, source: str) -> Callable[[Sequence[int]], str]:
+    """What makes text of the token ids of the stream `source`, which `info` describes, special tokens and all.
+
+    Raises UserError where the stream remembers no tokenizer, or one that is not the same any more.
+    """
+    tokenizer = _folder_of(info, source, None, lambda line: None).load()
+    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def _folder_of(info: StreamInfo, source: str, given: str | None, say: Callable[[str], object]) -> TokenizerFolder:

@@ -69,7 +69,7 @@ def _rows(path: Path, wanted: set[bytes]) -> tuple[dict[bytes, dict[str, Any]], 
     """The rows of `wanted`, and what the stream says of itself. Only they leave the mapped file."""
     found: dict[bytes, dict[str, Any]] = {}
     ids = pa.array(sorted(wanted), pa.binary(16))
-    with open_reader(path, "tokenized_pairs", "scored_pairs") as reader:
+    with open_reader(path, "tokenized_pairs", "scored_pairs", "policy_scores") as reader:
         for batch in reader:
             hits = _index_in(batch.column("pair_id"), value_set=ids)
             for row in np.flatnonzero(np.asarray(hits.is_valid())).tolist():
@@ -80,7 +80,7 @@ def _rows(path: Path, wanted: set[bytes]) -> tuple[dict[bytes, dict[str, Any]], 
 
 def _scores(path: Path, wanted: set[bytes]) -> tuple[dict[bytes, dict[str, Any]], str]:
     rows, info = _rows(path, wanted)
-    if info.schema != "scored_pairs":
+    if info.schema == "tokenized_pairs":
         raise UserError("has no scores", source=path, remedy="score it with ref-logprobs --policy CHECKPOINT")
     return rows, "" if rows else f"None of these pairs is in {path.name}."
 
@@ -124,7 +124,8 @@ def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 def _changes(tokenizer: Tokenizer, side: str, row: Mapping[str, Any], after: Mapping[str, Any] | None) -> tuple[Token, ...]:
     """Pieces of a response with their change of log-probability; tokens that share a character are one piece."""
-    before, now = row.get(f"ref_{side}_logps"), (after or {}).get(f"ref_{side}_logps")
+    scored = after or {}
+    before, now = row.get(f"ref_{side}_logps"), scored.get(f"{side}_logps", scored.get(f"ref_{side}_logps"))
     if before is None or now is None or after is None or after[f"{side}_ids"] != row[f"{side}_ids"]:
         return ()
     pieces, ids, change, length = [], [], 0.0, 0

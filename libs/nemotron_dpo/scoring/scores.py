@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.streams import SCORED_PAIRS, TOKENIZED_PAIRS
+from nemotron_dpo.streams import POLICY_SCORES, SCORED_PAIRS, TOKENIZED_PAIRS
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class WindowScores:
         return [
             pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(values, pa.float32())) for values, ends in sides
         ]
+
+
+def in_schema(name: str, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of `scored_pairs` as those of the schema `name`: `policy_scores` has the same columns under other names."""
+    return pa.RecordBatch.from_arrays(batch.columns, schema=POLICY_SCORES) if name == "policy_scores" else batch
 
 
 def scored_batch(window: pa.RecordBatch, scores: WindowScores) -> pa.RecordBatch:

@@ -46,6 +46,15 @@ SCORED_PAIRS = pa.schema(
     ]
 )
 
+# The same of a policy that is evaluated: no training takes them for a reference's.
+POLICY_SCORES = pa.schema(
+    [
+        *TOKENIZED_PAIRS,
+        pa.field("chosen_logps", _LOGPS, nullable=False),
+        pa.field("rejected_logps", _LOGPS, nullable=False),
+    ]
+)
+
 # A row for each pair that was trained on or validated, in the order of the run. step is as in metrics.jsonl; split is "train"
 # or "validation-NAME". Log-probs are sums over a response's tokens under the policy; log-ratios are these less the reference's,
 # null where none is known. margin is how much more the objective rewards the chosen response, null where it compares none.
@@ -71,8 +80,13 @@ PAIRS_LOG = pa.schema(
     ]
 )
 
-PAIRS = ("tokenized_pairs", "scored_pairs")
-SCHEMAS = {"tokenized_pairs": TOKENIZED_PAIRS, "scored_pairs": SCORED_PAIRS, "pairs_log": PAIRS_LOG}
+PAIRS = ("tokenized_pairs", "scored_pairs", "policy_scores")
+SCHEMAS = {
+    "tokenized_pairs": TOKENIZED_PAIRS,
+    "scored_pairs": SCORED_PAIRS,
+    "policy_scores": POLICY_SCORES,
+    "pairs_log": PAIRS_LOG,
+}
 VERSION = 3  # of PAIRS
 VERSIONS = {**dict.fromkeys(PAIRS, VERSION), "pairs_log": 2}
 # Columns by the schema and the version that added them, all nullable.

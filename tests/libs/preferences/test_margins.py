@@ -14,6 +14,7 @@ import pytest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.inputs import ROUNDINGS
 from nemotron_dpo.preferences import figures
+from nemotron_dpo.preferences.changed_lines import changed_lines
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
 from support import small
@@ -72,6 +73,7 @@ def test_figures_by_hand(tmp_path: Path):
     # log(reference / policy) of the tokens: chosen a -1, 0; b -4, -1, 1; c 0. Rejected: a 1; b -1; c 0, 0.
     k3 = [[math.expm1(log_r) - log_r for log_r in side] for side in ([-1, 0, -4, -1, 1, 0], [1, -1, 0, 0])]
     assert kls == pytest.approx([sum(side) / len(side) for side in k3])
+    del report["changed_most"]  # see below
     assert report.pop("intervals_95").keys() == {"accuracy", "reward_margin_mean", *_KLS, "accuracy_by_length"}
     assert report.pop("accuracy_by_length") == {"1-32": 2 / 3}
     assert report == pytest.approx(
@@ -181,3 +183,49 @@ def test_buckets_are_of_the_longer_response_and_of_sources_with_slashes(tmp_path
         < report["logp_margin_mean"]
         < report["intervals_95"]["logp_margin_mean"][1]
     )
+
+
+def test_the_pairs_that_changed_most_are_told_in_both_directions(tmp_path: Path):
+    """By hand, margins of log-probs: under the policy a 1, b -5, c 0; the reference a -1, b -8, c 0; another a 1, b -9, c 1."""
+    other = {"c": ([-1.0], [-1.0, -1.0]), "b": ([-4.0, -3.0, -2.0], [0.0]), "a": POLICY["a"]}
+    about = {name: {"source_line": line, "source": "rows.jsonl"} for line, name in enumerate("abc", start=1)}
+    policy = _write(tmp_path / "policy.arrow", POLICY, about)
+    reference, against = (_write(tmp_path / f"{n}.arrow", scores) for n, scores in enumerate((REFERENCE, other)))
+    for files, improved, regressed in [
+        ((reference, 0.5, tmp_path / "scores.json", None), [(2, -8.0, -5.0), (1, -1.0, 1.0)], []),
+        ((reference, 0.5, tmp_path / "scores.json", against), [(2, -9.0, -5.0)], [(3, 1.0, 0.0)]),
+    ]:
+        write_report(policy, *files)
+        found = json.loads((tmp_path / "scores.json").read_text())["changed_most"]
+        shown = [[(one["line"], one["before"], one["after"]) for one in found[name]] for name in ("improved", "regressed")]
+        assert shown == [improved, regressed]
+        assert found["texts"] == f"not shown: {policy}: does not say which tokenizer made it: name it with --tokenizer"
+    assert changed_lines(found) == [
+        f"texts not shown: {policy}: does not say which tokenizer made it: name it with --tokenizer",
+        "improved most:",
+        "  line 2 of rows.jsonl: margin -9.000 -> -5.000",
+        "regressed most:",
+        "  line 3 of rows.jsonl: margin 1.000 -> 0.000",
+    ]
+    write_report(policy, None, 0.5, tmp_path / "scores.json")
+    assert "changed_most" not in json.loads((tmp_path / "scores.json").read_text())
+
+
+def test_texts_are_short_and_nothing_in_them_is_obeyed_by_a_terminal():
+    pair = {
+        "line": 1,
+        "source": "",
+        "before": 0.0,
+        "after": 1.0,
+        "prompt": "a\x1b[31m\nb\u202e",
+        "chosen": "c " * 99,
+        "rejected": "",
+    }
+    assert changed_lines({"improved": [pair] * 5, "regressed": []}, number=1, width=20) == [
+        "improved most:",
+        "  line 1 of the input: margin 0.000 -> 1.000",
+        "    prompt: a [31m b",
+        "    chosen: c c c c c c c c ...",
+        "    rejected: (empty)",
+        "regressed: none",
+    ]

@@ -20,6 +20,7 @@ from nemotron_dpo.config.steps import (
     PreferenceTokenizeConfig,
 )
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.changed_lines import changed_lines
 from nemotron_dpo.preferences.data_sources import absence
 from nemotron_dpo.sources import resolve_run
 from nemotron_dpo.steps.compile.data_parts import data_options
@@ -193,6 +194,7 @@ def _score(config: PreferenceScoreConfig, name: str, model: str, job: Path) -> S
     pairs, scored = str(job / "pairs.arrow"), job / f"{name}.arrow"
     argv = ["ref-logprobs", pairs, "-o", str(scored), "--policy", model, "--precision", config.precision]
     argv += ["--micro-batch-tokens", str(config.micro_batch_tokens)] if config.micro_batch_tokens else []
+    argv += [] if name == "reference" else ["--of-policy"]
     inputs = {pairs: Input("stage", pairs), model: Input("policy", model)}
     stage = Stage(f"ref-logprobs {name}", tuple(argv), inputs=inputs, outputs=(scored,))
     return launched(stage, config.cluster.gpus_per_node * config.cluster.num_nodes)
@@ -201,8 +203,9 @@ def _score(config: PreferenceScoreConfig, name: str, model: str, job: Path) -> S
 def _figures(path: Path) -> list[str]:
     """The numbers of a JSON report with their intervals, one a line; those of a section share the line with its name."""
     report = orjson.loads(path.read_bytes())
-    edges = report.pop("intervals_95", {})
-    return _lines(report, edges, "")
+    edges, changed = report.pop("intervals_95", {}), report.pop("changed_most", None)
+    said = _lines(report, edges, "")
+    return said if changed is None else [*said, *changed_lines(changed)]
 
 
 def _lines(section: Mapping[str, Any], edges: Mapping[str, Any], within: str) -> list[str]:

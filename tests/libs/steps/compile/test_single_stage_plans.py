@@ -57,19 +57,19 @@ PLANS = [
     ]),
     ("preference_score", ["data.path=p.jsonl", "policy.model_name=org/m", "max_length=null"], [
         "preference-tokenize p.jsonl -o job/pairs.arrow --tokenizer org/m",
-        "ref-logprobs job/pairs.arrow -o job/policy.arrow --policy org/m --precision bfloat16",
+        "ref-logprobs job/pairs.arrow -o job/policy.arrow --policy org/m --precision bfloat16 --of-policy",
         "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json",
     ]),
     ("preference_score", ["data.path=p", "policy.model_name=m", "reference.model_name=r", "cluster.gpus_per_node=2"], [
         "preference-tokenize p -o job/pairs.arrow --tokenizer m --max-length 4096",
-        "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",
+        "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16 --of-policy",
         "dpo-torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --no-python ref-logprobs job/pairs.arrow -o job/reference.arrow --policy r --precision bfloat16",
         "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --reference job/reference.arrow --beta 0.05",
     ]),
     ("preference_score", ["data.path=p", "policy.model_name=m", "against.model_name=a"], [
         "preference-tokenize p -o job/pairs.arrow --tokenizer m --max-length 4096",
-        "ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16",
-        "ref-logprobs job/pairs.arrow -o job/against.arrow --policy a --precision bfloat16",
+        "ref-logprobs job/pairs.arrow -o job/policy.arrow --policy m --precision bfloat16 --of-policy",
+        "ref-logprobs job/pairs.arrow -o job/against.arrow --policy a --precision bfloat16 --of-policy",
         "PYTHON -m nemotron_dpo.preferences.margins job/policy.arrow -o job/scores.json --against job/against.arrow",
     ]),
 ]  # fmt: skip
