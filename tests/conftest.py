@@ -15,9 +15,16 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one
 hypothesis.settings.load_profile("any machine")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-faults", action="store_true", help="let every file operation of every stage fail (an hour)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, and leave out what takes an hour unless it is asked for."""
     items.sort(key=order.place)
+    for item in items if not config.getoption("--all-faults") else ():
+        if item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.skip(reason="takes an hour: --all-faults"))
 
 
 def pytest_configure() -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from nemotron_dpo import documents
 from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, to_provider
+from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
@@ -42,6 +43,7 @@ def read(folder: Path) -> Architecture:
     path = folder / NAME
     try:
         sections = documents.read_yaml(path)
+        refuse_absurd(sections["model"])
         return from_provider(sections["model"], sections.get("nemotron_dpo") or {})
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy=_REMEDY) from None

@@ -349,3 +349,22 @@ def test_no_link_out_of_a_folder_is_copied(tmp_path: Path) -> None:
     (snapshot / "tokenizer.json").symlink_to("../../blobs/1")
     copy_tokenizer(snapshot, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+def test_sizes_beyond_any_model_are_refused_before_a_layer_is_made(llama: Path, tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint import run_config
+    from nemotron_dpo.checkpoint.families import config
+
+    described = json.loads((llama / "config.json").read_text())
+    for key, value in (
+        ("num_hidden_layers", 10**12),
+        ("num_hidden_layers", 10_001),
+        ("hidden_size", 2**50),
+        ("vocab_size", -(10**13)),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**described, key: value}))
+        with pytest.raises(UserError, match=rf'config\.json: "{key}" is .*, and no model has more than '):
+            config.read(tmp_path)
+    (tmp_path / "run_config.yaml").write_text("model: {num_layers: 1000000000000}\n")
+    with pytest.raises(UserError, match=r'"num_layers" is 1e\+12, and no model has more than 10,000'):
+        run_config.read(tmp_path)

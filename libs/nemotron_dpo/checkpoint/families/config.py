@@ -12,6 +12,7 @@ from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.checkpoint.families.known import REASONS
+from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
@@ -68,6 +69,7 @@ def read(folder: Path) -> Architecture:
 def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
     """The architecture that the content of the file `path` describes. Raises UserError where it is of an unknown kind."""
     try:
+        refuse_absurd(config)
         return _architecture(_family(config, path), config, path)
     except UserError as error:
         error.source = error.source or str(path)

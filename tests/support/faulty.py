@@ -1,0 +1,66 @@
+"""Programs whose file operations fail, or that are killed at one: by tests/faults/fault.c, preloaded."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.programs import command
+
+SOURCE = Path(__file__).resolve().parents[1] / "faults" / "fault.c"
+# what is random or counted in a path, so that operations of one kind are told by their text
+_RANDOM = [
+    (r"\.[0-9a-f]{8}-[0-9a-f]{16}\.tmp", ".PLACE"),
+    (r"\d{20}-[^/]*", "SCORES"),
+    (r"(step|iter)_\d+", r"\1_N"),
+    (r"__0_\d", "__0_N"),
+]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The `number`th operation of a program, its kind (as fault.c has them) and the path without what is random in it."""
+
+    number: int
+    kind: str
+    path: str
+
+
+@functools.cache
+def library() -> Path:
+    """fault.c, compiled; the test is skipped where there is no compiler."""
+    made = Path(tempfile.mkdtemp(prefix="faults-")) / "fault.so"
+    compiler = os.environ.get("CC", "").split() or ["cc"]
+    try:
+        subprocess.run([*compiler, "-shared", "-fPIC", "-O1", "-o", made, SOURCE, "-ldl"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"fault.c needs a C compiler ({error})")
+    return made
+
+
+def run(argv: Sequence[object], folder: Path, **faults: object) -> subprocess.CompletedProcess[str]:
+    """Run a program (its name first) with the faults FAULT_<NAME>=value in its operations below `folder`."""
+    told = {f"FAULT_{name.upper()}": str(value) for name, value in faults.items()}
+    preload = {"LD_PRELOAD": str(library()), "FAULT_PREFIX": f"{folder}/", "OMP_NUM_THREADS": "1"}
+    argv = command(str(argv[0]), *argv[1:])
+    return subprocess.run(argv, env={**os.environ, **preload, **told}, capture_output=True, text=True, timeout=300)
+
+
+def operations(argv: Sequence[object], folder: Path, log: Path) -> list[Operation]:
+    """The operations of a whole run below `folder`, the first of each kind and path."""
+    done = run(argv, folder, log=log)
+    assert done.returncode == 0, done.stderr
+    found: dict[tuple[str, str], Operation] = {}
+    for line in log.read_text().splitlines():
+        number, _, kind, path = line.split(" ", 3)
+        path = functools.reduce(lambda text, rule: re.sub(*rule, text), _RANDOM, os.path.relpath(path, folder))
+        found.setdefault((kind, path), Operation(int(number), kind, path))
+    return list(found.values())
