@@ -63,6 +63,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "logits_scaling": 0.7,
     },
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 9,
+        "swiglu_limit": 0.8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
     "glm4_moe": {
@@ -119,8 +135,8 @@ def write_model(
     torch.manual_seed(len(model_type))
     settings = {**SIZES, "tie_word_embeddings": tied, **FAMILIES[model_type], **changes}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or name.endswith("bias"):
             torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.2)
     model.to(dtype)
     for name, buffer in model.named_buffers():

@@ -18,7 +18,7 @@ from torch import Tensor
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import hf_files
 from nemotron_dpo.checkpoint.carried import required, wrapper_of
-from nemotron_dpo.checkpoint.families import config, rules
+from nemotron_dpo.checkpoint.families import FAMILIES, config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
@@ -50,13 +50,19 @@ _OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Place = tuple[int, ...]
 
 
+def open_weights(folder: Path, architecture: Architecture) -> Weights:
+    """The tensors of `folder` by the names that the rules of the architecture's family have for them."""
+    wrapper = wrapper_of(architecture)
+    return Weights(folder, wrapper.text_name if wrapper else None, keeps_stacks=FAMILIES[architecture.family].mxfp4)
+
+
 def load(model: PairPolicy, folder: Path) -> None:
     """Fill `model` (this rank's part of a policy) from the safetensors in `folder`, one parameter at a time.
 
     Raises UserError where a file is missing or damaged, or a tensor is missing, of another shape or not part of the model.
     """
-    architecture, wrapper = model.architecture, wrapper_of(model.architecture)
-    weights = Weights(folder, wrapper.text_name if wrapper else None)
+    architecture = model.architecture
+    weights = open_weights(folder, architecture)
     for name, parameter, rule, place in placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:
@@ -118,13 +124,38 @@ def _plan(model: PairPolicy, dtype: torch.dtype) -> list[Planned]:
         parts = rule.split(layer_at(model.architecture, place), torch.empty_like(parameter, device="meta"))
         own = parameter.dtype if rule.own_precision else dtype
         kind = torch.float32 if rule.is_state and model.architecture.states_in_float32 else own
-        plan += [Planned(key.format(*place), part.shape, kind) for key, part in zip(rule.hf, parts, strict=True)]
+        for key, part in zip(rule.hf, parts, strict=True):
+            stacked = _num_stacked(model.architecture, key, place)
+            if stacked is None:
+                plan.append(Planned(key.format(*place), part.shape, kind))
+            elif place[1] == stacked - 1:
+                plan.append(Planned(_without_place(key.format(*place)), (stacked, *part.shape), kind))
     return plan
 
 
 def _tensors(model: PairPolicy) -> Iterator[Tensor]:
+    waiting: dict[str, list[Tensor]] = {}  # of tensors that stack all experts, what there is of the first ones
     for _, parameter, rule, place in placed(model):
-        yield from rule.split(layer_at(model.architecture, place), parameter.detach())
+        parts = rule.split(layer_at(model.architecture, place), parameter.detach())
+        for key, part in zip(rule.hf, parts, strict=True):
+            stacked = _num_stacked(model.architecture, key, place)
+            if stacked is None:
+                yield part
+                continue
+            of_experts = waiting.setdefault(_without_place(key.format(*place)), [])
+            of_experts.append(part)
+            if len(of_experts) == stacked:
+                yield torch.stack(waiting.pop(_without_place(key.format(*place))))
+
+
+def _num_stacked(architecture: Architecture, key: str, place: Place) -> int | None:
+    """How many experts' weights the tensor of a rule's `key` stacks; None where it is of one parameter."""
+    return architecture.layers[place[0]].num_experts if key.endswith("[{}]") else None
+
+
+def _without_place(key: str) -> str:
+    """The name of the tensor that stacks the weights of all experts, of which `key` names one's."""
+    return key.partition("[")[0]
 
 
 def placed(model: PairPolicy) -> Iterator[tuple[str, Tensor, Rule, Place]]:
@@ -175,6 +206,7 @@ def _shard(full: Tensor, parameter: Tensor, rule: Rule, name: str, layer: Layer 
 def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
     """Raise UserError where the folder holds weights that no rule reads: the stored model computes something else."""
     known = {key.format(*place) for rule in rules(architecture) for place in places(architecture, rule) for key in rule.hf}
+    known = {_without_place(key) for key in known}
     wrapper, unread = wrapper_of(architecture), hf_folder.is_unread(weights.folder)
     factors = {key + hf_folder.SCALES for key in known if weights.is_in_8_bits(key)}
     unknown = weights.keys() - known - factors - {_OUTPUT}

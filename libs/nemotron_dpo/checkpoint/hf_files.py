@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nemotron_dpo import hf_folder
+from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
@@ -45,8 +46,10 @@ class Planned:
 class Weights:
     """The tensors of one HF folder, from one file or several, by the names that transformers uses."""
 
-    def __init__(self, folder: Path, renamed: Callable[[str], str] | None = None) -> None:
+    def __init__(self, folder: Path, renamed: Callable[[str], str] | None = None, *, keeps_stacks: bool = False) -> None:
         """`renamed` gives the names within a model that wraps it those that it has alone; None as transformers saves them.
+
+        A tensor of all experts has the names of theirs, unless `keeps_stacks`.
 
         Raises UserError where the folder has no safetensors, holds two sets of them, or one cannot be read."""
         self.folder = folder
@@ -64,28 +67,35 @@ class Weights:
         self._packed: dict[str, tuple[int, slice]] = {}  # the expert's number and its rows, of a tensor of all experts
         for key in self._file_of:
             name = (renamed or _without_tower)(_with_model(key) if headless else key)
-            for part in self._unpacked(key, name) if _PACKED.search(name) else (name,):
+            for part in self._unpacked(key, name) if _PACKED.search(name) and not keeps_stacks else (name,):
                 if part in self._stored_as:
                     raise UserError(f"holds {part} twice: as {self._stored_as[part]} and as {key}", source=folder)
                 self._stored_as[part] = key
         self._blocks = _float8_blocks(folder)
 
     def keys(self) -> set[str]:
-        """The names of all tensors."""
-        return set(self._stored_as)
+        """The names of all tensors; what is in 4 bits, in blocks and their scales, has its one name."""
+        packed = {key.removesuffix(mxfp4.BLOCKS) for key in self._stored_as if key.endswith(mxfp4.BLOCKS)}
+        packed = {key for key in packed if key + mxfp4.SCALES in self._stored_as}
+        return (set(self._stored_as) | packed) - {key + part for key in packed for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
 
     def read(self, key: str) -> Tensor:
         """One tensor. Release it before many others are read, since it keeps its file mapped.
 
-        What is in blocks of 8 bits is given as bfloat16. Raises UserError where the tensor is missing, cut short or no plain
-        float, as other quantized weights are.
+        `name[3]` is what is at 3 on the first axis of `name`, where that stacks the weights of all experts; where it is in 4
+        bits it is dequantized. What is in blocks of 8 bits is given as bfloat16. Raises UserError where the tensor is missing,
+        cut short or no plain float, as other quantized weights are.
         """
-        tensor = self._stored(key)
-        if self.is_in_8_bits(key):
-            tensor = self._in_bfloat16(key, tensor, self._stored(key + hf_folder.SCALES))
+        name, _, number = key.partition("[")
+        if number and {name + mxfp4.BLOCKS, name + mxfp4.SCALES} <= self._stored_as.keys():
+            blocks, scales = (self._stored(name + part, int(number[:-1])) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+            return mxfp4.dequantized(blocks, scales).t()
+        tensor = self._stored(name, int(number[:-1]) if number else None)
+        if self.is_in_8_bits(name):
+            tensor = self._in_bfloat16(name, tensor, self._stored(name + hf_folder.SCALES))
         if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
-            what = f"holds {key} as {str(tensor.dtype).removeprefix('torch.')}, which means nothing without its scales"
-            source = self.folder / self._file_of[self._stored_as[key]]
+            what = f"holds {name} as {str(tensor.dtype).removeprefix('torch.')}, which means nothing without its scales"
+            source = self.folder / self._file_of[self._stored_as[name]]
             raise UserError(what, source=source, remedy="give the model as it was before it was quantized")
         return tensor
 
@@ -110,7 +120,8 @@ class Weights:
             whole[part] = weight[part].float() * of_row.repeat_interleave(columns)[: weight.shape[1]]
         return whole
 
-    def _stored(self, key: str) -> Tensor:
+    def _stored(self, key: str, number: int | None = None) -> Tensor:
+        """The tensor as it is stored, or what is at `number` on its first axis."""
         if key not in self._stored_as:
             raise missing_tensor(key, set(self._file_of), self.folder)
         stored = self._stored_as[key]
@@ -120,8 +131,9 @@ class Weights:
             self._mapped = 0
         try:
             file = self._file(name)
-            tensor = file.get_slice(stored)[self._packed[key]] if key in self._packed else file.get_tensor(stored)
-        except SafetensorError as error:
+            part = self._packed.get(key, number)
+            tensor = file.get_tensor(stored) if part is None else file.get_slice(stored)[part]
+        except (SafetensorError, IndexError) as error:
             source = self.folder / name
             raise UserError(f"cannot give {key} ({error})", source=source, remedy=hf_folder.COMPLETE) from None
         self._mapped += tensor.nbytes

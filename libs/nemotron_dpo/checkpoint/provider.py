@@ -34,6 +34,7 @@ from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 _TARGETS = {  # families for which Bridge has a provider class of its own
     "gemma": f"{BRIDGE}.gemma.gemma_provider.GemmaModelProvider",
+    "gpt_oss": f"{BRIDGE}.gpt_oss.gpt_oss_provider.GPTOSSProvider",
     "mistral": f"{BRIDGE}.mistral.mistral_provider.MistralModelProvider",
 }
 # fields of a decoder for which no provider has a place: Bridge is told so by a class that it does not know, and does not take
@@ -42,6 +43,7 @@ _POSITIONS = {"position_embedding_type": ("rope", "yarn")}
 _FREE = frozenset(("seq_len_interpolation_factor", "window_attn_skip_freq"))
 _WHOLE = "hf_config"  # of a family whose layers differ and which Bridge does not have
 _OF_NO_PROVIDER = frozenset(("olmo3",))
+_OF_GPT_OSS = frozenset(("add_bias_linear", "activation_func_clamp_value", "glu_linear_offset", "softmax_type"))
 _DEFAULTS = {field.name: field.default for field in fields(UniformDecoder)}
 _NONE_OF_BRIDGE = "nemotron_dpo.not_in_megatron_bridge."
 
@@ -99,7 +101,7 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
         return provider_leading_dense.from_provider(model, extra)
     family = _read_family(model, extra)
     if family not in provider_gemma.FAMILIES:
-        refuse_unsupported(model, _POSITIONS, _FREE)
+        refuse_unsupported(model, _POSITIONS, _FREE | (_OF_GPT_OSS if family == "gpt_oss" else set()))
         return _decoder(model, extra, family).architecture
     refuse_unsupported(model, free=provider_gemma.FREE)
     alike = _decoder(provider_gemma.uniform_fields(model, family), extra, family).architecture
@@ -130,7 +132,7 @@ def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> Unifo
         zero_centered_norm=bool(model.get("layernorm_zero_centered_gamma")),
         activation=read_activation(model),  # type: ignore[arg-type] - it returns one of the literals
         gated=bool(model.get("gated_linear_unit")),
-        qkv_bias=bool(model.get("add_qkv_bias")),
+        qkv_bias=bool(model.get("add_qkv_bias") or model.get("add_bias_linear")),
         qk_norm=bool(model.get("qk_layernorm")),
         rotary_percent=float(model.get("rotary_percent", 1.0)),
         rope_scaling=provider_rope.from_provider(model, extra),
@@ -138,6 +140,10 @@ def _decoder(model: dict[str, Any], extra: dict[str, Any], family: str) -> Unifo
         windowed=windowed or None,
         embedding_scale=extra.get("embedding_scale", hidden**0.5 if family.startswith("gemma") else 1.0),
         attention_scale=model.get("softmax_scale"),
+        sinks=model.get("softmax_type") == "learnable",
+        bias=bool(model.get("add_bias_linear")),
+        clamp=model.get("activation_func_clamp_value"),
+        linear_offset=float(model.get("glu_linear_offset") or 0.0),
         experts=experts,
         **{name: extra[name] for name in _OWN if name in extra},
         bos_token_id=extra.get("bos_token_id"),
@@ -157,14 +163,15 @@ def infer_family(model: dict[str, Any]) -> str:
     """Hugging Face's model_type for provider fields that do not name it, from the provider's class, else from the fields.
 
     Bridge has provider classes for Gemma and Mistral. Every other family is a GPTModelProvider, recognized by a trait:
-    LayerNorm or squared ReLU (nemotron), zero-centred RMSNorm (gemma), experts with q/k norms (qwen3_moe) or without
-    (mixtral), q/k norms (qwen3), biases on q, k and v (qwen2), a window (mistral). Without any of these it is llama.
+    sinks (gpt_oss), LayerNorm or squared ReLU (nemotron), zero-centred RMSNorm (gemma), experts with q/k norms (qwen3_moe) or
+    without (mixtral), q/k norms (qwen3), biases on q, k and v (qwen2), a window (mistral). Without any of these it is llama.
     """
     target = str(model.get("_target_", "")).lower()
     experts, qk_norm = bool(model.get("num_moe_experts")), bool(model.get("qk_layernorm"))
     if named := provider_gemma.family_of(str(model.get("_target_", ""))):
         return named
     rules = (
+        ("gpt_oss", model.get("softmax_type") == "learnable"),
         ("gemma", ".gemma." in target),
         ("mistral", ".mistral." in target),
         ("nemotron", model["normalization"] == "LayerNorm" or read_activation(model) == "relu2"),
@@ -199,7 +206,7 @@ def _sizes(decoder: UniformDecoder) -> dict[str, Any]:
 def _layers(decoder: UniformDecoder) -> dict[str, Any]:
     return {
         "activation_func": symbol(ACTIVATIONS[decoder.activation]),
-        "add_bias_linear": False,
+        "add_bias_linear": decoder.bias,
         "add_qkv_bias": decoder.qkv_bias,
         "attention_dropout": 0.0,
         "gated_linear_unit": decoder.gated,
@@ -208,6 +215,9 @@ def _layers(decoder: UniformDecoder) -> dict[str, Any]:
         "layernorm_zero_centered_gamma": decoder.zero_centered_norm,
         "normalization": decoder.normalization,
         "qk_layernorm": decoder.qk_norm,
+        **({"softmax_type": "learnable"} if decoder.sinks else {}),
+        **({} if decoder.clamp is None else {"activation_func_clamp_value": decoder.clamp}),
+        **({"glu_linear_offset": decoder.linear_offset} if decoder.linear_offset else {}),
         **({} if decoder.attention_scale is None else {"softmax_scale": decoder.attention_scale}),
         "transformer_layer_spec": symbol(f"{BRIDGE}.gpt_provider.default_layer_spec"),
     }
@@ -245,7 +255,8 @@ def _experts(decoder: UniformDecoder) -> dict[str, Any]:
 def _read_experts(model: dict[str, Any]) -> Router | None:
     num, coeff = model.get("num_moe_experts"), model.get("moe_aux_loss_coeff", 0.0)
     own = float(coeff) if isinstance(coeff, int | float) else None  # a list has one for each of several losses
-    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own) if num else None
+    bias = bool(model.get("add_bias_linear"))
+    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own, bias=bias) if num else None
 
 
 def _read_window(model: dict[str, Any], extra: dict[str, Any]) -> int | None:

@@ -13,6 +13,7 @@ ACTIVATIONS = {
     "silu": "torch.nn.functional.silu",
     "relu2": "megatron.core.activations.squared_relu",
     "gelu_tanh": "megatron.core.activations.fast_gelu",
+    "quick_gelu": "megatron.core.fusions.fused_bias_geglu.quick_gelu",
 }
 _DTYPES = ("bfloat16", "float16", "float32")
 

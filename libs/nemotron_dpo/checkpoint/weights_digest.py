@@ -112,14 +112,11 @@ def _default(field: Any) -> Any:
 
 def _parameters(source: ModelSource, architecture: Architecture) -> Iterator[tuple[str, Any]]:
     """Every parameter of the whole policy by its name in a model of one process."""
-    from nemotron_dpo.checkpoint.carried import wrapper_of
     from nemotron_dpo.checkpoint.families import rules
-    from nemotron_dpo.checkpoint.hf import layer_at, places
-    from nemotron_dpo.checkpoint.hf_files import Weights
+    from nemotron_dpo.checkpoint.hf import layer_at, open_weights, places
     from nemotron_dpo.checkpoint.stored_tensors import StoredTensors
 
-    wrapper = wrapper_of(architecture)
-    weights = Weights(source.path, wrapper.text_name if wrapper else None) if source.kind == "hf" else None
+    weights = open_weights(source.path, architecture) if source.kind == "hf" else None
     stored = None if weights is not None else StoredTensors(source.path)
     for rule in rules(architecture):
         for place in places(architecture, rule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,4 +19,14 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu2": squared_relu, "gelu_tanh": gelu_tanh}
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 * x); megatron-core's is torch.compile'd as well."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu2": squared_relu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+}

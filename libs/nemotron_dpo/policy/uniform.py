@@ -52,6 +52,10 @@ class UniformDecoder:
     qk_norm_over_heads: bool = False
     norm_before: bool = True
     norm_after: bool = False
+    sinks: bool = False
+    bias: bool = False
+    clamp: float | None = None
+    linear_offset: float = 0.0
     experts: Router | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -72,8 +76,11 @@ class UniformDecoder:
             qk_norm_over_heads=self.qk_norm_over_heads,
             norm_before=self.norm_before,
             norm_after=self.norm_after,
+            sinks=self.sinks,
+            out_bias=self.bias,
         )
-        dense = Dense(self.ffn_hidden_size, self.activation, self.gated, self.norm_before, self.norm_after)
+        norms = self.norm_before, self.norm_after
+        dense = Dense(self.ffn_hidden_size, self.activation, self.gated, *norms, self.bias, self.clamp, self.linear_offset)
         layer = Layer(attention, dense if self.experts is None else Experts(self.experts, dense))
         plain = replace(layer, mixer=replace(attention, window=None))
         layers = tuple(layer if has_window else plain for has_window in self.windowed or (True,) * self.num_layers)
@@ -105,6 +112,7 @@ def flat(architecture: Architecture) -> UniformDecoder:
         qkv_bias=attention.qkv_bias,
         qk_norm=attention.qk_norm,
         window=window,
+        sinks=attention.sinks,
         windowed=None if len(set(windows)) == 1 else tuple(each is not None for each in windows),
         attention_scale=attention.scale,
         qk_norm_over_heads=attention.qk_norm_over_heads,

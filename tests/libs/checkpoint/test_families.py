@@ -303,7 +303,8 @@ def test_a_config_of_transformers_4_reads_the_same(model_type: str, tmp_path: Pa
     if "full_attention" in rope:
         written["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
-    scaling = {**rope} if rope.pop("rope_type") != "default" else None
+    scaling = dict(rope) if rope["rope_type"] != "default" else None
+    rope.pop("rope_type")
     old = {**written, **rope, "rope_scaling": scaling, "torch_dtype": written.pop("dtype")}
     if "num_local_experts" in old and model_type == "qwen3_moe":
         old["num_experts"] = old.pop("num_local_experts")

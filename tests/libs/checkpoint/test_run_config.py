@@ -44,6 +44,20 @@ DECODERS = {
     "longrope": replace(
         LLAMA, family="phi3", rotary_percent=0.75, rope_scaling=LongRope((1.0, 1.5) * 6, (2.0, 3.0) * 6, 4.0, 32)
     ),
+    "gpt_oss": replace(
+        LLAMA,
+        family="gpt_oss",
+        window=16,
+        windowed=(True, False),
+        rope_scaling=Yarn(32.0, 4096, truncate=False),
+        activation="quick_gelu",
+        linear_offset=1.0,
+        clamp=7.0,
+        qkv_bias=True,
+        bias=True,
+        sinks=True,
+        experts=Router(8, 2, bias=True),
+    ),
     "windows": replace(LLAMA, family="qwen3", qk_norm=True, window=16, windowed=(False, True)),
     "mistral": replace(LLAMA, family="mistral", window=64, rotary_base=1000000.5),
     "qwen2": replace(LLAMA, family="qwen2", qkv_bias=True, tied_embeddings=True),

@@ -13,6 +13,7 @@ from nemotron_dpo.checkpoint.families import (
     experts,
     gemma,
     glm4_moe,
+    gpt_oss,
     granite,
     nemotron_h,
     olmo,
@@ -23,7 +24,7 @@ from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
-_MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, qwen3_next, qwen3_5, glm4_moe, deepseek)
+_MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, gpt_oss, qwen3_next, qwen3_5, glm4_moe, deepseek)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 FAMILIES["kimi_k2"] = deepseek.DEEPSEEK_V3  # its name for it, under which transformers knows no code
 

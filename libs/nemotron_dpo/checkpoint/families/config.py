@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo import hf_folder
+from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.checkpoint.families.known import REASONS
@@ -176,7 +177,7 @@ def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) ->
     honoured = set(family.keys.values())
     for key, values in {**_ONLY, **family.only}.items():
         value = config.get(key)
-        if key == "quantization_config" and hf_folder.float8_blocks(config):
+        if key == "quantization_config" and (hf_folder.float8_blocks(config) or (family.mxfp4 and mxfp4.is_named(value))):
             continue
         if value is not None and key not in honoured and value not in values:
             remedy = (

@@ -86,6 +86,7 @@ class Family:
     layered: in place of `write`, where layers differ; `read` gives fields of Architecture then.
     some_windows: `layer_types` of its configs says which layers have the window.
     wrapper: what a text model is within, where it is.
+    mxfp4: its experts may be stored in 4 bits, which are read as bfloat16.
     prefixes: what names of tensors begin with, and those of transformers' modules in its place, where the two differ.
     lost_in_peft: modules that peft takes for those of experts, which transformers has in one tensor: it leaves them out.
     """
@@ -101,6 +102,7 @@ class Family:
     write: Callable[[UniformDecoder], dict[str, Any]] = lambda decoder: {}
     layered: Layered | None = None
     some_windows: bool = False
+    mxfp4: bool = False
     prefixes: tuple[str, str] = ("", "")
     lost_in_peft: tuple[str, ...] = ()
     wrapper: Wrapper | None = None

@@ -26,6 +26,8 @@ _OLDER = {"phi3": {"su": "longrope", "yarn": "longrope"}}  # names that files of
 def read(family: Family, config: Mapping[str, Any], path: Path | None) -> tuple[float, float, Scaling | None]:
     """(theta, rotated part of a head, scaling). Raises UserError where the fields disagree or are not supported."""
     sections = {name: dict(config[name]) for name in (_OLD, _NEW) if config.get(name)}
+    if not sections and _NEW in family.defaults:
+        sections = {_NEW: dict(family.defaults[_NEW])}
     for name, section in sections.items():
         if nested := next((key for key, value in section.items() if isinstance(value, Mapping)), None):
             raise UserError(f"{name} of its own for {nested} is not supported", source=path, remedy="one for all layers is")

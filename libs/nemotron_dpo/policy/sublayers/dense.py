@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from nemotron_dpo.policy.architecture import Architecture
     from nemotron_dpo.policy.layout import Layout
 
-Activation = Literal["silu", "relu2", "gelu_tanh"]
+Activation = Literal["silu", "relu2", "gelu_tanh", "quick_gelu"]
 
 
 @dataclass(frozen=True)
 class Dense:
     """down(activation(gate x) * up x) over `ffn_hidden_size` channels; without a gate, down(activation(up x)).
 
+    With `bias` both linear layers have one. Where there is a `clamp`, gate x is at most that, and up x between its negative and
+    it; then `linear_offset` is added to up x.
     x is the norm of the stream, or the stream itself where `norm_before` is False; with `norm_after` the norm of the result is
     what is added.
     """
@@ -36,6 +38,9 @@ class Dense:
     gated: bool = True
     norm_before: bool = True
     norm_after: bool = False
+    bias: bool = False
+    clamp: float | None = None
+    linear_offset: float = 0.0
 
     module = "mlp"
 
@@ -50,9 +55,12 @@ class Dense:
         return Linear("mlp.linear_fc1", hidden, (2 if self.gated else 1) * ffn), Linear("mlp.linear_fc2", ffn, hidden)
 
     def parameters(self, architecture: Architecture) -> Parameters:
-        return Parameters(
-            split=self.weights_met(architecture), whole=norm_parameters(architecture) * (self.norm_before + self.norm_after)
-        )
+        whole = norm_parameters(architecture) * (self.norm_before + self.norm_after) + self.biases(architecture)
+        return Parameters(split=self.weights_met(architecture), whole=whole)
+
+    def biases(self, architecture: Architecture) -> int:
+        """Parameters of the biases of its linear layers."""
+        return sum(linear.outputs for linear in self.linears(architecture)) if self.bias else 0
 
     def weights_met(self, architecture: Architecture) -> int:
         return sum(linear.size for linear in self.linears(architecture))
@@ -75,8 +83,14 @@ class Dense:
     def config(self) -> dict[str, Any]:
         from nemotron_dpo.policy.activations import ACTIVATIONS
 
-        activation = {"gated_linear_unit": self.gated, "activation_func": ACTIVATIONS[self.activation]}
-        return {"ffn_hidden_size": self.ffn_hidden_size, **activation}
+        return {
+            "ffn_hidden_size": self.ffn_hidden_size,
+            "gated_linear_unit": self.gated,
+            "activation_func": ACTIVATIONS[self.activation],
+            "activation_func_clamp_value": self.clamp,
+            "glu_linear_offset": self.linear_offset,
+            "add_bias_linear": self.bias,
+        }
 
     def spec(self, config: Any) -> tuple[dict[str, Any], dict[str, str]]:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec

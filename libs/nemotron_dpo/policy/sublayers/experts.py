@@ -26,7 +26,7 @@ class Router:
 
     `score` makes probabilities of logits. With `expert_bias` a number an expert, in float32, is added to them where experts are
     picked, and not where their outputs are weighed. `scaling` multiplies the weights. Of `num_groups` groups of experts,
-    `picked_groups` are picked before.
+    `picked_groups` are picked before. With `bias` the logits have one.
     """
 
     num: int
@@ -38,6 +38,7 @@ class Router:
     scaling: float = 1.0
     num_groups: int = 1
     picked_groups: int = 1
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Experts:
     def prefixes(self) -> tuple[str, ...]:
         """What the names of its parameters, and of the expert bias, begin with."""
         bias = ("mlp.router.expert_bias",) if self.router.expert_bias else ()
+        bias += ("mlp.router.bias",) if self.router.bias else ()
         shared = ("mlp.shared_experts.",) if self.shared else ()
         return "pre_mlp_layernorm.", "mlp.router.weight", *bias, "mlp.experts.", *shared
 
@@ -78,14 +80,14 @@ class Experts:
         return tuple(replace(each, name=each.name.replace("mlp.", "mlp.shared_experts.")) for each in linears)
 
     def parameters(self, architecture: Architecture) -> Parameters:
-        linears, router = self._experts(architecture), self.router.num * architecture.hidden_size
-        gate = architecture.hidden_size if self.shared_gate else 0
+        linears, router = self._experts(architecture), self.router.num * (architecture.hidden_size + self.router.bias)
+        biases, gate = self.expert.biases(architecture), architecture.hidden_size if self.shared_gate else 0
         return Parameters(
             split=sum(linear.size for linear in self._shared(architecture)),
             whole=norm_parameters(architecture) + router + gate,
             router=router,
-            experts=sum(linear.copies * linear.size for linear in linears),
-            experts_met=sum(linear.met * linear.size for linear in linears),
+            experts=sum(linear.copies * linear.size for linear in linears) + self.router.num * biases,
+            experts_met=sum(linear.met * linear.size for linear in linears) + self.router.top_k * biases,
         )
 
     def weights_met(self, architecture: Architecture) -> int:
@@ -98,6 +100,7 @@ class Experts:
     def kept(self, architecture: Architecture, layout: Layout, width: int) -> Kept:
         """For each expert that a token goes through, its products and what is made of them, and its own copies of the token."""
         products = 5 if self.expert.gated else 3  # the second factor of the last is the token's probability
+        products += 4 if self.expert.clamp else 0  # what is clamped, and the steps of its activation
         elements = self.router.top_k * (products * self.expert.ffn_hidden_size + 2 * architecture.hidden_size)
         if self.shared is not None:  # megatron-core's shared experts make nothing again, and multiply gate and up
             elements += (4 if self.shared.gated else 2) * self.shared.ffn_hidden_size
@@ -123,6 +126,7 @@ class Experts:
         """The router as Hugging Face's: no token dropped, no auxiliary loss, probabilities in float32."""
         router, expert = self.router, self.expert.config()
         _check(router)
+        assert router.bias == self.expert.bias  # megatron-core has one setting for both
         sigmoid = router.score == "sigmoid"
         return {
             "num_moe_experts": router.num,
