@@ -168,7 +168,13 @@ def test_keys_on_disk_are_those_of_transformer_engine(tmp_path: Path) -> None:
         "k_layernorm.weight",
     }
     attention = {f"self_attention.{name}" for name in attention}
-    assert keys("qwen3") == attention | {"mlp.linear_fc1.weight", "mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc2.weight"}
+    dense = {"mlp.linear_fc1.weight", "mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc2.weight"}
+    assert keys("qwen3") == attention | dense
+    # Megatron-Bridge's TERowParallelLinearLayerNorm has the norm of what a sublayer adds; windows and positions are in no key
+    behind = {f"{linear}.post_layernorm.weight" for linear in ("self_attention.linear_proj", "mlp.linear_fc2")}
+    assert keys("gemma3_text") == attention | dense | behind
+    before = {"self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"}
+    assert keys("olmo2") == (attention | dense | behind) - before
     experts = {"mlp.experts.experts.linear_fc1.weight", "mlp.experts.experts.linear_fc2.weight"}
     assert keys("qwen3_moe") == attention | experts | {"pre_mlp_layernorm.weight", "mlp.router.weight"}
 
