@@ -235,3 +235,31 @@ def test_peft_computes_with_our_adapters_what_we_do(tmp_path: Path) -> None:
             theirs = peft.PeftModel.from_pretrained(plain, written).eval()
             assert (theirs(ids).logits - ours(ids).logits).abs().max() <= 1e-4
             assert (before - ours(ids).logits).abs().max() > 0.1
+
+
+def test_the_text_tower_of_a_model_of_pictures_is_what_transformers_loads_and_saves(tmp_path: Path) -> None:
+    """As the refusal of the whole model says; with what it predicts several tokens ahead, which is left out."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind, settings = MODELS["3.5"]
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4}
+    text = {**delta_nets.SIZES, **settings, "model_type": kind, "rope_parameters": {"mrope_section": [1, 1, 0], **ROPE}}
+    torch.manual_seed(1)
+    whole = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision, tie_word_embeddings=False)
+    )
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"'qwen3_5' is not supported: its text tower alone is .*AutoModelForCausalLM"):
+        open_model(tmp_path / "whole")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "text")
+    pairs = small.random_pairs(1, seed=3, longest=60)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    ids = torch.cat([torch.as_tensor(part, dtype=torch.int64) for part in (pairs.prompts[0], pairs.chosen[0])])
+    with torch.inference_mode():
+        ours = open_model(tmp_path / "text").all_logits(row)[: row.segments[0].rejected]
+        theirs = whole.eval()(input_ids=ids[None], use_cache=False).logits[0]
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() <= 1e-3  # its recurrence goes by chunks here
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_interleaved": True}
