@@ -5,11 +5,13 @@ run_config.py stores apart what a provider has no field for: the family and the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.checkpoint import (
+    provider_decilm,
     provider_gated_delta,
     provider_gemma,
     provider_hybrid,
@@ -41,6 +43,12 @@ _TARGETS = {  # families for which Bridge has a provider class of its own
 _OWN = ("norm_before", "norm_after", "qk_norm_over_heads", "rounds_scale", "residual_scale", "logits_divisor")
 _POSITIONS = {"position_embedding_type": ("rope", "yarn")}
 _FREE = frozenset(("seq_len_interpolation_factor", "window_attn_skip_freq"))
+# families whose layers differ in a way of their own, and what writes and reads their fields
+_WITH_ITS_OWN: Mapping[str, Any] = {
+    provider_decilm.FAMILY: provider_decilm,
+    **dict.fromkeys(provider_gated_delta.FAMILIES, provider_gated_delta),
+    **dict.fromkeys(provider_leading_dense.FAMILIES, provider_leading_dense),
+}
 _WHOLE = "hf_config"  # of a family whose layers differ and which Bridge does not have
 _OF_NO_PROVIDER = frozenset(("olmo3",))
 _OF_GPT_OSS = frozenset(("add_bias_linear", "activation_func_clamp_value", "glu_linear_offset", "softmax_type"))
@@ -52,10 +60,8 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
     if architecture.is_hybrid:
         return provider_hybrid.to_provider(architecture)
-    if architecture.family in provider_gated_delta.FAMILIES:
-        return provider_gated_delta.to_provider(architecture)
-    if architecture.family in provider_leading_dense.FAMILIES:
-        return provider_leading_dense.to_provider(architecture)
+    if architecture.family in _WITH_ITS_OWN:
+        return _WITH_ITS_OWN[architecture.family].to_provider(architecture)
     if architecture.family in _OF_NO_PROVIDER:
         return {"_target_": f"{_NONE_OF_BRIDGE}{architecture.family}", **precision(architecture.dtype)}
     is_gemma = architecture.family in provider_gemma.FAMILIES
@@ -75,7 +81,7 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
 
 def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
-    if architecture.is_hybrid or architecture.family in (*provider_gated_delta.FAMILIES, *provider_leading_dense.FAMILIES):
+    if architecture.is_hybrid or architecture.family in _WITH_ITS_OWN:
         return {}
     if architecture.family in _OF_NO_PROVIDER:
         return {_WHOLE: config.write(architecture)}
@@ -93,10 +99,9 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
     """
     if _WHOLE in extra:
         return replace(config.from_config(extra[_WHOLE], Path(_WHOLE)), dtype=read_dtype(model))
-    if provider_hybrid.describes(model):
-        return provider_hybrid.from_provider(model, extra)
-    if provider_gated_delta.describes(model):
-        return provider_gated_delta.from_provider(model, extra)
+    for own in (provider_hybrid, provider_gated_delta, provider_decilm):
+        if own.describes(model):
+            return own.from_provider(model, extra)
     if provider_leading_dense.describes(model, extra):
         return provider_leading_dense.from_provider(model, extra)
     family = _read_family(model, extra)

@@ -97,7 +97,8 @@ class Architecture:
 
         Its checkpoints number their layers, alike or not, and call the last norm `decoder.final_norm`.
         """
-        return any(len(layer.sublayers) == 1 or isinstance(layer.mixer, Mamba) for layer in self.layers)
+        is_recurrent = any(isinstance(layer.mixer, Mamba) for layer in self.layers)
+        return is_recurrent or all(len(layer.sublayers) == 1 for layer in self.layers)
 
     @property
     def is_uniform(self) -> bool:

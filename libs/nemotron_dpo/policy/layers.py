@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
 from nemotron_dpo.policy.recurrent_layer import RecurrentLayer, RecurrentSubmodules
 from nemotron_dpo.policy.residual import ResidualAdd, add_without_gradients, scaled
+from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 from nemotron_dpo.policy.weight_gradients import TokenEmbedding
 
@@ -56,7 +58,21 @@ def _layer_spec(layer: Layer, config: TransformerConfig, residual_scale: float) 
     fields |= {name: scaled(fields[name], config, residual_scale) for name in _ADDS & fields.keys()}
     if isinstance(layer.mixer, Mamba):
         return ModuleSpec(RecurrentLayer, submodules=RecurrentSubmodules(**fields, sharded_state_dict_keys_map=keys))
-    return ModuleSpec(TransformerLayer, submodules=TransformerLayerSubmodules(**fields, sharded_state_dict_keys_map=keys))
+    submodules = TransformerLayerSubmodules(**fields, sharded_state_dict_keys_map=keys)
+    own = layer.feed_forward.config() if isinstance(layer.feed_forward, Dense) else {}
+    if all(getattr(config, name) == value for name, value in own.items()):
+        return ModuleSpec(TransformerLayer, submodules=submodules)
+    return ModuleSpec(OwnLayer, params={"own": own}, submodules=submodules)
+
+
+class OwnLayer(TransformerLayer):
+    """megatron-core's layer, by sizes of its own in the place of those of the config that all layers share."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, own: Mapping[str, Any], **kwargs: Any) -> None:
+        config = copy.copy(config)
+        for name, value in own.items():
+            setattr(config, name, value)
+        super().__init__(config, *args, **kwargs)
 
 
 class PairBlock(TransformerBlock):

@@ -32,6 +32,10 @@ def transformer_config(
     return TransformerConfig(**fields)
 
 
+# what attention and dense parts of a layer take from themselves (policy.attention, policy.layers)
+OWN = frozenset(("num_attention_heads", "num_query_groups", "kv_channels", "qk_layernorm", "add_qkv_bias", "ffn_hidden_size"))
+
+
 def _whole(architecture: Architecture) -> dict[str, Any]:
     return {
         "num_layers": len(architecture.layers),
@@ -47,11 +51,14 @@ def _whole(architecture: Architecture) -> dict[str, Any]:
 
 
 def _sublayers(architecture: Architecture) -> dict[str, Any]:
-    """The fields that the kinds of layers set. megatron-core has one config for all layers, so their values must agree."""
+    """The fields that the kinds of layers set. megatron-core has one config for all layers, so their values must agree.
+
+    Where layers take values of their own, these are the first layer's.
+    """
     fields: dict[str, Any] = {}
     for sublayer in dict.fromkeys(architecture.sublayers()):
         for name, value in sublayer.config().items():
-            if fields.setdefault(name, value) != value:
+            if fields.setdefault(name, value) != value and name not in OWN:
                 raise UserError(f"layers that differ in {name} are not supported", remedy="layers with one value are")
     # megatron-core requires these numbers, also where no layer has attention or a feed-forward part
     fields.setdefault("ffn_hidden_size", fields.get("moe_ffn_hidden_size", architecture.hidden_size))

@@ -77,8 +77,8 @@ def test_adapters_are_put_where_a_layer_has_the_linear_layer() -> None:
 def test_layers_that_one_config_cannot_say_are_refused() -> None:
     from nemotron_dpo.policy.transformer_config import transformer_config
 
-    wider = plan(Layer(ATTENTION, DENSE), Layer(ATTENTION, Dense(96)))
-    with pytest.raises(UserError, match="layers that differ in ffn_hidden_size are not supported"):
+    wider = plan(Layer(ATTENTION, EXPERTS), Layer(ATTENTION, Experts(Router(4, 2), Dense(96))))
+    with pytest.raises(UserError, match="layers that differ in moe_ffn_hidden_size are not supported"):
         transformer_config(wider, torch.float32)
 
 

@@ -8,6 +8,7 @@ their models are called, and which families are refused.
 from __future__ import annotations
 
 from nemotron_dpo.checkpoint.families import (
+    decilm,
     deepseek,
     dense,
     experts,
@@ -24,7 +25,7 @@ from nemotron_dpo.checkpoint.families.family import Family
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
-_MODULES = (dense, experts, nemotron_h, olmo, granite, gemma, gpt_oss, qwen3_next, qwen3_5, glm4_moe, deepseek)
+_MODULES = (dense, experts, nemotron_h, decilm, olmo, granite, gemma, gpt_oss, qwen3_next, qwen3_5, glm4_moe, deepseek)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 FAMILIES["kimi_k2"] = deepseek.DEEPSEEK_V3  # its name for it, under which transformers knows no code
 

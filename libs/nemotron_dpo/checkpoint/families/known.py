@@ -27,6 +27,7 @@ MODELS: dict[str, str] = {
     "qwen3_5_moe_text": "Qwen3.5 with experts (text tower)",
     "qwen3_moe": "Qwen3-MoE",
     "nemotron_h": "Nemotron-H, Nemotron Nano v2, Nemotron-3-Nano",
+    "nemotron-nas": "Llama-Nemotron Super and Ultra (DeciLM)",
     "glm4_moe": "GLM-4.5, GLM-4.5-Air, GLM-4.6",
     "deepseek_v2": "DeepSeek-V2-Lite",
     "deepseek_v3": "DeepSeek-V3 and R1, Moonlight",
@@ -59,7 +60,7 @@ _REASONS: dict[str, str] = {
     ministral3 granitemoe hy_v3 internlm3 stablelm helium""",
     "transformers has no code of it, and code that comes with a model is never run": """mimo internlm internlm2 baichuan chatglm
     minicpm telechat telechat2 yuan xverse orion skywork bailing_moe bailing_moe_v2 step3p5 exaone sarvam_moe sarvam_mla qwen
-    nemotron-nas deepseek grok""",
+    deepseek grok""",
     "it sees or hears, and rows here are text": """llama4 mllama llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe
     qwen2_audio qwen2_5_omni qwen3_omni_moe glm4v glm4v_moe gemma3n gemma4 mistral3 pixtral paligemma internvl kimi_vl kimi_k25
     minicpmv phi4_multimodal ernie4_5_vl_moe minimax_m3_vl exaone4_5""",
