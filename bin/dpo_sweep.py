@@ -23,7 +23,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -91,8 +91,13 @@ def command(
         return [*head, *place, *tokens, *point.settings, "--name", point.name]
 
     compiled = [_compiled(point, step, config, tokens, profile, flags) for point in grid]
+    if profile.executor == "slurm":
+        scoring = functools.partial(_compiled, grid[0], step, config, tokens, profile, flags, scores=f"{name}-scores")
+        asked = {"sweeps": sweeps, "parallel": parallel, "name": name, "attached": detached is None, "dry_run": dry_run}
+        return _run_on_slurm(compiled, grid, scoring, profile, force_squash=flags["force_squash"], **asked)
     if profile.executor != "local":
-        raise UserError("sweeps are run here or on Slurm", source=f"profile {profile.name}")
+        what = f"is {profile.executor}, and sweeps are run here or on Slurm"
+        raise UserError(what, source=f"profile {profile.name}", field="executor", remedy="run each point by itself")
     if dry_run:
         for point in grid:
             print(_shown(["nemotron-steps", *of_point(point)]))
@@ -101,13 +106,24 @@ def command(
 
 
 def _compiled(
-    point: Point, step: str, config: str | None, tokens: Sequence[str], profile: Profile, flags: dict[str, bool]
+    point: Point,
+    step: str,
+    config: str | None,
+    tokens: Sequence[str],
+    profile: Profile,
+    flags: dict[str, bool],
+    *,
+    scores: str | None = None,
 ) -> CompiledRun:
-    """The run of a point, which is compiled to find its mistakes before any point is run. Raises UserError."""
+    """The run of a point, compiled to find its mistakes before any point is run; up to its `scores`, under that name.
+
+    Raises UserError.
+    """
     from nemotron_dpo.steps.compile.compiled_run import Request, compile_run
 
     asked: dict[str, Any] = {name: flags[name] for name in ("force", "oversubscribe", "force_squash")}
-    request = Request(step, sys.argv, (*tokens, *point.settings), config=config, dry_run=True, name=point.name, **asked)
+    asked |= {"name": scores or point.name, "last": "ref-logprobs" if scores else None}
+    request = Request(step, sys.argv, (*tokens, *point.settings), config=config, dry_run=True, **asked)
     try:
         run = compile_run(request, profile, lambda line: None)
         for line in run.planner.missing(run.config, look=profile.executor == "local"):
@@ -137,6 +153,45 @@ def _run_here(compiled: Sequence[CompiledRun], grid: Sequence[Point], of_point: 
     page = _compare([job for job in jobs if job.status == "done"], folder)
     print(f"\n{len(grid)} points, {sum(job.status == 'done' for job in jobs)} done; compared in {page}")
     return 0 if all(job.status == "done" for job in jobs) else 1
+
+
+def _run_on_slurm(
+    compiled: Sequence[CompiledRun],
+    grid: Sequence[Point],
+    scoring: Callable[[], CompiledRun],
+    profile: Profile,
+    *,
+    sweeps: Sequence[str],
+    parallel: int | None,
+    name: str,
+    attached: bool,
+    dry_run: bool,
+    force_squash: bool,
+) -> int:
+    """Submit the points as one array; where `attached`, the exit status is that of the job that compares them."""
+    from nemotron_dpo.config import redact_argv
+    from nemotron_dpo.steps.executors.slurm import array
+    from nemotron_dpo.steps.sweep import on_slurm, record
+    from nemotron_dpo.steps.sweep.points import shares_scores
+
+    sweep = record.sweep_folder(name, datetime.now())
+    first = on_slurm.scores_for_all(scoring, compiled) if shares_scores(sweeps) else None
+    made = on_slurm.array_of(compiled, first, profile, sweep, at_once=parallel, attached=attached)
+    if dry_run:
+        for what, text in array.dry_lines(made):
+            print(f"# {what}\n{text}")
+        return 0
+    on_slurm.write_records(compiled, grid, first, sweep, redact_argv(["dpo-sweep", *sys.argv[1:]]))
+    shared = made.jobs[0].settings.is_shared
+    status = array.submit(made, attached=attached, force_squash=force_squash, say=SAY, show=_show, is_shared=shared)
+    if attached:
+        print(f"compared in {made.folder}/{record.PAGE}")
+    return status
+
+
+def _show(content: bytes) -> None:
+    sys.stderr.buffer.write(content)
+    sys.stderr.buffer.flush()
 
 
 def _slots(parallel: int | None, processes: int) -> Any:

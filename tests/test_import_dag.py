@@ -139,7 +139,7 @@ ROOMS = {
     "executors.slurm": {"catalogue", "compile", "profiles", "executors.shared"},
     "executors.lepton": {"profiles", "executors.shared", "executors.cloud"},
     "executors.dgxcloud": {"profiles", "executors.shared", "executors.cloud"},
-    "sweep": {"compile", "text"},
+    "sweep": {"compile", "profiles", "text", "executors.shared", "executors.slurm"},
     "completion": {"catalogue", "compile", "profiles"},
 }
 # modules that a part may import of another; what its programs do not load is tested below

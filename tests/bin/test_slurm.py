@@ -152,3 +152,19 @@ def test_an_image_that_cannot_be_imported_ends_the_job(here: Path, tokenize: lis
     assert done.returncode == 143
     assert "was cancelled: what it depends on failed" in error_lines(done.stderr)[0]
     assert list((here / "remote").glob("*.sqsh*")) == [here / "remote" / "nvcr_io_nvidia_nemo_25_11.sqsh.log"]
+
+
+def test_a_sweep_is_one_array_and_a_point_that_fails_is_said(here: Path, tokenize: list[str]) -> None:
+    """The second length leaves no pair: that point fails, and the other is done all the same."""
+    done = run(PROGRAM, *tokenize, "-r", "base", "--sweep", "max_length=512,2", "--name", "lengths")
+    said = done.stderr.decode()
+    assert done.returncode == 1, said
+    assert "dpo-sweep: array " in said
+    assert " of 2 jobs is submitted; cancel it: scancel " in said
+    states = [line for line in said.splitlines() if "-lengths-max_length=" in line and not line.startswith("dpo-sweep")]
+    assert [line.rpartition("-max_length=")[2] for line in states] == ["512: done", "2: failed"]
+    (sweep,) = (here / ".nemotron" / "sweeps").iterdir()
+    assert f"compared in {sweep}/compare.html" in done.stdout.decode()
+    job = next((here / ".nemotron" / "jobs").glob("*-max_length=512"))
+    assert "preference-tokenize: 4 rows read, 4 pairs written" in (job / "log.txt").read_text()
+    assert (job / "pairs.arrow").is_file()

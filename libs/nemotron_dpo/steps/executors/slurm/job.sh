@@ -1,3 +1,6 @@
+# The id of an array's last task is that of the whole array, which would be signalled with it.
+own_id=${SLURM_JOB_ID:-}
+[[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || own_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 say() { printf 'nemotron-steps: %s\n' "$*" >&2; }
 # state STATUS EXIT REASON: how the job stands, for `nemotron-steps runs`
 state() {
@@ -28,13 +31,13 @@ keep_environment() {
 on_out_of_time() {
   signalled=yes out_of_time=yes
   say "time is nearly up: $name is told to save and end"
-  scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null
+  scancel --signal=TERM "$own_id" 2>/dev/null
 }
 # TERM comes to everything in the job at once: it was cancelled, unless Slurm already counts it as started once more.
 on_stop() {
   signalled=yes stopped=yes
   local shown
-  shown=$(trap '' TERM && scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)
+  shown=$(trap '' TERM && scontrol --oneliner show job "$own_id" 2>/dev/null)
   [[ ! $shown =~ Restarts=([0-9]+) ]] || ((BASH_REMATCH[1] <= ${SLURM_RESTART_COUNT:-0})) || keep_environment
 }
 
@@ -61,7 +64,7 @@ find_each_other() {
   local head
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   rendezvous=(--nnodes "$num_nodes" --nproc-per-node "$processes_per_node" --rdzv-backend c10d
-    --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" --no-python)
+    --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$own_id" --no-python)
 }
 
 # stage NUMBER NAME NODES COMMAND...: one task on each of that many nodes makes what `makes` lists, unless that was done
@@ -110,7 +113,7 @@ requeue() {
   keep_environment
   state submitted null "requeued: it goes on from what was saved"
   say "requeued: it goes on from what was saved"
-  timeout 60 scontrol requeue "$SLURM_JOB_ID" || give_up 1 "job $SLURM_JOB_ID could not be requeued"
+  timeout 60 scontrol requeue "$own_id" || give_up 1 "job $own_id could not be requeued"
   sleep 120 # Slurm ends this script
   exit 1
 }

@@ -125,9 +125,9 @@ def launch(job: PreparedSlurmJob, *, attached: bool, force_squash: bool, say: Sa
 def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, say: Say) -> str:
     """The id of the job. Where Slurm refuses it, its folder is removed again."""
     folder, settings = job.facts.folder, job.settings
-    client.upload(folder, _files(job, force_squash=force_squash), exists=settings.is_shared)
+    client.upload(folder, files_of(job, force_squash=force_squash), exists=settings.is_shared)
     try:
-        first = _submit_squash(client, job, force=force_squash, say=say)
+        first = submit_squash(client, job, force=force_squash, say=say)
         return client.submit([*first, *_options(job)], f"{folder}/job.sh")
     except NoAnswer as error:
         remedy = f"it may be queued all the same: squeue --name {job.facts.name}"
@@ -137,12 +137,12 @@ def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, s
         raise UserError(error.message, source=error.source or f"profile {settings.name}", remedy=error.remedy) from None
 
 
-def _submit_squash(client: SlurmClient, job: PreparedSlurmJob, *, force: bool, say: Say) -> list[str]:
+def submit_squash(client: SlurmClient, job: PreparedSlurmJob, *, force: bool, say: Say) -> list[str]:
     """The option that makes the job wait for its image, where that is not there or made anew."""
     if job.squash is None or job.squash.source is None or (client.exists(job.squash.file) and not force):
         return []
     log = f"{job.squash.file}.log"
-    squash_id = client.submit([f"--output={_literal(log)}"], f"{job.facts.folder}/image.sh")
+    squash_id = client.submit([f"--output={literal(log)}"], f"{job.facts.folder}/image.sh")
     say(f"job {squash_id} imports {job.settings.container_image} to {job.squash.file}; its log is {log}")
     return [f"--dependency=afterok:{squash_id}", "--kill-on-invalid-dep=yes"]
 
@@ -156,7 +156,8 @@ def _fetch_results(client: SlurmClient, job: PreparedSlurmJob) -> None:
             path.write_bytes(content)
 
 
-def _files(job: PreparedSlurmJob, *, force_squash: bool) -> dict[str, UploadedFile]:
+def files_of(job: PreparedSlurmJob, *, force_squash: bool) -> dict[str, UploadedFile]:
+    """What is written into the folder of `job` on the cluster."""
     texts = {name: job.paths.text(text) for name, text in job.plan.files.items()}
     texts |= {"job.sh": job.script, "task.sh": job.task, "log.txt": ""}
     if job.squash and job.squash.source:
@@ -168,10 +169,10 @@ def _files(job: PreparedSlurmJob, *, force_squash: bool) -> dict[str, UploadedFi
 
 
 def _options(job: PreparedSlurmJob) -> list[str]:
-    return [f"--output={_literal(job.log)}"]
+    return [f"--output={literal(job.log)}"]
 
 
-def _literal(path: str) -> str:
+def literal(path: str) -> str:
     """A file name in which Slurm shall replace nothing."""
     return path.replace("%", "%%")
 

@@ -52,9 +52,9 @@ def job_script(plan: Plan, settings: SlurmSettings, facts: SlurmJobFacts, paths:
     """The script that runs the stages of `plan` one after the other, each as a job step."""
     parts = [
         "#!/bin/bash",
-        *_job_directives(settings, facts),
+        *job_directives(settings, facts),
         "{ set +x; } 2>/dev/null # a trace would show secrets",
-        *_variables(settings, facts),
+        *variables(settings, facts),
         (_HERE / "job.sh").read_text(encoding="utf-8"),
         clear_way(),
         "start",
@@ -70,7 +70,8 @@ def lead_seconds(time: str | None) -> int:
     return min(_LEAD_SECONDS, seconds_of(time) // 4) if time else _LEAD_SECONDS
 
 
-def _job_directives(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
+def job_directives(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
+    """The options of a job's own script."""
     gpus = facts.processes_per_node if settings.has_gpus else None
     given = {
         "partition": settings.partition,
@@ -84,7 +85,7 @@ def _job_directives(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
     return [*lines, *([f"#SBATCH --{settings.exclusive}"] if settings.exclusive else []), "#SBATCH --requeue"]
 
 
-def _variables(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
+def variables(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
     """Shell variables that job.sh reads, and what of the environment is no secret."""
     values = {
         "job": facts.folder,
