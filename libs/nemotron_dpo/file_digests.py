@@ -19,11 +19,11 @@ _REMEDY = f"copy it again, or remove it from {NAME} if you changed it"
 FileProblem = tuple[str, str, str]
 
 
-def write(folder: Path) -> None:
-    """Write the list of every file that now lies in `folder` and its subfolders."""
+def write(folder: Path, pattern: str = "*") -> None:
+    """Write the list of every file like `pattern` that now lies in `folder` and its subfolders."""
     import orjson
 
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob(pattern)) if path.is_file()}
     digests = {name: _sha256(path) for name, path in files.items() if name != NAME}
     (folder / NAME).write_bytes(orjson.dumps({"algorithm": "sha256", "files": digests}, option=orjson.OPT_INDENT_2))
 

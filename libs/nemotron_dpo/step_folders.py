@@ -44,7 +44,7 @@ def measured(folder: Path) -> Mapping[str, float | None]:
     path, step = folder / "training_info.json", step_of(folder)
     try:
         info = {name: None if value is None else float(value) for name, value in json.loads(path.read_bytes()).items()}
-    except (OSError, AttributeError, TypeError, ValueError):
+    except (OSError, AttributeError, TypeError, ValueError, OverflowError, RecursionError):
         info = {"total_steps": math.nan}
     if info.get("total_steps", step) != step:
         what = f"is damaged or not of {folder.name}, so the best checkpoints are unknown and none is removed"

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.step_folders import policy_of
+from nemotron_dpo.step_folders import measured, policy_of
 
 LOSS = "val:validation-default_loss"
 
@@ -68,3 +68,11 @@ def test_records_that_cannot_be_read_name_their_file(tmp_path: Path):
     (run / "checkpoints" / "step_20" / "config.yaml").write_text("[")
     with pytest.raises(UserError, match=r"step_20/config\.yaml: does not say by what the run ranks its steps"):
         policy_of(run, "best")
+
+
+def test_numbers_that_are_none_are_damage(tmp_path: Path):
+    (tmp_path / "step_10").mkdir()
+    for text in ("1" + "0" * 400, "[" * 100_000, '"x"', "[]", "{}"):
+        (tmp_path / "step_10" / "training_info.json").write_text('{"loss": ' + text + "}")
+        with pytest.raises(UserError, match=r"training_info\.json: is damaged"):
+            measured(tmp_path / "step_10")

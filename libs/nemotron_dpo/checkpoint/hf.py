@@ -15,8 +15,8 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nemotron_dpo import hf_folder
-from nemotron_dpo.checkpoint import hf_files
+from nemotron_dpo import file_digests, hf_folder
+from nemotron_dpo.checkpoint import hf_files, integrity
 from nemotron_dpo.checkpoint.carried import required, wrapper_of
 from nemotron_dpo.checkpoint.families import FAMILIES, config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
@@ -61,6 +61,7 @@ def load(model: PairPolicy, folder: Path) -> None:
 
     Raises UserError where a file is missing or damaged, or a tensor is missing, of another shape or not part of the model.
     """
+    integrity.verify_listed(folder)
     architecture = model.architecture
     weights = open_weights(folder, architecture)
     for name, parameter, rule, place in placed(model):
@@ -103,6 +104,7 @@ def save(
         tensors = chain(tensors, around.tensors())
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
     hf_files.write(folder, plan, tensors, shard_bytes)
+    file_digests.write(folder, "*.safetensors*")  # which carry no checksums; the index is among them
     copy_tokenizer(tokenizer, folder)
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -82,12 +83,24 @@ class ResumeState:
                 raise UserError("was changed since it was saved: its digest differs", source=path, remedy=remedy)
             tree["totals"].pop("first_loss", None)  # of format 2
             state = cls(folder, tree["step"], Totals(**tree["totals"]), Identity(**tree["identity"]))
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            saved = dict(tree["files"])
+            if not (
+                type(state.step) is int and _are_like(state.totals, Totals()) and _are_like(state.identity, Identity("", ""))
+            ):
+                raise TypeError("a field is of another kind")
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             raise UserError("is damaged", source=path, remedy=remedy) from None
         if folder.name != f"step_{state.step}":
             raise UserError(f"is of step {state.step}", source=path, remedy=remedy)
-        _check_files(folder, tree["files"], state.step, remedy)
+        _check_files(folder, saved, state.step, remedy)
         return state
+
+
+def _are_like(given: Totals | Identity, usual: Totals | Identity) -> bool:
+    """Whether every field of `given` is of the kind that it has in `usual`: a text, a mapping or a number."""
+    number = (int, float, NoneType)
+    kinds = {name: type(value) if isinstance(value, str | dict) else number for name, value in asdict(usual).items()}
+    return all(isinstance(value, kinds[name]) for name, value in asdict(given).items())
 
 
 def _tied(folder: Path) -> list[Path]:

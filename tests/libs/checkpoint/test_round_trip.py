@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -104,3 +106,22 @@ def test_a_failed_export_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         module.export(resolve(llama), tmp_path / "out", "hf", None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_bit_in_an_exported_weight_is_found(llama: Path, tmp_path: Path) -> None:
+    """safetensors carry no checksums: our exports list those of their weights, and what a person edits stays as it is."""
+    from nemotron_dpo.checkpoint.export import export
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    out = tmp_path / "hf"
+    export(resolve(imported(llama, tmp_path)), out, "hf", None)
+    listed = json.loads((out / "integrity.json").read_text())["files"]
+    weights = out / "model.safetensors"
+    assert listed == {"model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    (out / "chat_template.jinja").write_text("{{ messages }}")
+    open_policy(resolve(out), None)
+    whole = weights.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2], None):
+        weights.write_bytes(damaged) if damaged else weights.unlink()
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            open_policy(resolve(out), None)

@@ -139,3 +139,34 @@ def test_a_state_of_another_objective_is_refused() -> None:
         with pytest.raises(UserError) as caught:
             goes_on(objective, Totals(state=state), Path("step_2"))
         assert str(caught.value).startswith(words)
+
+
+def test_values_of_another_kind_are_damage_even_where_the_digest_is_theirs(tmp_path: Path) -> None:
+    """As after an edit by hand with the digest mended, or of a version that wrote otherwise."""
+    from nemotron_dpo.training.resume import _digest
+
+    changes = [
+        lambda tree: tree.update(totals=[]),
+        lambda tree: tree.update(totals={"steps": "two"}),
+        lambda tree: tree.update(totals={"latest": 3}),
+        lambda tree: tree.update(identity={"data": 1, "policy": "p"}),
+        lambda tree: tree.update(identity={"data": "d", "policy": "p", "fixed": [1]}),
+        lambda tree: tree.update(identity=None),
+        lambda tree: tree.pop("files"),
+        lambda tree: tree.update(files=3),
+        lambda tree: tree.update(step=None),
+        lambda tree: tree.update(step="2"),
+        lambda tree: tree.update(format=[4]),
+    ]
+    folder = saved(tmp_path, 2)
+    path = folder / "resume.json"
+    original = path.read_bytes()
+    for change in changes:
+        tree = orjson.loads(original)
+        del tree["digest"]
+        change(tree)
+        path.write_bytes(orjson.dumps({**tree, "digest": _digest(tree)}))
+        with pytest.raises(UserError, match=r"resume\.json"):
+            ResumeState.read(folder)
+    path.write_bytes(original)
+    assert ResumeState.read(folder).step == 2
