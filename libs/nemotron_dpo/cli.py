@@ -199,6 +199,10 @@ def _status(command: click.Command, program: str, called: str) -> int:
         if not _lost_another_process(error):
             raise
         return _complain_of_another(program, str(error))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries in Rust, as tokenizers; it derives from BaseException
+            raise
+        return _complain(program, f"a library gave up: {error}", 1)
 
 
 def _invoke(command: click.Command, called: str) -> object:

@@ -45,6 +45,13 @@ def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedP
         ("import errno; raise OSError(errno.ESTALE, 'x', 'a')", [], 1, "a: stale file handle: " + REMEDY[errno.ESTALE]),
         ("import errno; raise OSError(errno.EMFILE, 'x')", [], 1, "too many open files: raise the limit: ulimit -n"),
         ("raise OSError('one\\ntwo')", [], 1, "one two"),
+        (
+            "raise type('PanicException', (BaseException,), {})('no entry\\nfound')",
+            [],
+            1,
+            r"a library gave up: no entry\nfound",
+        ),
+        ("raise RecursionError", [], 1, "something that it reads is nested too deeply"),
         ("raise MemoryError", [], 1, "out of memory: " + REMEDY[errno.ENOMEM]),
         ("raise BrokenPipeError", [], 1, "the reader of a pipe closed it early"),  # some pipe: stdout still has its reader
         ("pass", ["--number", "x"], 2, "Invalid value for '--number': 'x' is not a valid integer: see 'program --help'"),

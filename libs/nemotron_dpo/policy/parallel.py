@@ -249,7 +249,13 @@ def gather(mine: T) -> list[T]:
 def _join(world_size: int, say: Callable[[str], object]) -> None:
     backend = "nccl" if device().type == "cuda" else "gloo"
     if world_size == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        try:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        except RuntimeError as error:
+            if "Unable to find" not in str(error):
+                raise
+            remedy = "bring it up: ip link set lo up"
+            raise UserError("there is no loopback interface, which gloo asks for", remedy=remedy) from None
     elif launcher.under_torchrun():
         keep_to_this_machine()
         dist.init_process_group(backend)

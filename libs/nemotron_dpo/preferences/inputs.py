@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import named
 from nemotron_dpo.preferences.containers import file_chunks
 from nemotron_dpo.preferences.data_folders import NOT_ROWS, SUFFIXES, folder_files
 from nemotron_dpo.preferences.lines import Chunk
@@ -56,7 +57,7 @@ def digest(files: Sequence[str]) -> str:
         return "stream"
     digests = []
     for file in files:
-        with open(file, "rb") as opened:
+        with named(file), open(file, "rb") as opened:
             digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     return f"sha256:{whole}"
@@ -124,5 +125,5 @@ def _opened(file: str) -> Iterator[io.BufferedReader]:
         return
     if not os.access(file, os.R_OK):
         raise UserError("cannot be read: permission denied", source=file)
-    with open(file, "rb", buffering=1 << 18) as opened:
+    with named(file), open(file, "rb", buffering=1 << 18) as opened:
         yield cast(io.BufferedReader, opened)

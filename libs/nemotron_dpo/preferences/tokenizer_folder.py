@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo import file_digests, hf_folder, sources
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import named
 from nemotron_dpo.preferences import added_tokens, tokenizer_class
 from nemotron_dpo.preferences.added_tokens import AddedTokens
 
@@ -207,4 +208,5 @@ def _content(path: Path) -> bytes:
         raise UserError("is a folder where a file is due", source=path)
     if not path.exists():
         raise UserError("no such file", source=path)
-    return path.read_bytes()
+    with named(path):
+        return path.read_bytes()

@@ -87,16 +87,23 @@ def _scores(path: Path, wanted: set[bytes]) -> tuple[dict[bytes, dict[str, Any]]
 
 def _tokenizer(run: RunFolder, settings: Mapping[str, Any]) -> Tokenizer:
     """The run's own tokenizer: of its newest checkpoint, else of the policy that it started from."""
-    from tokenizers import Tokenizer
-
     newest = sorted(run.folder.glob("checkpoints/step_*/policy"), key=lambda path: path.stat().st_mtime, reverse=True)
     named = [run.setting("policy.tokenizer.name"), settings.get("reference_policy"), run.setting("policy.model_name")]
     places = [*newest, *(Path(str(name)) for name in named if name)]
     for place in places:
         for file in (place / "tokenizer.json", *sorted(place.glob("**/tokenizer/tokenizer.json"))):
             if file.is_file():
-                return Tokenizer.from_file(str(file))
+                return _opened(file)
     raise UserError("no tokenizer.json lies where the run found it")
+
+
+def _opened(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", source=file) from None
 
 
 def _text(tokenizer: Tokenizer, row: Mapping[str, Any], after: Mapping[str, Any] | None) -> PairText:
