@@ -107,7 +107,7 @@ def is_unread(folder: Path) -> Callable[[str], bool]:
 def left_out(folder: Path) -> list[str]:
     """What of the folder is not in the policy that is read from it, a line each.
 
-    That are layers that predict several tokens ahead, and the form of weights in 8 bits.
+    That are layers that predict several tokens ahead, and the form of weights in 8 and in 4 bits.
     """
     is_ahead, stored = _is_ahead(folder), {key: kind for path in weight_files(folder) for key, kind in _headers(path).items()}
     counts = Counter("mtp" if _AHEAD.search(key) else ".".join(key.split(".")[:3]) for key in stored if is_ahead(key))
@@ -115,6 +115,8 @@ def left_out(folder: Path) -> list[str]:
     lines = [f"{count} {what} ({prefix}.*) are left out, as in transformers" for prefix, count in counts.items()]
     if in_8_bits := sum(kind == FLOAT8 and not is_ahead(key) for key, kind in stored.items()):
         lines.append(f"{in_8_bits} weights in 8 bits are read as bfloat16, in which the policy is computed and written")
+    if in_4_bits := sum(kind == "U8" and key.endswith("_blocks") for key, kind in stored.items()):
+        lines.append(f"{in_4_bits} weights in 4 bits (MXFP4) are read as bfloat16, in which the policy is computed and written")
     return lines
 
 

@@ -29,6 +29,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor, nn
 
 from nemotron_dpo.policy.architecture import Architecture, Layer
+from nemotron_dpo.policy.layout import Layout
 from nemotron_dpo.policy.mlp import GatedMLP
 from nemotron_dpo.policy.norm import Norm
 from nemotron_dpo.policy.recurrent_layer import RecurrentLayer, RecurrentSubmodules
@@ -136,6 +137,22 @@ def mark_partitions(model: nn.Module) -> None:
         weight = getattr(module, "weight", None)
         if axis is not None and weight is not None and not hasattr(weight, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=axis, stride=1)
+
+
+def mark_experts(model: nn.Module, layout: Layout) -> None:
+    """Say over which ranks the gradients of experts are summed up, where megatron-core takes them for those of other layers.
+
+    It does so where nobody divides the experts among ranks, though each may be divided by other ranks than other layers are.
+    And it takes their biases for some whose gradient comes from parts of a sequence: it would sum up those of different
+    experts, and count them once in the norm of all gradients.
+    """
+    divided = layout.expert > 1 or layout.expert_tensor not in (None, layout.tensor)
+    for name, parameter in model.named_parameters():
+        if divided and ".local_experts." in name:
+            parameter.allreduce = False  # type: ignore[attr-defined] - megatron-core's marks on a parameter
+            parameter.sequence_parallel = False  # type: ignore[attr-defined] - as above
+            if name.endswith(".bias") and not getattr(parameter, "tensor_model_parallel", False):
+                set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
 
 
 def scale_embeddings(model: GPTModel, architecture: Architecture) -> None:

@@ -22,9 +22,17 @@ from torch import Tensor
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.kernels.logits import kept_tokens
+from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.device import device
-from nemotron_dpo.policy.layers import block_spec, mark_partitions, name_as_hybrid, scale_embeddings, specialize
+from nemotron_dpo.policy.layers import (
+    block_spec,
+    mark_experts,
+    mark_partitions,
+    name_as_hybrid,
+    scale_embeddings,
+    specialize,
+)
 from nemotron_dpo.policy.logprobs import Slope, response_logps, trained_logps
 from nemotron_dpo.policy.precision import set_precision
 from nemotron_dpo.policy.recompute import Recompute
@@ -153,6 +161,7 @@ def build_policy(
     if architecture.is_hybrid:
         name_as_hybrid(model)
     mark_partitions(model)
+    mark_experts(model, parallel.layout())
     scale_embeddings(model, architecture)
     return set_precision(model.to(device=device()), dtype, states_in_float32=False)
 

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import mxfp4
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
 from support import families
 
@@ -44,8 +46,21 @@ def test_a_folder_in_4_bits_is_that_of_its_numbers_in_16(tmp_path: Path) -> None
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
     export(resolve(folder), tmp_path / "out", "hf", None)
+    assert hf_folder.num_in_4_bits(folder) == 4
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(written[name], tensor), name
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_experts_with_biases_are_not_divided(tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.families import config
+    from nemotron_dpo.policy.layout import Layout
+
+    architecture = config.read(families.write_model(tmp_path, "gpt_oss"))
+    experts = architecture.layers[0].feed_forward
+    assert experts is not None
+    with pytest.raises(UserError, match=r"biases is not divided .*: set policy.megatron_cfg.expert_tensor_parallel_size=1"):
+        list(experts.undivided(Layout(tensor=2, sequence=True)))
+    assert list(experts.undivided(Layout(tensor=2, sequence=True, expert_tensor=1)))

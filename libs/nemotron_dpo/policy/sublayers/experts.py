@@ -114,6 +114,9 @@ class Experts:
     def undivided(self, layout: Layout) -> Iterator[tuple[str, int, int]]:
         yield "feed-forward channels", self.expert.ffn_hidden_size, layout.expert_tensor or layout.tensor
         yield "experts", self.router.num, layout.expert
+        if self.expert.bias and (layout.expert_tensor or layout.tensor) > 1:
+            what = "an expert that has biases is not divided over tensor-parallel ranks by megatron-core"
+            raise UserError(what, remedy="set policy.megatron_cfg.expert_tensor_parallel_size=1")
         if self.shared is not None:
             yield "channels of shared experts", self.shared.ffn_hidden_size, layout.tensor
         if layout.tensor > 1 and not layout.sequence:
