@@ -142,12 +142,13 @@ def _use_own_layers() -> None:
 
     def provide_without_te(self: Any, *args: Any, **kwargs: Any) -> Any:
         zero_centered, self.layernorm_zero_centered_gamma = self.layernorm_zero_centered_gamma, False
-        self.transformer_layer_spec = gpt_provider.local_layer_spec
+        is_gemma = type(self).__name__ in ("Gemma2ModelProvider", "Gemma3ModelProvider")
+        self.transformer_layer_spec = _with_norms_behind if is_gemma else gpt_provider.local_layer_spec
         model = provide(self, *args, **kwargs)
         self.layernorm_zero_centered_gamma = zero_centered  # torch's norms do not know it; conversion does not use it
-        own = ("final_layernorm", "q_layernorm", "k_layernorm") + (("pre_mlp_layernorm",) if self.num_moe_experts else ())
+        own = [f"{name}_layernorm" for name in ("final", "q", "k", "post", *(("pre_mlp",) if self.num_moe_experts else ()))]
         for name, module in model.named_modules():
-            if name.endswith(own) and hasattr(module, "weight"):
+            if name.endswith(tuple(own)) and hasattr(module, "weight"):
                 module.__class__ = type("ExtraNorm", (_ExtraState, type(module)), {})
         for layer in model.decoder.layers:
             if self.num_moe_experts:
@@ -164,6 +165,26 @@ def _use_own_layers() -> None:
     for bridge in _subclasses(MegatronModelBridge):
         if "mapping_registry" in vars(bridge):
             bridge.mapping_registry = _with_own_names(bridge.mapping_registry)
+
+
+def _with_norms_behind(config: Any) -> Any:
+    """A layer of megatron-core's own parts, with the norms that Bridge's Gemma has in its row-parallel layers."""
+    from megatron.bridge.models import gpt_provider
+    from megatron.core.tensor_parallel import RowParallelLinear
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    class TERowParallelLinearLayerNorm(RowParallelLinear):  # the name by which Bridge's tables know it
+        def __init__(self, input_size: int, output_size: int, *, config: Any, **kwargs: Any) -> None:
+            super().__init__(input_size, output_size, config=config, **kwargs)
+            self.post_layernorm = WrappedTorchNorm(config, output_size)
+
+    spec = gpt_provider.local_layer_spec(config)
+    attention = spec.submodules.self_attention.submodules
+    attention.linear_proj = TERowParallelLinearLayerNorm
+    if type(config).__name__ == "Gemma3ModelProvider":  # has them whatever its qk_layernorm says
+        attention.q_layernorm = attention.k_layernorm = WrappedTorchNorm
+    spec.submodules.mlp.submodules.linear_fc2 = TERowParallelLinearLayerNorm
+    return spec
 
 
 def _subclasses(top: type) -> list[Any]:
@@ -197,6 +218,9 @@ def transformers4_copy(hf_dir: str) -> str:
         os.symlink(os.path.abspath(os.path.join(hf_dir, name)), os.path.join(out, name))
     config = json.loads(Path(hf_dir, "config.json").read_text())
     rope = config.pop("rope_parameters", None)
+    if rope and "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     if rope:
         config["rope_theta"] = rope["rope_theta"]
         if "partial_rotary_factor" in rope:

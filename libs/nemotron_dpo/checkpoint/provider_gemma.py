@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -71,7 +72,10 @@ def with_layers(architecture: Architecture, model: Mapping[str, Any], extra: Map
 
 def _read_2(attention: Attention, model: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[list[str], dict[str, Attention]]:
     """The kind of each layer, and the attention of each kind."""
-    scale, softcap = model["query_pre_attn_scalar"] ** -0.5, model["attn_logit_softcapping"] or None
+    number, softcap = model["query_pre_attn_scalar"], model["attn_logit_softcapping"] or None
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"query_pre_attn_scalar is {number!r}")
+    scale = number**-0.5
     attention = replace(attention, scale=scale, softcap=softcap)
     windowed = replace(attention, window=model["window_size"][0] + 1)  # which does not count the query's own token
     return extra.get("layer_types") or one_in(2, model["num_layers"]), {FULL: attention, SLIDING: windowed}
@@ -81,6 +85,8 @@ def _read_3(attention: Attention, model: Mapping[str, Any]) -> tuple[list[str], 
     """The same. A period has numbers of local and of global layers, or all layers are listed."""
     pattern, num, (local_base, base) = model["interleaved_attn_pattern"], model["num_layers"], model["rotary_base"]
     factor = float(model.get("rope_scaling_factor") or 1.0)
+    attention = replace(attention, scale=_scale(attention))
+    attention = replace(attention, qk_norm=True)  # whatever qk_layernorm says: Bridge 0.3 wrote False, and has them
     everywhere = replace(attention, rotary=Rotary(float(base), scaling=None if factor == 1.0 else Linear(factor)))
     windowed = replace(attention, rotary=Rotary(float(local_base)), window=int(model["window_size"]))
     if not isinstance(pattern[0], str):
@@ -89,6 +95,20 @@ def _read_3(attention: Attention, model: Mapping[str, Any]) -> tuple[list[str], 
     if len(pattern) != num or set(pattern) - {SLIDING, FULL}:
         raise ValueError(f"interleaved_attn_pattern is not of {num} layers")
     return pattern, {FULL: everywhere, SLIDING: windowed}
+
+
+def _scale(attention: Attention) -> float:
+    """That of scores, as transformers computes it of the whole number that its config has: Bridge's is the same but for a bit.
+
+    Raises ValueError where it is of no such number.
+    """
+    said = attention.head_size**-0.5 if attention.scale is None else attention.scale
+    if not said > 0:
+        raise ValueError(f"softmax_scale is {said}")
+    exact = max(1, round(said**-2)) ** -0.5
+    if not math.isclose(exact, said, rel_tol=1e-12):
+        raise ValueError(f"softmax_scale is {said}, which is no whole number to the power of -1/2")
+    return exact
 
 
 def _gemma_2(architecture: Architecture) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,6 +203,12 @@ def test_a_gemma_of_bridge_has_windows_and_positions_by_layer(tmp_path: Path) ->
         model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
         assert {key: model[key] for key in GEMMA_3} == GEMMA_3
         assert run_config.read(tmp_path) == read
+    for said, scale in ((1 / math.sqrt(24), 24**-0.5), (None, 32**-0.5)):  # 1 / sqrt(24) differs in its last bit
+        written(LLAMA, tmp_path, **{**GEMMA_3, "softmax_scale": said})
+        assert {attention.scale for attention in run_config.read(tmp_path).attentions} == {scale}
+    written(LLAMA, tmp_path, **{**GEMMA_3, "softmax_scale": 0.1234})
+    with pytest.raises(UserError, match=r"softmax_scale is 0\.1234, which is no whole number to the power of -1/2"):
+        run_config.read(tmp_path)
     written(LLAMA, tmp_path, **{**GEMMA_3, "is_vision_language": True})
     with pytest.raises(UserError, match="is_vision_language: True is not supported"):
         run_config.read(tmp_path)
