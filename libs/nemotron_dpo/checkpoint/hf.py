@@ -18,7 +18,7 @@ from torch import Tensor
 from nemotron_dpo import file_digests, hf_folder
 from nemotron_dpo.checkpoint import hf_files, integrity
 from nemotron_dpo.checkpoint.carried import required, wrapper_of
-from nemotron_dpo.checkpoint.families import FAMILIES, config, rules
+from nemotron_dpo.checkpoint.families import config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
@@ -53,7 +53,7 @@ Place = tuple[int, ...]
 def open_weights(folder: Path, architecture: Architecture) -> Weights:
     """The tensors of `folder` by the names that the rules of the architecture's family have for them."""
     wrapper = wrapper_of(architecture)
-    return Weights(folder, wrapper.text_name if wrapper else None, keeps_stacks=FAMILIES[architecture.family].mxfp4)
+    return Weights(folder, wrapper.text_name if wrapper else None)
 
 
 def load(model: PairPolicy, folder: Path) -> None:

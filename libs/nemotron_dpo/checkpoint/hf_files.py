@@ -46,10 +46,8 @@ class Planned:
 class Weights:
     """The tensors of one HF folder, from one file or several, by the names that transformers uses."""
 
-    def __init__(self, folder: Path, renamed: Callable[[str], str] | None = None, *, keeps_stacks: bool = False) -> None:
+    def __init__(self, folder: Path, renamed: Callable[[str], str] | None = None) -> None:
         """`renamed` gives the names within a model that wraps it those that it has alone; None as transformers saves them.
-
-        A tensor of all experts has the names of theirs, unless `keeps_stacks`.
 
         Raises UserError where the folder has no safetensors, holds two sets of them, or one cannot be read."""
         self.folder = folder
@@ -67,7 +65,8 @@ class Weights:
         self._packed: dict[str, tuple[int, slice]] = {}  # the expert's number and its rows, of a tensor of all experts
         for key in self._file_of:
             name = (renamed or _without_tower)(_with_model(key) if headless else key)
-            for part in self._unpacked(key, name) if _PACKED.search(name) and not keeps_stacks else (name,):
+            is_packed = _PACKED.search(name) and f"{key}_bias" not in self._file_of  # gpt-oss's lie otherwise
+            for part in self._unpacked(key, name) if is_packed else (name,):
                 if part in self._stored_as:
                     raise UserError(f"holds {part} twice: as {self._stored_as[part]} and as {key}", source=folder)
                 self._stored_as[part] = key
