@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import job_record
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun
 from nemotron_dpo.steps.compile.job_state import JobState
@@ -38,6 +39,11 @@ def array_of(
     if scoring is not None:
         profile = replace(profile, env_vars={_SCORES: f"{folder}/scores", **profile.env_vars})
     jobs = [_prepared(run, profile, attached=attached) for run in runs]
+    if len({(job.facts.num_nodes, job.facts.processes_per_node) for job in jobs}) > 1:
+        remedy = "sweep cluster.* by a run each"
+        raise UserError(
+            "ask for different numbers of nodes or processes, and are one array", source="the points", remedy=remedy
+        )
     scores = None if scoring is None else _prepared(scoring, profile, attached=attached)
     return JobArray(sweep.name, folder, jobs, scores, at_once)
 
