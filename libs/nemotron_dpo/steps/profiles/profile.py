@@ -64,7 +64,10 @@ class Profile:
 
     def idle_keys(self) -> tuple[str, ...]:
         """The keys that are set and that its executor has no use for."""
-        return tuple(sorted(key for key in self.settings if key not in self.keys or self.keys[key].is_idle))
+        idle = {key for key in self.settings if key not in self.keys or self.keys[key].is_idle}
+        if self.executor == "slurm" and not self.settings.get("container_image") and self.settings.get("mounts"):
+            idle.add("mounts")  # they are of a container, and there is none
+        return tuple(sorted(idle))
 
     def refusal(self, key: str, message: str, remedy: str | None = None) -> UserError:
         """The error about `key`, which names the place where it is set."""

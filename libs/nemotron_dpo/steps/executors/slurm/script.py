@@ -114,7 +114,7 @@ def _step_options(settings: SlurmSettings, facts: SlurmJobFacts) -> list[str]:
     options += [f"--container-image={facts.image}", f"--container-mounts={','.join(mounts)}", "--no-container-mount-home"]
     options += [f"--container-workdir={settings.workspace}"] if settings.workspace else []
     names = ["NEMO_RUN_DIR", *(["HF_HOME"] if settings.job_root else []), *facts.environment_names]
-    return [*options, f"--container-env={','.join(names)}"]
+    return [*options, f"--container-env={','.join(dict.fromkeys(names))}"]
 
 
 def _programs(settings: SlurmSettings) -> str | None:

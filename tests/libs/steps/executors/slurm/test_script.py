@@ -179,6 +179,17 @@ def test_container_options():
         "--no-container-mount-home --container-workdir=/code --container-env=NEMO_RUN_DIR,HF_HOME,WORD)"
     )
     assert "export PATH=" not in compiled.script  # the image has programs of its own
+    named = made(plan_of(Path("j")), profile, env={"HF_HOME": "/mine", "WORD": "x"}).script
+    assert "--container-env=NEMO_RUN_DIR,HF_HOME,WORD)" in named  # a variable that is ours and the profile's is named once
+
+
+def test_mounts_without_a_container_have_no_effect():
+    for asked, idle in [
+        ({"mounts": ["/a:/a"]}, ("mounts",)),
+        ({"mounts": ["/a:/a"], "container_image": "x.sqsh"}, ()),
+        ({"mounts": []}, ()),
+    ]:
+        assert Profile("mine", "slurm", {}, {"executor": "slurm", **asked}).idle_keys() == idle, asked
 
 
 def test_shell_of_the_profile_is_taken_as_it_is():
