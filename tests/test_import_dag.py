@@ -26,7 +26,7 @@ ALLOWED = {
     "ages": {"errors"},
     "standard_streams": set(),
     "parent": set(),
-    "progress": {"standard_streams", "terminal_text"},
+    "progress": {"standard_streams"},
     "terminal_text": set(),
     "outcome": set(),
     "torchrun": {"errors", "parent"},

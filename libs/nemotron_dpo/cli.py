@@ -83,7 +83,7 @@ def is_first_rank() -> bool:
 def say(program: str, text: str) -> None:
     """Write one line of facts to stderr, on rank 0 only."""
     if is_first_rank():
-        progress.write_line(f"{program}: {text}")
+        progress.write_line(f"{program}: {terminal_text.escaped(text)}")
 
 
 def warn_of_untried(program: str) -> None:
@@ -250,7 +250,9 @@ def _complain_of_another(program: str, message: str) -> int:
     except (KeyboardInterrupt, Terminated):
         return 1
     what = " ".join(message.split()).removesuffix("GLHF! \N{BEACH WITH UMBRELLA}\N{VARIATION SELECTOR-16}").strip()
-    progress.write_line(f"{program}: error: rank {launcher.rank()}: another process of the job is gone: {what}")
+    progress.write_line(
+        f"{program}: error: rank {launcher.rank()}: another process of the job is gone: {terminal_text.one_line(what)}"
+    )
     return 1
 
 

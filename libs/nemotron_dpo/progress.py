@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nemotron_dpo import standard_streams, terminal_text
+from nemotron_dpo import standard_streams
 
 # Plain lines come at least so many seconds apart. In a long run they are rarer: it takes a tenth of its time to the next.
 FEWEST_SECONDS, MOST_SECONDS = 5.0, 60.0
@@ -151,7 +151,7 @@ def write_line(text: str) -> None:
     tqdm: Any = getattr(sys.modules.get("tqdm"), "tqdm", None)
     with tqdm.external_write_mode(file=sys.stderr) if tqdm else contextlib.nullcontext():
         try:
-            print(terminal_text.escaped(text), file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
         except OSError:
             standard_streams.detach(sys.stderr)
 

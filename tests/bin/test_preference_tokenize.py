@@ -333,7 +333,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, tokenizer: Path, content: b
         (["{d}/a", "--rejects", "{d}/none/r"], 1, "{d}/none/r: no such file or directory"),
         (["{d}/b", "-o", "{d}/none/o"], 1, "{d}/none/o: no such file or directory"),
         (["{d}/b", "-o", "{d}"], 1, "{d}: is a directory"),
-        (["{d}/b", "-o", "/dev/full"], 1, "no space left on device"),
+        (["{d}/b", "-o", "/dev/full"], 1, "/dev/full: no space left on device"),
         (["{d}/b", "--tokenizer", "{d}/none"], 1, "{d}/none: no such model folder"),
         (["{d}/b", "--tokenizer", "{d}"], 1, "{d}: is neither an HF folder"),
         (["{d}/b", "--max-line-bytes", "10"], 1, "{d}/b:1: has more than 10 bytes (--max-line-bytes)"),
