@@ -60,13 +60,13 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
     if architecture.is_hybrid:
         return provider_hybrid.to_provider(architecture)
+    none = {"_target_": f"{_NONE_OF_BRIDGE}{architecture.family}"} if beside_provider(architecture) else {}
     if architecture.family in _WITH_ITS_OWN:
-        return _WITH_ITS_OWN[architecture.family].to_provider(architecture)
+        return _WITH_ITS_OWN[architecture.family].to_provider(architecture) | none
     if architecture.family in _OF_NO_PROVIDER:
         return {"_target_": f"{_NONE_OF_BRIDGE}{architecture.family}", **precision(architecture.dtype)}
     is_gemma = architecture.family in provider_gemma.FAMILIES
     decoder = flat(provider_gemma.as_uniform(architecture) if is_gemma else architecture)
-    none = {"_target_": f"{_NONE_OF_BRIDGE}{decoder.family}"} if beside_provider(architecture) else {}
     return {
         "_target_": _TARGETS.get(decoder.family, f"{BRIDGE}.gpt_provider.GPTModelProvider"),
         **_sizes(decoder),
@@ -81,6 +81,8 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
 
 def beside_provider(architecture: Architecture) -> dict[str, Any]:
     """What the architecture has that no provider has a field for, as run_config.py stores it apart."""
+    if architecture.family in provider_leading_dense.FAMILIES:
+        return provider_leading_dense.beside_provider(architecture)
     if architecture.is_hybrid or architecture.family in _WITH_ITS_OWN:
         return {}
     if architecture.family in _OF_NO_PROVIDER:

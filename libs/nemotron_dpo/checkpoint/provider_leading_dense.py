@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemotron_dpo.checkpoint import provider_latent as latent
+from nemotron_dpo.checkpoint import provider_rope
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
     ACTIVATIONS,
@@ -70,8 +71,10 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "gated_linear_unit": (True,),
     "moe_shared_expert_gate": (False,),
     "window_size": (None,),
-    "rope_scaling": (False,),
 }
+_OF_LATENT: Mapping[str, tuple[Any, ...]] = {"rope_scaling": (False,)}  # whose own fields say how positions are scaled
+_OF_HEADS: Mapping[str, tuple[Any, ...]] = {"position_embedding_type": ("rope", "yarn"), "rope_scaling": (False, True)}
+_SCALES_OF_HEADS = frozenset(("seq_len_interpolation_factor",))
 # what is said of experts, and of predicting several tokens, which is not trained
 _FREE = frozenset(
     (
@@ -119,12 +122,16 @@ def from_provider(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Archite
 
     Raises UserError where a field needs what is not supported, KeyError and the like where the fields are no model.
     """
-    refuse_unsupported(model, _ONLY, _FREE)
+    if is_latent := bool(model.get("multi_latent_attention")):
+        refuse_unsupported(model, {**_ONLY, **_OF_LATENT}, _FREE)
+    else:
+        refuse_unsupported(model, {**_ONLY, **_OF_HEADS}, _FREE | _SCALES_OF_HEADS)
     if read_activation(model) != "silu":
         raise UserError("experts beside dense layers with another activation than SiLU are not supported")
+    mixer = latent.read(model) if is_latent else _read_attention(model, extra)
     tokens: dict[str, Any] = {name: extra.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return Architecture(
-        layers=_read_layers(model, latent.read(model) if model.get("multi_latent_attention") else _read_attention(model)),
+        layers=_read_layers(model, mixer),
         hidden_size=size(model, "hidden_size"),
         vocab_size=size(model, "vocab_size"),
         max_position_embeddings=size(model, "seq_length"),
@@ -160,7 +167,15 @@ def _mixer(attention: Sublayer | None) -> dict[str, Any]:
         **{key: getattr(attention, field) for field, key in _ATTENTION.items()},
         "rotary_base": attention.rotary.base,
         "rotary_percent": attention.rotary.percent,
+        **provider_rope.to_provider(attention.rotary.scaling),
     }
+
+
+def beside_provider(architecture: Architecture) -> dict[str, Any]:
+    """What the provider has no field for; of latent attention's positions it has all that is supported."""
+    attention = architecture.layers[0].mixer
+    scaling = attention.rotary.scaling if isinstance(attention, Attention) and attention.rotary is not None else None
+    return provider_rope.beside_provider(scaling)
 
 
 def _experts(architecture: Architecture) -> dict[str, Any]:
@@ -192,13 +207,13 @@ def _read_layers(model: Mapping[str, Any], mixer: Sublayer) -> tuple[Layer, ...]
     return tuple(experts if has else dense for has in which)
 
 
-def _read_attention(model: Mapping[str, Any]) -> Attention:
-    heads = size(model, "num_attention_heads")
+def _read_attention(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Attention:
+    heads, scaling = size(model, "num_attention_heads"), provider_rope.from_provider(model, extra)
     return Attention(
         num_heads=heads,
         num_groups=model.get("num_query_groups") or heads,
         head_size=model.get("kv_channels") or model["hidden_size"] // heads,
-        rotary=Rotary(float(model["rotary_base"]), float(model.get("rotary_percent", 1.0))),
+        rotary=Rotary(float(model["rotary_base"]), float(model.get("rotary_percent", 1.0)), scaling),
         qkv_bias=bool(model.get("add_qkv_bias")),
         qk_norm=bool(model.get("qk_layernorm")),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from nemotron_dpo.checkpoint import run_config
 from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.checkpoint.families.deepseek import scaling_of_latent
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.rotary import Linear, Rotary, Yarn
+from nemotron_dpo.policy.sublayers.attention import Attention
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, Rotary, Yarn
 from support import families, programs
 
 # as in the repositories that publishers have, the fields that count
@@ -192,6 +193,19 @@ def test_yarn_beside_latent_attention_is_megatrons_in_run_config(tmp_path: Path)
     ):
         with pytest.raises(UserError, match=message):
             scaling_of_latent(refused)
+
+
+def test_scaled_positions_of_heads_come_back_from_run_config(tmp_path: Path) -> None:
+    """Those for which Bridge has fields, and those that are stored apart, under a class that it does not know."""
+    plain = read(AIR)
+    scalings = (Yarn(4.0, 32768), Linear(2.0), Llama3Scaling(8.0), Yarn(4.0, 32768, attention_factor=1.5), Dynamic(2.0))
+    for scaling, is_known in zip(scalings, (True, True, True, False, False), strict=True):
+        mixers = [replace(cast("Attention", layer.mixer), rotary=Rotary(1e6, 0.5, scaling)) for layer in plain.layers]
+        layers = tuple(replace(layer, mixer=mixer) for layer, mixer in zip(plain.layers, mixers, strict=True))
+        run_config.write(replace(plain, layers=layers), tmp_path)
+        assert run_config.read(tmp_path) == replace(plain, layers=layers)
+        model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+        assert ("not_in_megatron_bridge" in model["_target_"]) is not is_known
 
 
 def test_kimi_has_deepseeks_code_under_a_name_of_its_own() -> None:
