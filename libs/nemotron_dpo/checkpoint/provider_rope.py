@@ -45,7 +45,7 @@ def beside_provider(scaling: Scaling | None) -> dict[str, Any]:
     is_known = (
         isinstance(scaling, Linear)
         or (isinstance(scaling, Llama3Scaling) and scaling == Llama3Scaling(scaling.factor))
-        or (isinstance(scaling, Yarn) and scaling.attention_factor is None)
+        or (isinstance(scaling, Yarn) and scaling.attention_factor is None and scaling.query_growth is None)
     )
     return {} if is_known else {NAME: {"kind": type(scaling).__name__, **_plain(asdict(scaling))}}
 

@@ -14,6 +14,7 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
+from nemotron_dpo.policy.sublayers.rotary import Yarn
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
 Normalization = Literal["RMSNorm", "LayerNorm"]
@@ -78,8 +79,10 @@ class Architecture:
 
     @property
     def max_length(self) -> int:
-        """How many tokens a sequence may have: as many as there are positions."""
-        return self.max_position_embeddings
+        """How many tokens a sequence may have: as many as there are positions, or as many as keep queries as they are."""
+        scalings = [attention.rotary.scaling for attention in self.attentions if attention.rotary is not None]
+        growing = [scaling.original_length for scaling in scalings if isinstance(scaling, Yarn) and scaling.query_growth]
+        return min([self.max_position_embeddings, *growing])
 
     @property
     def attentions(self) -> list[Attention]:

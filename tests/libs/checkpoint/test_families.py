@@ -234,7 +234,7 @@ def test_what_a_folder_carries_besides_weights_survives(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_theta": 1e4}},
             "rope_parameters has rope_theta: a section of its own is for",
         ),
-        ("nosuch", {}, "model_type 'nosuch' is not supported: llama, mistral, qwen2, .* are"),
+        ("nosuch", {}, "model_type 'nosuch' is not supported: llama, mistral, ministral3, .* are"),
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
         ("llama", {"mlp_bias": True}, "mlp_bias True is not supported"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: llama models with 'silu' are"),

@@ -224,7 +224,7 @@ def test_what_is_written_is_read_here_and_by_transformers() -> None:
 REFUSED = [
     ({"attention_bias": True}, "attention_bias True is not supported: qwen3_next models with False are"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: qwen3_next models with 'silu' are"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not supported"),
+    ({"rope_scaling": {"type": "ntk", "factor": 4.0}}, "rope scaling 'ntk' is not supported"),
     ({"layer_types": ["linear_attention", "sliding_attention"] * 24}, "layers of sliding_attention are not supported"),
     ({"layer_types": ["linear_attention"] * 47}, "layer_types names 47 layers, and num_hidden_layers 48"),
     ({"linear_num_value_heads": 24}, r"\(linear_num_value_heads 24 is no multiple of linear_num_key_heads 16\)"),

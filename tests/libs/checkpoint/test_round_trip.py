@@ -99,7 +99,7 @@ def test_layout_is_nvidias(llama: Path, tmp_path: Path) -> None:
 def test_a_failed_export_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nemotron_dpo.checkpoint import export as module
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.hf, "save", fail)

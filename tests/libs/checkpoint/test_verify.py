@@ -21,8 +21,8 @@ def test_a_wrong_weight_is_found_and_nothing_is_left(llama: Path, tmp_path: Path
 
     write = module.hf.save
 
-    def write_wrongly(model, folder: Path, dtype, tokenizer) -> None:
-        write(model, folder, dtype, tokenizer)
+    def write_wrongly(model, folder: Path, dtype, tokenizer, **rest) -> None:
+        write(model, folder, dtype, tokenizer, **rest)
         tensors = load_file(folder / "model.safetensors")
         tensors["model.layers.1.mlp.up_proj.weight"] *= 1.05
         save_file(tensors, folder / "model.safetensors")

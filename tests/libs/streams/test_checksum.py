@@ -71,7 +71,7 @@ def test_a_part_looks_at_its_own_rows_alone(tmp_path: Path) -> None:
     """Otherwise it would not be of much use. Rows 7 to 9 are damaged, in the third of four batches."""
     path = write(tmp_path / "a", *(batch(3, 3 * n) for n in range(4)))
     content = bytearray(path.read_bytes())
-    content[content.index((7).to_bytes(16, "big")) + 3] ^= 1
+    content[content.index((7).to_bytes(16, "big") + (8).to_bytes(16, "big")) + 3] ^= 1
     path.write_bytes(content)
     verdicts = []
     for part in range(5):  # one a batch, and the trailer is one too

@@ -175,11 +175,12 @@ def _check_numbers(config: Mapping[str, Any], keys: Mapping[str, str]) -> None:
 
 def _refuse_unhonoured(family: Family, config: Mapping[str, Any], path: Path) -> None:
     honoured = set(family.keys.values())
-    for key, values in {**_ONLY, **family.only}.items():
+    limits = {key: values for key, values in _ONLY.items() if key not in honoured}
+    for key, values in {**limits, **family.only}.items():
         value = config.get(key)
         if key == "quantization_config" and (hf_folder.float8_blocks(config) or (family.mxfp4 and mxfp4.is_named(value))):
             continue
-        if value is not None and key not in honoured and value not in values:
+        if value is not None and value not in values:
             remedy = (
                 f"{family.model_type} models with {values[0]!r} are" if values else f"{family.model_type} models without are"
             )

@@ -40,6 +40,29 @@ _LLAMA: tuple[Rule, ...] = (*EMBEDDING, *NORMS, *ATTENTION, *GATED_MLP)
 
 LLAMA = Family("llama", "LlamaForCausalLM", _LLAMA)
 MISTRAL = Family("mistral", "MistralForCausalLM", _LLAMA, keys={"window": "sliding_window"}, defaults={"sliding_window": 4096})
+# whose texts may be as long as keeps its queries as they are (policy.sublayers.rotary.Yarn)
+MINISTRAL3 = Family(
+    "ministral3",
+    "Ministral3ForCausalLM",
+    _LLAMA,
+    keys={"window": "sliding_window"},
+    defaults={
+        "head_dim": 128,
+        "sliding_window": None,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+)
 QWEN2 = Family(
     "qwen2",
     "Qwen2ForCausalLM",
@@ -104,4 +127,4 @@ GEMMA = Family(
     read=lambda config: {"embedding_scale": math.sqrt(config["hidden_size"])},
 )
 
-FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, NEMOTRON, PHI3, GEMMA)
+FAMILIES = (LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, NEMOTRON, PHI3, GEMMA)

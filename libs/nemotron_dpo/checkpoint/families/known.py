@@ -9,6 +9,7 @@ from __future__ import annotations
 MODELS: dict[str, str] = {
     "llama": "Llama 2 to 3.3, SmolLM2, DeepSeek-R1-Distill-Llama, Llama-Nemotron Nano",
     "mistral": "Mistral 7B, Mistral Nemo, Mistral Small (text)",
+    "ministral3": "Ministral 3 (text), up to its original length",
     "qwen2": "Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
     "qwen3": "Qwen3",
     "nemotron": "Nemotron-4, Minitron",
@@ -57,7 +58,7 @@ _REASONS: dict[str, str] = {
     "all of its linear layers have biases": "starcoder2",
     "its positions are not rotary": "gpt2 opt bloom mpt gpt_neo",
     "its parts are known, and nobody has put them together yet": """seed_oss arcee dots1 solar_open youtu minicpm3 ministral
-    ministral3 granitemoe hy_v3 internlm3 stablelm helium""",
+    granitemoe hy_v3 internlm3 stablelm helium""",
     "transformers has no code of it, and code that comes with a model is never run": """mimo internlm internlm2 baichuan chatglm
     minicpm telechat telechat2 yuan xverse orion skywork bailing_moe bailing_moe_v2 step3p5 exaone sarvam_moe sarvam_mla qwen
     deepseek grok""",

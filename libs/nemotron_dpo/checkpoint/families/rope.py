@@ -38,8 +38,15 @@ def read(family: Family, config: Mapping[str, Any], path: Path | None) -> tuple[
     percent = float(_agreed("partial_rotary_factor", _said("partial_rotary_factor", sections, config), usual, path))
     if percent != 1.0 and not family.partial_rotary:
         raise UserError(f"partial_rotary_factor {percent} is not supported", source=path, remedy="1.0 is")
+    _refuse_growth(family, sections, path)
     said = _Said(sections, {**family.defaults, **config}, path)
     return float(theta), percent, rope_scaling.read(kind, said.value, config["max_position_embeddings"], path)
+
+
+def _refuse_growth(family: Family, sections: Mapping[str, Mapping[str, Any]], path: Path | None) -> None:
+    """Raise UserError where positions multiply queries, as only Ministral 3's do in transformers."""
+    if family.model_type != "ministral3" and any(section.get(rope_scaling.QUERY_GROWTH) for section in sections.values()):
+        raise UserError(f"{rope_scaling.QUERY_GROWTH} of a {family.model_type} is not supported", source=path)
 
 
 def write(decoder: UniformDecoder, family: Family) -> dict[str, Any]:

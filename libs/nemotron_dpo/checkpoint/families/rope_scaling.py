@@ -14,6 +14,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Scaling, Yarn
 
 _ORIGINAL = "original_max_position_embeddings"
+QUERY_GROWTH = "llama_4_scaling_beta"
 _Value = Callable[[str], Any]  # of a setting of the scaling; None where nothing says it
 
 
@@ -57,7 +58,8 @@ def _written(scaling: Scaling, max_positions: int) -> tuple[str, dict[str, Any]]
                 "beta_slow": scaling.beta_slow,
                 "mscale": scaling.mscale,
                 "mscale_all_dim": scaling.mscale_all_dim,
-                "truncate": scaling.truncate,
+                "truncate": None if scaling.truncate else False,
+                QUERY_GROWTH: scaling.query_growth,
             }
             return "yarn", {key: value for key, value in fields.items() if value is not None}
         case LongRope():
@@ -95,6 +97,7 @@ def _yarn(value: _Value, max_positions: int) -> Yarn:
         mscale=_optional(_unless_zero(value), "mscale"),
         mscale_all_dim=_optional(_unless_zero(value), "mscale_all_dim"),
         truncate=truncate is not False,
+        query_growth=_optional(_unless_zero(value), QUERY_GROWTH),
     )
 
 

@@ -41,7 +41,8 @@ class Yarn:
     """Fast waves as they are, slow ones stretched by `factor`, those between in part (Peng et al. 2023).
 
     attention_factor: of cosines and sines; None has it made of `mscale` and `mscale_all_dim`, or of the factor alone.
-    truncate: the ends of what is between are whole channels.
+    truncate: the ends of what is between are whole channels. query_growth: of queries behind the original length, which are
+    multiplied with more there (Llama 4's way, and Ministral 3's); such positions are not computed, texts that long are refused.
     """
 
     factor: float
@@ -52,6 +53,7 @@ class Yarn:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    query_growth: float | None = None
 
     @property
     def amplitude(self) -> float:
