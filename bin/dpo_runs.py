@@ -138,6 +138,7 @@ def _remove(chosen: Sequence[Job], jobs: Sequence[Job]) -> None:
         freed += job.num_bytes
         left = [one for one in left if one.id != job.id]
         remove(job, left)
+        SAY(f"removed {job.id}")
     SAY(f"{len(chosen)} job{'s' * (len(chosen) != 1)} removed, {size(freed)}")
 
 

@@ -80,7 +80,7 @@ def command(
     if attached is not None and detached is not None:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     profile = load_profile(detached if attached is None else attached)
-    grid = points(sweeps, checked_name(name, "--name"))
+    grid = points(sweeps, checked_name(name, "--name"), [token.partition("=")[0] for token in tokens])
     anew = ["--anew"] if any(sweep.partition("=")[0] in LENGTHS for sweep in sweeps) else []
     options = [*anew, *(f"--{flag.replace('_', '-')}" for flag, given in flags.items() if given)]
     head = ["run", step, *(["-c", config] if config is not None else []), *options]

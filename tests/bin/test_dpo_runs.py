@@ -81,5 +81,8 @@ def test_nothing_is_pruned_without_a_word_and_what_is_removed_is_gone(jobs: Path
     check(PROGRAM, "rm", "first", cwd=jobs)
     assert _names(check(PROGRAM, "--json", cwd=jobs)) == before[1:]
     said = check(PROGRAM, "prune", "--keep", "1", "--yes", cwd=jobs).stderr.decode()
-    assert said.startswith("dpo-runs: 1 job removed, ")
+    gone, count = said.splitlines()
+    assert gone.startswith("dpo-runs: removed ")
+    assert gone.endswith("-second")
+    assert count.startswith("dpo-runs: 1 job removed, ")
     assert _names(check(PROGRAM, "--json", cwd=jobs)) == before[2:]

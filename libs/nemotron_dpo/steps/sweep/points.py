@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nemotron_dpo.config import redact_override
@@ -35,15 +35,20 @@ class Point:
     name: str
 
 
-def points(sweeps: Sequence[str], called: str) -> list[Point]:
+def points(sweeps: Sequence[str], called: str, given: Collection[str] = ()) -> list[Point]:
     """Every combination of the values of `sweeps`, the last key fastest; their names begin with `called`.
 
-    Raises UserError (usage) for a sweep that is none, a key or a value that is there twice, and too many points.
+    `given` are keys that have a value besides. Raises UserError (usage) for a sweep that is none, a key or a value that is there
+    twice, and too many points.
     """
     axes = [_axis(sweep) for sweep in sweeps]
     keys = [key for key, _ in axes]
     if double := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError("is swept twice", source=f"--sweep {double}", remedy="give its values once: KEY=A,B,C", usage=True)
+    for key in keys:
+        if key in given:
+            what = f"{key} is given beside the sweep, where it would count for nothing"
+            raise UserError(what, source=f"--sweep {key}", remedy="leave it out", usage=True)
     combinations = list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes)))
     if len(combinations) > _MOST:
         raise UserError(f"has {len(combinations)} points", source="--sweep", remedy=f"sweep up to {_MOST}", usage=True)
@@ -64,9 +69,22 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     values = [value.strip() for value in _split(text)]
     if "" in values:
         raise UserError("has an empty value", source=shown, remedy="give KEY=A,B,C", usage=True)
-    if double := next((value for value in values if values.count(value) > 1), None):
-        raise UserError(f"has the value {double} twice", source=shown, remedy="leave one out", usage=True)
+    meant = [_meant(value) for value in values]
+    if len(set(meant)) < len(meant):
+        raise UserError("has a value twice", source=shown, remedy="leave one out", usage=True)
+    if key == "run.name":
+        raise UserError(
+            "names jobs, which have the names of their points", source=shown, remedy="--name begins them", usage=True
+        )
     return key, values
+
+
+def _meant(value: str) -> str | float:
+    """What tells a value from others: 1e-4 and 0.0001 are one."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _split(text: str) -> list[str]:
@@ -89,7 +107,9 @@ def _split(text: str) -> list[str]:
 
 
 def _name(called: str, settings: Sequence[str], number: int) -> str:
-    """`called` and the settings by the last parts of their keys, where a folder can be named so; else its number."""
+    """`called` and the settings by the last parts of their keys, where a folder can be named so and may be; else its number."""
+    if any(redact_override(setting) != setting for setting in settings):
+        return f"{called[:80]}-{number}"
     words = ["=".join((key.rpartition(".")[2], value)) for key, _, value in (one.partition("=") for one in settings)]
     name = f"{called}-{'-'.join(words)}"
     name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", name)

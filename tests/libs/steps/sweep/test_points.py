@@ -33,6 +33,8 @@ def test_a_name_that_no_folder_can_have_is_made_one() -> None:
     names = [point.name for point in points(["policy.model_name=org/a b,/x/y"], "s")]
     assert names == ["s-model_name=org_a_b", "s-model_name=_x_y"]
     assert [point.name for point in points([f"k={'a' * 200},b"], "s")] == ["s-1", "s-k=b"]
+    secret = "run.env.env_vars.TOKEN"
+    assert [point.name for point in points([f"{secret}=hidden-1,hidden-2"], "s")] == ["s-1", "s-2"]
 
 
 def test_refused() -> None:
@@ -40,7 +42,10 @@ def test_refused() -> None:
         (["k"], "--sweep k: is no KEY=A,B,C"),
         (["k="], "--sweep k=: has an empty value: give KEY=A,B,C"),
         (["k=1,,2"], "--sweep k=1,,2: has an empty value: give KEY=A,B,C"),
-        (["k=1,1"], "--sweep k=1,1: has the value 1 twice: leave one out"),
+        (["k=1,1"], "--sweep k=1,1: has a value twice: leave one out"),
+        (["k=0.1,1e-1"], "--sweep k=0.1,1e-1: has a value twice: leave one out"),
+        (["run.name=a,b"], "--sweep run.name=a,b: names jobs, which have the names of their points: --name begins them"),
+        (["given=1,2"], "--sweep given: given is given beside the sweep, where it would count for nothing: leave it out"),
         (["k=1", "k=2"], "--sweep k: is swept twice: give its values once: KEY=A,B,C"),
         (
             ["a=" + ",".join(map(str, range(40))), "b=" + ",".join(map(str, range(30)))],
@@ -48,7 +53,7 @@ def test_refused() -> None:
         ),
     ]:
         with pytest.raises(UserError) as caught:
-            points(sweeps, "s")
+            points(sweeps, "s", ["given"])
         assert (str(caught.value), caught.value.usage) == (why, True)
 
 
