@@ -38,8 +38,8 @@ class Point:
 def points(sweeps: Sequence[str], called: str, given: Collection[str] = ()) -> list[Point]:
     """Every combination of the values of `sweeps`, the last key fastest; their names begin with `called`.
 
-    `given` are keys that have a value besides. Raises UserError (usage) for a sweep that is none, a key or a value that is there
-    twice, and too many points.
+    `given` are keys that have a value besides. Raises UserError (usage) for a sweep that is none, a key or a value that is
+    there twice, and too many points.
     """
     axes = [_axis(sweep) for sweep in sweeps]
     keys = [key for key, _ in axes]
