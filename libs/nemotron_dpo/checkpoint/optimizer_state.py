@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import nn
 
 from nemotron_dpo import file_digests
 from nemotron_dpo.checkpoint import torch_dist
@@ -26,6 +27,17 @@ _CONTENT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,
 }
+
+
+def check_can_be_saved(model: nn.Module, *, distributed: bool) -> None:
+    """Raise UserError where megatron-core could not save the state of the optimizer that trains `model`.
+
+    Without the distributed optimizer it takes parameters of float32 beside others for one another.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if not distributed and len(kinds) > 1:
+        what = "cannot save the state of a policy that trains float32 parameters beside others, as hybrids have them"
+        raise UserError(f"false {what}", field="policy.megatron_cfg.use_distributed_optimizer", remedy="leave it true")
 
 
 def save(policy: TrainablePolicy, folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
@@ -65,6 +66,7 @@ class TrainablePolicy:
         accumulate_in_place(model)
         skip_collectives_of_one()
         self.optimizer = get_megatron_optimizer(_optimizer_config(model, settings), [self._ddp], use_gloo_process_groups=False)
+        _name_states_rightly(self.optimizer)
         update_in_one_pass(self.optimizer)
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self._ddp.no_sync
@@ -152,6 +154,19 @@ def _forward_step(
 
     slope = slope_of(lambda logps_R: given(logps_R)[0]) if torch.is_grad_enabled() else None
     return model(batch.row, slope=slope, values=values), counted
+
+
+def _name_states_rightly(optimizer: Any) -> None:
+    """Let the distributed optimizer find the state of each parameter where one group has several precisions.
+
+    megatron-core puts a group's float32 parameters before the others, and looks states up by the order from before that, so it
+    stored those of one parameter as another's, or failed where their sizes differ.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part, DistributedOptimizer):
+            for group, both in enumerate(zip(part.model_fp32_groups, part.model_float16_groups, strict=True)):
+                for place, parameter in enumerate(parameter for kind in both for parameter in kind):
+                    part.model_param_group_index_map[parameter] = (group, place)
 
 
 def _optimizer_config(model: PairPolicy, settings: Optimization) -> OptimizerConfig:

@@ -138,6 +138,8 @@ def open_trainable(run: RunConfig, policy: ModelSource, resumed: ResumeState | N
     if not adapted:
         move_biases(model, megatron_cfg.moe_router_bias_update_rate)
     balance(model, load_balancing(run))
+    if run.checkpointing.save_optimizer:
+        optimizer_state.check_can_be_saved(model, distributed=megatron_cfg.use_distributed_optimizer)
     trainable = TrainablePolicy(model, optimization(run))
     if resumed:
         optimizer_state.load(trainable, resumed.optimizer)

@@ -11,6 +11,7 @@ import torch
 from nemotron_dpo.errors import UserError
 from support import small
 from support.forged import Payload, change_metadata, put_object, saved
+from support.hybrid_folders import PATTERNS, write_hybrid
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
@@ -55,9 +56,25 @@ def bits(policy) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("precision", "distributed"), OPTIMIZERS)
 def test_the_next_step_is_the_same_bit_for_bit(precision: str, distributed: bool, pairs, llama: Path, tmp_path: Path) -> None:
+    check_the_next_step(llama, precision, distributed, pairs, tmp_path)
+
+
+def test_so_is_that_of_parameters_of_two_precisions(pairs, tmp_path: Path) -> None:
+    """The states of a recurrence are float32 beside bfloat16, as NVIDIA publishes its hybrids."""
+    from nemotron_dpo.checkpoint import optimizer_state
+
+    hybrid = write_hybrid(tmp_path / "hybrid", PATTERNS["dense"], dtype=torch.bfloat16, states=torch.float32)
+    check_the_next_step(hybrid, "bfloat16", True, pairs, tmp_path)
+    policy = trainable(hybrid, "bfloat16", False)
+    with pytest.raises(UserError, match="float32 parameters beside others"):
+        optimizer_state.check_can_be_saved(policy.model, distributed=False)
+    optimizer_state.check_can_be_saved(policy.model, distributed=True)
+
+
+def check_the_next_step(source: Path, precision: str, distributed: bool, pairs, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint import megatron, optimizer_state
 
-    policy = trainable(llama, precision, distributed)
+    policy = trainable(source, precision, distributed)
     learn(policy, pairs, range(3))
     megatron.save(policy.model, tmp_path / "policy", 3, None)
     optimizer_state.save(policy, tmp_path / "optimizer")
