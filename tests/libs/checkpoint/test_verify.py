@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemotron_dpo import file_digests
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve
 from support import small
@@ -26,6 +27,7 @@ def test_a_wrong_weight_is_found_and_nothing_is_left(llama: Path, tmp_path: Path
         tensors = load_file(folder / "model.safetensors")
         tensors["model.layers.1.mlp.up_proj.weight"] *= 1.05
         save_file(tensors, folder / "model.safetensors")
+        file_digests.write(folder, "*.safetensors*")  # or what is listed of it would differ first
 
     monkeypatch.setattr(module.hf, "save", write_wrongly)
     with pytest.raises(UserError, match=f"{tmp_path / 'out'}: does not score as the source does: log-probs differ by up to"):
