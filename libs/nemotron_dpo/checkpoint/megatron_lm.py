@@ -49,7 +49,7 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
         if named is None:
             raise UserError("holds no arguments of Megatron-LM", source=folder, remedy="name its Hugging Face model")
         return named
-    if named is not None and not named.is_hybrid and (beside_provider(named) or len(set(named.layers)) > 1):
+    if named is not None and not named.is_hybrid and (len(set(named.layers)) > 1 or beside_provider(named)):
         what = f"Megatron-LM's arguments describe no {named.family} model, as the named Hugging Face model is"
         raise UserError(what, source=folder, remedy="name the model whose weights it holds")
     extra = {} if named is None else {"family": named.family, "embedding_scale": named.embedding_scale}

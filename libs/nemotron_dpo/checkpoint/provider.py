@@ -6,8 +6,6 @@ run_config.py stores apart what a provider has no field for: the family and the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.checkpoint import (
@@ -18,9 +16,9 @@ from nemotron_dpo.checkpoint import (
     provider_leading_dense,
     provider_uniform,
 )
-from nemotron_dpo.checkpoint.families import FAMILIES, config
+from nemotron_dpo.checkpoint.families import FAMILIES
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
-from nemotron_dpo.checkpoint.provider_parts import precision, read_activation, read_dtype
+from nemotron_dpo.checkpoint.provider_parts import read_activation
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.uniform import flat
@@ -31,21 +29,26 @@ _WITH_ITS_OWN: Mapping[str, Any] = {
     **dict.fromkeys(provider_gated_delta.FAMILIES, provider_gated_delta),
     **dict.fromkeys(provider_leading_dense.FAMILIES, provider_leading_dense),
 }
-_WHOLE = "hf_config"  # of a family whose layers differ and which Bridge does not have
-_OF_NO_PROVIDER = frozenset(("olmo3",))
-# of what no provider describes: Bridge is told so by a class that it does not know, and does not take
-_NONE_OF_BRIDGE = "nemotron_dpo.not_in_megatron_bridge."
+_OF_NO_PROVIDER = frozenset(("olmo3",))  # whose layers differ, besides
+
+
+def none_of_bridge(architecture: Architecture) -> dict[str, str]:
+    """The class of what no provider describes: one that Bridge does not know, and does not take."""
+    return {"_target_": f"nemotron_dpo.not_in_megatron_bridge.{architecture.family}"}
 
 
 def to_provider(architecture: Architecture) -> dict[str, Any]:
-    """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
+    """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider.
+
+    Raises UserError where no provider has fields for the architecture. Fields may say less than it is: read them back.
+    """
     if architecture.is_hybrid:
         return provider_hybrid.to_provider(architecture)
-    none = {"_target_": f"{_NONE_OF_BRIDGE}{architecture.family}"} if beside_provider(architecture) else {}
+    if architecture.family in _OF_NO_PROVIDER:
+        raise UserError(f"Megatron-Bridge has no provider for a {architecture.family}")
+    none = none_of_bridge(architecture) if beside_provider(architecture) else {}
     if architecture.family in _WITH_ITS_OWN:
         return _WITH_ITS_OWN[architecture.family].to_provider(architecture) | none
-    if architecture.family in _OF_NO_PROVIDER:
-        return none | precision(architecture.dtype)
     if architecture.family not in provider_gemma.FAMILIES:
         return provider_uniform.to_provider(flat(architecture)) | none
     alike = provider_uniform.to_provider(flat(provider_gemma.as_uniform(architecture)))
@@ -58,8 +61,6 @@ def beside_provider(architecture: Architecture) -> dict[str, Any]:
         return provider_leading_dense.beside_provider(architecture)
     if architecture.is_hybrid or architecture.family in _WITH_ITS_OWN:
         return {}
-    if architecture.family in _OF_NO_PROVIDER:
-        return {_WHOLE: config.write(architecture)}
     if architecture.family in provider_gemma.FAMILIES:
         return provider_gemma.beside_provider(architecture)
     return provider_uniform.beside_provider(flat(architecture))
@@ -70,8 +71,6 @@ def from_provider(model: dict[str, Any], extra: dict[str, Any]) -> Architecture:
 
     Raises UserError where a field needs what is not supported, KeyError and the like where the fields are no model.
     """
-    if _WHOLE in extra:
-        return replace(config.from_config(extra[_WHOLE], Path(_WHOLE)), dtype=read_dtype(model))
     for own in (provider_hybrid, provider_gated_delta, provider_decilm):
         if own.describes(model):
             return own.from_provider(model, extra)

@@ -28,8 +28,14 @@ def family_of(target: str) -> str | None:
 
 
 def as_uniform(architecture: Architecture) -> Architecture:
-    """The same with the first of its layers in the place of each: for what providers say of all layers alike."""
-    return replace(architecture, layers=architecture.layers[:1] * len(architecture.layers))
+    """The same with the first of its layers in the place of each: for what providers say of all layers alike.
+
+    How positions are scaled they say of some layers alone, of Gemma 3.
+    """
+    first, attention = architecture.layers[0], architecture.attentions[0]
+    if architecture.family != "gemma2" and attention.rotary is not None:
+        first = replace(first, mixer=replace(attention, rotary=replace(attention.rotary, scaling=None)))
+    return replace(architecture, layers=(first,) * len(architecture.layers))
 
 
 def to_provider(architecture: Architecture) -> dict[str, Any]:

@@ -6,28 +6,34 @@ or called. The section `nemotron_dpo`, which Bridge ignores, stores what a provi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nemotron_dpo import documents
-from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, to_provider
+from nemotron_dpo.checkpoint.families import FAMILIES, config
+from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, none_of_bridge, to_provider
+from nemotron_dpo.checkpoint.provider_parts import precision, read_dtype
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.sublayers.experts import Experts
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
 
 NAME = "run_config.yaml"
+_WHOLE = "hf_config"  # the content of config.json, of what no provider's fields say exactly
+_NO_MODEL = (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, IndexError)
 _REMEDY = "a checkpoint of Megatron-LM needs the name of its Hugging Face model instead"
 
 
 def write(architecture: Architecture, folder: Path) -> None:
-    """Write the file into a checkpoint's iteration folder."""
+    """Write the file into a checkpoint's iteration folder. Raises UserError where it could not be read as what it is."""
     saved = {"fully_parallel_save": False, "save_optim": False, "save_rng": False}  # Bridge's training looks these up
-    sections = {"checkpoint": saved, "model": to_provider(architecture), "nemotron_dpo": _extra(architecture)}
-    (folder / NAME).write_text(yaml.safe_dump(sections, sort_keys=True))
+    model, own = _sections(architecture)
+    (folder / NAME).write_text(yaml.safe_dump({"checkpoint": saved, "model": model, "nemotron_dpo": own}, sort_keys=True))
 
 
 def describes(folder: Path) -> bool:
@@ -44,18 +50,61 @@ def read(folder: Path) -> Architecture:
     try:
         sections = documents.read_yaml(path)
         refuse_absurd(sections["model"])
-        return from_provider(sections["model"], sections.get("nemotron_dpo") or {})
+        return _read(sections["model"], sections.get("nemotron_dpo") or {})
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy=_REMEDY) from None
     except UserError as error:
         error.source = str(path)
         raise
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+    except _NO_MODEL as error:
         what = f"does not describe a model ({type(error).__name__}: {error})"
         raise UserError(what.replace("\n", " "), source=path) from None
 
 
-def _extra(architecture: Architecture) -> dict[str, Any]:
+def _sections(architecture: Architecture) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the file says of the architecture, to Bridge and beside: a provider's fields where these say it exactly."""
+    own = _own(architecture)
+    try:
+        told = to_provider(architecture), {**own, **beside_provider(architecture)}
+        if _says(told, architecture):
+            return told
+    except UserError:  # no provider has fields for it, or what it says is read by none
+        pass
+    wrapper = FAMILIES[architecture.family].wrapper
+    text = replace(architecture, family=wrapper.text_type) if wrapper else architecture
+    whole = {**none_of_bridge(architecture), **precision(architecture.dtype)}, {**own, _WHOLE: config.write(text)}
+    if not _says(whole, architecture):
+        raise UserError(f"this {architecture.family} cannot be described in a checkpoint", remedy="tell us of its config.json")
+    return whole
+
+
+def _says(sections: tuple[dict[str, Any], dict[str, Any]], architecture: Architecture) -> bool:
+    """Whether they are read as this architecture, but for a coefficient of no auxiliary loss, which may be null or zero."""
+    try:
+        return _with_coefficients(_read(*sections)) == _with_coefficients(architecture)
+    except _NO_MODEL:
+        return False
+
+
+def _with_coefficients(architecture: Architecture) -> Architecture:
+    layers = []
+    for layer in architecture.layers:
+        part = layer.feed_forward
+        if isinstance(part, Experts):
+            router = replace(part.router, aux_loss_coeff=part.router.aux_loss_coeff or 0.0)
+            layer = replace(layer, feed_forward=replace(part, router=router))
+        layers.append(layer)
+    return replace(architecture, layers=tuple(layers))
+
+
+def _read(model: dict[str, Any], own: dict[str, Any]) -> Architecture:
+    if _WHOLE not in own:
+        return from_provider(model, own)
+    whole, states = config.from_config(own[_WHOLE], Path(_WHOLE)), bool(own.get("states_in_float32"))
+    return replace(whole, dtype=read_dtype(model), family=own["family"], states_in_float32=states)
+
+
+def _own(architecture: Architecture) -> dict[str, Any]:
     names = ("family", "embedding_scale", "bos_token_id", "eos_token_id", "pad_token_id")
     windows = {attention.window for attention in architecture.attentions if attention.window is not None}
     window = {"window": windows.pop()} if len(windows) == 1 else {}
@@ -63,4 +112,4 @@ def _extra(architecture: Architecture) -> dict[str, Any]:
     hybrid = {"chunk_size": chunks.pop()} if chunks else {}
     recurs = any(isinstance(layer.mixer, Mamba | GatedDelta) for layer in architecture.layers)
     hybrid |= {"states_in_float32": architecture.states_in_float32} if recurs else {}
-    return {**{name: getattr(architecture, name) for name in names}, **beside_provider(architecture), **window, **hybrid}
+    return {**{name: getattr(architecture, name) for name in names}, **window, **hybrid}

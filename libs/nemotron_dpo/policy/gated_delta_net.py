@@ -2,7 +2,7 @@
 
 Parameters, their names and their entries in checkpoints are those of megatron-core's GatedDeltaNet, which needs fla and refuses
 packed rows. Its out_norm is zero-centred, as all norms of the models that have it, and its weight is float32: less one in
-bfloat16 would lose digits of what transformers stores.
+bfloat16 would lose digits of what transformers stores. What multiplies is that weight, one more, in the policy's precision.
 
 Legend: S packed tokens, L those that this context-parallel rank holds (all of them without context parallelism), C channels of
 the convolution, W its width; G key heads of K channels, N value heads of D: of this tensor-parallel rank, and between tokens of
@@ -61,7 +61,8 @@ class PairGatedDelta(nn.Module):
         of_qkv, of_rates = HeadsForTokens.of(row, conv), HeadsForTokens.of(row, heads)
         y_L = of_qkv.back(self._mix(of_qkv.forth(qkv_LC), of_rates.forth(rates_L), of_qkv, row))
         y_LND, z_LND = (x.unflatten(1, (-1, self.kind.value_size)) for x in (y_L, z_L))
-        gain_D = copy_to_tensor_model_parallel_region(self.out_norm.weight + 1, self.tp_group)  # ranks have other heads each
+        gain_D = _as_stored(self.out_norm.weight + 1, self.A_log.dtype)
+        gain_D = copy_to_tensor_model_parallel_region(gain_D, self.tp_group)  # ranks have other heads each
         return self.out_proj(normed_gate(y_LND, z_LND, gain_D, self.kind.eps).flatten(1)[:, None])
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict[str, Any]:
@@ -88,6 +89,11 @@ class HeadNorm(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(size))
+
+
+def _as_stored(gain_D: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gain as a folder of the policy's precision has it, so that what trains is what is written; its gradient passes."""
+    return gain_D if dtype == gain_D.dtype else gain_D + (gain_D.to(dtype).float() - gain_D).detach()
 
 
 def _of_length(x_SGK: Tensor, length: float) -> Tensor:

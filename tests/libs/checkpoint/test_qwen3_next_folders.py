@@ -90,6 +90,28 @@ def test_there_and_back_is_bit_equal(name: str, dtype: torch.dtype, states: torc
     assert json.loads((back / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.parametrize("states", [BFLOAT16, FLOAT32])
+def test_a_trained_norm_is_written_as_what_it_multiplied_with(states: torch.dtype, tmp_path: Path) -> None:
+    """Its float32 weight moves between what bfloat16 has; where a folder has it in float32, it is written so."""
+    from nemotron_dpo.checkpoint import megatron
+
+    model = open_model(write_model(tmp_path / "hf", "dense", dtype=BFLOAT16, states=states), "bfloat16")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters() if name.endswith("out_norm.weight")}
+    pairs = small.random_pairs(2, seed=3, longest=40)
+    row = pack_row(pairs.prompts, pairs.chosen, pairs.rejected)
+    model(row).sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in before:
+            assert parameter.grad is not None
+            parameter.data.sub_(0.03 * parameter.grad.sign())
+            assert not torch.equal((parameter + 1).bfloat16().float(), parameter + 1)
+    megatron.save(model, tmp_path / "trained", 1, None)
+    written = load_file(exported(tmp_path / "trained", tmp_path / "back", "hf", verify=2) / "model.safetensors")
+    norms = [tensor for key, tensor in written.items() if key.endswith("linear_attn.norm.weight")]
+    assert {tensor.dtype for tensor in norms} == {states}
+    assert len(norms) == len(before)
+
+
 def test_config_there_and_back_says_the_same(tmp_path: Path) -> None:
     from transformers import AutoConfig
 

@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from nemotron_dpo.checkpoint import run_config
+from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.checkpoint.provider import beside_provider
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Router
-from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Rotary, Yarn
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Rotary, Scaling, Yarn
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 LLAMA = UniformDecoder(
@@ -111,6 +112,53 @@ def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
     written(DECODERS[name], tmp_path)
     read = flat(run_config.read(tmp_path))
     assert read == replace(DECODERS[name], bos_token_id=None, eos_token_id=None)  # which Bridge does not record
+
+
+_LINEAR, _YARN = Linear(2.0), Yarn(4.0, 32)
+# family, the kinds of its layers, and how positions of all or of global layers are scaled; whether a provider of Bridge says so
+SCALED: list[tuple[str, str, Scaling, bool]] = [
+    ("gemma2", "sf", _LINEAR, False),
+    ("gemma2", "sf", _YARN, False),
+    ("gemma3_text", "fsfs", _LINEAR, True),
+    ("gemma3_text", "sssf", _LINEAR, True),
+    ("gemma3_text", "sssf", _YARN, False),
+    ("gemma3", "fsfs", _YARN, False),
+    ("olmo3", "sssf", _YARN, False),
+]
+
+
+@pytest.mark.parametrize(("family", "kinds", "scaling", "is_known"), SCALED)
+def test_positions_that_no_provider_says_are_stored_with_the_whole_config(
+    family: str, kinds: str, scaling: Scaling, is_known: bool, tmp_path: Path
+) -> None:
+    names = {"s": "sliding_attention", "f": "full_attention"}
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    said = {**sizes, "vocab_size": 96, "num_hidden_layers": len(kinds), "sliding_window": 8, "rms_norm_eps": 1e-6}
+    said |= {"layer_types": [names[kind] for kind in kinds], "max_position_embeddings": 128}
+    text = {"gemma3": "gemma3_text"}.get(family, family)
+    plain = config.from_config({"model_type": text, **said}, Path("config.json"))
+    layers = []
+    for layer in plain.layers:
+        assert isinstance(layer.mixer, Attention)
+        assert layer.mixer.rotary is not None
+        own = scaling if layer.mixer.window is None or family == "gemma2" else None
+        layers.append(replace(layer, mixer=replace(layer.mixer, rotary=replace(layer.mixer.rotary, scaling=own))))
+    scaled = replace(plain, layers=tuple(layers), family=family)
+    run_config.write(scaled, tmp_path)
+    assert run_config.read(tmp_path) == scaled
+    model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]
+    assert ("not_in_megatron_bridge" not in model["_target_"]) == is_known
+
+
+def test_positions_beside_a_recurrence_are_stored_so_too(tmp_path: Path) -> None:
+    """With the precision of its states, which config.json does not say."""
+    kinds = ["linear_attention", "full_attention"]
+    yarn = {"rope_type": "yarn", "rope_theta": 1e7, "factor": 4.0, "original_max_position_embeddings": 4096}
+    said = {"model_type": "qwen3_next", "num_hidden_layers": 2, "layer_types": kinds, "rope_parameters": yarn}
+    scaled = replace(config.from_config(said, Path("config.json")), states_in_float32=True)
+    assert scaled.attentions[0].rotary == Rotary(1e7, 0.25, Yarn(4.0, 4096))
+    run_config.write(scaled, tmp_path)
+    assert run_config.read(tmp_path) == scaled
 
 
 def test_layers_with_a_window_are_counted_as_by_megatron_core(tmp_path: Path) -> None:
@@ -237,7 +285,9 @@ def test_what_is_not_supported_is_named(key: str, value: object, message: str, t
 
 
 def test_a_family_of_another_program_is_named(tmp_path: Path) -> None:
-    run_config.write(replace(LLAMA, family="nosuch").architecture, tmp_path)
+    run_config.write(LLAMA.architecture, tmp_path)
+    path = tmp_path / "run_config.yaml"
+    path.write_text(path.read_text().replace("family: llama", "family: nosuch"))
     with pytest.raises(UserError, match=r"family 'nosuch' is not supported: llama, mistral, .* are"):
         run_config.read(tmp_path)
 

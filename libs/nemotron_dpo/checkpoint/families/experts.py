@@ -68,7 +68,8 @@ def _write_qwen(decoder: UniformDecoder) -> dict[str, Any]:
         "num_experts": decoder.experts.num,
         "norm_topk_prob": decoder.experts.renormalize,
         "intermediate_size": decoder.ffn_hidden_size,
-        **qwen_windows.write(decoder),
+        "use_sliding_window": decoder.window is not None,  # of all layers or of none: it has no layer_types
+        **({} if decoder.window is None else {"sliding_window": decoder.window}),
     }
 
 
