@@ -65,9 +65,7 @@ def command(
     push_to: str | None,
     verify: int,
 ) -> None:
-    from nemotron_dpo import file_digests, hf_folder
     from nemotron_dpo.published import refuse_existing
-    from nemotron_dpo.sources import resolve, resolve_adapters, with_hf_model
 
     launcher.refuse_job()
     cli.warn_of_untried(PROGRAM)
@@ -77,15 +75,7 @@ def command(
         raise click.UsageError("--push-to is for --to hf and --to peft")
     target = Path(output)
     refuse_existing(target)
-    if step not in ("last", "best"):
-        if not (step.isascii() and step.isdigit()):
-            raise click.UsageError(f"--step {step}: give last, best or the number of a step")
-        step = str(int(step))
-    if hf_model and step != "last":
-        raise click.UsageError("--hf-model is for checkpoints of Megatron-LM, --step for runs")
-    if hf_model and base:
-        raise click.UsageError("--hf-model is for whole policies, --base for adapters")
-    found = with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base, step)
+    found = _source(source, hf_model, base, _step(step))
     if push_to is not None:
         from nemotron_dpo.model_card.hub import check_push
 
@@ -104,7 +94,37 @@ def command(
         is_unchecked = adapters.names_no_weights(found)
     finally:
         parallel.shut_down()
+    _say_doubts(found, is_unchecked=is_unchecked)
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
+    cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
+    if form != "megatron":
+        _hand_on(target, form, push_to)
+
+
+def _step(asked: str) -> str:
+    """--step as `resolve_adapters` takes it."""
+    if asked in ("last", "best"):
+        return asked
+    if not (asked.isascii() and asked.isdigit()):
+        raise click.UsageError(f"--step {asked}: give last, best or the number of a step")
+    return str(int(asked))
+
+
+def _source(source: str, hf_model: str | None, base: str | None, step: str) -> ModelSource:
+    """What is exported."""
+    from nemotron_dpo.sources import resolve, resolve_adapters, with_hf_model
+
+    if hf_model and step != "last":
+        raise click.UsageError("--hf-model is for checkpoints of Megatron-LM, --step for runs")
+    if hf_model and base:
+        raise click.UsageError("--hf-model is for whole policies, --base for adapters")
+    return with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base, step)
+
+
+def _say_doubts(found: ModelSource, *, is_unchecked: bool) -> None:
+    """Warn of what was left out, or taken unchecked."""
+    from nemotron_dpo import file_digests, hf_folder
+
     if found.kind == "megatron" and file_digests.left_out(found.path, "tokenizer"):
         cli.say(PROGRAM, f"warning: {found.path / file_digests.NAME} does not list tokenizer/, which was copied unchecked")
     for line in hf_folder.left_out(found.path) if found.kind == "hf" else ():
@@ -112,9 +132,6 @@ def command(
     if is_unchecked:
         what = "do not say over which weights they were trained: those of another base would have gone unnoticed"
         cli.say(PROGRAM, f"warning: the adapters in {found.path} {what}")
-    cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
-    if form != "megatron":
-        _hand_on(target, form, push_to)
 
 
 def _card_of(source: ModelSource, form: str) -> Callable[[Path], object]:

@@ -113,7 +113,9 @@ def prune(root: str, keep: int | None, older_than: str | None, dry_run: bool, ye
     from nemotron_dpo.jobs.job import jobs_in
 
     if keep is None and older_than is None:
-        raise UserError("says not what to keep", source="prune", remedy="give --keep N, --older-than AGE or both", usage=True)
+        raise UserError(
+            "does not say what to keep", source="prune", remedy="give --keep N, --older-than AGE or both", usage=True
+        )
     jobs = jobs_in(Path(root))
     found = removing.prunable(jobs, keep, None if older_than is None else seconds_of(older_than))
     for name, why in found.kept.items():

@@ -81,15 +81,10 @@ def command(
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     profile = load_profile(detached if attached is None else attached)
     grid = points(sweeps, checked_name(name, "--name"), [token.partition("=")[0] for token in tokens])
-    anew = ["--anew"] if any(sweep.partition("=")[0] in LENGTHS for sweep in sweeps) else []
-    options = [*anew, *(f"--{flag.replace('_', '-')}" for flag, given in flags.items() if given)]
-    head = ["run", step, *(["-c", config] if config is not None else []), *options]
-    where = {"-r": attached, "-b": detached}
-    place = [word for option, value in where.items() if value is not None for word in (option, value)]
-
-    def of_point(point: Point) -> list[str]:
-        return [*head, *place, *tokens, *point.settings, "--name", point.name]
-
+    anew = any(sweep.partition("=")[0] in LENGTHS for sweep in sweeps)
+    named = {"-c": config, "-r": attached, "-b": detached}
+    head = ["run", step, *(word for option, value in named.items() if value is not None for word in (option, value))]
+    head += [f"--{flag.replace('_', '-')}" for flag, given in {"anew": anew, **flags}.items() if given]
     compiled = [_compiled(point, step, config, tokens, profile, flags) for point in grid]
     if profile.executor == "slurm":
         scoring = functools.partial(_compiled, grid[0], step, config, tokens, profile, flags, scores=f"{name}-scores")
@@ -100,9 +95,14 @@ def command(
         raise UserError(what, source=f"profile {profile.name}", field="executor", remedy="run each point by itself")
     if dry_run:
         for point in grid:
-            print(_shown(["nemotron-steps", *of_point(point)]))
+            print(_shown(["nemotron-steps", *_words(head, tokens, point)]))
         return 0
-    return _run_here(compiled, grid, of_point, parallel, name)
+    return _run_here(compiled, grid, functools.partial(_words, head, tokens), parallel, name)
+
+
+def _words(head: Sequence[str], tokens: Sequence[str], point: Point) -> list[str]:
+    """The command of a point, without its program."""
+    return [*head, *tokens, *point.settings, "--name", point.name]
 
 
 def _compiled(

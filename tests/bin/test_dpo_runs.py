@@ -48,7 +48,7 @@ def test_jobs_have_names_and_say_how_they_stand(jobs: Path) -> None:
 def test_mistakes_are_one_line(jobs: Path) -> None:
     cases = [
         (("rm", "fourth"), 2, "fourth: no such job: `nemotron-steps runs` lists them"),
-        (("prune",), 2, "prune: says not what to keep: give --keep N, --older-than AGE or both"),
+        (("prune",), 2, "prune: does not say what to keep: give --keep N, --older-than AGE or both"),
         (("prune", "--older-than", "7"), 2, "--older-than 7: is no age: give a number and m, h, d or w: 90d"),
         (
             ("--jobs", "none"),

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from nemotron_dpo import launcher
@@ -101,6 +102,10 @@ def _own_folder(plan: Plan, run: RunConfig) -> list[str]:
 
 
 def _with(typed: Sequence[str], *settings: str) -> list[str]:
-    """The command with `settings` in place of others of the same keys. What is up to date is not to be made again."""
-    keys = {setting.partition("=")[0] for setting in settings}
-    return [*(word for word in typed if word != "--force" and word.partition("=")[0] not in keys), *settings]
+    """The command with `settings` in place of others of the same keys, and without the name that this job has.
+
+    What is up to date is not to be made again.
+    """
+    left = {"--force", "--name", "run.name", *(setting.partition("=")[0] for setting in settings)}
+    words = [word for before, word in pairwise(["", *typed]) if before != "--name" and word.partition("=")[0] not in left]
+    return [*words, *settings]

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from nemotron_dpo.published import replacing
 from nemotron_dpo.steps.compile.stages import Stage
 
 FILE = "state.json"
@@ -57,11 +58,9 @@ class JobState:
         self._write()
 
     def _write(self) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_bytes(
-            orjson.dumps(self._facts | {"updated": _now()}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        )
-        os.replace(temporary, self._path)
+        facts = self._facts | {"updated": _now()}
+        with replacing(self._path) as temporary:
+            temporary.write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 @contextmanager

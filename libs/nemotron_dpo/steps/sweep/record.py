@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 import orjson
 
 from nemotron_dpo.outcome import margin, outcome, read_metrics
+from nemotron_dpo.published import replacing
 from nemotron_dpo.run_state import read_json, state_of
 from nemotron_dpo.steps.compile.job_state import FILE as STATE
 from nemotron_dpo.steps.compile.stage_cache import JOBS
@@ -40,9 +40,8 @@ def sweep_folder(called: str, now: datetime) -> Path:
 def write(folder: Path, command: Sequence[str], jobs: Sequence[PointJob]) -> None:
     """Write sweep.json anew, whole."""
     tree = {"command": list(command), "folder": str(Path.cwd()), "points": [_as_data(job) for job in jobs]}
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    temporary.write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    os.replace(temporary, folder / FILE)
+    with replacing(folder / FILE) as temporary:
+        temporary.write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def _as_data(job: PointJob) -> dict[str, object]:
