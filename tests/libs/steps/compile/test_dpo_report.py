@@ -26,7 +26,7 @@ AGAIN = [
     (["-c", "tiny", f"{OUT}=out-2"], [], f"-c tiny {BETA}=0.1 {OUT}=out-3"),
     (["-c", "tiny"], [f"{OUT}=dpo-2026"], f"-c tiny {BETA}=0.1 {OUT}=dpo-2026-2"),
     (["-c", "tiny"], [f"{OUT}=my job/results"], f"-c tiny {BETA}=0.1"),
-    (["--name", "mine", "-c", "tiny", "run.name=mine", "--name=mine"], [], f"-c tiny {BETA}=0.1"),
+    (["--name", "mine", "-c", "tiny"], [], f"-c tiny {BETA}=0.1"),
     (["-c", "orpo"], ["dpo.preference_loss=orpo"], "-c orpo policy.optimizer.lr=2.5e-07"),
     (["-c", "sft"], ["dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1"], "-c sft policy.optimizer.lr=2.5e-07"),
 ]  # fmt: skip
