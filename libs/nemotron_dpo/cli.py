@@ -172,7 +172,7 @@ def _status(command: click.Command, program: str, called: str) -> int:
         return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else called
-        message = " ".join(error.format_message().split())  # click lists choices in lines of their own
+        message = error.format_message().replace("\n\t", " ")  # click lists choices in lines of their own
         return _complain(program, f"{message.rstrip('.')}: see '{path} --help'", 2)
     except click.ClickException as error:
         return _complain(program, error.format_message(), 1)

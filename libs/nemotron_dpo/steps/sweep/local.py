@@ -69,35 +69,40 @@ def run_points(sweep: Sweep, slots: Slots) -> list[record.PointJob]:
     jobs, running, waiting = [record.PointJob(point) for point in sweep.points], list[_Running](), [*range(len(sweep.points))]
     try:
         while waiting or running:
-            while waiting and len(running) < slots.number and _may_begin(jobs, before):
-                running.append(_begin(sweep, slots, waiting.pop(0), {one.slot for one in running}, jobs))
+            while waiting and len(running) < slots.number and _may_begin(running, before):
+                running.append(_begin(sweep, slots, waiting.pop(0), {one.slot for one in running}))
+                _note_running(sweep, jobs, running[-1].number)
             time.sleep(_LOOK_SECONDS)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 _end(sweep, one, jobs, before)
     except BaseException:
         _stop([one.process for one in running])
-        sweep.note([_ended(job.point, 1, before) if job.status == "running" else job for job in jobs])
+        for one in running:
+            jobs[one.number] = _ended(sweep, one, before)
+        sweep.note(jobs)
         raise
     return jobs
 
 
-def _begin(sweep: Sweep, slots: Slots, number: int, taken: set[int], jobs: list[record.PointJob]) -> _Running:
+def _begin(sweep: Sweep, slots: Slots, number: int, taken: set[int]) -> _Running:
     """Start a point in the first slot that is not `taken`."""
     slot = next(slot for slot in range(slots.number) if slot not in taken)
     point = sweep.points[number]
     sweep.say(f"{number + 1} of {len(sweep.points)}: {' '.join(point.settings)}")
     log = sweep.folder / f"{number + 1}.txt"
-    process = _start(sweep.command(point), slots.environment(slot), log, quiet=slots.number > 1)
+    return _Running(number, _start(sweep.command(point), slots.environment(slot), log, quiet=slots.number > 1), slot)
+
+
+def _note_running(sweep: Sweep, jobs: list[record.PointJob], number: int) -> None:
     jobs[number] = replace(jobs[number], status="running")
     sweep.note(jobs)
-    return _Running(number, process, slot)
 
 
 def _end(sweep: Sweep, one: _Running, jobs: list[record.PointJob], before: frozenset[str]) -> None:
     """Note how a point ended."""
     status = one.process.returncode
-    job = jobs[one.number] = _ended(sweep.points[one.number], status, before)
+    job = jobs[one.number] = _ended(sweep, one, before)
     if job.status != "done":
         reason = record.state(job.folder).get("reason") if job.folder else None
         why = f": {reason}" if reason else f"; {sweep.folder / f'{one.number + 1}.txt'} has what it said"
@@ -106,12 +111,12 @@ def _end(sweep: Sweep, one: _Running, jobs: list[record.PointJob], before: froze
     sweep.note(jobs)
 
 
-def _may_begin(jobs: Sequence[record.PointJob], before: frozenset[str]) -> bool:
+def _may_begin(running: Sequence[_Running], before: frozenset[str]) -> bool:
     """Whether another point may begin: the first one may, the others once its training has begun, or it ended."""
-    first = jobs[0]
-    if first.status != "running":
+    first = next((one for one in running if one.number == 0), None)
+    if first is None:
         return True
-    job = record.job_of(first.point, before)
+    job = record.job_of(first.process.pid, before)
     return job is not None and record.state(job).get("stage") == _TRAINING
 
 
@@ -131,11 +136,12 @@ def _program() -> list[str]:
     return [executable("nemotron-steps")]
 
 
-def _ended(point: Point, status: int, before: frozenset[str]) -> record.PointJob:
-    """How the job of a point stands that ended with `status`; one that was never made failed, too."""
-    job = record.job_of(point, before)
+def _ended(sweep: Sweep, one: _Running, before: frozenset[str]) -> record.PointJob:
+    """How the job of a point stands that ended; one that was never made failed, too."""
+    job = record.job_of(one.process.pid, before)
     said = str(record.state(job).get("status")) if job else "failed"
-    return record.PointJob(point, job, "done" if status == 0 else "failed" if said == "done" else said)
+    status = "done" if one.process.returncode == 0 else "failed" if said == "done" else said
+    return record.PointJob(sweep.points[one.number], job, status)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,10 +50,11 @@ def _as_data(job: PointJob) -> dict[str, object]:
     return {"settings": job.point.settings, "name": job.point.name, "job": folder, "status": job.status}
 
 
-def job_of(point: Point, since: frozenset[str]) -> Path | None:
-    """The newest job that has the name of `point` and is none of those before, named `since`."""
-    found = [path for path in JOBS.glob("*") if path.name not in since and path.name.endswith(f"-{point.name}")]
-    return max(found, key=lambda path: path.name, default=None)
+def job_of(pid: int, since: frozenset[str]) -> Path | None:
+    """The job that process `pid` of this machine made, none of those before, named `since`. Another sweep may share a name."""
+    new = (path for path in JOBS.glob("*") if path.name not in since)
+    whose = {"pid": pid, "host": socket.gethostname()}
+    return next((path for path in new if whose.items() <= read_json(path / STATE).items()), None)
 
 
 def state(job: Path) -> Mapping[str, object]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,14 +94,30 @@ def test_several_at_once_each_with_its_own_gpus(tmp_path: Path, monkeypatch: pyt
     assert devices["s-k=2"] in ("0,1", "2,3")
 
 
+def test_a_job_of_the_same_name_that_another_sweep_made_meanwhile_is_not_the_point_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(seconds: float) -> None:
+        folder = tmp_path / ".nemotron/jobs/20260101-000001-s-k=0"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            (folder / "state.json").write_text(json.dumps({"status": "failed", "pid": 1, "host": os.uname().nodename}))
+        time.sleep(0.05)
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=other))
+    statuses, _ = _sweep(monkeypatch, tmp_path, "0 0", local.Slots(1))
+    assert statuses == ["done", "done"]
+    noted = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["points"]
+    assert [point["job"] for point in noted] == [f".nemotron/jobs/20260101-000000-s-k={number}" for number in (0, 1)]
+
+
 def test_what_runs_is_ended_before_an_interrupt_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(seconds: float) -> None:
-        real(0.05)
+        time.sleep(0.05)
         if (tmp_path / "order.txt").is_file() and len(_order(tmp_path)) >= 2:
             raise KeyboardInterrupt
 
-    real = time.sleep
-    monkeypatch.setattr(local.time, "sleep", interrupt)
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=interrupt))
     with pytest.raises(KeyboardInterrupt):
         _sweep(monkeypatch, tmp_path, "wait 0", local.Slots(1))
     noted = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["points"]
