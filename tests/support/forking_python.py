@@ -1,7 +1,7 @@
 """Programs for shell scripts that are forks too: executables that give their command to the tests' fork server.
 
-As a program, `python -IS forking_python.py SOCKET ARGV...` is what these executables run: it sends ARGV, its environment, folder
-and standard streams over SOCKET, waits, and ends with the status that comes back.
+As a program, `python -IS forking_python.py SOCKET ARGV...` is what these executables run: it sends ARGV, its environment,
+folder and standard streams over SOCKET, waits, and ends with the status that comes back.
 """
 
 from __future__ import annotations
