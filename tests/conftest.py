@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import forks, order, small
+from support import forks, order  # and torch not yet: pytest_configure says what its threads do
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 0.2 s an example has
 hypothesis.settings.load_profile("any machine")
@@ -28,7 +29,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure() -> None:
-    """Programs that the tests start shall hear Ctrl-C, even where these run in the background of a shell, which ignores it."""
+    """Programs that the tests start shall hear Ctrl-C, even where these run in the background of a shell, which ignores it.
+
+    And threads that wait for each other shall sleep: while they spin, another worker or process does not get the CPU.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -51,10 +56,14 @@ def megatron() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Llama with tied embeddings as an HF folder."""
+    from support import small
+
     return small.write_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture(scope="session")
 def untied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an output layer of its own."""
+    from support import small
+
     return small.write_llama(tmp_path_factory.mktemp("models") / "untied", tied=False, seed=1)

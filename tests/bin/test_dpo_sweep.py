@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from nemotron_dpo.steps.catalogue.manifest import configs_root
+from support import forks
+from support.forking_python import forking_programs
 from support.programs import ROOT, check, losses, run
 
 PROGRAM = "nemotron-steps"
@@ -82,17 +85,14 @@ def test_the_shell_loop_is_the_same(tmp_path: Path, policy: Path) -> None:
     """The programs are found on PATH, as in an activated environment."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("preference-tokenize", "ref-logprobs", "dpo-train", "dpo-report"):
-        script = folder / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/bin/{name.replace("-", "_")}.py "$@"\n')
-        script.chmod(0o755)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(ROWS.read_text().splitlines(keepends=True)[:16]))
     argv = [ROOT / "pipelines" / "sweep.sh", rows, policy, tmp_path / "work", SIZES]
     argv += ["policy.max_total_sequence_length=2048", "dpo.max_num_steps=1", "checkpointing.metric_name=null"]
     argv += ["policy.scheduler.warmup_steps=0"]
-    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-    done = subprocess.run(list(map(str, argv)), capture_output=True, env=env, check=False)
+    env = {**os.environ, "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with forking_programs(folder) if forks.can_fork(env) else nullcontext():
+        done = subprocess.run(list(map(str, argv)), capture_output=True, env=env, check=False)
     assert done.stderr.decode().endswith("sweep.sh: failed: policy.train_global_batch_size=64\n")
     assert done.returncode == 1
     assert (tmp_path / "work" / "policy.train_global_batch_size=8" / "done").is_file()

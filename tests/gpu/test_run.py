@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support import forks
-from support.forking_python import forking_python
+from support.forking_python import forking_programs
 
 GPU = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -28,8 +28,8 @@ def run_sh(*arguments: object, script: Path = GPU / "run.sh") -> subprocess.Comp
 def python(tmp_path: Path) -> Iterator[Path]:
     """One whose programs are forks, but for the first check, which looks whether all packages are found."""
     if forks.can_fork(ENV):
-        with forking_python(tmp_path, cold="/machine.py") as program:
-            yield program
+        with forking_programs(tmp_path, cold="/machine.py") as programs:
+            yield programs / "python"
     else:
         yield Path(sys.executable)
 

@@ -1,8 +1,11 @@
 """NVIDIA's Megatron-Bridge on a CPU: a program that converts checkpoints with it and with nothing of ours.
 
-    python bridge_cpu.py import HF_DIR OUT [HF_DIR OUT ...]                     HF -> checkpoint_megatron, written by Bridge
-    python bridge_cpu.py export CHECKPOINT HF_DIR OUT [CHECKPOINT ...]          checkpoint_megatron -> HF, read by Bridge
-    python bridge_cpu.py compare CHECKPOINT HF_DIR [CHECKPOINT ...]             fails unless both are one model to Bridge
+    import HF_DIR OUT [HF_DIR OUT ...]                     HF -> checkpoint_megatron, written by Bridge
+    export CHECKPOINT HF_DIR OUT [CHECKPOINT ...]          checkpoint_megatron -> HF, read by Bridge
+    compare CHECKPOINT HF_DIR [CHECKPOINT ...]             fails unless both are one model to Bridge
+
+Each line of its stdin is one of these commands, as a JSON list. Importing Bridge takes longer than converting small models, so
+that is done once, and every command is a fork, whose exit status is a line of stdout.
 
 Bridge imports Transformer Engine, ModelOpt and Triton unconditionally: stand-ins satisfy the imports and are then taken away
 again, so nothing of them runs. Without Transformer Engine its models must use megatron-core's own layers, whose norms most of
@@ -25,6 +28,7 @@ import os
 import pkgutil
 import sys
 import tempfile
+import traceback
 import types
 import warnings
 from pathlib import Path
@@ -288,15 +292,37 @@ def compare_checkpoint(auto: Any, checkpoint: str, hf_dir: str) -> None:
             assert torch.equal(tensor, rounded), name  # Bridge 0.3.1 rounds expert biases where it imports them
 
 
-def main() -> None:
-    verb, arguments = sys.argv[1], sys.argv[2:]
-    auto = import_bridge()
+def convert(auto: Any, verb: str, *arguments: str) -> None:
+    """Do one command."""
     works = {"import": (import_checkpoint, 2), "export": (export_checkpoint, 3), "compare": (compare_checkpoint, 2)}
     work, count = works[verb]
     for start in range(0, len(arguments), count):
         for name in [name for name in os.environ if name.startswith("NVTE_")]:  # left by the model before
             del os.environ[name]
         work(auto, *arguments[start : start + count])
+
+
+def in_a_fork(auto: Any, command: list[str]) -> int:
+    """The exit status of the command."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            convert(auto, *command)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Bridge prints
+    auto = import_bridge()
+    for line in sys.stdin:
+        print(in_a_fork(auto, json.loads(line)), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +38,27 @@ CHANGES: dict[str, dict] = {
 OFF_BY_ONE = ("mistral", "gemma2")  # Bridge 0.3.1 writes a window one token longer than it should be (its pull request 2656)
 
 
-def bridge(verb: str, *arguments: Path) -> None:
-    """Run Bridge once for all conversions of one kind: importing it takes longer than they do."""
-    argv = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("bridge_cpu.py")), verb, *map(str, arguments)]
+@pytest.fixture(scope="module")
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Let Bridge do a command of bridge_cpu.py."""
+    log = tmp_path_factory.mktemp("bridge_cpu") / "log"
+    argv = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("bridge_cpu.py"))]
     environment = {**os.environ, "PYTHONPATH": str(real_assets.megatron_bridge()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, (done.stderr or done.stdout)[-3000:]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with log.open("w") as said:
+        server = subprocess.Popen(argv, env=environment, stderr=said, **pipes)
+
+    def convert(verb: str, *arguments: Path) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps([verb, *map(str, arguments)]), file=server.stdin, flush=True)
+        answered, _, _ = select.select([server.stdout], [], [], 500)
+        assert answered, "Bridge does not end"
+        assert server.stdout.readline() == "0\n", log.read_text()[-3000:]
+
+    with server:
+        yield convert
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 def export(source: Path, output: Path, form: str) -> Path:
@@ -76,7 +96,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def from_bridge(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def from_bridge(models: dict[str, Path], bridge: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same as checkpoints, written by Bridge."""
     folder = tmp_path_factory.mktemp("bridge")
     bridge("import", *(path for name in READ for path in (models[name], folder / name)))
@@ -85,7 +105,7 @@ def from_bridge(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def through_bridge(
-    models: dict[str, Path], from_bridge: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    models: dict[str, Path], from_bridge: dict[str, Path], bridge: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, Path]]:
     """By family: a policy that we wrote, as HF folder of ours and as HF folder that Bridge made of our checkpoint.
 
@@ -135,7 +155,9 @@ def test_what_we_write_is_read_by_bridge(name: str, models: dict, through_bridge
     assert same(ours, models[name]) == (name != ALIGNED)
 
 
-def test_a_hybrid_with_experts_that_we_write_is_read_by_bridge(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_hybrid_with_experts_that_we_write_is_read_by_bridge(
+    models: dict[str, Path], bridge: Callable, tmp_path: Path
+) -> None:
     """Expert biases, shared experts and a precision per tensor: as if Bridge had made it of the same folder, bit for bit."""
     bfloat16 = hybrid_folders.write_hybrid(tmp_path / "bfloat16", HYBRIDS["hybrid_moe"], dtype=torch.bfloat16)
     arguments: list[Path] = []
@@ -145,7 +167,7 @@ def test_a_hybrid_with_experts_that_we_write_is_read_by_bridge(models: dict[str,
 
 
 @pytest.mark.real
-def test_smollm2_goes_to_us_is_aligned_and_goes_back(tmp_path: Path) -> None:
+def test_smollm2_goes_to_us_is_aligned_and_goes_back(bridge: Callable, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint import probe
     from nemotron_dpo.checkpoint.policy import open_policy
 

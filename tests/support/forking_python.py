@@ -1,6 +1,6 @@
-"""A Python for shell scripts whose programs are forks too: an executable that gives its command to the tests' fork server.
+"""Programs for shell scripts that are forks too: executables that give their command to the tests' fork server.
 
-As a program, `python -IS forking_python.py SOCKET ARGUMENT...` is what that executable runs: it sends its command, environment,
+As a program, `python -IS forking_python.py SOCKET ARGV...` is what these executables run: it sends ARGV, its environment,
 folder and standard streams over SOCKET, waits, and ends with the status that comes back.
 """
 
@@ -18,29 +18,36 @@ from pathlib import Path
 
 LARGEST = 1 << 20
 WORD = struct.Struct("q")
-SCRIPT = """#!/bin/sh
-case $1 in
+ASK = """exec "{python}" -IS "{here}" "{socket}" "{program}" "$@\""""
+PYTHON = """case $1 in
 *{cold}) ;;
-*.py) exec "{python}" -IS "{here}" "{socket}" "$@" ;;
+*.py) {ask} ;;
 esac
-exec "{python}" "$@"
-"""
+exec "{python}" "$@\""""
 
 
 @contextlib.contextmanager
-def forking_python(folder: Path, cold: str) -> Iterator[Path]:
-    """The executable, in `folder`. What is no Python file it starts as Python does, and so a file whose name ends in `cold`."""
-    place = folder / "forks.socket"
-    program = folder / "python"
-    program.write_text(SCRIPT.format(cold=cold, python=sys.executable, here=__file__, socket=place))
-    program.chmod(0o755)
+def forking_programs(folder: Path, cold: str = "/cold.py") -> Iterator[Path]:
+    """`folder`, with our programs as executables, and `python`, which forks the Python files that it is given.
+
+    What is no Python file `python` starts as Python does, and so a file whose path ends in `cold`.
+    """
+    from support.fork_server import PROGRAMS
+
+    place, python = folder / "forks.socket", sys.executable
+    known = {"python": python, "here": __file__, "socket": place}
+    scripts = {name: ASK.format(**known, program=Path(python).with_name(name)) for name in PROGRAMS}
+    scripts["python"] = PYTHON.format(python=python, cold=cold, ask=ASK.format(**known, program=python))
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(place))
         listener.listen()
         server = threading.Thread(target=_serve, args=(listener,))
         server.start()
         try:
-            yield program
+            yield folder
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             server.join()
@@ -61,7 +68,7 @@ def _fork(connection: socket.socket) -> None:
         message, descriptors, _, _ = socket.recv_fds(connection, LARGEST, 3)
         asked = json.loads(message)
         try:
-            fork = forks.start([sys.executable, *asked["argv"]], *descriptors, cwd=asked["cwd"], env=asked["env"])
+            fork = forks.start(asked["argv"], *descriptors, cwd=asked["cwd"], env=asked["env"])
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

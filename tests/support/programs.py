@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,25 @@ def torchrun(processes: int, program: str, *arguments: object, cold: bool = Fals
     assert done.returncode == 0, done.stderr.decode()
 
 
-def execute_job(processes: int, argv: Sequence[str], *, cold: bool = False) -> Done:
+def execute_job(
+    processes: int, argv: Sequence[str], *, cold: bool = False, own: Mapping[int, Mapping[str, str]] | None = None
+) -> Done:
     """Run `argv` as that many processes of a job: its first status that is not 0, and what all of them said.
 
-    `cold` is under torchrun itself; else the processes are forks that are told of each other as by any other launcher.
+    `cold` is under torchrun itself; else the processes, forks where that can be, hear of each other as from any other launcher,
+    and a rank may have variables of its `own`.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it
-    if cold or not forks.can_fork(environment):
+    if cold:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         return execute([sys.executable, *launch, *argv[1:]], cold=True, env=environment)
     environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    ranks = [
+        {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), **(own or {}).get(rank, {})} for rank in range(processes)
+    ]
     with ThreadPoolExecutor(processes) as pool:
-        done = list(pool.map(lambda rank: forks.run(argv, env=rank), ranks))
+        done = list(pool.map(lambda rank: execute(argv, env=rank), ranks))
     status = next((one.returncode for one in done if one.returncode), 0)
     stdout, stderr = (b"".join(said) for said in zip(*((one.stdout, one.stderr) for one in done), strict=True))
     return subprocess.CompletedProcess(argv, status, stdout, stderr)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import pytest
 from nemotron_dpo.policy.parallel import mixed
 from nemotron_dpo.streams import open_reader
 from support import small
-from support.programs import check, command
+from support.programs import check, command, execute_job
 
 
 def test_each_kind_is_counted_and_named_with_its_first_rank() -> None:
@@ -26,12 +23,8 @@ def test_a_job_records_the_kernels_of_all_its_processes(llama: Path, tmp_path: P
     """So that whoever reuses its scores, or trains on them by the kernels of one of its processes alone, hears of it."""
     pairs, scored, options = tmp_path / "pairs.arrow", tmp_path / "scored.arrow", ("--policy", llama, "--precision", "float32")
     small.write_pairs(pairs, small.random_pairs(8))
-    wrapper = tmp_path / "second_by_torch.sh"
-    wrapper.write_text('#!/bin/sh\n[ "$RANK" = 1 ] && export NEMOTRON_DPO_KERNELS=torch\nexec "$@"\n')
-    wrapper.chmod(0o755)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", wrapper]
-    argv = [*launch, *command("ref-logprobs", pairs, "-o", scored, *options)]
-    done = subprocess.run(argv, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    program = command("ref-logprobs", pairs, "-o", scored, *options)
+    done = execute_job(2, program, own={1: {"NEMOTRON_DPO_KERNELS": "torch"}})
     assert done.returncode == 0, done.stderr.decode()
     assert b"1 by torch" in done.stderr
     assert b"NEMOTRON_DPO_KERNELS" in done.stderr  # why, though it is another rank's reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.streams import open_reader
 from support import small
+from support.programs import execute_job
 
 SCRIPT = """
 import sys
@@ -41,10 +41,9 @@ parallel.shut_down()
 
 
 def _scored(processes: int, folder: Path, pairs: Path, out: Path) -> list[dict[str, np.ndarray]]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={processes}"]
     script = out.with_suffix(".py")
     script.write_text(SCRIPT)
-    done = subprocess.run([sys.executable, *launch, script, folder, pairs, out], capture_output=True, timeout=300)
+    done = execute_job(processes, [sys.executable, *map(str, (script, folder, pairs, out))])
     assert done.returncode == 0, done.stderr.decode()
     return [dict(np.load(f"{out}.{rank}.npz")) for rank in range(processes)]
 
