@@ -25,7 +25,7 @@ def _job(folder: Path, stages: tuple[Stage, ...] = STAGES, **keys: str) -> launc
 
 def _array(root: Path, number: int, at_once: int | None = None, **keys: str) -> JobArray:
     (root / "sweep").mkdir()
-    jobs = [_job(root / f"it's {n}", **keys) for n in range(1, number + 1)]
+    jobs = [_job(root / f"it's {n}", STAGES, **keys) for n in range(1, number + 1)]
     return JobArray("s", str(root / "sweep"), jobs, _job(root / "scores", STAGES[:2], **keys), at_once)
 
 
