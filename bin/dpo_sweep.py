@@ -126,7 +126,7 @@ def _compiled(
     request = Request(step, sys.argv, (*tokens, *point.settings), config=config, dry_run=True, **asked)
     try:
         run = compile_run(request, profile, lambda line: None)
-        for line in run.planner.missing(run.config, look=profile.executor == "local"):
+        for line in run.planner.missing(run.config, look=profile.sees_our_files):
             raise UserError(line)
     except UserError as error:
         SAY(f"in the point {' '.join(point.settings)}:")

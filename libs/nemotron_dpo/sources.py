@@ -20,6 +20,7 @@ from nemotron_dpo.step_folders import LAST, TRACKER, policy_of, step_of
 
 _MEGATRON_WEIGHTS = ("*.distcp", "common.pt", ".metadata")
 _ADAPTERS = "adapter_config.json"
+_STEPS = ("policy", "step_*/policy", "checkpoints/step_*/policy", "run/checkpoints/step_*/policy")  # in a step, run or job
 _FORMER_WEIGHTS = ("*.safetensors", *_MEGATRON_WEIGHTS, "config.json")
 
 
@@ -165,7 +166,7 @@ def _local(path: Path, name: str) -> ModelSource:
     if (path / _ADAPTERS).is_file():
         remedy = "merge them into their base: ckpt-export ADAPTERS --base BASE -o DIR --to hf"
         raise UserError("holds adapters of peft and no model", source=name, remedy=remedy)
-    steps = [step for pattern in ("policy", "step_*/policy", "checkpoints/step_*/policy") for step in path.glob(pattern)]
+    steps = [step for pattern in _STEPS for step in path.glob(pattern)]
     remedy = f"it holds some: name {max(steps, key=lambda step: _number(step.parent))}" if steps else None
     raise UserError("is neither an HF folder (config.json) nor a Megatron checkpoint (iter_*)", source=name, remedy=remedy)
 

@@ -140,7 +140,7 @@ pvcs = [{ name = "storage", path = "/workspace", existingPvc = true, claimName =
 }
 
 
-COMMON = f"""container_image = "nvcr.io/nvidia/nemo:25.11"
+COMMON = f"""container_image = "nvcr.io/me/nemotron-dpo:25.11"
 nodes = 2
 gpus_per_node = 8
 nprocs_per_node = 8
@@ -264,7 +264,7 @@ def test_run_env_without_a_profile_is_this_machine(tmp_path: Path):
     assert "without effect in a local run: partition\n" in done.stderr.decode()
 
 
-FAR = '[far]\nexecutor = "slurm"\nhost = "login.invalid"\nremote_job_dir = "/jobs"\n'
+FAR = '[far]\nexecutor = "slurm"\nhost = "login.invalid"\nremote_job_dir = "/jobs"\nworkspace = "/w"\n'
 
 
 def test_data_on_a_cluster_must_be_named_and_is_not_looked_for(tmp_path: Path):
@@ -352,11 +352,22 @@ def test_what_would_be_warned_of_is_refused_where_that_is_asked_for(tmp_path: Pa
     assert warning in error_line(done, PROGRAM)
 
 
-def test_the_image_of_nemo_rl_is_said_to_lack_the_programs(tmp_path: Path):
-    (tmp_path / "env.toml").write_text(FAR)
+def test_the_images_of_nvidia_are_said_to_lack_the_programs(tmp_path: Path):
+    """Unless a workspace or the commands before the stages bring them."""
     (tmp_path / "theirs.yaml").write_text(THEIRS)
-    said = check(PROGRAM, "run", "dpo", "-c", "theirs.yaml", "-b", "far", "-d", SMALL[-1], cwd=tmp_path).stderr.decode()
-    assert "theirs.yaml:2: nvcr.io/nvidia/nemo-rl:v0.6.0 lacks nemotron-dpo: install " in said
+    there = 'workspace = "/w"\n'
+    cases = [
+        ("", "", "theirs.yaml:2: nvcr.io/nvidia/nemo-rl:v0.6.0 lacks nemotron-dpo: install "),
+        ("run.env.container_image=nvcr.io#nvidia/nemo:25.11", "", ": nvcr.io#nvidia/nemo:25.11 lacks nemotron-dpo: install "),
+        ("run.env.container_image=nvcr.io/me/nemo:1", "", None),
+        ("", 'startup_commands = "pip install nemotron-dpo"\n', None),
+        ("", there, None),
+    ]
+    for image, own, said in cases:
+        (tmp_path / "env.toml").write_text(FAR.replace(there, "") + own)
+        words = ["run", "dpo", "-c", "theirs.yaml", "-b", "far", "-d", SMALL[-1], *([image] if image else [])]
+        stderr = check(PROGRAM, *words, cwd=tmp_path).stderr.decode()
+        assert said in stderr if said else "lacks nemotron-dpo" not in stderr, stderr
 
 
 def test_defaults_of_ones_own_config_and_where_values_come_from(tmp_path: Path):

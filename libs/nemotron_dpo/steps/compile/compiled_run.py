@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ from nemotron_dpo.steps.profiles.run_env import unplaced, with_run_env
 # Takes one line of facts for a person.
 Say = Callable[[str], object]
 _NAME = "run.name="
+_PUBLISHED = re.compile(r"(^|[/#])nvidia/(nemo|nemo-rl|pytorch)(:|$)")
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def compile_run(
     config, warnings = planner.load(path, overrides, profile.base(), shipped=found.folder)
     name = given.name if request.name is None else checked_name(request.name, "--name")
     job = job_of(found.id, now, name)
-    notes: list[str] = []
     if profile.executor == "local":
         config = with_job_folder(with_home(config), job)
-        config, changes, notes = planner.settled(config) if planner.settled else (config, [], [])
+    config, notes = planner.begun(config, profile)
+    if profile.executor == "local" and planner.settled:
+        config, changes = planner.settled(config)
         warnings += changes
     _check_sizes(config, profile, given)
     _remark_image(profile, say)
@@ -130,9 +133,10 @@ def _idle_places(profile: Profile, given: RunEnv) -> list[str]:
 
 
 def _remark_image(profile: Profile, say: Say) -> None:
-    """Say that NeMo-RL's own image, which NVIDIA's configs name, has none of the programs that the stages are."""
+    """Say that NVIDIA's own images, which its configs name, have none of the programs that the stages are."""
     image = str(profile.settings.get("container_image") or "")
-    if profile.executor != "local" and "nvidia/nemo-rl" in image:
+    brings_its_own = profile.settings.get("workspace") or profile.settings.get("startup_commands")
+    if profile.executor != "local" and _PUBLISHED.search(image) and not brings_its_own:
         remedy = "install nemotron-dpo in one made from it, and name that in run.env.container_image"
         say(f"warning: {profile.origins.get('container_image', profile.source)}: {image} lacks nemotron-dpo: {remedy}")
 

@@ -51,9 +51,9 @@ class Planner:
     (config, job folder, step folder), `missing` names what it would stumble on (with look=False no files are looked for),
     `report` tells what came of it, and what to do next after the command as it was typed; `forecast` what it will cost, on a
     profile and with the tokenized pairs where there are any. `idle` names the keys of its files that have no meaning here;
-    `settled` gives the config as this machine can run it, with warnings of what it lacks, and with notes; `short` says what
-    this machine may run out of, `time` how long the run is going to take with the tokenized pairs, where that is known.
-    `programs` are those that its stages may run, in their order.
+    `settled` gives the config as this machine can run it, with warnings of what it lacks; `begun` has what a job trained in the
+    place of the job, with notes, for any profile; `short` says what this machine may run out of, `time` how long the run is
+    going to take with the tokenized pairs, where that is known. `programs` are those that its stages may run, in their order.
     """
 
     config: type[Any]
@@ -66,9 +66,10 @@ class Planner:
     programs: tuple[str, ...]
     forecast: Callable[[Any, Profile, Path | None], str] | None = None
     idle: Callable[..., list[IdleKey]] | None = None
-    settled: Callable[[Any], tuple[Any, list[str], list[str]]] | None = None
+    settled: Callable[[Any], tuple[Any, list[str]]] | None = None
     short: Callable[[Any], list[str]] = lambda config: []
     time: Callable[..., str | None] = lambda config, profile, pairs, *, is_scored: None
+    begun: Callable[[Any, Profile], tuple[Any, list[str]]] = lambda config, profile: (config, [])
 
 
 def planner_of(step: Step) -> Planner:
@@ -92,12 +93,6 @@ def _dpo_time(run: RunConfig, profile: Profile, pairs: Path, *, is_scored: bool)
     from nemotron_dpo.steps.estimate.forecast import expected_time
 
     return expected_time(run, profile, pairs, is_scored=is_scored)
-
-
-def _dpo_settled(run: RunConfig) -> tuple[RunConfig, list[str], list[str]]:
-    run, notes = from_job(run)
-    run, warnings = without_unread_default(run)
-    return run, warnings, notes
 
 
 def _dpo_short(run: RunConfig) -> list[str]:
@@ -124,9 +119,10 @@ _PLANNERS = {
         ("preference-tokenize", "ref-logprobs", "mixture", "dpo-train", "ckpt-export"),
         _dpo_forecast,
         _idle_dpo,
-        _dpo_settled,
+        without_unread_default,
         _dpo_short,
         _dpo_time,
+        from_job,
     ),
     "convert/hf_to_megatron": _other_step(HfToMegatronConfig, single_stage_plans.plan_hf_to_megatron, "ckpt-export"),
     "convert/megatron_to_hf": _other_step(MegatronToHfConfig, single_stage_plans.plan_megatron_to_hf, "ckpt-export"),

@@ -26,8 +26,8 @@ _ALL = (
     (*_ROWS, "scoring", "policy", "kernels", "objective", "checkpoint", "training", "config", "wiring", "model_card"),
     _BELOW,
 )
-# those whose numbers depend on the machine
-_COMPUTE = ("ref-logprobs", "dpo-train")
+# those that run a model; their numbers depend on the machine
+COMPUTE = frozenset({"ref-logprobs", "dpo-train"})
 
 
 def executable(name: str) -> str:
@@ -59,7 +59,7 @@ def program_version(name: str) -> str:
 
 def machine(name: str, environ: Mapping[str, str]) -> str:
     """What changes where the program, run with `environ`, may round otherwise: the kernels, the CPU and GPUs it would take."""
-    return fingerprint(environ) if name in _COMPUTE else ""
+    return fingerprint(environ) if name in COMPUTE else ""
 
 
 def _sources(part: Path) -> list[Path]:

@@ -30,6 +30,12 @@ class Profile:
     wandb: dict[str, str] = field(default_factory=dict)
 
     @property
+    def sees_our_files(self) -> bool:
+        """Whether paths of the config are those of this machine: it runs here, or on a cluster that sbatch here submits to."""
+        here = self.settings.get("tunnel") in (None, "", "local") and not self.settings.get("host")
+        return self.executor == "local" or (self.executor == "slurm" and here)
+
+    @property
     def keys(self) -> KeyTable:
         """The keys that its executor has."""
         return key_tables()[self.executor]
@@ -65,8 +71,8 @@ class Profile:
     def idle_keys(self) -> tuple[str, ...]:
         """The keys that are set and that its executor has no use for."""
         idle = {key for key in self.settings if key not in self.keys or self.keys[key].is_idle}
-        if self.executor == "slurm" and not self.settings.get("container_image") and self.settings.get("mounts"):
-            idle.add("mounts")  # they are of a container, and there is none
+        if self.executor == "slurm" and not self.settings.get("container_image"):  # the mounts are of a container
+            idle |= {key for key in ("mounts", "lustre_mount") if self.settings.get(key)}
         return tuple(sorted(idle))
 
     def refusal(self, key: str, message: str, remedy: str | None = None) -> UserError:

@@ -12,7 +12,8 @@ from nemotron_dpo.steps.compile.compiled_run import CompiledRun
 from nemotron_dpo.steps.compile.job_state import JobState
 from nemotron_dpo.steps.executors.shared.environment import without_values
 from nemotron_dpo.steps.executors.slurm.array import JobArray
-from nemotron_dpo.steps.executors.slurm.launch import PreparedSlurmJob, prepare
+from nemotron_dpo.steps.executors.slurm.parts import MAIN
+from nemotron_dpo.steps.executors.slurm.prepared import PreparedSlurmJob, prepare
 from nemotron_dpo.steps.executors.slurm.settings import read_settings
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.sweep import record
@@ -39,7 +40,7 @@ def array_of(
     if scoring is not None:
         profile = replace(profile, env_vars={_SCORES: f"{folder}/scores", **profile.env_vars})
     jobs = [_prepared(run, profile, attached=attached) for run in runs]
-    if len({(job.facts.num_nodes, job.facts.processes_per_node) for job in jobs}) > 1:
+    if len({part.asked for job in jobs for part in job.parts if part.name == MAIN}) > 1:
         remedy = "sweep cluster.* by a run each"
         raise UserError(
             "ask for different numbers of nodes or processes, and are one array", source="the points", remedy=remedy

@@ -12,6 +12,7 @@ from nemotron_dpo.config import load_run
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.compile.from_job import from_job
+from nemotron_dpo.steps.profiles.profile import Profile
 
 DEFAULT = configs_root() / "rl" / "nemo_rl" / "dpo" / "default.yaml"
 METRIC = "val:validation-default_loss"
@@ -32,9 +33,14 @@ def _job(folder: Path, losses: dict[int, float | None], metric: str | None = MET
     return folder
 
 
-def _started(model: object) -> tuple[str, list[str]]:
+HERE = Profile("here", "local")
+BESIDE = Profile("beside", "slurm", settings={"remote_job_dir": "/none"})
+FAR = [Profile("far", "slurm", settings={"host": "login"}), Profile("cloud", "lepton")]
+
+
+def _started(model: object, profile: Profile = HERE) -> tuple[str, list[str]]:
     run, _ = load_run(DEFAULT, [f"policy.model_name={model}", "data.train.path=t.jsonl"])
-    run, notes = from_job(run)
+    run, notes = from_job(run, profile)
     return run.policy.model_name, notes
 
 
@@ -70,3 +76,46 @@ def test_of_adapters_it_is_what_was_exported(tmp_path: Path) -> None:
         _started(job)
     (job / "checkpoint_megatron").mkdir()
     assert _started(job)[0] == f"{job}/checkpoint_megatron"
+
+
+def test_a_cluster_that_shares_our_files_finds_the_step_where_its_profile_put_the_job(tmp_path: Path) -> None:
+    remote = _job(tmp_path / "remote" / "one", {5: 0.3, 10: 0.5})
+    record = tmp_path / "jobs" / "one"
+    record.mkdir(parents=True)
+    (record / "job.yaml").write_text(f"profile: {{remote_job_dir: {tmp_path}/remote}}\n")
+    best = f"{remote}/run/checkpoints/step_5/policy"
+    for given in (remote, record):
+        for profile in (HERE, BESIDE):
+            assert _started(given, profile)[0] == best
+
+
+def test_what_the_nodes_would_not_find_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = _job(tmp_path / "job", {5: 0.3})
+    record = tmp_path / "record"
+    record.mkdir()
+    (record / "job.yaml").write_text("profile: {remote_job_dir: /lustre/jobs}\n")
+    far = "/lustre/jobs/record"
+    named = f"name what the nodes see: {far}/run/checkpoints/step_N/policy, or what it exported, {far}/checkpoint_megatron"
+    for profile in FAR:
+        with pytest.raises(UserError, match="is a job in the records of this machine: name what the nodes see: JOB/run/"):
+            _started("job", profile)
+        with pytest.raises(UserError) as refused:
+            _started(record, profile)
+        assert refused.value.remedy == named
+        # a path from the root may be that of a file system that both have
+        policy, (note,) = _started(job, profile)
+        assert (policy, note.rpartition("; ")[2]) == (
+            f"{job}/run/checkpoints/step_5/policy",
+            "the nodes must have it under this path, too",
+        )
+        assert _started("org/model", profile) == ("org/model", [])
+    with pytest.raises(UserError, match="no such folder here, where the job is said to lie: copy what it trained from there"):
+        _started(record)
+
+
+def test_a_job_that_saved_nothing_is_refused(tmp_path: Path) -> None:
+    for text in ("step: dpo\n", "[", "profile: 3\n"):
+        (tmp_path / "job.yaml").write_text(text)
+        with pytest.raises(UserError, match="the job saved no step to start from"):
+            _started(tmp_path)

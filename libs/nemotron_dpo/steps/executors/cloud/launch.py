@@ -39,6 +39,7 @@ class PreparedCloudJob:
     environment: dict[str, str]
 
     sees_our_files = False
+    remarks = ()
 
     @property
     def log(self) -> str:

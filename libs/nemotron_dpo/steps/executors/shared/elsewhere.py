@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -18,10 +18,16 @@ from nemotron_dpo.steps.profiles.profile import Profile
 
 
 class PreparedJob(Protocol):
-    """What will be asked for. `sees_our_files`: paths of the config are those of this machine."""
+    """What will be asked for. `sees_our_files`: paths of the config are those of this machine.
+
+    `remarks` are for whoever submits it: what is odd in it, a line each.
+    """
 
     @property
     def sees_our_files(self) -> bool: ...
+
+    @property
+    def remarks(self) -> Sequence[str]: ...
 
     def report(self, tell: Callable[[Plan], str]) -> str:
         """Where the outputs lie, and what `tell` says of the plan where its figures can be read here."""
@@ -92,6 +98,8 @@ class ElsewhereExecutor(Generic[J]):
             checkpoint_dir=checkpointing.checkpoint_dir if checkpointing else None,
             attached=run.request.attached,
         )
+        for line in prepared.remarks:
+            say(line)
         if idle := run.profile.idle_keys():
             say(f"warning: {run.profile.source}: without effect on {self.name}: {', '.join(idle)}")
         return prepared

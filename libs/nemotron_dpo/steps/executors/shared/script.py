@@ -12,13 +12,19 @@ from nemotron_dpo.steps.executors.shared.path_map import PathMap
 _HERE = Path(__file__).parent
 
 
-def task_script(folder: str, config: str, startup_commands: Sequence[str], run_command: str) -> str:
-    """The script, whose words are the stage's command, for the job in `folder`; `config` is what {config} stands for."""
+def task_script(
+    folder: str, config: str, startup_commands: Sequence[str], run_command: str, programs: str | None = None
+) -> str:
+    """The script, whose words are the stage's command, for the job in `folder`; `config` is what {config} stands for.
+
+    In the folder `programs` are programs that are used where there are no others.
+    """
     run = run_command.replace("{script}", '"$@"').replace("{config}", shlex.quote(config))
     start_up = ["set -eo pipefail", *startup_commands, "set +e"] if startup_commands else []
     parts = [
         "#!/bin/bash",
         f"job={shlex.quote(folder)}",
+        *([f"export PATH=$PATH:{shlex.quote(programs)}"] if programs else []),
         f"run_stage() {{ {run}; }}",
         *start_up,
         (_HERE / "task.sh").read_text(encoding="utf-8"),

@@ -15,6 +15,20 @@ from nemotron_dpo.steps.executors.slurm.tunnel import CALL_SECONDS, Tunnel
 
 _UPLOAD = 'mkdir -p -- "${1%/*}" && { [ -n "$2" ] || mkdir -- "$1"; } && tar -xp --no-same-owner -f - -C "$1"'
 _UPLOAD_SECONDS = 120
+# In the environment of another job are the sizes of that one (SLURM_MEM_PER_CPU, ...), which this one would believe to be its
+# own; and SBATCH_... win over a script, so what the script says is said once more.
+_SBATCH = """
+for name in "${!SLURM_@}"; do
+  case $name in SLURM_CONF | SLURM_CONF_SERVER | SLURM_CLUSTERS | SLURM_JWT) ;; *) unset "$name" ;; esac
+done
+mapfile -t own < <(sed -n 's/^#SBATCH //p' "${@: -1}")
+exec sbatch --parsable "${own[@]}" "$@"
+"""
+# what Slurm says -> what to do
+_REMEDIES = {
+    "Requested node configuration is not available": "cpus_per_task, mem or gpus_per_node is more than a node has",
+    "Invalid generic resource": "where Slurm does not count GPUs, write gpus_per_node = 0 and nproc_per_node",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,8 @@ class SlurmClient:
 
     def remove(self, *paths: str) -> None:
         """Remove files and folders."""
-        self.tunnel.run(["rm", "-rf", "--", *paths])
+        if paths:
+            self.tunnel.run(["rm", "-rf", "--", *paths])
 
     def exists(self, path: str) -> bool:
         """Whether there is a file."""
@@ -48,11 +63,14 @@ class SlurmClient:
 
     def submit(self, options: Sequence[str], script: str) -> str:
         """Queue `script` and return the id of the job. Raises UserError with Slurm's own reason."""
-        done = self.tunnel.run(["sbatch", "--parsable", *options, script])
+        try:
+            done = self.tunnel.run(["bash", "-c", _SBATCH, "sbatch", *options, script])
+        except NoAnswer as error:
+            raise NoAnswer(error.message, source="sbatch" if error.source == "bash" else error.source) from None
         if done.returncode == 0:
             return done.stdout.decode().strip().splitlines()[-1].partition(";")[0]
         if done.returncode == 127:
-            raise UserError("no such program there", source="sbatch", remedy="is host a login node of the cluster?")
+            raise UserError("no such program there", source="sbatch", remedy="run on the cluster, or name a login node by host")
         reason = _last_line(done.stderr).removeprefix("sbatch: ").removeprefix("error: ")
         reason = reason.removeprefix("Batch job submission failed: ")
         raise UserError(f"sbatch refused the job: {reason}", remedy=self._remedy(reason))
@@ -67,11 +85,11 @@ class SlurmClient:
             raise NoAnswer(_last_line(done.stderr), source="scontrol")
         return self._past_state(job_id)
 
-    def cancel(self, job_id: str) -> None:
-        """End a job and everything it runs."""
-        done = self.tunnel.run(["scancel", job_id])
+    def cancel(self, *job_ids: str) -> None:
+        """End jobs and everything they run."""
+        done = self.tunnel.run(["scancel", *job_ids])
         if done.returncode:
-            raise NoAnswer(f"job {job_id} could not be cancelled: {_last_line(done.stderr)}", source="scancel")
+            raise NoAnswer(f"job {' and '.join(job_ids)} could not be cancelled: {_last_line(done.stderr)}", source="scancel")
 
     def read(self, path: str, offset: int = 0) -> bytes:
         """What is in a file from `offset` on; nothing where there is no such file."""
@@ -86,6 +104,8 @@ class SlurmClient:
         return _state(name.split()[0], "None", code)
 
     def _remedy(self, reason: str) -> str | None:
+        if named := next((remedy for words, remedy in _REMEDIES.items() if words in reason), None):
+            return named
         if "artition" not in reason or "account" in reason:
             return None
         names = self.tunnel.run(["sinfo", "--noheader", "--format", "%R"]).stdout.decode(errors="replace").split()
@@ -94,11 +114,12 @@ class SlurmClient:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One job, with its log."""
+    """One job, with its log; the jobs `waiting` for it are cancelled with it."""
 
     client: SlurmClient
     job_id: str
     log: str
+    waiting: tuple[str, ...] = ()
 
     @property
     def pause_seconds(self) -> float:
@@ -111,7 +132,7 @@ class SlurmJob:
         return self.client.read(self.log, offset)
 
     def cancel(self) -> None:
-        self.client.cancel(self.job_id)
+        self.client.cancel(self.job_id, *self.waiting)
 
 
 def _state(name: str, reason: str, exit_code: str) -> JobState:

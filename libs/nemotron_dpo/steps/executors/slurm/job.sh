@@ -1,31 +1,34 @@
 # The id of an array's last task is that of the whole array, which would be signalled with it.
-own_id=${SLURM_JOB_ID:-}
+own_id=${SLURM_JOB_ID:-} out_of_time='' stopped='' requeued=''
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || own_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 say() { printf 'nemotron-steps: %s\n' "$*" >&2; }
 # state STATUS EXIT REASON: how the job stands, for `nemotron-steps runs`
 state() {
   printf '{"status": "%s", "exit": %s, "reason": "%s", "stage": "%s", "host": "%s", "slurm_job": "%s"}\n' \
-    "$1" "$2" "${3//[\"\\]/}" "$name" "$(uname -n)" "${SLURM_JOB_ID:-}" >"$job/.state.json" && mv -f -- "$job/.state.json" "$job/state.json"
+    "$1" "$2" "${3//[\"\\]/}" "$name" "$(uname -n)" "$own_id" >"$job/.state.json" && mv -f -- "$job/.state.json" "$job/state.json"
 }
 give_up() {
-  rm -f -- "$job/env.sh"
+  forget
   state failed "$1" "$2"
   say "error: $2"
   exit "$1"
 }
 
 # What may be secret lies in a file of the owner's while the job is queued: read once, removed, and put back only where
-# the job will be started again.
+# the job will be started again. OMP_NUM_THREADS of whoever submitted it was meant for another machine.
 load_environment() {
-  [[ $has_environment == yes ]] || return 0
-  environment=$(cat -- "$job/env.sh") || give_up 1 "$job/env.sh is gone: submit the job anew"
-  rm -f -- "$job/env.sh"
+  unset OMP_NUM_THREADS
+  [[ -n $secrets ]] || return 0
+  environment=$(cat -- "$job/$secrets") || give_up 1 "$job/$secrets is gone: submit the job anew"
+  rm -f -- "$job/$secrets"
   eval "$environment"
 }
 keep_environment() {
-  [[ $has_environment == yes ]] || return 0
-  (umask 077 && printf '%s\n' "$environment" >"$job/.env.sh" && mv -f -- "$job/.env.sh" "$job/env.sh")
+  [[ -n $secrets ]] || return 0
+  (umask 077 && printf '%s\n' "$environment" >"$job/.$secrets" && mv -f -- "$job/.$secrets" "$job/$secrets")
 }
+# The jobs that wait for this one will never be started, and read theirs no more.
+forget() { rm -f -- "$job"/{,before-,after-}env.sh; }
 
 # Slurm sends USR1 to this script alone when time is nearly up. Stages then get TERM, by scancel: srun would kill them.
 on_out_of_time() {
@@ -38,7 +41,10 @@ on_stop() {
   signalled=yes stopped=yes
   local shown
   shown=$(trap '' TERM && scontrol --oneliner show job "$own_id" 2>/dev/null)
-  [[ ! $shown =~ Restarts=([0-9]+) ]] || ((BASH_REMATCH[1] <= ${SLURM_RESTART_COUNT:-0})) || keep_environment
+  if [[ $shown =~ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
+    requeued=yes
+    keep_environment # now: there may be no time later
+  fi
 }
 
 progress() { ls -1 -- "$job/done" "$checkpoints" 2>/dev/null; }
@@ -90,21 +96,33 @@ stage() {
     ((code == 127)) || status=$code
     [[ -n $signalled ]] || break
   done
-  if [[ -n $stopped ]]; then
-    state stopped 143 "cancelled"
-    exit 143
-  fi
+  [[ -z $stopped ]] || end_stopped
   if ((status == 0)); then
     : >"$job/done/$number"
-  elif [[ -n $out_of_time ]]; then
+  elif [[ -n $out_of_time ]] || was_preempted; then
     requeue
   else
     # of several nodes the first to fail tells why; the others were ended for it
     [[ ! -s $job/failed ]] || status=$(<"$job/failed")
+    forget
     state failed "$status" "$name failed"
     say "$name failed (exit $status)"
     exit "$status"
   fi
+}
+
+# Where a partition gives jobs time to end before it takes their nodes, Slurm sends TERM to the stage alone.
+was_preempted() { [[ $(scontrol --oneliner show job "$own_id" 2>/dev/null) =~ PreemptTime=[0-9] ]]; }
+
+# The job was cancelled, or its nodes were taken for another and it goes on later.
+end_stopped() {
+  if [[ -n $requeued ]]; then
+    state submitted null "requeued: it goes on from what was saved"
+  else
+    forget
+    state stopped 143 "cancelled"
+  fi
+  exit 143
 }
 
 # Start the job again from what it saved, unless it saved nothing since it was started: it never would.

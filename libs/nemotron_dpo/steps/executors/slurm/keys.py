@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from nemotron_dpo.steps.profiles.keys import COMMON, ELSEWHERE, Key, KeyTable
-from nemotron_dpo.steps.profiles.kinds import FLAG, NUMBER, PATH, SHELL_LINES, TEXT, TEXTS, Kind, UnfitValue
+from nemotron_dpo.steps.profiles.kinds import COUNT, FLAG, NUMBER, PATH, SHELL_LINES, TEXT, TEXTS, Kind, UnfitValue
 
 _WORD = re.compile(r"[A-Za-z0-9_.,:=+@/*%-]+")
 _TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(\d+)(?::(\d+)(?::(\d+))?)?)")
@@ -64,10 +64,14 @@ KEYS: KeyTable = {
     "partition": Key(WORD, "partition of the job"),
     "run_partition": Key(WORD, "partition with -r instead"),
     "batch_partition": Key(WORD, "partition with -b instead"),
-    "cpus_per_task": Key(NUMBER, "CPUs of one task"),
+    "cpus_per_task": Key(COUNT, "CPUs of one task; 8 for each GPU where it is not set, and 0 leaves it to the cluster"),
     "time": Key(TIME, 'time limit, "HH:MM:SS" or "D-HH:MM:SS"'),
     "mem": Key(WORD, "memory of a node, as --mem"),
     "exclusive": Key(EXCLUSIVE, "whether nodes are the job's alone"),
+    "cpu_partition": Key(WORD, "partition of jobs of their own, without GPUs, that tokenize before and export after"),
+    "cpu_time": Key(TIME, "their time limit; time where it is not set"),
+    "cpu_mem": Key(WORD, "their memory, as --mem"),
+    "cpu_cpus_per_task": Key(NUMBER, "their CPUs"),
     "tunnel": Key(TEXT, '"ssh" or "local"; ssh where there is a host'),
     "host": Key(TEXT, "login node, reached by ssh"),
     "user": Key(TEXT, "name on the login node"),
@@ -76,8 +80,8 @@ KEYS: KeyTable = {
     "mounts": Key(TEXTS, '"host:container" pairs of folders'),
     "lustre_mount": Key(TEXT, "one more of mounts"),
     "setup_lines": Key(SHELL_LINES, "shell at the start of the job, on its first node"),
-    "build_partition": Key(WORD, "partition of the job that imports a container image"),
-    "build_time": Key(TIME, "its time limit"),
+    "build_partition": Key(WORD, "partition of the job that imports a container image; else cpu_partition, else partition"),
+    "build_time": Key(TIME, "its time limit; an hour where it is not set"),
     "build_image": Key(TEXT, "image of the importing job", is_idle=True),
     "build_cache_dir": Key(PATH, "enroot's cache"),
     "build_include_gpus": Key(FLAG, "whether it asks for GPUs"),

@@ -1,94 +1,20 @@
-"""A run on Slurm from the plan to the exit status: prepare the files of a batch job, submit it, follow it, cancel it."""
+"""A run on Slurm, from its prepared jobs to the exit status: submit them, follow them, cancel them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.steps.catalogue import manifest
-from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared import environment
 from nemotron_dpo.steps.executors.shared.attend import Say, Unsure, attend, nothing_left_behind
 from nemotron_dpo.steps.executors.shared.follow import Follower, NoAnswer
-from nemotron_dpo.steps.executors.shared.path_map import PathMap
-from nemotron_dpo.steps.executors.shared.script import task_script
-from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob, UploadedFile
-from nemotron_dpo.steps.executors.slurm.script import SlurmJobFacts, directives, job_script
-from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings, read_settings
-from nemotron_dpo.steps.executors.slurm.squash import Squash, squash_of, squash_script
+from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob
+from nemotron_dpo.steps.executors.slurm.prepared import PreparedSlurmJob, prepare
 from nemotron_dpo.steps.executors.slurm.tunnel import open_tunnel
-from nemotron_dpo.steps.profiles.profile import Profile
 
-
-@dataclass(frozen=True)
-class PreparedSlurmJob:
-    """A batch job before it is submitted: all that will be written to the cluster and asked of Slurm."""
-
-    plan: Plan
-    settings: SlurmSettings
-    facts: SlurmJobFacts
-    paths: PathMap
-    squash: Squash | None
-    environment: dict[str, str]
-
-    @property
-    def log(self) -> str:
-        return f"{self.facts.folder}/log.txt"
-
-    @property
-    def script(self) -> str:
-        return job_script(self.plan, self.settings, self.facts, self.paths)
-
-    @property
-    def task(self) -> str:
-        settings, facts = self.settings, self.facts
-        return task_script(facts.folder, facts.config, settings.startup_commands, settings.run_command)
-
-    @property
-    def sees_our_files(self) -> bool:
-        return self.settings.tunnel == "local"
-
-    def report(self, tell: Callable[[Plan], str]) -> str:
-        """What `tell` says of the plan, with the paths that the cluster has."""
-        return self.paths.text(tell(self.plan))
-
-    def squash_script(self, *, force: bool) -> str:
-        """The script that imports the container image."""
-        assert self.squash is not None
-        build = self.settings.build
-        given = {"partition": build.partition or self.settings.partition, "time": build.time}
-        lines = directives(self.settings, f"{self.facts.name}-image", nodes=1, gpus=build.gpus_per_node)
-        lines += [f"#SBATCH --{name}={value}" for name, value in given.items() if value]
-        return squash_script(self.squash, self.settings, "\n".join(lines), force=force)
-
-
-def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str | None, attached: bool) -> PreparedSlurmJob:
-    """What `plan` becomes under `profile`, its processes on `num_nodes`; `checkpoint_dir` None is the run folder's.
-
-    Raises UserError for a profile that does not do.
-    """
-    settings = read_settings(profile, attached=attached)
-    root = settings.job_root or str(plan.job.parent.absolute())
-    folder = f"{root}/{plan.job.name}"
-    squash = squash_of(settings.container_image, root) if settings.container_image else None
-    paths = _path_map(plan, settings, folder)
-    facts = SlurmJobFacts(
-        name=plan.job.name,
-        folder=folder,
-        work=settings.workspace or (str(Path.cwd()) if settings.tunnel == "local" else "."),
-        checkpoints=checkpoint_dir or f"{paths.of(str(plan.run_dir))}/checkpoints",
-        config=f"{folder}/train.yaml",
-        num_nodes=num_nodes,
-        processes_per_node=max(1, plan.num_processes // num_nodes),
-        environment_names=tuple(names := environment.job_environment(profile)),
-        image=squash.file if squash else None,
-    )
-    return PreparedSlurmJob(plan, settings, facts, paths, squash, names)
+__all__ = ["PreparedSlurmJob", "dry_lines", "launch", "prepare"]  # what a Place has
 
 
 def dry_lines(job: PreparedSlurmJob, *, force_squash: bool) -> list[tuple[str, str]]:
@@ -99,9 +25,12 @@ def dry_lines(job: PreparedSlurmJob, *, force_squash: bool) -> list[tuple[str, s
         lines.append((f"image.sh, submitted first{unless}", job.squash_script(force=force_squash)))
     if job.environment:
         secret = environment.shell_text(environment.shown(job.environment))
-        lines.append(("env.sh, for the owner's eyes, removed when the job starts", secret))
-    argv = ["sbatch", "--parsable", *_options(job), f"{job.facts.folder}/job.sh"]
-    return [*lines, ("task.sh", job.task), ("job.sh", job.script), ("submitted by", shlex.join(argv))]
+        names = " and ".join(part.secrets for part in job.parts)
+        lines.append((f"{names}, for the owner's eyes, removed when the job starts", secret))
+    lines += [("task.sh", job.task), *((part.script, job.script(part)) for part in job.parts)]
+    names = [part.name.upper() for part in job.parts]
+    commands = [shlex.join(["sbatch", "--parsable", *options, script]) for options, script in _chain(job, names, [])]
+    return [*lines, ("submitted by", "\n".join(commands))]
 
 
 def launch(job: PreparedSlurmJob, *, attached: bool, force_squash: bool, say: Say, show: Callable[[bytes], object]) -> int:
@@ -109,32 +38,90 @@ def launch(job: PreparedSlurmJob, *, attached: bool, force_squash: bool, say: Sa
     with contextlib.ExitStack() as held:
         with nothing_left_behind(job.plan.job):
             client = SlurmClient(held.enter_context(open_tunnel(job.settings)))
-            job_id = _submit(client, job, force_squash=force_squash, say=say)
+            ids = _submit(client, job, force_squash=force_squash, say=say)
         by_hand = client.tunnel.by_hand
-        follow, cancel = by_hand(["tail", "-F", job.log]), by_hand(["scancel", job_id])
+        follow, cancel = by_hand(["tail", "-F", job.log]), by_hand(["scancel", *ids])
         if not attached:
-            print(f"{job_id}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
+            print(f"{ids[-1]}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
             return 0
-        say(f"job {job_id} is submitted; cancel it: {cancel}")
-        status = attend(Follower(SlurmJob(client, job_id, job.log), job_id, job.log, show, say), say)
+        say(f"job {ids[-1]} is submitted; cancel it: {cancel}")
+        status = _attended(client, job, ids, say, show)
         if status == 0:
             _fetch_results(client, job)
         return status
 
 
-def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, say: Say) -> str:
-    """The id of the job. Where Slurm refuses it, its folder is removed again."""
-    folder, settings = job.facts.folder, job.settings
-    client.upload(folder, files_of(job, force_squash=force_squash), exists=settings.is_shared)
+def _attended(client: SlurmClient, job: PreparedSlurmJob, ids: Sequence[str], say: Say, show: Callable[[bytes], object]) -> int:
+    """Follow one job after the other; the exit status of the first that fails."""
+    offset = 0
+    with unread_secrets_removed(client, job.secrets):
+        for number, job_id in enumerate(ids):
+            watched = SlurmJob(client, job_id, job.log, waiting=tuple(ids[number + 1 :]))
+            follower = Follower(watched, job_id, job.log, show, say, offset=offset)
+            if status := attend(follower, say):
+                client.remove(*job.secrets)
+                return status
+            offset = follower.offset
+        return 0
+
+
+@contextlib.contextmanager
+def unread_secrets_removed(client: SlurmClient, paths: Sequence[str]) -> Iterator[None]:
+    """Remove the files where a person or a signal ends the block: jobs that were cancelled in the queue have not read them."""
     try:
-        first = submit_squash(client, job, force=force_squash, say=say)
-        return client.submit([*first, *_options(job)], f"{folder}/job.sh")
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        with contextlib.suppress(UserError):
+            client.remove(*paths)
+        raise
+
+
+def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, say: Say) -> list[str]:
+    """The ids of the jobs. Where Slurm refuses one, the others are cancelled and the folder is removed again."""
+    folder, settings = job.facts.folder, job.settings
+    client.upload(folder, job.files(force_squash=force_squash), exists=settings.is_shared)
+    ids: list[str] = []
+    try:
+        with all_or_none(client, ids):
+            for options, script in _chain(job, ids, submit_squash(client, job, force=force_squash, say=say)):
+                ids.append(client.submit(options, script))
     except NoAnswer as error:
         remedy = f"it may be queued all the same: squeue --name {job.facts.name}"
         raise Unsure(error.message, source=error.source, remedy=remedy) from None
     except UserError as error:
         client.remove(folder)
         raise UserError(error.message, source=error.source or f"profile {settings.name}", remedy=error.remedy) from None
+    if len(ids) > 1:
+        for job_id, part in zip(ids, job.parts, strict=True):
+            where = f" in partition {part.asked.partition}" if part.asked.partition else ""
+            say(f"job {job_id}{where}: {', '.join(stage.name for _, stage in part.stages)}")
+    return ids
+
+
+@contextlib.contextmanager
+def all_or_none(client: SlurmClient, ids: Sequence[str]) -> Iterator[None]:
+    """Cancel the jobs `ids` where the block fails that queues them."""
+    try:
+        yield
+    except UserError:
+        for job_id in ids:
+            with contextlib.suppress(UserError):
+                client.cancel(job_id)
+        raise
+
+
+def _chain(job: PreparedSlurmJob, ids: Sequence[str], first: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+    """sbatch's options and the script of each part, asked for once `ids` has the job before it; `first` are the first one's."""
+    for number, part in enumerate(job.parts):
+        waits = after_ok(ids[number - 1]) if number else first
+        yield [*waits, f"--output={literal(job.log)}"], f"{job.facts.folder}/{part.script}"
+
+
+def after_ok(job_id: str) -> list[str]:
+    """The options of a job that waits for another to succeed, and is cancelled where it cannot any more."""
+    return [f"--dependency=afterok:{job_id}", "--kill-on-invalid-dep=yes"]
 
 
 def submit_squash(client: SlurmClient, job: PreparedSlurmJob, *, force: bool, say: Say) -> list[str]:
@@ -144,7 +131,7 @@ def submit_squash(client: SlurmClient, job: PreparedSlurmJob, *, force: bool, sa
     log = f"{job.squash.file}.log"
     squash_id = client.submit([f"--output={literal(log)}"], f"{job.facts.folder}/image.sh")
     say(f"job {squash_id} imports {job.settings.container_image} to {job.squash.file}; its log is {log}")
-    return [f"--dependency=afterok:{squash_id}", "--kill-on-invalid-dep=yes"]
+    return after_ok(squash_id)
 
 
 def _fetch_results(client: SlurmClient, job: PreparedSlurmJob) -> None:
@@ -156,33 +143,6 @@ def _fetch_results(client: SlurmClient, job: PreparedSlurmJob) -> None:
             path.write_bytes(content)
 
 
-def files_of(job: PreparedSlurmJob, *, force_squash: bool) -> dict[str, UploadedFile]:
-    """What is written into the folder of `job` on the cluster."""
-    texts = {name: job.paths.text(text) for name, text in job.plan.files.items()}
-    texts |= {"job.sh": job.script, "task.sh": job.task, "log.txt": ""}
-    if job.squash and job.squash.source:
-        texts["image.sh"] = job.squash_script(force=force_squash)
-    files = {name: UploadedFile(text.encode()) for name, text in texts.items()}
-    if job.environment:
-        files["env.sh"] = UploadedFile(environment.shell_text(job.environment).encode(), 0o600)
-    return files
-
-
-def _options(job: PreparedSlurmJob) -> list[str]:
-    return [f"--output={literal(job.log)}"]
-
-
 def literal(path: str) -> str:
     """A file name in which Slurm shall replace nothing."""
     return path.replace("%", "%%")
-
-
-def _path_map(plan: Plan, settings: SlurmSettings, folder: str) -> PathMap:
-    """Where the cluster has the job folder, the tiny policy (made in the job, unless it lies here ready), and our configs."""
-    pairs = [(str(plan.job), folder)]
-    shares_cache = settings.tunnel == "local" and not settings.container_image
-    if plan.prelude and not (shares_cache and plan.prelude.is_cached):
-        pairs += [(str(plan.prelude.scratch), f"{folder}/tiny-sft.partial"), (str(plan.prelude.target), f"{folder}/tiny-sft")]
-    if settings.workspace:
-        pairs.append((str(manifest.configs_root()), os.path.join(settings.workspace, "configs")))
-    return PathMap(tuple(pairs))

@@ -7,20 +7,36 @@ from typing import Literal
 
 from nemotron_dpo.steps.profiles.profile import CheckedProfile, Profile
 
+_BUILD_TIME = "01:00:00"
+
 
 @dataclass(frozen=True)
 class ImageBuild:
     """How a container image is imported."""
 
     partition: str | None
-    time: str | None
+    time: str
     cache_dir: str | None
     gpus_per_node: int | None
 
 
 @dataclass(frozen=True)
+class CpuJobs:
+    """What jobs ask for whose stages run no model."""
+
+    partition: str
+    time: str | None
+    mem: str | None
+    cpus: int | None
+
+
+@dataclass(frozen=True)
 class SlurmSettings:
-    """A Slurm profile. `job_root` is None where jobs lie in the local job folder, which nodes then share with us."""
+    """A Slurm profile. `job_root` is None where jobs lie in the local job folder, which nodes then share with us.
+
+    `tasks_per_node` and `cpus_per_task` are as the profile has them. `cpu` is None where stages without a model are part of the
+    job that has the GPUs.
+    """
 
     name: str
     source: str
@@ -30,7 +46,8 @@ class SlurmSettings:
     mem: str | None
     exclusive: str | None
     has_gpus: bool
-    cpus_per_node: int | None
+    tasks_per_node: int | None
+    cpus_per_task: int | None
     tunnel: Literal["local", "ssh"]
     host: str | None
     user: str | None
@@ -42,6 +59,7 @@ class SlurmSettings:
     setup_lines: tuple[str, ...]
     startup_commands: tuple[str, ...]
     run_command: str
+    cpu: CpuJobs | None
     build: ImageBuild
 
     @property
@@ -69,7 +87,8 @@ def read_settings(profile: Profile, *, attached: bool) -> SlurmSettings:
         mem=given.get("mem"),
         exclusive=given.get("exclusive"),
         has_gpus=bool(given.get("gpus_per_node")),
-        cpus_per_node=_cpus_per_node(given.get("ntasks_per_node"), given.get("cpus_per_task")),
+        tasks_per_node=given.get("ntasks_per_node"),
+        cpus_per_task=given.get("cpus_per_task"),
         tunnel=tunnel,
         host=given.get("host"),
         user=given.get("user"),
@@ -81,15 +100,23 @@ def read_settings(profile: Profile, *, attached: bool) -> SlurmSettings:
         setup_lines=given.get("setup_lines", ()),
         startup_commands=given.get("startup_commands", ()),
         run_command=given.get("run_command", "{script}"),
-        build=_build(given),
+        cpu=_cpu_jobs(given),
+        build=_build(given, partition),
     )
 
 
-def _cpus_per_node(tasks: int | None, cpus: int | None) -> int | None:
-    """One task a node owns the CPUs of all that were asked for: torchrun starts the processes."""
-    return None if tasks is None and cpus is None else (tasks or 1) * (cpus or 1)
+def _cpu_jobs(given: CheckedProfile) -> CpuJobs | None:
+    partition = given.get("cpu_partition")
+    others = {key: given.get(key) for key in ("cpu_time", "cpu_mem", "cpu_cpus_per_task")}
+    if partition is None:
+        for key, value in others.items():
+            if value is not None:
+                given.refuse(key, "is of jobs that there are only with cpu_partition", "name the partition, or leave it out")
+        return None
+    return CpuJobs(partition, others["cpu_time"] or given.get("time"), others["cpu_mem"], others["cpu_cpus_per_task"])
 
 
-def _build(given: CheckedProfile) -> ImageBuild:
+def _build(given: CheckedProfile, partition: str | None) -> ImageBuild:
     gpus = given.get("build_gpus_per_node") or 1 if given.get("build_include_gpus") else None
-    return ImageBuild(given.get("build_partition"), given.get("build_time"), given.get("build_cache_dir"), gpus)
+    partition = given.get("build_partition") or (None if gpus else given.get("cpu_partition")) or partition
+    return ImageBuild(partition, given.get("build_time") or _BUILD_TIME, given.get("build_cache_dir"), gpus)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -77,9 +79,46 @@ def test_state_from_the_controller_or_the_accounts():
 
 
 def test_submitting_to_a_federation_and_without_slurm():
-    assert SlurmClient(Recorded({"sbatch": (0, "17;cluster\n", "")})).submit([], "x") == "17"
-    with pytest.raises(UserError, match="is host a login node"):
-        SlurmClient(Recorded({"sbatch": (127, "", "bash: sbatch: command not found\n")})).submit([], "x")
+    assert SlurmClient(Recorded({"bash": (0, "17;cluster\n", "")})).submit([], "x") == "17"
+    with pytest.raises(UserError, match="sbatch: no such program there: run on the cluster, or name a login node by host"):
+        SlurmClient(Recorded({"bash": (127, "", "bash: sbatch: command not found\n")})).submit([], "x")
+
+
+REFUSALS = [
+    ("Requested node configuration is not available", "cpus_per_task, mem or gpus_per_node is more than a node has"),
+    ("Invalid generic resource (gres) specification", "where Slurm does not count GPUs, write gpus_per_node = 0 and nproc_per_node"),
+    ("Invalid partition name specified", "the cluster has a, b"),
+    ("Invalid qos specification", None),
+]  # fmt: skip
+
+
+def test_what_slurm_refuses_has_a_remedy_where_one_is_known():
+    for reason, remedy in REFUSALS:
+        stderr = f"sbatch: error: Batch job submission failed: {reason}\n"
+        client = SlurmClient(Recorded({"bash": (1, "", stderr), "sinfo": (0, "b\na\n", "")}))
+        with pytest.raises(UserError) as refused:
+            client.submit([], "x")
+        assert (refused.value.message, refused.value.remedy) == (f"sbatch refused the job: {reason}", remedy)
+
+
+SBATCH = '#!/bin/bash\n{ printf "%s\\n" "$@"; compgen -e | grep ^SLURM; } >"$HERE/asked"; echo 7\n'
+
+
+def test_another_jobs_variables_are_not_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Submitted from a job of Slurm, whose sizes are in the environment; and a script's options win over SBATCH_ variables."""
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "job.sh").write_text("#!/bin/bash\n#SBATCH --partition=p\n#SBATCH --requeue\necho\n")
+    for name, value in {"SLURM_MEM_PER_CPU": "1", "SLURM_ARRAY_JOB_ID": "3", "SLURM_CONF": "c", "HERE": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in [
+        name for name in os.environ if name.startswith("SLURM_") and name[6:] not in ("MEM_PER_CPU", "ARRAY_JOB_ID", "CONF")
+    ]:
+        monkeypatch.delenv(name)
+    assert SlurmClient(LocalTunnel()).submit(["--output=o"], str(tmp_path / "job.sh")) == "7"
+    words = ["--parsable", "--partition=p", "--requeue", "--output=o", str(tmp_path / "job.sh")]
+    assert (tmp_path / "asked").read_text().splitlines() == [*words, "SLURM_CONF"]
 
 
 def test_silence_is_borne_for_a_while():

@@ -39,6 +39,11 @@ def made(
     )
 
 
+def script(compiled: launch.PreparedSlurmJob, name: str = "job") -> str:
+    """Of the part of that name."""
+    return next(compiled.script(part) for part in compiled.parts if part.name == name)
+
+
 @pytest.fixture(autouse=True)
 def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
@@ -59,7 +64,7 @@ def test_words_and_variables_arrive_as_they_were_typed(words: list[str], said: s
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
         compiled = made(plan_of(job, Stage("a 'stage' $(x)", ("program", *words))), {}, env={"SAID": said})
-        (job / "job.sh").write_text(compiled.script)
+        (job / "job.sh").write_text(script(compiled))
         (job / "task.sh").write_text(compiled.task)
         (job / "env.sh").write_text(shell_text(compiled.environment))
         env = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
@@ -87,7 +92,7 @@ def test_places_and_images_arrive_as_they_were_typed(image: str, work: str, moun
             (root / name).chmod(0o755)
         profile = {"container_image": image, "workspace": f"/w/{work}", "mounts": [mount], "remote_job_dir": folder}
         compiled = made(plan_of(Path("j")), {**profile, "build_cache_dir": f"/c/{cache}"})
-        (root / "facts.sh").write_text(compiled.script.partition("\nsay() ")[0])
+        (root / "facts.sh").write_text(script(compiled).partition("\nsay() ")[0])
         shown = _bash(root, 'source facts.sh; printf "%s\\0" "$folder" "${step_options[@]}"')
         place, *options = shown.split("\0")[:-1]
         squash = compiled.squash
@@ -126,7 +131,7 @@ def test_what_an_interrupted_stage_left_is_not_in_the_way(tmp_path: Path, before
         (target / "mine").touch()
     stage = Stage("make", ("bash", "-c", 'mkdir "$1" || exit 1; exit 3', "make", str(target)), outputs=(target,))
     compiled = made(plan_of(job, stage), {})
-    (job / "job.sh").write_text(compiled.script)
+    (job / "job.sh").write_text(script(compiled))
     (job / "task.sh").write_text(compiled.task)
     for status in statuses:
         env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
@@ -135,8 +140,8 @@ def test_what_an_interrupted_stage_left_is_not_in_the_way(tmp_path: Path, before
     assert [path.name for path in target.iterdir()] == (["mine"] if before else [])
 
 
-def directives(compiled: launch.PreparedSlurmJob) -> list[str]:
-    return [line.removeprefix("#SBATCH --") for line in compiled.script.splitlines() if line.startswith("#SBATCH ")]
+def directives(compiled: launch.PreparedSlurmJob, name: str = "job") -> list[str]:
+    return [line.removeprefix("#SBATCH --") for line in script(compiled, name).splitlines() if line.startswith("#SBATCH ")]
 
 
 def test_directives():
@@ -151,14 +156,14 @@ def test_directives():
         "job-name=j", "account=us", "nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "open-mode=append", "partition=p",
         "cpus-per-task=32", "time=00:04:00", "mem=0", "signal=B:USR1@60", "exclusive", "requeue",
     ]  # fmt: skip
-    assert compiled.script.splitlines()[-5:] == [
+    assert script(compiled).splitlines()[-5:] == [
         "makes=()",
         "stage 1 one 1 one",
         "makes=()",
         'stage 2 dpo-train 2 dpo-torchrun "${rendezvous[@]}" dpo-train x',
         'state done 0 ""',
     ]
-    assert "\nprocesses_per_node=4\n" in compiled.script
+    assert "\nprocesses_per_node=4\n" in script(compiled)
 
 
 def test_least_directives():
@@ -167,20 +172,104 @@ def test_least_directives():
     ]  # fmt: skip
 
 
+STEPS = tuple(
+    Stage(f"{name} x", (name,)) for name in ("preference-tokenize", "ref-logprobs", "mixture", "dpo-train", "ckpt-export")
+)
+ALONE = "preference-tokenize x, ckpt-export x: no model runs there, and the job holds 8 GPUs meanwhile: cpu_partition in the profile gives such stages jobs of their own"
+
+
+def test_what_runs_no_model_is_a_job_without_gpus_where_the_profile_names_a_partition():
+    """And in a job that has GPUs it is said that they wait."""
+    gpus, cpu = {"gpus_per_node": 4, "nodes": 2, "mem": "0", "exclusive": True}, {"cpu_partition": "c", "cpu_cpus_per_task": 3}
+    tokenize, export = STEPS[:1], STEPS[-1:]
+    cases = [
+        (STEPS, gpus, {"job": "1 2 3 4 5"}, [ALONE]),
+        (STEPS, {"nproc_per_node": 4, "nodes": 2}, {"job": "1 2 3 4 5"}, []),
+        (STEPS, gpus | cpu, {"before": "1", "job": "2 3 4", "after": "5"}, []),
+        (STEPS[:4], gpus | cpu, {"before": "1", "job": "2 3 4"}, []),
+        (STEPS[1:], gpus | cpu, {"job": "1 2 3", "after": "4"}, []),
+        (tokenize, gpus | cpu, {"job": "1"}, []),
+    ]
+    for stages, profile, numbers, remarks in cases:
+        compiled = made(Plan(Path("j"), Path("j/run"), None, {}, None, stages, {}, 8), profile, num_nodes=2)
+        assert {part.name: " ".join(str(number) for number, _ in part.stages) for part in compiled.parts} == numbers
+        assert compiled.remarks == remarks
+        ends = [script(compiled, name).splitlines()[-1] for name in numbers]
+        assert ends == ['state submitted null "its next job waits"'] * (len(ends) - 1) + ['state done 0 ""']
+    compiled = made(Plan(Path("j"), Path("j/run"), None, {}, None, STEPS, {}, 8), gpus | cpu, num_nodes=2)
+    small = [
+        "nodes=1",
+        "ntasks-per-node=1",
+        "open-mode=append",
+        "partition=c",
+        "cpus-per-task=3",
+        "signal=B:USR1@120",
+        "requeue",
+    ]
+    assert directives(compiled, "before") == ["job-name=j-before", *small]
+    assert directives(compiled, "after") == ["job-name=j-after", *small]
+    assert {"gpus-per-node=4", "nodes=2", "exclusive", "mem=0"} <= set(directives(compiled))
+    shown = dict(launch.dry_lines(compiled, force_squash=False))["submitted by"].splitlines()
+    assert [line.split(" --output")[0] for line in shown] == [
+        "sbatch --parsable",
+        "sbatch --parsable --dependency=afterok:BEFORE --kill-on-invalid-dep=yes",
+        "sbatch --parsable --dependency=afterok:JOB --kill-on-invalid-dep=yes",
+    ]
+    assert directives(made(plan_of(Path("j"), *export), gpus | cpu)) == ["job-name=j", *small]
+
+
+def test_a_script_that_would_find_no_program_is_said(tmp_path: Path):
+    far, named = {"host": "login", "remote_job_dir": "/jobs"}, "nothing says where nodes find the programs: workspace = "
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "one").touch()
+    cases = [
+        ({}, None),  # ours, which nodes share
+        (far, named),
+        (far | {"workspace": "/w"}, None),  # which only the cluster sees
+        (far | {"container_image": "x.sqsh"}, None),
+        (far | {"startup_commands": ["conda activate x"]}, None),
+        ({"workspace": str(tmp_path)}, f"{tmp_path}/.venv/bin lacks two: make it there by `just setup`"),
+    ]
+    for profile, said in cases:
+        compiled = made(plan_of(Path("j"), Stage("one", ("one",)), Stage("two", ("two",))), profile)
+        assert len(compiled.remarks) == (said is not None)
+        assert said is None or (compiled.remarks[0].startswith("warning: ") and said in compiled.remarks[0])
+    assert made(plan_of(Path("j")), far, env={"PATH": "/p"}).remarks == []
+
+
 def test_container_options():
     profile = {
         "container_image": "/images/x.sqsh", "remote_job_dir": "/jobs", "workspace": "/code", "mounts": ["/data:/data"],
         "host": "login", "lustre_mount": "/lustre",
     }  # fmt: skip
     compiled = made(plan_of(Path("j")), profile, env={"WORD": "x"})
-    (line,) = [line for line in compiled.script.splitlines() if line.startswith("step_options=")]
+    (line,) = [line for line in script(compiled).splitlines() if line.startswith("step_options=")]
     assert line == (
         "step_options=(--container-image=/images/x.sqsh --container-mounts=/jobs:/jobs,/code:/code,/data:/data,/lustre "
         "--no-container-mount-home --container-workdir=/code --container-env=NEMO_RUN_DIR,HF_HOME,WORD)"
     )
-    assert "export PATH=" not in compiled.script  # the image has programs of its own
-    named = made(plan_of(Path("j")), profile, env={"HF_HOME": "/mine", "WORD": "x"}).script
-    assert "--container-env=NEMO_RUN_DIR,HF_HOME,WORD)" in named  # a variable that is ours and the profile's is named once
+    assert "export PATH=" not in script(compiled)  # the image has programs of its own
+    named = made(plan_of(Path("j")), profile, env={"HF_HOME": "/mine", "WORD": "x"})
+    assert "--container-env=NEMO_RUN_DIR,HF_HOME,WORD)" in script(
+        named
+    )  # a variable that is ours and the profile's is named once
+
+
+def test_a_container_without_programs_takes_those_of_the_workspace():
+    profile = {"container_image": "x.sqsh", "remote_job_dir": "/jobs", "workspace": "/my code", "host": "login"}
+    compiled = made(plan_of(Path("j")), profile)
+    assert "\nexport PATH=$PATH:'/my code/.venv/bin'\n" in compiled.task
+    assert "export PATH" not in script(compiled)
+
+
+def test_no_variable_is_exported_twice():
+    """Those of ours that the profile has, too, are the profile's."""
+    mine = {"HF_HOME": "/mine", "NEMO_RUN_DIR": "/r", "PATH": "/p"}
+    for environment, ours in [({}, ["NEMO_RUN_DIR", "HF_HOME", "PATH"]), (mine, [])]:
+        compiled = made(plan_of(Path("j")), {"remote_job_dir": "/jobs", "workspace": "/w"}, env=environment)
+        lines = [line for line in script(compiled).splitlines() if line.startswith("export ")]
+        assert [line.removeprefix("export ").partition("=")[0] for line in lines] == ours
+        assert dict(compiled.environment) == environment
 
 
 def test_mounts_without_a_container_have_no_effect():
@@ -188,6 +277,7 @@ def test_mounts_without_a_container_have_no_effect():
         ({"mounts": ["/a:/a"]}, ("mounts",)),
         ({"mounts": ["/a:/a"], "container_image": "x.sqsh"}, ()),
         ({"mounts": []}, ()),
+        ({"mounts": ["/a:/a"], "lustre_mount": "/l:/l"}, ("lustre_mount", "mounts")),
     ]:
         assert Profile("mine", "slurm", {}, {"executor": "slurm", **asked}).idle_keys() == idle, asked
 
@@ -199,7 +289,7 @@ def test_shell_of_the_profile_is_taken_as_it_is():
         "run_command": "nice {script}",
     }
     compiled = made(plan_of(Path("j")), profile)
-    assert "\nstart\nmodule load cuda\n" in compiled.script
+    assert "\nstart\nmodule load cuda\n" in script(compiled)
     assert '\nrun_stage() { nice "$@"; }\nset -eo pipefail\nsource /v/bin/activate\nset +e\n' in compiled.task
 
 

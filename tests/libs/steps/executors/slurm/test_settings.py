@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.steps.executors.slurm.asked import with_gpus
 from nemotron_dpo.steps.executors.slurm.keys import seconds_of
 from nemotron_dpo.steps.executors.slurm.settings import read_settings
 from nemotron_dpo.steps.profiles.env_file import load_profile
@@ -22,7 +23,7 @@ def profile(**settings: Any) -> Profile:
 
 def test_an_empty_profile_is_this_machine():
     settings = read_settings(profile(account=None), attached=True)
-    assert (settings.tunnel, settings.account, settings.partition, settings.cpus_per_node) == ("local", None, None, None)
+    assert (settings.tunnel, settings.account, settings.partition, settings.cpus_per_task) == ("local", None, None, None)
     assert settings.is_shared
     assert not settings.has_gpus
 
@@ -32,7 +33,9 @@ REFUSED = [
     ({"zzz": 1}, '"zzz" profile mine: is no known key'),
     ({"nodes": "2"}, "\"nodes\" profile mine: is '2' where a number of 1 or more is due"),
     ({"nodes": True}, '"nodes" profile mine: is True where a number of 1 or more is due'),
-    ({"cpus_per_task": 0}, '"cpus_per_task" profile mine: is 0 where a number of 1 or more is due'),
+    ({"cpus_per_task": -1}, '"cpus_per_task" profile mine: is -1 where a number of 1 or more is due'),
+    ({"cpu_time": "01:00:00"}, '"cpu_time" profile mine: is of jobs that there are only with cpu_partition: name the partition, or leave it out'),
+    ({"cpu_partition": "cpu", "cpu_cpus_per_task": 0}, '"cpu_cpus_per_task" profile mine: is 0 where a number of 1 or more is due'),
     ({"account": "a b"}, "\"account\" profile mine: is 'a b' where a name or a number as Slurm takes it is due"),
     ({"partition": "a\n#SBATCH -w x"}, "\"partition\" profile mine: is 'a\\n#SBATCH -w x' where a name or a number as Slurm takes it is due"),
     ({"time": "soon"}, "\"time\" profile mine: is 'soon': write it as Slurm does: \"HH:MM:SS\" or \"D-HH:MM:SS\""),
@@ -95,15 +98,34 @@ def test_time_without_quotes_in_toml(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert read_settings(load_profile("mine"), attached=True).time == "04:00:00"
 
 
-@pytest.mark.parametrize(
-    ("settings", "num_processes", "cpus"),
-    [
-        ({"ntasks_per_node": 8, "cpus_per_task": 12}, 8, 96),
-        ({"ntasks_per_node": 1, "gpus_per_node": 4, "cpus_per_task": 32}, 4, 32),
-        ({"gpus_per_node": 0}, None, None),
-    ],
-)
-def test_processes_and_cpus_of_a_node(settings: dict[str, int], num_processes: int | None, cpus: int | None):
+# a profile -> processes a node, CPUs a node: of a given number of tasks those of all of them; 8 a GPU where nothing is said,
+# one a process without GPUs, what the cluster gives where that is asked for, and all where the nodes are the job's alone
+SIZES = [
+    ({"ntasks_per_node": 8, "cpus_per_task": 12}, 8, 96),
+    ({"ntasks_per_node": 1, "gpus_per_node": 4, "cpus_per_task": 32}, 4, 32),
+    ({"gpus_per_node": 4}, 4, 32),
+    ({"gpus_per_node": 8, "ntasks_per_node": 8}, 8, 64),
+    ({"gpus_per_node": 4, "cpus_per_task": 0}, 4, None),
+    ({"gpus_per_node": 4, "exclusive": True}, 4, None),
+    ({"gpus_per_node": 4, "exclusive": "user"}, 4, 32),
+    ({"nproc_per_node": 2}, 2, 2),
+    ({"gpus_per_node": 0}, None, None),
+]
+
+
+@pytest.mark.parametrize(("settings", "num_processes", "cpus"), SIZES)
+def test_processes_and_cpus_of_a_node(settings: dict[str, Any], num_processes: int | None, cpus: int | None):
     given = profile(**settings)
     assert given.cluster().get("cluster", {}).get("gpus_per_node") == num_processes
-    assert read_settings(given, attached=True).cpus_per_node == cpus
+    assert with_gpus(read_settings(given, attached=True), 1, num_processes or 1).cpus == cpus
+
+
+def test_the_import_of_an_image_has_a_time_and_needs_no_gpu():
+    for settings, partition, time in [
+        ({"partition": "gpu"}, "gpu", "01:00:00"),
+        ({"partition": "gpu", "cpu_partition": "cpu"}, "cpu", "01:00:00"),
+        ({"partition": "gpu", "cpu_partition": "cpu", "build_include_gpus": True}, "gpu", "01:00:00"),
+        ({"partition": "gpu", "cpu_partition": "cpu", "build_partition": "b", "build_time": "5:00"}, "b", "5:00"),
+    ]:
+        build = read_settings(profile(**settings), attached=True).build
+        assert (build.partition, build.time) == (partition, time), settings
