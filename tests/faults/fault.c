@@ -6,8 +6,10 @@
    FAULT_LOG=FILE    append a line an operation: its number, the process, its kind and the path
    FAULT_OPS=,a,b,   the kinds that count: open, write, fsync, rename, mkdir, unlink, link, truncate; look and read where named
    FAULT_AT=N        the operation that is struck, counted in each process; without it none is
+   FAULT_COUNTER=F   or over all processes that share this file, of eight zero bytes
    FAULT_ERRNO=E     it fails with this error, and with FAULT_STICKY so do all that follow
    FAULT_KILL=HOW    or the process gets SIGKILL: "before" it, "half" way through a write, or "after" it
+   FAULT_WHOM=WHO    and who with it: "self" alone, its process "group", or the group's "leader" in its stead
 
    What Rust or Go write past libc is not seen. */
 #define _GNU_SOURCE
@@ -21,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -29,9 +32,14 @@ enum verdict { GO_ON, FAIL, HALF, AFTER };
 
 static atomic_long counted;
 
+/* Kill whom FAULT_WHOM says. Returns only where that is another process. */
 static void die(void) {
-    syscall(SYS_kill, getpid(), SIGKILL);
-    for (;;) pause();
+    const char *whom = getenv("FAULT_WHOM");
+    pid_t victim = getpid();
+    if (whom && !strcmp(whom, "group")) victim = 0;
+    if (whom && !strcmp(whom, "leader")) victim = getpgrp();
+    syscall(SYS_kill, victim, SIGKILL);
+    while (!victim || victim == getpid()) pause();
 }
 
 static long number(const char *name) {
@@ -66,6 +74,21 @@ static int is_counted(const char *kind, const char *path) {
     return prefix && !strncmp(path, prefix, strlen(prefix)) && (kinds ? strstr(kinds, word) != NULL : !reads);
 }
 
+/* The number of the next operation. */
+static long next_number(void) {
+    static _Atomic(atomic_long *) shared;
+    const char *file = getenv("FAULT_COUNTER");
+    if (!file) return atomic_fetch_add(&counted, 1) + 1;
+    if (!shared) {
+        int fd = (int)syscall(SYS_openat, AT_FDCWD, file, O_RDWR);
+        void *page = mmap(NULL, sizeof(atomic_long), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        syscall(SYS_close, fd);
+        if (page == MAP_FAILED) return 0;
+        shared = page;
+    }
+    return atomic_fetch_add(shared, 1) + 1;
+}
+
 static void note(long n, const char *kind, const char *path) {
     const char *log = getenv("FAULT_LOG");
     if (!log) return;
@@ -80,7 +103,7 @@ static void note(long n, const char *kind, const char *path) {
 /* Count one operation, and decide on it. */
 static enum verdict strike(const char *kind, const char *path) {
     if (!is_counted(kind, path)) return GO_ON;
-    long n = atomic_fetch_add(&counted, 1) + 1, at = number("FAULT_AT");
+    long n = next_number(), at = number("FAULT_AT");
     note(n, kind, path);
     if (!at || !(n == at || (n > at && getenv("FAULT_STICKY")))) return GO_ON;
     const char *how = getenv("FAULT_KILL");
@@ -88,8 +111,9 @@ static enum verdict strike(const char *kind, const char *path) {
         errno = (int)number("FAULT_ERRNO");
         return FAIL;
     }
-    if (!strcmp(how, "before")) die();
-    return !strcmp(how, "half") ? HALF : AFTER;
+    if (strcmp(how, "before")) return !strcmp(how, "half") ? HALF : AFTER;
+    die();
+    return GO_ON;
 }
 
 static enum verdict strike_at(const char *kind, int folder, const char *name) {

@@ -7,13 +7,10 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from support.programs import command
 
 SOURCE = Path(__file__).resolve().parents[1] / "faults" / "fault.c"
 # what is random or counted in a path, so that operations of one kind are told by their text
@@ -46,18 +43,8 @@ def library() -> Path:
     return made
 
 
-def run(argv: Sequence[object], folder: Path, **faults: object) -> subprocess.CompletedProcess[str]:
-    """Run a program (its name first) with the faults FAULT_<NAME>=value in its operations below `folder`."""
-    told = {f"FAULT_{name.upper()}": str(value) for name, value in faults.items()}
-    preload = {"LD_PRELOAD": str(library()), "FAULT_PREFIX": f"{folder}/", "OMP_NUM_THREADS": "1"}
-    argv = command(str(argv[0]), *argv[1:])
-    return subprocess.run(argv, env={**os.environ, **preload, **told}, capture_output=True, text=True, timeout=300)
-
-
-def operations(argv: Sequence[object], folder: Path, log: Path) -> list[Operation]:
-    """The operations of a whole run below `folder`, the first of each kind and path."""
-    done = run(argv, folder, log=log)
-    assert done.returncode == 0, done.stderr
+def told_apart(log: Path, folder: Path) -> list[Operation]:
+    """The operations that `log` has, the first of each kind and path below `folder`."""
     found: dict[tuple[str, str], Operation] = {}
     for line in log.read_text().splitlines():
         number, _, kind, path = line.split(" ", 3)
