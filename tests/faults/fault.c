@@ -3,7 +3,8 @@
    cc -shared -fPIC -O1 -o fault.so fault.c -ldl
    LD_PRELOAD=./fault.so FAULT_PREFIX=/folder ... PROGRAM
 
-   FAULT_LOG=FILE    append a line an operation: its number, the process, its kind and the path
+   FAULT_LOG=FILE    append a line an operation: its number, the process, its kind and the path; before that of a rename one
+                     of the number 0 and the kind "from"
    FAULT_OPS=,a,b,   the kinds that count: open, write, fsync, rename, mkdir, unlink, link, truncate; look and read where named
    FAULT_AT=N        the operation that is struck, counted in each process; without it none is
    FAULT_COUNTER=F   or over all processes that share this file, of eight zero bytes
@@ -130,6 +131,15 @@ static enum verdict strike_file(const char *kind, int fd) {
     return strike(kind, path);
 }
 
+/* Say what is renamed, where that is counted. */
+static void note_source(int from, const char *old, int at, const char *name) {
+    char path[PATH_MAX];
+    absolute(at, name, path);
+    if (!is_counted("rename", path)) return;
+    absolute(from, old, path);
+    note(0, "from", path);
+}
+
 #define REAL(name) \
     static __typeof__(&name) real; \
     if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -226,8 +236,14 @@ ONE_PATH(mkdirat, "mkdir", (int at, const char *path, mode_t mode), at, path, (a
 ONE_PATH(unlink, "unlink", (const char *path), AT_FDCWD, path, (path))
 ONE_PATH(unlinkat, "unlink", (int at, const char *path, int flags), at, path, (at, path, flags))
 ONE_PATH(rmdir, "unlink", (const char *path), AT_FDCWD, path, (path))
-ONE_PATH(rename, "rename", (const char *old, const char *path), AT_FDCWD, path, (old, path))
-ONE_PATH(renameat, "rename", (int from, const char *old, int at, const char *path), at, path, (from, old, at, path))
+#define RENAME(name, parameters, from, at, arguments) \
+    int name parameters { \
+        REAL(name); \
+        note_source(from, old, at, path); \
+        CALL(int, strike_at("rename", at, path), real arguments); \
+    }
+RENAME(rename, (const char *old, const char *path), AT_FDCWD, AT_FDCWD, (old, path))
+RENAME(renameat, (int from, const char *old, int at, const char *path), from, at, (from, old, at, path))
 ONE_PATH(link, "link", (const char *old, const char *path), AT_FDCWD, path, (old, path))
 ONE_PATH(linkat, "link", (int from, const char *old, int at, const char *path, int flags), at, path,
          (from, old, at, path, flags))

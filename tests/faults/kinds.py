@@ -65,7 +65,7 @@ def _operations(trial: Trial, scratch: Path) -> int:
     trial.anew()
     ended = trial.run(log=log, counter=_counter(scratch))
     assert ended.status == 0, ended.said
-    return len(log.read_text().splitlines())
+    return max(operation.number for operation in faulty.logged(log))
 
 
 def _counter(scratch: Path) -> Path:
@@ -93,7 +93,7 @@ def _said_well(ended: Ended) -> str:
 
 def _goes_on_alone(trial: Trial, losses: Sequence[float]) -> str:
     """One process ends what two began, with their losses to rounding: sums of two ranks have another order."""
-    again = trial.run(processes=1)
+    again = trial.run_as(1)
     if again.status:
         return f"run again: status {again.status}: {again.said[-1500:]}"
     found, left = programs.losses(trial.out / "run"), stages.left_over(trial.out)
@@ -121,7 +121,7 @@ def errors_of_reading(trial: Trial, scratch: Path) -> list[Point]:
     return [_failing(operation, number, scratch, trial.inputs, **place) for number in READ_ERRORS for operation in found]
 
 
-def _told_apart(trial: Trial, scratch: Path, **place: str) -> list[faulty.Operation]:
+def _told_apart(trial: Trial, scratch: Path, **place: object) -> list[faulty.Operation]:
     log = scratch / "operations"
     log.unlink(missing_ok=True)
     trial.anew()
@@ -130,7 +130,7 @@ def _told_apart(trial: Trial, scratch: Path, **place: str) -> list[faulty.Operat
     return faulty.told_apart(log, trial.inputs if place else trial.out)
 
 
-def _failing(operation: faulty.Operation, number: int, scratch: Path, of: Path | None = None, **place: str) -> Point:
+def _failing(operation: faulty.Operation, number: int, scratch: Path, of: Path | None = None, **place: object) -> Point:
     def strike(trial: Trial) -> str:
         trial.anew()
         ended = trial.run(at=operation.number, errno=number, counter=_counter(scratch), **place)

@@ -37,9 +37,12 @@ class Trial:
     out: Path
     whole: Mapping[str, str]
 
-    def run(self, *, processes: int | None = None, **faults: object) -> Ended:
+    def run(self, **faults: object) -> Ended:
         """Run the stage, with the faults FAULT_<NAME>=value in its operations below `out`."""
-        number = processes or self.stage.processes
+        return self.run_as(self.stage.processes, **faults)
+
+    def run_as(self, number: int, /, **faults: object) -> Ended:
+        """The same as that many processes."""
         argv = command(*map(str, self.stage.argv(self.inputs, self.out)))
         jobs = _ranks(number) if number > 1 else [{}]
         told = {f"FAULT_{name.upper()}": str(value) for name, value in faults.items()}
@@ -59,9 +62,9 @@ class Trial:
         wrong = [name for name, digest in stages.outputs(self.stage, self.out).items() if self.whole.get(name) != digest]
         return f"half written: {wrong}" if wrong else ""
 
-    def ends_equal(self, *, processes: int | None = None) -> str:
+    def ends_equal(self) -> str:
         """Run again: it ends well, with the outputs of an undisturbed run and nothing left over."""
-        again = self.run(processes=processes)
+        again = self.run()
         if again.status:
             return f"run again: status {again.status}: {again.said[-1500:]}"
         left = stages.left_over(self.out)

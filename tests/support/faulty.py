@@ -24,7 +24,7 @@ _RANDOM = [
 
 @dataclass(frozen=True)
 class Operation:
-    """The `number`th operation of a program, its kind (as fault.c has them) and the path without what is random in it."""
+    """The `number`th operation of a program, its kind (as fault.c has them) and the path."""
 
     number: int
     kind: str
@@ -43,11 +43,17 @@ def library() -> Path:
     return made
 
 
+def logged(log: Path) -> list[Operation]:
+    """The operations that `log` has, in their order; of the number 0 is one that says what is renamed by the next."""
+    fields = (line.split(" ", 3) for line in log.read_text().splitlines())
+    return [Operation(int(number), kind, path) for number, _, kind, path in fields]
+
+
 def told_apart(log: Path, folder: Path) -> list[Operation]:
-    """The operations that `log` has, the first of each kind and path below `folder`."""
+    """The first of each kind and path below `folder`, the path without what is random in it."""
     found: dict[tuple[str, str], Operation] = {}
-    for line in log.read_text().splitlines():
-        number, _, kind, path = line.split(" ", 3)
-        path = functools.reduce(lambda text, rule: re.sub(*rule, text), _RANDOM, os.path.relpath(path, folder))
-        found.setdefault((kind, path), Operation(int(number), kind, path))
+    for one in logged(log):
+        path = functools.reduce(lambda text, rule: re.sub(*rule, text), _RANDOM, os.path.relpath(one.path, folder))
+        if one.number:
+            found.setdefault((one.kind, path), Operation(one.number, one.kind, path))
     return list(found.values())
