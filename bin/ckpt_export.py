@@ -16,8 +16,8 @@ exist yet. It appears whole or not at all.
 Adapters are merged into the weights of their base, except with --to peft. They know where it lies, unless --base says so;
 ours refuse other weights than those they were trained over. Weights keep the precision in which they are
 stored, whatever their config says; --precision converts them. Where tensors differ in precision, all are written in
-float32, which holds the others exactly. With --verify N the output is read back and scores N rows of random tokens as the
-source does; otherwise it is removed and the export fails.
+float32, which holds the others exactly. With --verify N the output is read back and scores N rows of random tokens (4 without
+a number) as the source does; otherwise it is removed and the export fails.
 
 A folder for Hugging Face has a model card, README.md: what was trained on what, settings, figures of the step, and how to make
 it again, as far as the folders around SOURCE say. With --push-to it is uploaded by huggingface_hub and its login (hf auth
@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.sources import ModelSource
 
 PROGRAM = "ckpt-export"
+_ROWS = 4  # that --verify scores without a number
 
 
 @click.command(help=__doc__)
@@ -53,7 +55,7 @@ PROGRAM = "ckpt-export"
 @click.option("--step", metavar="last|best|N", default="last", help="Step of a run; best by its checkpointing.metric_name.")
 @click.option("--precision", type=click.Choice(["bfloat16", "float32"]), help="Precision of the written weights.")
 @click.option("--push-to", metavar="ID", help="Upload the folder to the Hugging Face hub as well.")
-@click.option("--verify", type=click.IntRange(min=0), default=0, metavar="N", help="Score N probe rows before and after.")
+@click.option("--verify", type=click.IntRange(min=0), default=0, metavar="[N]", help="Score N probe rows before and after.")
 def command(
     source: str,
     output: str,
@@ -158,8 +160,19 @@ def _hand_on(folder: Path, form: str, push_to: str | None) -> None:
         cli.say(PROGRAM, f"{folder} -> {address}")
 
 
+def _with_rows(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with a number behind each --verify that has none; click would take the next word, a SOURCE, for it."""
+    found: list[str] = []
+    for word, behind in zip(arguments, [*arguments[1:], ""], strict=True):
+        found.append(word)
+        if word == "--verify" and not behind.lstrip("-").isdigit():
+            found.append(str(_ROWS))
+    return found
+
+
 def main() -> NoReturn:
     """Entry point."""
+    sys.argv[1:] = _with_rows(sys.argv[1:])
     cli.run(command, PROGRAM)
 
 

@@ -17,15 +17,22 @@ hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-faults", action="store_true", help="let every file operation of every stage fail (an hour)")
+    parser.addoption("--all-faults", action="store_true", help="run the matrix of tests/faults (hours)")
+    parser.addoption(
+        "--faults-only",
+        action="append",
+        metavar="KIND:STAGE",
+        help="only these cells of it; KIND, :STAGE or a start will do",
+    )
+    parser.addoption("--faults-results", default=".nemotron/faults.jsonl", metavar="FILE", help="where its results go")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the files that take longest first, and leave out what takes an hour unless it is asked for."""
+    """Put the files that take longest first, and leave out what takes hours unless it is asked for."""
     items.sort(key=order.place)
     for item in items if not config.getoption("--all-faults") else ():
         if item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.skip(reason="takes an hour: --all-faults"))
+            item.add_marker(pytest.mark.skip(reason="takes hours: --all-faults"))
 
 
 def pytest_configure() -> None:

@@ -56,7 +56,7 @@ ALLOWED = {
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
-    "scoring": {"errors", "policy", "preferences", "streams"},
+    "scoring": {"errors", "policy", "preferences", "published", "streams"},
     "checkpoint": {
         "scoring",
         "streams",
@@ -85,7 +85,7 @@ ALLOWED = {
         "objective",
         "checkpoint",
     },
-    "report": {"errors", "outcome", "run_state", "streams", "steps"},
+    "report": {"errors", "outcome", "run_state", "step_folders", "streams", "steps"},
     "model_card": {"errors", "run_state", "step_folders"},
     "jobs": {"errors", "outcome", "run_state", "steps"},
     "steps": {

@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -129,10 +128,12 @@ def _sync(file: Path) -> None:
 
 @contextlib.contextmanager
 def _place_beside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, which goes with the block; before it those of dead processes go."""
-    _sweep(target.parent)
+    """A new folder beside `target`, which goes with the block; those of dead processes go first."""
     place, file = _locked_place(target)
     try:
+        if str(target.parent) not in _swept:
+            _swept.add(str(target.parent))
+            _sweep(target.parent, now=place.stat().st_mtime)
         yield place
     finally:
         _remove(place)
@@ -157,19 +158,34 @@ def _locked_place(target: Path) -> tuple[Path, int]:
         os.close(file)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what dead processes left in `folder`, once for this process."""
-    if str(folder) in _swept:
-        return
-    _swept.add(str(folder))
+def places(folder: Path) -> list[Path]:
+    """The places that lie in `folder`, of processes that live and of dead ones."""
+    return [
+        Path(entry.path) for entry in os.scandir(folder) if _PLACE.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    ]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes left in `folder`. What cannot be removed stays."""
     with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            found = _PLACE.fullmatch(entry.name)
-            if found and entry.is_dir(follow_symlinks=False):
-                _remove_dead(Path(entry.path), is_ours=found[1] == _kernel())
+        _sweep(folder, clock_of(folder))
 
 
-def _remove_dead(place: Path, *, is_ours: bool) -> None:
+def clock_of(folder: Path) -> float:
+    """The time by the clock of the file system of `folder`, which is that of its server for all hosts."""
+    with _place_beside(folder / "clock") as place:
+        return place.stat().st_mtime
+
+
+def _sweep(folder: Path, now: float) -> None:
+    """`sweep`, where `now` is what `clock_of` says."""
+    with contextlib.suppress(OSError):
+        for place in places(folder):
+            found = _PLACE.fullmatch(place.name)
+            _remove_dead(place, now, is_ours=found is not None and found[1] == _kernel())
+
+
+def _remove_dead(place: Path, now: float, *, is_ours: bool) -> None:
     """Remove `place` where no process holds its lock.
 
     Locks of one kernel are sure. Another's may not be seen on a shared file system: there it must have lain for days, too.
@@ -181,7 +197,7 @@ def _remove_dead(place: Path, *, is_ours: bool) -> None:
         return
     try:
         is_dead = locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_dead and (is_ours or time.time() - _last_change(place) > _FORGOTTEN_SECONDS):
+        if is_dead and (is_ours or now - _last_change(place) > _FORGOTTEN_SECONDS):
             _remove(place)
     except BlockingIOError:
         return

@@ -70,3 +70,12 @@ def test_a_damaged_tracker_is_named(llama: Path, tmp_path: Path) -> None:
 def test_verify_scores_what_was_written(form: str, llama: Path, tmp_path: Path) -> None:
     done = check("ckpt-export", llama, "-o", tmp_path / "out", "--to", form, "--precision", "bfloat16", "--verify", "3")
     assert f"({form}), 3 probe rows score alike (largest difference 0)" in done.stderr.decode()
+
+
+def test_verify_without_a_number_takes_no_word_that_follows(llama: Path, tmp_path: Path) -> None:
+    for name, rest in (("first", ["--verify", llama, "--to", "hf"]), ("last", [llama, "--to", "hf", "--verify"])):
+        done = check("ckpt-export", "-o", tmp_path / name, *rest)
+        assert "4 probe rows score alike" in done.stderr.decode()
+    done = run("ckpt-export", llama, "-o", tmp_path / "no", "--to", "hf", "--verify", "-1")
+    assert done.returncode == 2
+    assert "-1 is not in the range x>=0" in error_line(done, "ckpt-export")

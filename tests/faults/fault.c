@@ -3,11 +3,14 @@
    cc -shared -fPIC -O1 -o fault.so fault.c -ldl
    LD_PRELOAD=./fault.so FAULT_PREFIX=/folder ... PROGRAM
 
-   FAULT_LOG=FILE    append a line an operation: its number, the process, its kind and the path
+   FAULT_LOG=FILE    append a line an operation: its number, the process, its kind and the path; before that of a rename one
+                     of the number 0 and the kind "from"
    FAULT_OPS=,a,b,   the kinds that count: open, write, fsync, rename, mkdir, unlink, link, truncate; look and read where named
    FAULT_AT=N        the operation that is struck, counted in each process; without it none is
+   FAULT_COUNTER=F   or over all processes that share this file, of eight zero bytes
    FAULT_ERRNO=E     it fails with this error, and with FAULT_STICKY so do all that follow
    FAULT_KILL=HOW    or the process gets SIGKILL: "before" it, "half" way through a write, or "after" it
+   FAULT_WHOM=WHO    and who with it: "self" alone, its process "group", or the group's "leader" in its stead
 
    What Rust or Go write past libc is not seen. */
 #define _GNU_SOURCE
@@ -21,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -29,9 +33,14 @@ enum verdict { GO_ON, FAIL, HALF, AFTER };
 
 static atomic_long counted;
 
+/* Kill whom FAULT_WHOM says. Returns only where that is another process. */
 static void die(void) {
-    syscall(SYS_kill, getpid(), SIGKILL);
-    for (;;) pause();
+    const char *whom = getenv("FAULT_WHOM");
+    pid_t victim = getpid();
+    if (whom && !strcmp(whom, "group")) victim = 0;
+    if (whom && !strcmp(whom, "leader")) victim = getpgrp();
+    syscall(SYS_kill, victim, SIGKILL);
+    while (!victim || victim == getpid()) pause();
 }
 
 static long number(const char *name) {
@@ -66,6 +75,21 @@ static int is_counted(const char *kind, const char *path) {
     return prefix && !strncmp(path, prefix, strlen(prefix)) && (kinds ? strstr(kinds, word) != NULL : !reads);
 }
 
+/* The number of the next operation. */
+static long next_number(void) {
+    static _Atomic(atomic_long *) shared;
+    const char *file = getenv("FAULT_COUNTER");
+    if (!file) return atomic_fetch_add(&counted, 1) + 1;
+    if (!shared) {
+        int fd = (int)syscall(SYS_openat, AT_FDCWD, file, O_RDWR);
+        void *page = mmap(NULL, sizeof(atomic_long), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        syscall(SYS_close, fd);
+        if (page == MAP_FAILED) return 0;
+        shared = page;
+    }
+    return atomic_fetch_add(shared, 1) + 1;
+}
+
 static void note(long n, const char *kind, const char *path) {
     const char *log = getenv("FAULT_LOG");
     if (!log) return;
@@ -80,7 +104,7 @@ static void note(long n, const char *kind, const char *path) {
 /* Count one operation, and decide on it. */
 static enum verdict strike(const char *kind, const char *path) {
     if (!is_counted(kind, path)) return GO_ON;
-    long n = atomic_fetch_add(&counted, 1) + 1, at = number("FAULT_AT");
+    long n = next_number(), at = number("FAULT_AT");
     note(n, kind, path);
     if (!at || !(n == at || (n > at && getenv("FAULT_STICKY")))) return GO_ON;
     const char *how = getenv("FAULT_KILL");
@@ -88,8 +112,9 @@ static enum verdict strike(const char *kind, const char *path) {
         errno = (int)number("FAULT_ERRNO");
         return FAIL;
     }
-    if (!strcmp(how, "before")) die();
-    return !strcmp(how, "half") ? HALF : AFTER;
+    if (strcmp(how, "before")) return !strcmp(how, "half") ? HALF : AFTER;
+    die();
+    return GO_ON;
 }
 
 static enum verdict strike_at(const char *kind, int folder, const char *name) {
@@ -104,6 +129,15 @@ static enum verdict strike_file(const char *kind, int fd) {
     path_of(fd, path);
     errno = before;
     return strike(kind, path);
+}
+
+/* Say what is renamed, where that is counted. */
+static void note_source(int from, const char *old, int at, const char *name) {
+    char path[PATH_MAX];
+    absolute(at, name, path);
+    if (!is_counted("rename", path)) return;
+    absolute(from, old, path);
+    note(0, "from", path);
 }
 
 #define REAL(name) \
@@ -202,8 +236,14 @@ ONE_PATH(mkdirat, "mkdir", (int at, const char *path, mode_t mode), at, path, (a
 ONE_PATH(unlink, "unlink", (const char *path), AT_FDCWD, path, (path))
 ONE_PATH(unlinkat, "unlink", (int at, const char *path, int flags), at, path, (at, path, flags))
 ONE_PATH(rmdir, "unlink", (const char *path), AT_FDCWD, path, (path))
-ONE_PATH(rename, "rename", (const char *old, const char *path), AT_FDCWD, path, (old, path))
-ONE_PATH(renameat, "rename", (int from, const char *old, int at, const char *path), at, path, (from, old, at, path))
+#define RENAME(name, parameters, from, at, arguments) \
+    int name parameters { \
+        REAL(name); \
+        note_source(from, old, at, path); \
+        CALL(int, strike_at("rename", at, path), real arguments); \
+    }
+RENAME(rename, (const char *old, const char *path), AT_FDCWD, AT_FDCWD, (old, path))
+RENAME(renameat, (int from, const char *old, int at, const char *path), from, at, (from, old, at, path))
 ONE_PATH(link, "link", (const char *old, const char *path), AT_FDCWD, path, (old, path))
 ONE_PATH(linkat, "link", (int from, const char *old, int at, const char *path, int flags), at, path,
          (from, old, at, path, flags))

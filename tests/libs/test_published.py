@@ -96,6 +96,17 @@ def test_what_another_kernel_left_is_believed_dead_after_days_alone(tmp_path: Pa
     assert not place.exists()
 
 
+def test_a_clock_that_runs_ahead_makes_no_place_of_another_kernel_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ages are by the clock of the file system, which all of its hosts share."""
+    place = tmp_path / f".a.{'0' * 8}-{'1' * 16}.tmp"
+    place.mkdir()
+    (place / ".lock").touch()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 366 * 86400)
+    _write(tmp_path / "b")
+    assert place.is_dir()
+
+
 def test_what_only_looks_like_a_place_stays(tmp_path: Path):
     mine = [f".a.{'0' * 8}-{'1' * 16}.tmp", ".a.1234.tmp", "a.tmp", ".tmp"]
     for name in mine:

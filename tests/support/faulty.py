@@ -7,13 +7,10 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from support.programs import command
 
 SOURCE = Path(__file__).resolve().parents[1] / "faults" / "fault.c"
 # what is random or counted in a path, so that operations of one kind are told by their text
@@ -27,7 +24,7 @@ _RANDOM = [
 
 @dataclass(frozen=True)
 class Operation:
-    """The `number`th operation of a program, its kind (as fault.c has them) and the path without what is random in it."""
+    """The `number`th operation of a program, its kind (as fault.c has them) and the path."""
 
     number: int
     kind: str
@@ -46,21 +43,17 @@ def library() -> Path:
     return made
 
 
-def run(argv: Sequence[object], folder: Path, **faults: object) -> subprocess.CompletedProcess[str]:
-    """Run a program (its name first) with the faults FAULT_<NAME>=value in its operations below `folder`."""
-    told = {f"FAULT_{name.upper()}": str(value) for name, value in faults.items()}
-    preload = {"LD_PRELOAD": str(library()), "FAULT_PREFIX": f"{folder}/", "OMP_NUM_THREADS": "1"}
-    argv = command(str(argv[0]), *argv[1:])
-    return subprocess.run(argv, env={**os.environ, **preload, **told}, capture_output=True, text=True, timeout=300)
+def logged(log: Path) -> list[Operation]:
+    """The operations that `log` has, in their order; of the number 0 is one that says what is renamed by the next."""
+    fields = (line.split(" ", 3) for line in log.read_text().splitlines())
+    return [Operation(int(number), kind, path) for number, _, kind, path in fields]
 
 
-def operations(argv: Sequence[object], folder: Path, log: Path) -> list[Operation]:
-    """The operations of a whole run below `folder`, the first of each kind and path."""
-    done = run(argv, folder, log=log)
-    assert done.returncode == 0, done.stderr
+def told_apart(log: Path, folder: Path) -> list[Operation]:
+    """The first of each kind and path below `folder`, the path without what is random in it."""
     found: dict[tuple[str, str], Operation] = {}
-    for line in log.read_text().splitlines():
-        number, _, kind, path = line.split(" ", 3)
-        path = functools.reduce(lambda text, rule: re.sub(*rule, text), _RANDOM, os.path.relpath(path, folder))
-        found.setdefault((kind, path), Operation(int(number), kind, path))
+    for one in logged(log):
+        path = functools.reduce(lambda text, rule: re.sub(*rule, text), _RANDOM, os.path.relpath(one.path, folder))
+        if one.number:
+            found.setdefault((one.kind, path), Operation(one.number, one.kind, path))
     return list(found.values())

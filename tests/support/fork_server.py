@@ -5,8 +5,8 @@ started one would not have (descriptors, signal handlers, random states, the num
 environment that is read while Python starts or torch is imported cannot be put right, so `programs` starts such a program
 itself. Nothing here computes: threads of a parallel operation would not survive a fork.
 
-Over the socket FD come requests, one message each: {"argv", "env", "cwd"} as JSON, and four descriptors: stdin, stdout,
-stderr, and a socket that gets the process id and, when the process has ended, its status.
+Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and four descriptors: stdin,
+stdout, stderr, and a socket that gets the process id and, when the process has ended, its status.
 """
 
 from __future__ import annotations
@@ -106,9 +106,12 @@ def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
             if pid == 0:
                 for target, source in enumerate(descriptors):
                     os.dup2(source, target)
+                asked = json.loads(message)
+                if asked["leads"]:
+                    os.setpgid(0, 0)
                 for one in (requests, reply, *(other for _, other in ends.values())):
                     one.detach()  # `_become` closes them
-                return json.loads(message)
+                return asked
             for source in descriptors:
                 os.close(source)
             reply.send(WORD.pack(pid))

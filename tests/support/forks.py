@@ -1,11 +1,12 @@
 """Programs as forks of a process that has imported all they need (`fork_server.py`), one such process a test worker.
 
+Programs with a library to preload are forks of one that has preloaded it.
+
 Where forking cannot be had (no Linux, or a GPU, whose driver does not survive it) `can_fork` says so.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -57,14 +58,16 @@ def can_fork(environment: Mapping[str, str]) -> bool:
 
 
 def start(
-    argv: Sequence[str], stdin: int, stdout: int, stderr: int, *, cwd: object = None, env: Mapping[str, str] | None = None
-) -> Fork:
-    """Start `argv`, a Python file of ours and its arguments, on those descriptors."""
+    argv: Sequence[str], stdin: int, stdout: int, stderr: int, *, cwd: object = None, env: Mapping[str, str] | None = None,
+    leads: bool = False,
+) -> Fork:  # fmt: skip
+    """Start `argv`, a Python file of ours and its arguments, on those descriptors; one that `leads` in a process group."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = {"argv": list(argv), "env": dict(os.environ if env is None else env), "cwd": str(cwd or Path.cwd())}
+    environment = dict(os.environ if env is None else env)
+    request = {"argv": list(argv), "env": environment, "cwd": str(cwd or Path.cwd()), "leads": leads}
     with theirs:
         with _ONE_STARTS_IT:
-            server = _server()
+            server = _server(environment.get("LD_PRELOAD", ""))
         socket.send_fds(server.requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno()])
     (pid,) = fork_server.WORD.unpack(ours.recv(fork_server.WORD.size))
     return Fork(argv, pid, ours)
@@ -72,13 +75,13 @@ def start(
 
 def run(
     argv: Sequence[str], *, input: bytes | None = None, timeout: float = 300, cwd: object = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None, leads: bool = False,
 ) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
     """What subprocess.run with capture_output gives: `input` through a pipe, and what comes out of two others."""
     pipes = [os.pipe() for _ in range(3)]
     (stdin, feed), (out, stdout), (err, stderr) = pipes
     try:
-        program = start(argv, 0 if input is None else stdin, stdout, stderr, cwd=cwd, env=env)
+        program = start(argv, 0 if input is None else stdin, stdout, stderr, cwd=cwd, env=env, leads=leads)
     finally:
         for descriptor in (stdin, stdout, stderr):
             os.close(descriptor)
@@ -90,26 +93,32 @@ def run(
 
 
 def stop() -> None:
-    """End the server, if there is one, and wait for it."""
-    if _server.cache_info().currsize:
-        server = _server()
+    """End the servers that there are, and wait for them."""
+    while _SERVERS:
+        _, server = _SERVERS.popitem()
         server.requests.close()
         server.process.wait(30)
-        _server.cache_clear()
 
 
 _ONE_STARTS_IT = threading.Lock()  # the ranks of a job are started from threads at once
+_SERVERS: dict[str, _Server] = {}  # by what they have preloaded
 
 
-@functools.cache
-def _server() -> _Server:
+def _server(preload: str) -> _Server:
+    if preload not in _SERVERS:
+        _SERVERS[preload] = _started(preload)
+    return _SERVERS[preload]
+
+
+def _started(preload: str) -> _Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, fork_server.LARGEST_REQUEST)
     argv = [sys.executable, fork_server.__file__, str(theirs.fileno())]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LD_PRELOAD")}
+    preloads = {"LD_PRELOAD": preload} if preload else {}
     with theirs:
-        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], env=environment)
+        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], env={**environment, **preloads})
     return _Server(process, ours)
 
 

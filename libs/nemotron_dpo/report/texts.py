@@ -15,6 +15,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.report.document import Token
 from nemotron_dpo.report.run_folder import RunFolder
 from nemotron_dpo.report.visible import visible
+from nemotron_dpo.step_folders import step_folders
 from nemotron_dpo.streams import open_reader
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _scores(path: Path, wanted: set[bytes]) -> tuple[dict[bytes, dict[str, Any]]
 
 def _tokenizer(run: RunFolder, settings: Mapping[str, Any]) -> Tokenizer:
     """The run's own tokenizer: of its newest checkpoint, else of the policy that it started from."""
-    newest = sorted(run.folder.glob("checkpoints/step_*/policy"), key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = [step / "policy" for step in reversed(step_folders(run.folder / "checkpoints"))]
     named = [run.setting("policy.tokenizer.name"), settings.get("reference_policy"), run.setting("policy.model_name")]
     places = [*newest, *(Path(str(name)) for name in named if name)]
     for place in places:

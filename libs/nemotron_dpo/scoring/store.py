@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.published import clock_of
 from nemotron_dpo.scoring import shard
 from nemotron_dpo.scoring.scores import WindowScores
 from nemotron_dpo.scoring.shard import SUFFIX, Damaged, Shard, ids_of
@@ -156,10 +157,12 @@ class Store:
             self.say(f"warning: {self.folder}: takes no scores ({error.strerror or error}): they are in the output alone")
 
     def _remove_packed(self) -> None:
-        """Remove files that were packed into others long enough ago."""
-        for one in self._shards.values():
-            with contextlib.suppress(OSError):  # another process was faster, or may do what this one may not
-                if one.replaces and time.time() - one.path.stat().st_mtime > _GRACE_SECONDS:
+        """Remove files that were packed into others long enough ago, by the clock that all hosts share."""
+        with contextlib.suppress(OSError):  # another process was faster, or may do what this one may not
+            packs = [one for one in self._shards.values() if one.replaces]
+            now = clock_of(self.folder) if packs else 0.0
+            for one in packs:
+                if now - one.path.stat().st_mtime > _GRACE_SECONDS:
                     for name in one.replaces:
                         (self.folder / name).unlink(missing_ok=True)
 

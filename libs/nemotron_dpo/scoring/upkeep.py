@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemotron_dpo import published
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.scoring.shard import SUFFIX, Damaged, Shard, open_shard
 from nemotron_dpo.scoring.store import FOLDER, Context, contexts
@@ -56,18 +58,24 @@ def remove_older(root: Path, seconds: float) -> tuple[int, int]:
 
     A packed file is as old as the packing, which is never before its scores.
     """
-    files = size = 0
+    removed: list[int] = []
     for folder in _contexts(root):
         for path in sorted(folder.glob(f"*{SUFFIX}*")):
-            limit = _TEMPORARY_SECONDS if path.name.startswith(".") else seconds
-            try:
+            limit = _TEMPORARY_SECONDS if path.name.startswith(".") else seconds  # earlier versions wrote such files
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
                 state = path.stat()
-                if time.time() - state.st_mtime > limit:
+                if not path.is_dir() and time.time() - state.st_mtime > limit:
                     path.unlink()
-                    files, size = files + 1, size + state.st_size
-            except FileNotFoundError:  # another process removed it
-                continue
-    return files, size
+                    removed.append(state.st_size)
+        removed += _swept(folder)
+    return len(removed), sum(removed)
+
+
+def _swept(folder: Path) -> list[int]:
+    """Remove the places in which killed processes were writing: the sizes of the files that went."""
+    there = {place: [path.stat().st_size for path in place.rglob(f"*{SUFFIX}")] for place in published.places(folder)}
+    published.sweep(folder)
+    return [size for place, sizes in there.items() if not place.exists() for size in sizes]
 
 
 def _contexts(root: Path) -> dict[Path, Context]:

@@ -47,13 +47,13 @@ def records(
     if done == 0:
         yield from validated(0, carried)
     for step in range(done + 1, last + 1):
-        started = time.time()
+        started = time.monotonic()
         enter("")
         record, carried = train_step(policy, data, settings, step, carried)
         yield record
         if stop.has_diverged:
             return
-        ends_early = step < last and stop.due(time.time() - started)
+        ends_early = step < last and stop.due(time.monotonic() - started)
         yield from validated(step, carried)
         if stop.has_diverged:
             return

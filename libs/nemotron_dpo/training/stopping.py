@@ -16,8 +16,9 @@ from nemotron_dpo.policy import parallel
 class Stop:
     """What may end a run early, and once it did, the `reason`; `has_diverged` where that is what the guards saw.
 
-    save_by: the time.time() by which a checkpoint must have been begun. terminated: tells the number of the signal that
-    asked for the end, 0 without one. The ranks agree on each, so what is None on one rank must be None on all.
+    save_by: the time.monotonic() by which a checkpoint must have been begun; a clock that is set anew does not move it.
+    terminated: tells the number of the signal that asked for the end, 0 without one. The ranks agree on each, so what is
+    None on one rank must be None on all.
     """
 
     save_by: float | None = None
@@ -34,11 +35,14 @@ class Stop:
         """Whether the run must not begin another step, which would take `step_seconds`. All ranks get the same answer."""
         if self.terminated is not None and (number := parallel.largest_of_ranks(self.terminated())):
             self.reason, self.signal = Signals(number).name, number
-        elif self.save_by is not None and parallel.any_rank(time.time() + step_seconds >= self.save_by):
+        elif self.save_by is not None and parallel.any_rank(time.monotonic() + step_seconds >= self.save_by):
             self.reason = "checkpointing.checkpoint_must_save_by"
         return self.reason is not None
 
 
 def deadline(seconds: float | None) -> float | None:
-    """The time.time() at which this process will have run for `seconds`."""
-    return None if seconds is None else psutil.Process().create_time() + seconds
+    """The time.monotonic() at which this process will have run for `seconds`."""
+    if seconds is None:
+        return None
+    age = time.time() - psutil.Process().create_time()  # which is counted back from now, so that no set clock is between
+    return time.monotonic() - age + seconds

@@ -222,3 +222,22 @@ def test_a_stage_stays_up_to_date_by_a_job_that_has_the_same() -> None:
     removing.remove(find("job-a", jobs), _jobs())
     assert stage_cache.find("k", [Path("x")]) is None
     assert list(stage_cache.JOBS.iterdir()) == []
+
+
+def test_jobs_are_in_the_order_of_time_whatever_clocks_call_it() -> None:
+    """Where daylight saving ends, at new year, and of hosts in other zones: names are of local time, their order is not."""
+    made = [
+        ("20261025-025000-dpo", "2026-10-25T02:50:00+02:00"),  # summer time: 00:50 in UTC
+        ("20261025-021000-dpo", "2026-10-25T02:10:00+01:00"),  # twenty minutes later, by winter time
+        ("20261025-013000-dpo", "2026-10-25T01:30:00+00:00"),
+        ("20261231-235959-dpo", "2026-12-31T23:59:59-05:00"),
+        ("20261231-220000-dpo", "2026-12-31T22:00:00-08:00"),  # after midnight in the zone above
+    ]
+    for name, created in made[::-1]:
+        folder = _job(name, state={"status": "done"})
+        record = yaml.safe_load((folder / "job.yaml").read_text())
+        (folder / "job.yaml").write_text(yaml.safe_dump({**record, "created": created}))
+    assert _ids(_jobs()) == [name for name, _ in made]
+    ahead = _job("29990101-000000-dpo", state={"status": "done"}, days=-365)  # by a clock that ran ahead
+    removal = removing.prunable(_jobs(), keep=None, older_than=0.0)
+    assert ahead.name not in _ids(removal.jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_without_scores_there_is_no_change_and_without_a_stream_no_text(tmp_path
         path.unlink()
     (remark,) = texts(open_run(run), "validation-default", {pair_id(0)}, None).remarks
     assert remark == "The texts of these pairs are not shown: no tokenizer.json lies where the run found it."
+
+
+def test_the_tokenizer_is_of_the_last_step_whatever_the_clock_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", usual_rows(), settings=[*SETTINGS, "--validation", "scored.arrow"])
+    write_texts(run, [("p", "c", "r")])
+    (known,) = (run / "checkpoints").rglob("tokenizer.json")
+    for step, content in ((9, "damaged"), (10, known.read_text())):
+        policy = run / "checkpoints" / f"step_{step}" / "policy"
+        policy.mkdir(parents=True)
+        (policy / "tokenizer.json").write_text(content)
+    os.utime(run / "checkpoints" / "step_10" / "policy", (1e9, 1e9))
+    assert texts(open_run(run), "validation-default", {pair_id(0)}, None).by_id[pair_id(0)].chosen == "c"
 
 
 def test_streams_are_found_where_the_command_says(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from nemotron_dpo import published
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.scoring import shard, store
+from nemotron_dpo.scoring import shard, store, upkeep
 from nemotron_dpo.scoring.scores import WindowScores
 from nemotron_dpo.scoring.store import Context, Store
 from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
@@ -235,3 +236,33 @@ def test_what_was_computed_is_described_for_people(tmp_path: Path) -> None:
     folder = filled(tmp_path, range(2)).folder
     said = json.loads((folder / "context.json").read_text())
     assert said == {"weights": "tensors:1", "precision": "float32", "kernels": "c 1", "forward": 1}
+
+
+def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    one = filled(tmp_path, [1, 2])
+    dead = one.folder / f".0-host-1.arrow.{published._kernel()}-{'1' * 16}.tmp"
+    dead.mkdir()
+    (dead / ".lock").touch()
+    (dead / "0-host-1.arrow").write_bytes(bytes(10))
+    os.utime(dead, (1e9, 1e9))
+    with published.replacing(one.folder / "2-host-2.arrow") as living:
+        living.write_bytes(bytes(10))
+        os.utime(living.parent, (1e9, 1e9))
+        assert upkeep.remove_older(tmp_path, 3600.0) == (1, 10)
+        assert not dead.exists()
+    assert (one.folder / "2-host-2.arrow").read_bytes() == bytes(10)
+    assert found(one, [1, 2]) == [1, 2]
+
+
+def test_a_clock_that_runs_ahead_removes_no_file_that_others_may_have_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(17):
+        filled(tmp_path, [n])
+    opened(tmp_path).close()  # which packs
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 366 * 86400)
+    before = sorted(path.name for path in opened(tmp_path).folder.glob("*.arrow"))
+    assert len(before) == 18
+    opened(tmp_path).close()
+    assert sorted(path.name for path in opened(tmp_path).folder.glob("*.arrow")) == before

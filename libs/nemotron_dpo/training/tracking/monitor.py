@@ -31,7 +31,9 @@ class Monitor:
         collection_interval: float,
         flush_interval: float,
     ) -> None:
-        self._write, self._started = write, started
+        self._write = write
+        # `started` may be of a run that this one goes on with; from here on no clock that is set anew counts back
+        self._age, self._begun = max(0.0, time.time() - started), time.monotonic()
         self._collection, self._flush = collection_interval, flush_interval
         self._figures = figures_of(say)
         self._done = threading.Event()
@@ -54,7 +56,7 @@ class Monitor:
         self._hand_over([*seen, self._look()])
 
     def _look(self) -> Record:
-        step = int(time.time() - self._started)
+        step = int(self._age + time.monotonic() - self._begun)
         return Record(step, MACHINE, {**self._figures(), MACHINE_STEP: step})
 
     def _hand_over(self, seen: list[Record]) -> None:

@@ -1,0 +1,51 @@
+"""README.md's table of faults is what `table.py` writes of results, and counts them rightly."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from faults import results, table
+from faults.results import HELD, NOT_STRUCK, UNSEEN, Result
+
+_COUNT = re.compile(r"\d+ / \d+|\d+|not run|")
+
+
+def test_the_table_in_the_readme_has_the_form_of_the_generator() -> None:
+    empty, written = table.table([]).splitlines(), table.written().splitlines()
+    assert len(written) == len(empty)
+    for blank, line in zip(empty, written, strict=True):
+        due, found = (text.strip("| ").split(" | ") if "|" in text else [] for text in (blank, line))
+        for want, have in zip(blank.split("|"), line.split("|"), strict=True):
+            assert have.strip() == want.strip() or _COUNT.fullmatch(have.strip()), (blank, line)
+        assert bool(due) == bool(found)
+
+
+def test_a_cell_counts_what_held_of_what_was_struck(tmp_path: Path) -> None:
+    told = [
+        ("kill", "dpo-report", "00 before self", "half written: x"),
+        ("kill", "dpo-report", "00 before self", HELD),  # tried again: the last counts
+        ("kill", "dpo-report", "01 half self", "half written: x"),
+        ("kill", "dpo-report", "02 after self", NOT_STRUCK),
+        ("damage of a policy of others", "ref-logprobs", "flip 0", f"{UNSEEN}: differ"),
+        ("damage of a policy of others", "ref-logprobs", "cut 0", HELD),
+        ("damage of pairs", "ref-logprobs", "flip 0", f"{UNSEEN}: differ"),
+    ]
+    for one in told:
+        results.append(tmp_path / "results", Result(*one), 1.0)
+    lines = table.table(results.last_of_each(tmp_path / "results").values()).splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines if line}
+    assert rows["dpo-report"][0] == "1 / 2"
+    assert rows["dpo-train"][0] == "not run"
+    assert [cell.strip(" |") for cell in rows["a policy of others"]] == ["ref-logprobs", "1 / 2", "1"]
+    assert [cell.strip(" |") for cell in rows["pairs"]] == ["ref-logprobs", "0 / 1", "1"]
+    assert results.is_well(Result("damage of a policy of others", "ref-logprobs", "", f"{UNSEEN}: x"))
+    assert not results.is_well(Result("damage of pairs", "ref-logprobs", "", f"{UNSEEN}: x"))
+
+
+@pytest.mark.parametrize("kind", list(table.kinds.KINDS))
+def test_every_kind_has_cells(kind: str) -> None:
+    assert table.kinds.CELLS[kind]
+    assert set(table.kinds.CELLS[kind]) <= set(table.stages.STAGES)
