@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from support import families, small
-from support.programs import check, metrics, torchrun
+from support.programs import check, losses, metrics, torchrun
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
@@ -140,3 +141,16 @@ def test_by_default_the_loss_has_the_coefficient_of_the_model_and_validation_has
     assert not any("moe" in name for name in validation)
     check("dpo-train", *given, "--run-dir", tmp_path / "none", f"{KIND}=none")
     assert all(record["train/loss"] == record["train/preference_loss"] for record in metrics(tmp_path / "none"))
+
+
+def test_gpt_oss_has_no_auxiliary_loss_unless_told_to(tmp_path: Path) -> None:
+    """OpenAI's config.json says 0.9, beside which ln 2 is little; Megatron-Bridge and transformers train it without."""
+    folder = families.write_model(tmp_path / "policy", "gpt_oss", router_aux_loss_coef=0.9, max_position_embeddings=128)
+    small.write_pairs(tmp_path / "pairs.arrow", small.random_pairs(8, seed=11))
+    check("ref-logprobs", tmp_path / "pairs.arrow", "-o", tmp_path / "scored.arrow", "--policy", folder, *SCORING)
+    check("dpo-train", *arguments(tmp_path, tmp_path / "usual"), "dpo.max_num_steps=1")
+    check("dpo-train", *arguments(tmp_path, tmp_path / "told"), "dpo.max_num_steps=1", f"{COEFF}=0.9")
+    assert losses(tmp_path / "usual") == [pytest.approx(math.log(2), abs=1e-5)]
+    assert losses(tmp_path / "told")[0] > math.log(2) + 0.9  # the auxiliary loss of routers in balance is 1
+    check("ckpt-export", tmp_path / "usual", "-o", tmp_path / "hf", "--to", "hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["router_aux_loss_coef"] == 0.9

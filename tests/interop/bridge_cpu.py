@@ -34,6 +34,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import bridge_fused
 import bridge_hybrid
 
 STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets", *bridge_hybrid.STAND_INS)
@@ -139,12 +140,18 @@ class _ExtraState:
 
 def _use_own_layers() -> None:
     """Layers without Transformer Engine wherever Bridge would take its, and their names in Bridge's weight tables."""
-    from megatron.bridge.models import gpt_provider
+    from megatron.bridge.models import gpt_provider, mla_provider
     from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
-    provide, finalize = gpt_provider.GPTModelProvider.provide, gpt_provider.GPTModelProvider.finalize
+    provide = gpt_provider.GPTModelProvider.provide
 
     def provide_without_te(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if spec := bridge_fused.spec_of(self):
+            stated = self.transformer_layer_spec, self.layernorm_zero_centered_gamma
+            self.transformer_layer_spec, self.layernorm_zero_centered_gamma = spec, False
+            model = provide(self, *args, **kwargs)
+            self.transformer_layer_spec, self.layernorm_zero_centered_gamma = stated
+            return model
         zero_centered, self.layernorm_zero_centered_gamma = self.layernorm_zero_centered_gamma, False
         is_gemma = type(self).__name__ in ("Gemma2ModelProvider", "Gemma3ModelProvider")
         self.transformer_layer_spec = _with_norms_behind if is_gemma else gpt_provider.local_layer_spec
@@ -159,16 +166,23 @@ def _use_own_layers() -> None:
                 layer.submodules_config.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
         return model
 
-    def finalize_without_te(self: Any) -> None:
-        self.apply_rope_fusion = self.persist_layer_norm = self.moe_grouped_gemm = self.moe_permute_fusion = False
-        self.gradient_accumulation_fusion = False
-        finalize(self)
-
-    gpt_provider.GPTModelProvider.provide, gpt_provider.GPTModelProvider.finalize = provide_without_te, finalize_without_te
+    gpt_provider.GPTModelProvider.provide = provide_without_te
+    for provider in (gpt_provider.GPTModelProvider, mla_provider.MLAModelProvider):
+        provider.finalize = _without_fusions(provider.finalize)
     bridge_hybrid.use_own_layers(_ExtraState)
+    bridge_fused.use_local_modules(_ExtraState)
     for bridge in _subclasses(MegatronModelBridge):
         if "mapping_registry" in vars(bridge):
             bridge.mapping_registry = _with_own_names(bridge.mapping_registry)
+
+
+def _without_fusions(finalize: Any) -> Any:
+    def finalized(self: Any) -> None:
+        self.apply_rope_fusion = self.persist_layer_norm = self.moe_grouped_gemm = self.moe_permute_fusion = False
+        self.gradient_accumulation_fusion = self.moe_shared_expert_overlap = False
+        finalize(self)
+
+    return finalized
 
 
 def _with_norms_behind(config: Any) -> Any:
@@ -210,7 +224,7 @@ def _with_own_names(registry: Any) -> Any:
             ):
                 if fused in name and name.replace(fused, own) not in known:
                     mappings.append(AutoMapping(megatron_param=name.replace(fused, own), hf_param=mapping.hf_param))
-        return MegatronMappingRegistry(*mappings)
+        return MegatronMappingRegistry(*mappings, *bridge_fused.names_of_experts(mappings))
 
     return extended
 
@@ -282,7 +296,9 @@ def compare_checkpoint(auto: Any, checkpoint: str, hf_dir: str) -> None:
 
     bridge = auto.from_hf_pretrained(transformers4_copy(hf_dir))
     with temporary_distributed_context(backend="gloo"):
-        ours, theirs = bridge.load_megatron_model(checkpoint, wrap_with_ddp=False)[0], _imported(bridge)[0]
+        ours = bridge.load_megatron_model(checkpoint, wrap_with_ddp=False)[0]
+        _forget_backend()
+        theirs = _imported(bridge)[0]
     tensors = dict(ours.state_dict())
     assert tensors.keys() == theirs.state_dict().keys()
     for name, tensor in theirs.state_dict().items():
@@ -292,13 +308,18 @@ def compare_checkpoint(auto: Any, checkpoint: str, hf_dir: str) -> None:
             assert torch.equal(tensor, rounded), name  # Bridge 0.3.1 rounds expert biases where it imports them
 
 
+def _forget_backend() -> None:
+    """Let the next model choose what computes its attention: the one before leaves its choice in the environment."""
+    for name in [name for name in os.environ if name.startswith("NVTE_")]:
+        del os.environ[name]
+
+
 def convert(auto: Any, verb: str, *arguments: str) -> None:
     """Do one command."""
     works = {"import": (import_checkpoint, 2), "export": (export_checkpoint, 3), "compare": (compare_checkpoint, 2)}
     work, count = works[verb]
     for start in range(0, len(arguments), count):
-        for name in [name for name in os.environ if name.startswith("NVTE_")]:  # left by the model before
-            del os.environ[name]
+        _forget_backend()
         work(auto, *arguments[start : start + count])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Scaling, Yarn
 
 NAME = "rope_scaling"  # in what run_config.py stores apart
@@ -20,6 +21,8 @@ _YARN = {
     "mscale_all_dim": "yarn_mscale_all_dim",
     "truncate": "yarn_correction_range_round_to_int",
 }
+# Megatron-Bridge 0.3.1 gives every gpt-oss these, and leaves them out of the checkpoint
+_YARN_OF_GPT_OSS = Yarn(32.0, 4096, beta_fast=32.0, beta_slow=1.0, truncate=False)
 
 
 def to_provider(scaling: Scaling | None) -> dict[str, Any]:
@@ -51,18 +54,27 @@ def beside_provider(scaling: Scaling | None) -> dict[str, Any]:
 
 
 def from_provider(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Scaling | None:
-    """The scaling that is stored apart, else that of the fields. Raises ValueError where these are not understood."""
+    """The scaling that is stored apart, else that of the fields. Raises UserError where they do not say it."""
     if NAME in extra:
         stored = dict(extra[NAME])
         kind = _KINDS[stored.pop("kind")]
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
     if model.get("position_embedding_type") == "yarn":
-        own: dict[str, Any] = {field: model[_YARN[field]] for field in ("factor", "original_length")}
-        own |= {field: model[key] for field, key in _YARN.items() if model.get(key) is not None}
-        return Yarn(**own)
+        return _yarn(model)
     if model.get("seq_len_interpolation_factor"):
         return Linear(float(model["seq_len_interpolation_factor"]))
     return Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
+
+
+def _yarn(model: Mapping[str, Any]) -> Yarn:
+    own: dict[str, Any] = {field: model[key] for field, key in _YARN.items() if model.get(key) is not None}
+    if not own and model.get("softmax_type") == "learnable":
+        return _YARN_OF_GPT_OSS
+    for field in ("factor", "original_length"):
+        if field not in own:
+            remedy = "Megatron-Bridge 0.3.1 leaves such fields out: start from the model's Hugging Face folder"
+            raise UserError(f"position_embedding_type is yarn, and {_YARN[field]} is missing", remedy=remedy)
+    return Yarn(**own)
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _experts(decoder: UniformDecoder) -> dict[str, Any]:
         "moe_aux_loss_coeff": decoder.experts.aux_loss_coeff or 0.0,
         "moe_ffn_hidden_size": decoder.ffn_hidden_size,
         "moe_grouped_gemm": True,
-        "moe_router_load_balancing_type": "aux_loss",
+        "moe_router_load_balancing_type": "aux_loss" if decoder.experts.balances else "none",
         "moe_router_pre_softmax": not decoder.experts.renormalize,
         "moe_router_score_function": "softmax",
         "moe_router_topk": decoder.experts.top_k,
@@ -166,7 +166,9 @@ def _read_experts(model: dict[str, Any]) -> Router | None:
     num, coeff = model.get("num_moe_experts"), model.get("moe_aux_loss_coeff", 0.0)
     own = float(coeff) if isinstance(coeff, int | float) else None  # a list has one for each of several losses
     bias = bool(model.get("add_bias_linear"))
-    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own, bias=bias) if num else None
+    if not num:
+        return None
+    return Router(num, model["moe_router_topk"], not model.get("moe_router_pre_softmax"), own, bias=bias, balances=not bias)
 
 
 def _read_window(model: dict[str, Any], extra: dict[str, Any]) -> int | None:

@@ -174,7 +174,7 @@ def balance(model: nn.Module, settings: LoadBalancing | None) -> None:
     architecture: Any = model.architecture
     if settings is None or not architecture.routers:
         return
-    coeff = settings.coeff_of(architecture.routers[0].aux_loss_coeff)
+    coeff = settings.coeff_of(architecture.routers[0].usual_coeff)
     if coeff is None:
         raise UserError("the model does not say the coefficient of its auxiliary loss", remedy="set moe_aux_loss_coeff")
     if coeff == 0:

@@ -89,7 +89,7 @@ def check_router(run: RunConfig, policy: ModelSource) -> None:
     from nemotron_dpo.config import router_refusal
 
     routers = read_architecture(policy).routers
-    refusal = router_refusal(run, routers[0].aux_loss_coeff) if routers else None
+    refusal = router_refusal(run, routers[0].usual_coeff) if routers else None
     if refusal is not None:
         raise refusal
 

@@ -77,7 +77,9 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_windows(config),
         "clamp": 7.0 if limit is None else float(limit),
-        "experts": Router(config["num_local_experts"], config["num_experts_per_tok"], aux_loss_coeff=own, bias=True),
+        "experts": Router(
+            config["num_local_experts"], config["num_experts_per_tok"], aux_loss_coeff=own, bias=True, balances=False
+        ),
     }
 
 

@@ -22,7 +22,8 @@ class Router:
     """Picks `top_k` of `num` experts a token.
 
     With `renormalize` the picked probabilities are made to sum to one (softmax over the picked logits). `aux_loss_coeff` is the
-    model's own coefficient of the auxiliary loss, None where it says none; it takes no part in what the model is.
+    model's own coefficient of the auxiliary loss, None where it says none; it takes no part in what the model is. Without
+    `balances` that number is kept, and no more: nobody trains the family with such a loss unless told to.
 
     `score` makes probabilities of logits. With `expert_bias` a number an expert, in float32, is added to them where experts are
     picked, and not where their outputs are weighed. `scaling` multiplies the weights. Of `num_groups` groups of experts,
@@ -39,6 +40,12 @@ class Router:
     num_groups: int = 1
     picked_groups: int = 1
     bias: bool = False
+    balances: bool = field(default=True, compare=False)
+
+    @property
+    def usual_coeff(self) -> float | None:
+        """The coefficient with which it is trained where nobody says one; None where nobody knows."""
+        return self.aux_loss_coeff if self.balances else 0.0
 
 
 @dataclass(frozen=True)

@@ -62,5 +62,5 @@ def _unbuilt_router(run: RunConfig) -> list[str]:
         routers = policy_architecture(run).routers
     except (UserError, OSError):  # the architecture is not known here: dpo-train reports the key
         return []
-    refusal = router_refusal(run, routers[0].aux_loss_coeff) if routers else None
+    refusal = router_refusal(run, routers[0].usual_coeff) if routers else None
     return [] if refusal is None else [str(refusal)]

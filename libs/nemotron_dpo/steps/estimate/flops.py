@@ -37,4 +37,4 @@ def _counts_first(architecture: Architecture, sizes: Sizes) -> bool:
     balancing, routers = sizes.load_balancing, architecture.routers
     if balancing is None or not balancing.counts_first or not routers:
         return False
-    return balancing.coeff_of(routers[0].aux_loss_coeff) != 0
+    return balancing.coeff_of(routers[0].usual_coeff) != 0
