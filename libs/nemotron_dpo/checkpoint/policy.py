@@ -9,7 +9,8 @@ import torch
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, peft_merge, run_config
-from nemotron_dpo.checkpoint.families import config
+from nemotron_dpo.checkpoint.carried import required
+from nemotron_dpo.checkpoint.families import config, wrapper_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
@@ -80,6 +81,8 @@ def _fill(model: PairPolicy, source: ModelSource, *, merged: bool = True) -> Non
     elif source.kind == "hf":
         hf.load(model, source.path)
     else:
+        if wrapper := wrapper_of(model.architecture):
+            required(wrapper, rest_folder(source))  # or nothing of the policy could be exported when it is trained
         megatron.load(model, source.path)
 
 

@@ -51,10 +51,11 @@ class Layer:
 class Architecture:
     """A decoder-only transformer: `layers` from first to last, sizes in elements, `dtype` that of the weights as stored.
 
-    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one. `states_in_float32` is whether a
-    recurrence's own parameters (A_log, D, dt_bias) are in float32 beside weights of less. `embedding_scale` is rounded to the
-    weights' precision, unless `rounds_scale` is False. What a sublayer adds to the stream is multiplied by `residual_scale`;
-    logits are divided by `logits_divisor`, and with `logit_softcap` c then bent to c * tanh(logit / c).
+    `family` is Hugging Face's model_type, `around` that of the multimodal model that it is the text model of, if of any.
+    `zero_centered_norm` stores norm weights less one. `states_in_float32` is whether a recurrence's own parameters (A_log, D,
+    dt_bias) are in float32 beside weights of less. `embedding_scale` is rounded to the weights' precision, unless
+    `rounds_scale` is False. What a sublayer adds to the stream is multiplied by `residual_scale`; logits are divided by
+    `logits_divisor`, and with `logit_softcap` c then bent to c * tanh(logit / c).
     """
 
     layers: tuple[Layer, ...]
@@ -76,6 +77,7 @@ class Architecture:
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     logit_softcap: float | None = None
+    around: str | None = None
 
     @property
     def max_length(self) -> int:
