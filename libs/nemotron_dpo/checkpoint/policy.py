@@ -60,7 +60,9 @@ def open_policy(
     architecture = replace(stored, dtype=precision or stored.dtype)
     dtype = DTYPES.get(architecture.dtype, torch.float32)
     architecture = replace(architecture, dtype=str(dtype).removeprefix("torch."))
-    model = build_policy(architecture, dtype, max_length=max_length or architecture.max_length, recompute=recompute)
+    model = build_policy(
+        architecture, dtype, max_length=max_length or architecture.max_position_embeddings, recompute=recompute
+    )
     set_precision(model, dtype, states_in_float32=architecture.states_in_float32)
     _fill(model, source, merged=merged)
     return model

@@ -14,7 +14,7 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
-from nemotron_dpo.policy.sublayers.rotary import Yarn
+from nemotron_dpo.policy.sublayers.rotary import LongRope
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
 Normalization = Literal["RMSNorm", "LayerNorm"]
@@ -80,11 +80,13 @@ class Architecture:
     around: str | None = None
 
     @property
-    def max_length(self) -> int:
-        """How many tokens a sequence may have: as many as there are positions, or as many as keep queries as they are."""
+    def short_length(self) -> int | None:
+        """The most tokens of a text whose positions turn otherwise than those of longer ones; None where all turn alike.
+
+        The two texts of a pair share their prompt, so both must be of one kind.
+        """
         scalings = [attention.rotary.scaling for attention in self.attentions if attention.rotary is not None]
-        growing = [scaling.original_length for scaling in scalings if isinstance(scaling, Yarn) and scaling.query_growth]
-        return min([self.max_position_embeddings, *growing])
+        return next((scaling.original_length for scaling in scalings if isinstance(scaling, LongRope)), None)
 
     @property
     def attentions(self) -> list[Attention]:
