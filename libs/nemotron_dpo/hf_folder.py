@@ -79,6 +79,11 @@ def index(folder: Path) -> dict[str, str]:
     return files
 
 
+def stored_names(folder: Path) -> set[str]:
+    """The names of all tensors of the model. Raises UserError where a file of weights is missing or damaged."""
+    return {key for path in weight_files(folder) for key in _headers(path)}
+
+
 def precision(folder: Path) -> str | None:
     """The precision that all stored weights share; float32 where they differ, which holds the others exactly.
 

@@ -423,6 +423,12 @@ def test_a_role_of_no_known_name_is_an_error_unless_the_template_knows_it(tmp_pa
         assert error_line(tokenize(tmp_path, tokenizer, asking), PROGRAM) == (
             f"{asking}:1: a text of the prompt asks to look at <{name}>, and the policy reads text alone"
         )
+    for token in ("[IMG]", "<|vision_start|>"):
+        (holding := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": f"What is in {token}?"}))
+        said = (
+            f"{holding}:1: a text of the prompt holds {token}, which stands for what is seen, and the policy reads text alone"
+        )
+        assert error_line(tokenize(tmp_path, tokenizer, holding), PROGRAM) == said
 
 
 def test_two_columns_of_one_name_are_an_error(tmp_path: Path, tokenizer: Path) -> None:

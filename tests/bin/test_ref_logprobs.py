@@ -18,7 +18,7 @@ from nemotron_dpo.kernels.choice import VARIABLE
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.sources import resolve
 from nemotron_dpo.streams import open_reader, open_writer
-from support import small
+from support import families, small
 from support.programs import Done, check, error_line, run, torchrun
 
 
@@ -238,3 +238,29 @@ def test_pairs_of_another_tokenizer_are_warned_of(tmp_path: Path, policy: Path) 
         said[name] = check(*score).stderr + check(*train, *settings).stderr
     assert said["other"].decode().count(f"was tokenized with another tokenizer than {policy} has\n") == 2
     assert b"another tokenizer" not in said["own"]
+
+
+def test_pairs_that_longrope_turns_in_both_ways_are_found_before_anything_is_computed(tmp_path: Path) -> None:
+    """Also by dpo-train; the second such pair is far behind the first window."""
+    lists = {"short_factor": [1.0, 1.3, 2.0], "long_factor": [3.0, 4.0, 7.0], "partial_rotary_factor": 0.75}
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, **lists}
+    changes = {"rope_parameters": rope, "original_max_position_embeddings": 24}
+    policy = families.write_model(tmp_path / "policy", "phi3", **changes)
+    lengths = [(20, 4, 3), (20, 5, 9), *[(4, 5, 6)] * 300, (20, 5, 4), (3, 21, 22)]  # 24 and 25 tokens, in the last but one
+
+    def ids(number: int, place: int) -> np.ndarray:
+        return np.full(lengths[number][place], number % 90 + 3, dtype=np.int32)
+
+    sides = [[ids(number, place) for number in range(len(lengths))] for place in range(3)]
+    said = (
+        "has 2 pairs of which one text has more than 24 tokens and the other has not, which the policy's longrope turns otherwise, "
+        "and so their prompt (the first: line 303 of the input: 25 tokens with the chosen and 24 with the rejected response): "
+        "tokenize with --max-length 24, or leave those pairs out"
+    )
+    pairs = small.write_pairs(tmp_path / "pairs.arrow", small.Tokens(*sides))
+    scoring = run("ref-logprobs", pairs, "-o", tmp_path / "scored.arrow", "--policy", policy, "--micro-batch-tokens", 64)
+    training = run("dpo-train", pairs, "--policy", policy, "--run-dir", tmp_path / "run", "dpo.preference_loss=simpo")
+    for done, program in ((scoring, "ref-logprobs"), (training, "dpo-train")):
+        assert error_line(done, program) == f"{pairs}: {said}", program
+    assert not (tmp_path / "scored.arrow").exists()
+    assert not (tmp_path / "run").exists()

@@ -94,18 +94,26 @@ def write_model(
 def loaded(folder: Path) -> Iterator[Any]:
     """The model in transformers, float32, which goes through a recurrence token by token."""
     from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model.config.use_cache = False  # transformers has none without an attention layer
+    with token_by_token():
+        yield model
+
+
+@contextmanager
+def token_by_token() -> Iterator[None]:
+    """transformers' models go through a recurrence token by token meanwhile."""
     from transformers.models.qwen3_5 import modeling_qwen3_5 as five
     from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as five_moe
     from transformers.models.qwen3_next import modeling_qwen3_next as next_
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    model.config.use_cache = False  # transformers has none without an attention layer
     modules: list[Any] = [next_, five, five_moe]
     before = [module.torch_chunk_gated_delta_rule for module in modules]
     for module in modules:
         module.torch_chunk_gated_delta_rule = module.torch_recurrent_gated_delta_rule
     try:
-        yield model
+        yield
     finally:
         for module, rule in zip(modules, before, strict=True):
             module.torch_chunk_gated_delta_rule = rule

@@ -7,8 +7,8 @@ every bit and their precision.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nemotron_dpo import hf_folder
-from nemotron_dpo.checkpoint.families import FAMILIES
-from nemotron_dpo.checkpoint.families.family import Wrapper
+from nemotron_dpo.checkpoint.families import config, wrapper_of
+from nemotron_dpo.checkpoint.families.wrappers import Wrapper, with_text
 from nemotron_dpo.checkpoint.hf_files import Planned, write_file
+from nemotron_dpo.checkpoint.run_config import with_coefficients
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 
 WEIGHTS, CONFIG = "carried.safetensors", "carried.json"
+_OF_ITS_OWN = "export from a checkpoint whose tokenizer folder has the files that were kept with it"
 
 
 @dataclass(frozen=True)
 class Rest:
-    """The config of the whole model, and its tensors that are not the text model's: name -> (file, name there)."""
+    """The config of the whole model, its file, and its tensors that are not the text model's: name -> (file, name there)."""
 
     config: dict[str, Any]
+    file: Path
     places: dict[str, tuple[Path, str]]
 
     def plan(self) -> list[Planned]:
@@ -40,11 +43,14 @@ class Rest:
         """One after the other, as they are stored."""
         return (tensor for _, tensor in self._read())
 
-    def config_around(self, text: dict[str, Any], wrapper: Wrapper) -> dict[str, Any]:
-        """The config of the whole model with this text model, which states the precision of both."""
-        own = {key: value for key, value in text.items() if key not in ("architectures", "dtype", "torch_dtype")}
-        own, precision = {**own, "model_type": wrapper.text_type}, {key: text[key] for key in ("dtype", "torch_dtype")}
-        return {**self.config, "text_config": own, "tie_word_embeddings": text["tie_word_embeddings"], **precision}
+    def config_around(self, text: Architecture) -> dict[str, Any]:
+        """The config of the whole model, as it was but for the precision. Raises UserError where its text model is another."""
+        whole = with_text(self.config, dtype=text.dtype, tied=text.tied_embeddings)
+        read = config.from_config(whole, self.file)
+        read = replace(read, dtype=text.dtype, states_in_float32=text.states_in_float32)
+        if with_coefficients(read) != with_coefficients(text):
+            raise UserError("is around another text model than the one that is written", source=self.file, remedy=_OF_ITS_OWN)
+        return whole
 
     def write(self, folder: Path) -> None:
         """Keep it in the existing `folder`."""
@@ -55,11 +61,6 @@ class Rest:
         for name, (path, stored) in self.places.items():
             with safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(stored)
-
-
-def wrapper_of(architecture: Architecture) -> Wrapper | None:
-    """What the architecture's model is within; None where it is a text model."""
-    return FAMILIES[architecture.family].wrapper
 
 
 def keep(architecture: Architecture, source: Path | None, folder: Path) -> None:
@@ -73,10 +74,25 @@ def keep(architecture: Architecture, source: Path | None, folder: Path) -> None:
 def required(wrapper: Wrapper, source: Path | None) -> Rest:
     """What the model in `source` has around its text model. Raises UserError where that is not there."""
     rest = _find(wrapper, source)
-    if rest is None:
+    if rest is None or not rest.places:
         what = f"has none of the {', '.join(wrapper.rest)} that the model has besides its text model ({WEIGHTS})"
-        raise UserError(what, source=source, remedy="export from a checkpoint whose tokenizer folder has that file")
+        raise UserError(what, source=source, remedy=_OF_ITS_OWN)
     return rest
+
+
+def refuse_incomplete(wrapper: Wrapper, folder: Path, stored: Collection[str]) -> None:
+    """Raise UserError where the files of a Hugging Face folder hold nothing of a wrapper, or less than their index lists.
+
+    `stored` are the names of all tensors that there are.
+    """
+    rest = {wrapper.rest_name(name) for name in stored if wrapper.is_rest(name)}
+    if not rest:
+        what = f"holds nothing of {', '.join(wrapper.rest)}, which its config.json puts around the text model"
+        raise UserError(what, source=folder, remedy=f"{hf_folder.COMPLETE} Save the text model alone where there is no more")
+    listed = {wrapper.rest_name(name): name for name in hf_folder.index(folder) if wrapper.is_rest(name)}
+    if missing := sorted(listed.keys() - rest):
+        what = f"lists {listed[missing[0]]}, which no file holds"
+        raise UserError(what, source=folder / hf_folder.INDEX, remedy=hf_folder.COMPLETE)
 
 
 def _find(wrapper: Wrapper, source: Path | None) -> Rest | None:
@@ -84,17 +100,17 @@ def _find(wrapper: Wrapper, source: Path | None) -> Rest | None:
     if source is None:
         return None
     if (source / CONFIG).is_file() and (source / WEIGHTS).is_file():
-        config, files = source / CONFIG, [source / WEIGHTS]
+        described, files = source / CONFIG, [source / WEIGHTS]
     elif (source / "config.json").is_file():
-        config, files = source / "config.json", hf_folder.weight_files(source)
+        described, files = source / "config.json", hf_folder.weight_files(source)
     else:
         return None
     try:
-        parsed = hf_folder.parsed_config(config.read_bytes())
+        parsed = hf_folder.parsed_config(described.read_bytes())
     except ValueError as error:
-        raise UserError(f"is not JSON ({error})", source=config) from None
+        raise UserError(f"is not JSON ({error})", source=described) from None
     stored = [(path, name) for path in files for name in _names(path) if wrapper.is_rest(name)]
-    return Rest(parsed, {wrapper.rest_name(name): (path, name) for path, name in stored})
+    return Rest(parsed, described, {wrapper.rest_name(name): (path, name) for path, name in stored})
 
 
 def _names(path: Path) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from nemotron_dpo.checkpoint import adapters, carried, hf, megatron, peft_folder, probe
+from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
+from nemotron_dpo.checkpoint.families import wrapper_of
 from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architecture, rest_folder, tokenizer_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.allocator import return_freed_memory
@@ -43,7 +44,7 @@ def export(
     if precision is None and stored.dtype == "float16":  # computed with in float32, which holds it exactly
         set_precision(model, torch.float16, states_in_float32=stored.states_in_float32)
         model.architecture = replace(model.architecture, dtype="float16")
-    rest = None if carried.wrapper_of(stored) is None else rest_folder(source)
+    rest = None if wrapper_of(stored) is None else rest_folder(source)
     with published_folder(output) as folder:
         if form == "megatron":
             megatron.save(model, folder, source.iteration, tokenizer_folder(source), rest)

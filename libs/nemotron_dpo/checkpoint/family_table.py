@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nemotron_dpo.checkpoint.families import FAMILIES
-from nemotron_dpo.checkpoint.families.known import MODELS, REASONS
+from nemotron_dpo.checkpoint.families.known import AROUND, MODELS, REASONS
+from nemotron_dpo.checkpoint.families.wrappers import WRAPPERS
 
 # what stands between two marks in the README -> what makes it
 _BEGIN = "<!-- families: made by nemotron_dpo.checkpoint.family_table -->\n"
@@ -18,16 +19,22 @@ _END = "<!-- end of families -->\n"
 
 
 def family_tables() -> str:
-    """The two tables as Markdown."""
+    """The tables as Markdown."""
     why: dict[str, list[str]] = {}
     for model_type, reason in REASONS.items():
         why.setdefault(reason, []).append(f"`{model_type}`")
     supported = ((f"`{model_type}`", MODELS[model_type]) for model_type in FAMILIES)
+    around = (
+        (f"`{name}`", AROUND[name], ", ".join(f"`{text}`" for text in dict.fromkeys(wrapper.texts.values())))
+        for name, wrapper in WRAPPERS.items()
+    )
     refused = ((", ".join(named), reason) for reason, named in why.items())
     return "\n".join(
         (
             "These are supported, each against transformers:\n",
             _table(("`model_type`", "models"), supported),
+            "Of these, which see, the text model trains and the rest is carried through unchanged:\n",
+            _table(("`model_type`", "models", "text models"), around),
             "These are refused by name:\n",
             _table(("`model_type`", "why"), refused),
         )

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nemotron_dpo import file_digests, hf_folder
 from nemotron_dpo.checkpoint import hf_files, integrity
-from nemotron_dpo.checkpoint.carried import required, wrapper_of
-from nemotron_dpo.checkpoint.families import config, rules
+from nemotron_dpo.checkpoint.carried import refuse_incomplete, required
+from nemotron_dpo.checkpoint.families import config, rules, wrapper_of
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
@@ -41,6 +41,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "processor_config.json",  # how a model that reads images makes tokens of them
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "generation_config.json",  # says which of the tokenizer's ids end a generated text
 )
 
@@ -64,6 +65,8 @@ def load(model: PairPolicy, folder: Path) -> None:
     integrity.verify_listed(folder)
     architecture = model.architecture
     weights = open_weights(folder, architecture)
+    if wrapper := wrapper_of(architecture):
+        refuse_incomplete(wrapper, folder, weights.keys())
     for name, parameter, rule, place in placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:
@@ -94,12 +97,13 @@ def save(
     Weights are streamed into files of at most `shard_bytes`. What is around a text model comes from the folder `rest`, None for
     that of the tokenizer. Raises UserError where it is not there, or files cannot be written.
     """
-    name = str(dtype).removeprefix("torch.")
-    written = {**config.write(model.architecture), "dtype": name, "torch_dtype": name}
-    plan, tensors, wrapper = _plan(model, dtype), _tensors(model), wrapper_of(model.architecture)
-    if wrapper is not None:
+    architecture = replace(model.architecture, dtype=str(dtype).removeprefix("torch."))
+    plan, tensors, wrapper = _plan(model, dtype), _tensors(model), wrapper_of(architecture)
+    if wrapper is None:
+        written = config.write(architecture)
+    else:
         around = required(wrapper, rest or tokenizer)
-        written = around.config_around(written, wrapper)
+        written = around.config_around(architecture)
         plan = [replace(planned, name=wrapper.stored_name(planned.name)) for planned in plan] + around.plan()
         tensors = chain(tensors, around.tensors())
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")

@@ -60,7 +60,7 @@ def read(folder: Path, named: Architecture | None) -> Architecture:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"its arguments describe no model ({type(error).__name__}: {error})", source=folder) from None
-    return stored if named is None else _agreed(stored, named, folder)
+    return stored if named is None else replace(_agreed(stored, named, folder), around=named.around)
 
 
 def _agreed(stored: Architecture, named: Architecture, folder: Path) -> Architecture:

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemotron_dpo.checkpoint.families import FAMILIES, module_of, rules
+from nemotron_dpo.checkpoint.families import FAMILIES, module_of, rules, wrapper_of
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import Adapted, adapted_of, adapters
 from nemotron_dpo.policy.model import PairPolicy
 
@@ -35,7 +36,7 @@ def save(model: PairPolicy, folder: Path, dtype: torch.dtype) -> None:
         for name, pair in modules.items()
         for part, weight in zip(("lora_A", "lora_B"), pair, strict=True)
     }
-    (folder / CONFIG).write_text(json.dumps(_config(adapted, list(modules), len(model.architecture.layers)), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(_config(adapted, list(modules), model.architecture), indent=2) + "\n")
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -61,8 +62,10 @@ def _modules(model: PairPolicy) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def _config(adapted: Adapted, modules: list[str], num_layers: int) -> dict[str, Any]:
+def _config(adapted: Adapted, modules: list[str], architecture: Architecture) -> dict[str, Any]:
+    """Modules are named by their ends where all that end so are adapted; a tower beside the text model may have some too."""
     own = sorted({name.rpartition(".")[2] for name in modules})
+    by_kind = len(modules) == len(own) * len(architecture.layers) and wrapper_of(architecture) is None
     return {
         "base_model_name_or_path": adapted.base.location,
         "bias": "none",
@@ -72,7 +75,7 @@ def _config(adapted: Adapted, modules: list[str], num_layers: int) -> dict[str, 
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": adapted.lora.dim,
-        "target_modules": own if len(modules) == len(own) * num_layers else sorted(modules),
+        "target_modules": own if by_kind else sorted(modules),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,

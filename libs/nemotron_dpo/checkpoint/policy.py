@@ -9,7 +9,8 @@ import torch
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, peft_merge, run_config
-from nemotron_dpo.checkpoint.families import config
+from nemotron_dpo.checkpoint.carried import required
+from nemotron_dpo.checkpoint.families import config, wrapper_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
@@ -59,7 +60,9 @@ def open_policy(
     architecture = replace(stored, dtype=precision or stored.dtype)
     dtype = DTYPES.get(architecture.dtype, torch.float32)
     architecture = replace(architecture, dtype=str(dtype).removeprefix("torch."))
-    model = build_policy(architecture, dtype, max_length=max_length or architecture.max_length, recompute=recompute)
+    model = build_policy(
+        architecture, dtype, max_length=max_length or architecture.max_position_embeddings, recompute=recompute
+    )
     set_precision(model, dtype, states_in_float32=architecture.states_in_float32)
     _fill(model, source, merged=merged)
     return model
@@ -80,6 +83,8 @@ def _fill(model: PairPolicy, source: ModelSource, *, merged: bool = True) -> Non
     elif source.kind == "hf":
         hf.load(model, source.path)
     else:
+        if wrapper := wrapper_of(model.architecture):
+            required(wrapper, rest_folder(source))  # or nothing of the policy could be exported when it is trained
         megatron.load(model, source.path)
 
 

@@ -23,7 +23,7 @@ _PROMPT, _RESPONSE = 24, 20  # tokens at most
 def rows(num_rows: int, architecture: Architecture, seed: int = 0) -> pa.RecordBatch:
     """`tokenized_pairs` of random ids, uniform over the policy's vocabulary, no longer than the policy supports."""
     rng = np.random.default_rng(seed)
-    fits = min(1.0, architecture.max_length / (_PROMPT + 2 * _RESPONSE))
+    fits = min(1.0, architecture.max_position_embeddings / (_PROMPT + 2 * _RESPONSE))
 
     def ids(longest: int) -> np.ndarray:
         return rng.integers(0, architecture.vocab_size, size=rng.integers(1, max(1, int(longest * fits)) + 1))

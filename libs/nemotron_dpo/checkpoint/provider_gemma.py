@@ -16,7 +16,7 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.rotary import Linear, Rotary
 
-_MODULES = {"gemma2": "gemma2", "gemma3_text": "gemma3", "gemma3": "gemma3"}  # family -> what Bridge calls its text model
+_MODULES = {"gemma2": "gemma2", "gemma3_text": "gemma3"}  # family -> what Bridge calls its text model
 FAMILIES = frozenset(_MODULES)
 # fields that are read here, where those of other models are limited
 FREE = frozenset(("attn_logit_softcapping", "final_logit_softcapping"))

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from nemotron_dpo import documents
-from nemotron_dpo.checkpoint.families import FAMILIES, config
+from nemotron_dpo.checkpoint.families import config
+from nemotron_dpo.checkpoint.families.wrappers import WRAPPERS
 from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, none_of_bridge, to_provider
 from nemotron_dpo.checkpoint.provider_parts import precision, read_dtype
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
@@ -70,9 +71,7 @@ def _sections(architecture: Architecture) -> tuple[dict[str, Any], dict[str, Any
             return told
     except UserError:  # no provider has fields for it, or what it says is read by none
         pass
-    wrapper = FAMILIES[architecture.family].wrapper
-    text = replace(architecture, family=wrapper.text_type) if wrapper else architecture
-    whole = {**none_of_bridge(architecture), **precision(architecture.dtype)}, {**own, _WHOLE: config.write(text)}
+    whole = {**none_of_bridge(architecture), **precision(architecture.dtype)}, {**own, _WHOLE: config.write(architecture)}
     if not _says(whole, architecture):
         raise UserError(f"this {architecture.family} cannot be described in a checkpoint", remedy="tell us of its config.json")
     return whole
@@ -81,12 +80,13 @@ def _sections(architecture: Architecture) -> tuple[dict[str, Any], dict[str, Any
 def _says(sections: tuple[dict[str, Any], dict[str, Any]], architecture: Architecture) -> bool:
     """Whether they are read as this architecture, but for a coefficient of no auxiliary loss, which may be null or zero."""
     try:
-        return _with_coefficients(_read(*sections)) == _with_coefficients(architecture)
+        return with_coefficients(_read(*sections)) == with_coefficients(architecture)
     except _NO_MODEL:
         return False
 
 
-def _with_coefficients(architecture: Architecture) -> Architecture:
+def with_coefficients(architecture: Architecture) -> Architecture:
+    """The same with zero where a mixture has no coefficient of an auxiliary loss, which some files cannot tell from it."""
     layers = []
     for layer in architecture.layers:
         part = layer.feed_forward
@@ -98,6 +98,15 @@ def _with_coefficients(architecture: Architecture) -> Architecture:
 
 
 def _read(model: dict[str, Any], own: dict[str, Any]) -> Architecture:
+    around, family = own.get("around"), own.get("family")
+    if around is None and family is not None and family in WRAPPERS:  # as our first versions wrote a Gemma 3 that sees images
+        around, own = family, {**own, "family": next(iter(WRAPPERS[family].texts.values()))}
+    if around is not None and around not in WRAPPERS:
+        raise UserError(f"a text model within a {around!r} is not supported", remedy=f"within {', '.join(WRAPPERS)} it is")
+    return replace(_read_text(model, own), around=around)
+
+
+def _read_text(model: dict[str, Any], own: dict[str, Any]) -> Architecture:
     if _WHOLE not in own:
         return from_provider(model, own)
     whole, states = config.from_config(own[_WHOLE], Path(_WHOLE)), bool(own.get("states_in_float32"))
@@ -112,4 +121,5 @@ def _own(architecture: Architecture) -> dict[str, Any]:
     hybrid = {"chunk_size": chunks.pop()} if chunks else {}
     recurs = any(isinstance(layer.mixer, Mamba | GatedDelta) for layer in architecture.layers)
     hybrid |= {"states_in_float32": architecture.states_in_float32} if recurs else {}
-    return {**{name: getattr(architecture, name) for name in names}, **window, **hybrid}
+    around = {"around": architecture.around} if architecture.around else {}
+    return {**{name: getattr(architecture, name) for name in names}, **around, **window, **hybrid}

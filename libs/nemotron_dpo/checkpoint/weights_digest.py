@@ -41,6 +41,7 @@ _VERSION = 1
 _INERT = {
     "dtype": "",
     "family": "",
+    "around": None,
     "max_position_embeddings": 0,
     "bos_token_id": None,
     "eos_token_id": None,

@@ -16,6 +16,7 @@ from nemotron_dpo.model_card.origin import Origin
 NAME = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
+_READS, _SEES = "text-generation", "image-text-to-text"  # tasks, as the hub calls them
 # key of the config -> how it is called here
 _SETTINGS = {
     "dpo.preference_loss": "objective",
@@ -36,15 +37,26 @@ _FIGURES = ("loss", "accuracy", "rewards_margin_mean", "rewards_chosen_mean", "r
 
 def write(folder: Path, origin: Origin, form: str) -> None:
     """Write the card of the model in `folder`, a Hugging Face folder or (`form` "peft") one of adapters."""
-    text = card(origin, form, precision_of(folder, form))
+    text = card(origin, form, precision_of(folder, form), sees=sees(folder, form))
     (folder / NAME).write_text(text, encoding="utf-8")
 
 
-def card(origin: Origin, form: str, precision: str | None) -> str:
-    """The whole file."""
-    front = yaml.safe_dump(_front_matter(origin, form), sort_keys=False, allow_unicode=True)
-    parts = ["\n".join(_about(origin, precision)), _use(form), *_tables(origin), *_again(origin)]
+def card(origin: Origin, form: str, precision: str | None, *, sees: bool = False) -> str:
+    """The whole file; `sees` is whether the model reads images too."""
+    front = yaml.safe_dump(_front_matter(origin, form, _SEES if sees else _READS), sort_keys=False, allow_unicode=True)
+    parts = ["\n".join(_about(origin, precision)), _use(form, sees=sees), *_tables(origin), *_again(origin)]
     return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sees(folder: Path, form: str) -> bool:
+    """Whether the model in `folder`, or the one that its adapters are beside, has images around its text model."""
+    try:
+        if form == "peft":
+            modules = json.loads((folder / "adapter_config.json").read_bytes())["target_modules"]
+            return any(name.startswith("model.language_model.") for name in modules)
+        return "vision_config" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def precision_of(folder: Path, form: str) -> str | None:
@@ -68,12 +80,12 @@ def base_of(origin: Origin) -> tuple[str | None, str | None]:
     return known, known or Path(text).name
 
 
-def _front_matter(origin: Origin, form: str) -> dict[str, Any]:
+def _front_matter(origin: Origin, form: str, task: str) -> dict[str, Any]:
     base, _ = base_of(origin)
     objective = origin.setting("dpo.preference_loss")
     names = [objective] if isinstance(objective, str) else list(objective) if isinstance(objective, Mapping) else []
     tags = dict.fromkeys([*(["preference-optimization", *map(str, names)] if origin.step is not None else []), "nemotron-dpo"])
-    matter: dict[str, Any] = {"library_name": "peft" if form == "peft" else "transformers", "pipeline_tag": "text-generation"}
+    matter: dict[str, Any] = {"library_name": "peft" if form == "peft" else "transformers", "pipeline_tag": task}
     matter |= {"base_model": base} if base else {}
     return {**matter, "tags": list(tags)}
 
@@ -93,10 +105,10 @@ def _about(origin: Origin, precision: str | None) -> Iterator[str]:
     yield "Evaluate it for your own use before you rely on it: the figures below are of the pairs that the run saw or held out."
 
 
-def _use(form: str) -> str:
+def _use(form: str, *, sees: bool) -> str:
     if form == "peft":
-        return f"## Use\n\n```python\n{_PEFT}```"
-    return f"## Use\n\n```python\n{_TRANSFORMERS}```\n\n```sh\nvllm serve FOLDER_OR_ID\n```"
+        return f"## Use\n\n```python\n{_PEFT_BESIDE if sees else _PEFT}```"
+    return f"## Use\n\n```python\n{_SEEING if sees else _TRANSFORMERS}```\n\n```sh\nvllm serve FOLDER_OR_ID\n```"
 
 
 _PEFT = """\
@@ -104,11 +116,25 @@ from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("FOLDER_OR_ID")
 """
+_PEFT_BESIDE = """\
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = PeftConfig.from_pretrained("FOLDER_OR_ID").base_model_name_or_path
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base, dtype="auto"), "FOLDER_OR_ID")
+"""
 _TRANSFORMERS = """\
 from transformers import pipeline
 
 chat = pipeline("text-generation", "FOLDER_OR_ID", dtype="auto")
 print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=64)[0]["generated_text"][-1]["content"])
+"""
+_SEEING = """\
+from transformers import pipeline
+
+chat = pipeline("image-text-to-text", "FOLDER_OR_ID", dtype="auto")
+messages = [{"role": "user", "content": [{"type": "text", "text": "Hello!"}]}]
+print(chat(text=messages, max_new_tokens=64, return_full_text=False)[0]["generated_text"])
 """
 
 

@@ -14,7 +14,7 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
-from nemotron_dpo.policy.sublayers.rotary import Yarn
+from nemotron_dpo.policy.sublayers.rotary import LongRope
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
 Normalization = Literal["RMSNorm", "LayerNorm"]
@@ -51,10 +51,11 @@ class Layer:
 class Architecture:
     """A decoder-only transformer: `layers` from first to last, sizes in elements, `dtype` that of the weights as stored.
 
-    `family` is Hugging Face's model_type. `zero_centered_norm` stores norm weights less one. `states_in_float32` is whether a
-    recurrence's own parameters (A_log, D, dt_bias) are in float32 beside weights of less. `embedding_scale` is rounded to the
-    weights' precision, unless `rounds_scale` is False. What a sublayer adds to the stream is multiplied by `residual_scale`;
-    logits are divided by `logits_divisor`, and with `logit_softcap` c then bent to c * tanh(logit / c).
+    `family` is Hugging Face's model_type, `around` that of the multimodal model that it is the text model of, if of any.
+    `zero_centered_norm` stores norm weights less one. `states_in_float32` is whether a recurrence's own parameters (A_log, D,
+    dt_bias) are in float32 beside weights of less. `embedding_scale` is rounded to the weights' precision, unless
+    `rounds_scale` is False. What a sublayer adds to the stream is multiplied by `residual_scale`; logits are divided by
+    `logits_divisor`, and with `logit_softcap` c then bent to c * tanh(logit / c).
     """
 
     layers: tuple[Layer, ...]
@@ -76,13 +77,16 @@ class Architecture:
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     logit_softcap: float | None = None
+    around: str | None = None
 
     @property
-    def max_length(self) -> int:
-        """How many tokens a sequence may have: as many as there are positions, or as many as keep queries as they are."""
+    def short_length(self) -> int | None:
+        """The most tokens of a text whose positions turn otherwise than those of longer ones; None where all turn alike.
+
+        The two texts of a pair share their prompt, so both must be of one kind.
+        """
         scalings = [attention.rotary.scaling for attention in self.attentions if attention.rotary is not None]
-        growing = [scaling.original_length for scaling in scalings if isinstance(scaling, Yarn) and scaling.query_growth]
-        return min([self.max_position_embeddings, *growing])
+        return next((scaling.original_length for scaling in scalings if isinstance(scaling, LongRope)), None)
 
     @property
     def attentions(self) -> list[Attention]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nemotron_dpo.kernels.chosen import kernels
 from nemotron_dpo.kernels.scores import Scores
-from nemotron_dpo.policy.rotary import turned
+from nemotron_dpo.policy.rotary import grown, turned
 from nemotron_dpo.policy.rows import PackedRow
 from nemotron_dpo.policy.sublayers.attention import Attention
 
@@ -49,6 +49,7 @@ class PairAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedRow, **__: Any) -> Tensor:
         """query [L, 1, N, D], key and value [L, 1, G, D] -> [L, 1, N * D]."""
         query, key = (turned(x, packed_seq_params, self.rotary) for x in (query, key))
+        query = grown(query, packed_seq_params, self.rotary)
         query, key, value = (x.contiguous() for x in (query, key, value))  # a view keeps all it is cut from
         key, value = (_whole(x, packed_seq_params) for x in (key, value))
         return kernels().attend(query, key, value, packed_seq_params, self.scores, self.softmax_offset)

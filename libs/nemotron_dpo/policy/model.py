@@ -168,7 +168,7 @@ def build_policy(
 
 def _check_length(architecture: Architecture, max_length: int) -> None:
     """Raise UserError where sequences are to be longer than the policy takes."""
-    most = architecture.max_length
+    most = architecture.max_position_embeddings
     if max_length > most:
         what = f"sequences of {max_length} tokens exceed the policy's {most} positions"
         raise UserError(what, remedy="lower policy.max_total_sequence_length")

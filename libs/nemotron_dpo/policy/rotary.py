@@ -28,6 +28,21 @@ def turned(x_LND: Tensor, row: PackedRow, rotary: Rotary | None) -> Tensor:
     return rotate(x_LND, angles(row, rotary, x_LND.shape[3]), rotary.amplitude)
 
 
+def grown(query_LND: Tensor, row: PackedRow, rotary: Rotary | None) -> Tensor:
+    """Turned queries [L, 1, N, D], larger the farther behind the original length they are, where a model has them so."""
+    scaling = None if rotary is None else rotary.scaling
+    if not isinstance(scaling, Yarn) or scaling.query_growth is None or row.longest <= scaling.original_length:
+        return query_LND
+    return query_LND * _growth(row, scaling.original_length, scaling.query_growth).to(query_LND.dtype)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _growth(row: PackedRow, original: int, growth: float) -> Tensor:
+    """Factors float32 [L, 1, 1, 1] by the position along the path, to the bit those of transformers' Ministral 3."""
+    return (1 + growth * torch.log(1 + torch.floor(row.positions_L / original)))[:, None, None, None]
+
+
 @functools.lru_cache(maxsize=4)  # a policy has two kinds at most that we know of
 @torch.inference_mode(False)
 def angles(row: PackedRow, rotary: Rotary, head_size: int) -> Tensor:

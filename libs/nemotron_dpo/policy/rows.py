@@ -78,6 +78,12 @@ class PackedRow:
         return len(self.input_ids_S)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest text, a prompt and one of its responses."""
+        texts = ((pair.chosen - pair.prompt, pair) for pair in self.segments)
+        return max(prompt + max(pair.rejected - pair.chosen, pair.end - pair.rejected) for prompt, pair in texts)
+
+    @property
     def input_ids_L(self) -> torch.Tensor:
         """The token ids that this rank holds."""
         return self.input_ids_S if self.share is None else self.input_ids_S[self.share.tokens_L]

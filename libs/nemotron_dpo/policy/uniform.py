@@ -87,7 +87,8 @@ class UniformDecoder:
         return Architecture(layers=layers, **{name: getattr(self, name) for name in _SHARED})
 
 
-_SHARED = tuple(field.name for field in fields(Architecture) if field.name not in ("layers", "states_in_float32"))
+_OF_ARCHITECTURES = ("layers", "states_in_float32", "around")
+_SHARED = tuple(field.name for field in fields(Architecture) if field.name not in _OF_ARCHITECTURES)
 
 
 def flat(architecture: Architecture) -> UniformDecoder:

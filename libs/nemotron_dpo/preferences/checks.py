@@ -7,7 +7,7 @@ data that has no checksums.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -29,6 +29,28 @@ def check_ids(pairs: Pairs, source: object) -> None:
         if stated != computed:
             what = f"has a pair_id that is not the digest of its token ids ({pairs.place(row)})"
             raise UserError(what, source=source, remedy=_REMEDY)
+
+
+def check_kinds(batches: Iterable[Pairs], short_length: int | None, source: object) -> None:
+    """Raise UserError for pairs of which one text has at most `short_length` tokens and the other has more.
+
+    A policy with such a length (`Architecture.short_length`) turns the positions of either otherwise, those of the prompt that
+    they share as well. None for a policy without.
+    """
+    if short_length is None:
+        return
+    count, first = 0, ""
+    for pairs in batches:
+        chosen, rejected = (pairs.prompt.lengths + each.lengths for each in (pairs.chosen, pairs.rejected))
+        mixed = np.flatnonzero((chosen <= short_length) != (rejected <= short_length))
+        count += len(mixed)
+        if len(mixed) and not first:
+            row = int(mixed[0])
+            first = f"{pairs.place(row)}: {chosen[row]} tokens with the chosen and {rejected[row]} with the rejected response"
+    if count:
+        what = f"has {count} pairs of which one text has more than {short_length} tokens and the other has not, "
+        what += f"which the policy's longrope turns otherwise, and so their prompt (the first: {first})"
+        raise UserError(what, source=source, remedy=f"tokenize with --max-length {short_length}, or leave those pairs out")
 
 
 def check_vocabulary(pairs: Pairs, vocab_size: int, source: object) -> None:

@@ -23,6 +23,7 @@ _OTHER_NAMES = {
 _MEDIA = ("image", "images", "image_url", "input_image", "video", "videos", "audio", "audios", "input_audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PLACEHOLDERS = ("image", "video", "audio", "start_of_image", "image_soft_token")  # the last two are Gemma 3's
+_TOKENS = ("[IMG]", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<IMG_CONTEXT>")  # of Mistral, Qwen and InternVL
 
 
 def normal_message(message: dict[str, Any], key: str) -> dict[str, Any]:
@@ -93,6 +94,8 @@ def refuse_placeholders(text: str) -> None:
     for name in _PLACEHOLDERS:
         if f"<{name}>" in text and f"</{name}>" not in text:
             raise media(f"a text of the prompt asks to look at <{name}>")
+    if token := next((token for token in _TOKENS if token in text), None):
+        raise media(f"a text of the prompt holds {token}, which stands for what is seen")
 
 
 def carries_content(value: object) -> bool:

@@ -98,7 +98,7 @@ class Renderer:
             raise RowProblem("unknown role", f'has a turn of the role "{role}": roles are {", ".join(ROLES)}')
         if isinstance(content, str):
             self._refuse_control(content)
-            if "<" in content and role in ("user", "system"):
+            if ("<" in content or "[IMG]" in content) and role in ("user", "system"):
                 refuse_placeholders(content)
 
     def _uses(self, variable: str) -> bool:

@@ -42,6 +42,11 @@ class Scorer:
     known: Known | None
     _model: list[PairPolicy] = field(default_factory=list)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the policy is."""
+        return bool(self._model)
+
     def model(self) -> PairPolicy:
         """The policy."""
         if not self._model:
@@ -97,8 +102,11 @@ def _scores(
     if len(missing):
         from nemotron_dpo.scoring.score import score_rows  # it imports megatron-core, which takes seconds
 
+        is_first = not scorer.is_open
         model, new = scorer.model(), pairs if len(missing) == len(pairs) else Pairs.of(window.take(pa.array(missing)))
-        windows.check_fits(new, scorer.vocab_size(model.architecture), model.architecture.max_length, reader.source)
+        if is_first:
+            parallel.agreed(lambda: windows.check_kinds_of_file(reader, model.architecture))
+        windows.check_fits(new, scorer.vocab_size(model.architecture), model.architecture, reader.source)
         known = scorer.known or Known()
         done = functools.partial(known.take, pairs, scores)
         score_rows(model, pairs, missing.tolist(), scores, scorer.max_tokens, told=told, done=done)

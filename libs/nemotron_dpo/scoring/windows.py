@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.checks import check_vocabulary
+from nemotron_dpo.policy import parallel
+from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.preferences.checks import check_kinds, check_vocabulary
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.streams import Reader, open_reader
 
 ROWS_OF_A_REPLICA, FEWEST_ROWS = 4, 16  # of a window; few replicas get more each, as more pairs fill their rows better
 
@@ -38,16 +42,26 @@ def windows(batches: Iterable[pa.RecordBatch], num_tokens: int) -> Iterator[pa.R
         yield pa.concat_batches(waiting)
 
 
-def check_fits(pairs: Pairs, vocab_size: int, max_length: int, source: str) -> None:
+def check_fits(pairs: Pairs, vocab_size: int, architecture: Architecture, source: str) -> None:
     """Raise UserError where the policy cannot read `pairs`.
 
-    It cannot read ids beyond its vocabulary, nor a sequence (a prompt and one response) of more than `max_length` tokens.
+    It cannot read ids beyond its vocabulary, nor a sequence (a prompt and one response) of more tokens than it has positions,
+    nor two whose positions turn otherwise.
     """
     check_vocabulary(pairs, vocab_size, source)
-    longest = pairs.sequence_lengths.max()
+    check_kinds([pairs], architecture.short_length, source)
+    longest, max_length = pairs.sequence_lengths.max(), architecture.max_position_embeddings
     if longest > max_length:
         what = f"has a sequence of {longest} tokens; the policy has {max_length} positions"
         raise UserError(what, source=source, remedy="tokenize with --max-length")
+
+
+def check_kinds_of_file(reader: Reader, architecture: Architecture) -> None:
+    """The same of the kinds of texts in a whole file, on the first rank: what is late in it is found before all is scored."""
+    if architecture.short_length is None or parallel.rank() or not Path(reader.source).is_file():
+        return
+    with open_reader(reader.source, reader.info.schema) as again:
+        check_kinds((Pairs.of(batch) for batch in again), architecture.short_length, reader.source)
 
 
 def _slices(batch: pa.RecordBatch, num_tokens: int) -> Iterator[pa.RecordBatch]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
-from nemotron_dpo.preferences.checks import check_ids, check_rewards, check_scores, check_vocabulary
+from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.preferences.checks import check_ids, check_kinds, check_rewards, check_scores, check_vocabulary
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.vocabulary import is_foreign, num_tokens
 from nemotron_dpo.sources import ModelSource
@@ -43,6 +44,7 @@ class DataRules:
         """All pairs of the file. Raises UserError as `open_pairs`, and where policy and pairs do not go together."""
         needed = {"scored": self.scored, "row_rewards": self.row_rewards, "ordered_rewards": self.ordered_rewards}
         pairs, info = open_pairs(path, **needed, max_length=self.max_length, vocab_size=self._vocab_size, say=say)
+        check_kinds([pairs], self._architecture().short_length, path)
         tokenizer = info.digests.get("tokenizer")
         if self.own_tokenizer and is_foreign(self.policy.tokenizer_folder, tokenizer):
             say(f"warning: {path}: was tokenized with another tokenizer than {self.policy.name} has")
@@ -55,11 +57,14 @@ class DataRules:
 
     def _vocab_size(self, tokenizer: str | None) -> int:
         """Tokens of the policy; without its padding where `tokenizer`, the digest of that of the pairs, is its own."""
+        size = self._architecture().vocab_size
+        return min(size, num_tokens(self.policy.tokenizer_folder, tokenizer) or size)
+
+    def _architecture(self) -> Architecture:
         # It imports megatron-core, which takes seconds; a file that is damaged is refused before.
         from nemotron_dpo.checkpoint.policy import read_architecture
 
-        size = read_architecture(self.policy).vocab_size
-        return min(size, num_tokens(self.policy.tokenizer_folder, tokenizer) or size)
+        return read_architecture(self.policy)
 
 
 def open_pairs(

@@ -57,6 +57,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma",
         rope("yarn", factor=8.0, original_max_position_embeddings=16, attention_factor=1.3),
     ),
+    "ministral3, queries that grow": (
+        "ministral3",
+        rope("yarn", factor=8.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.7, mscale=1.0, mscale_all_dim=1.0),
+    ),
     "phi3, longrope": ("phi3", {**rope("longrope", **LONG), "original_max_position_embeddings": 64}),
     "phi3, longrope of long texts": ("phi3", {**rope("longrope", **LONG), "original_max_position_embeddings": 12}),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.checkpoint.families import FAMILIES, config, known
+from nemotron_dpo.checkpoint.families.wrappers import WRAPPERS
 from nemotron_dpo.checkpoint.family_table import with_tables
 from nemotron_dpo.errors import UserError
 
@@ -28,13 +29,14 @@ def test_the_readme_has_the_tables_of_the_code() -> None:
 
 def test_each_family_is_named_once() -> None:
     assert known.MODELS.keys() == FAMILIES.keys()
-    assert not known.REASONS.keys() & FAMILIES.keys()
+    assert known.AROUND.keys() == WRAPPERS.keys()
+    assert not known.REASONS.keys() & (FAMILIES.keys() | WRAPPERS.keys())
     named = " ".join(known._REASONS.values()).split()
     assert len(named) == len(set(named))
 
 
 def test_what_is_aligned_elsewhere_is_supported_or_refused_with_its_reason() -> None:
-    for model_type in set(ELSEWHERE.split()) - FAMILIES.keys():
+    for model_type in set(ELSEWHERE.split()) - FAMILIES.keys() - WRAPPERS.keys():
         with pytest.raises(UserError, match=f"model_type '{model_type}' is not supported: .* .* ") as caught:
             config.from_config({"model_type": model_type}, Path("config.json"))
         assert "llama, mistral, " not in str(caught.value), model_type

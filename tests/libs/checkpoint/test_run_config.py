@@ -143,7 +143,7 @@ def test_positions_that_no_provider_says_are_stored_with_the_whole_config(
         assert layer.mixer.rotary is not None
         own = scaling if layer.mixer.window is None or family == "gemma2" else None
         layers.append(replace(layer, mixer=replace(layer.mixer, rotary=replace(layer.mixer.rotary, scaling=own))))
-    scaled = replace(plain, layers=tuple(layers), family=family)
+    scaled = replace(plain, layers=tuple(layers), around=None if text == family else family)
     run_config.write(scaled, tmp_path)
     assert run_config.read(tmp_path) == scaled
     model = yaml.safe_load((tmp_path / "run_config.yaml").read_text())["model"]

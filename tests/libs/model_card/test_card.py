@@ -105,3 +105,24 @@ def test_a_card_of_nothing_known_and_one_of_hostile_settings_are_whole(tmp_path:
             read = ModelCard.load(tmp_path / "README.md")
             assert read.data.to_dict()["library_name"] == {"hf": "transformers", "peft": "peft"}[form]
             assert "\n# x" not in read.text
+
+
+def test_a_model_that_sees_is_called_so_and_shown_in_use(tmp_path: Path) -> None:
+    """Of adapters, one whose modules are within it."""
+    origin = origin_of(tmp_path)
+    for form, name, config, words in [
+        ("hf", "config.json", {"vision_config": {}}, 'pipeline("image-text-to-text", '),
+        (
+            "peft",
+            "adapter_config.json",
+            {"target_modules": ["model.language_model.layers.0.mlp.up_proj"]},
+            "AutoModelForImageText",
+        ),
+        ("peft", "adapter_config.json", {"target_modules": ["up_proj"]}, None),
+    ]:
+        (tmp_path / name).write_text(json.dumps(config))
+        card.write(tmp_path, origin, form)
+        read = ModelCard.load(tmp_path / "README.md")
+        assert read.data.to_dict()["pipeline_tag"] == ("image-text-to-text" if words else "text-generation")
+        assert ("AutoPeftModelForCausalLM" in read.text) == (words is None)
+        assert words is None or words in read.text

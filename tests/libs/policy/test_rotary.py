@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.rotary import angles, frequencies
+from nemotron_dpo.policy.rotary import angles, frequencies, grown
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Rotary, Scaling, Yarn
 from support.policy_rows import packed
@@ -74,6 +75,20 @@ def test_a_text_is_turned_by_its_own_length() -> None:
     assert torch.equal(got[10 + 2], 2 * long)
     with pytest.raises(UserError, match="a prompt has 8 tokens with its chosen and 9 with its rejected response, and longrope"):
         angles(packed((3, 5, 6)), rotary, 4)
+
+
+def test_queries_grow_with_the_position_on_their_path() -> None:
+    """By hand, of an original length of 4: once it is before the fourth token, twice before the eighth."""
+    rotary = Rotary(1e4, 1.0, Yarn(2.0, 4, query_growth=0.5))
+    row = packed((3, 3, 6))
+    ones = torch.ones(row.num_tokens, 1, 2, 8)
+    got = grown(ones, row, rotary)
+    positions = [*range(6), *range(3, 9)]  # the rejected response goes on at the prompt's end
+    expected = [1 + 0.5 * math.log(1 + position // 4) for position in positions]
+    assert torch.allclose(got[:, 0, 0, 0], torch.tensor(expected))
+    assert torch.equal(got, got[:, :, :1, :1].expand_as(got))
+    for same in (Rotary(1e4, 1.0, Yarn(2.0, 9, query_growth=0.5)), Rotary(1e4, 1.0, Yarn(2.0, 4)), None):
+        assert grown(ones, row, same) is ones
 
 
 def test_lists_of_another_length_are_refused() -> None:

@@ -22,6 +22,7 @@ from nemotron_dpo.checkpoint.families import (
     qwen3_next,
 )
 from nemotron_dpo.checkpoint.families.family import Family
+from nemotron_dpo.checkpoint.families.wrappers import WRAPPERS, Wrapper
 from nemotron_dpo.checkpoint.hf_weights import Rule, copy
 from nemotron_dpo.policy.architecture import Architecture
 
@@ -38,14 +39,25 @@ def rules(architecture: Architecture) -> list[Rule]:
     return table
 
 
+def wrapper_of(architecture: Architecture) -> Wrapper | None:
+    """What the architecture's model is within; None where it is a text model."""
+    return WRAPPERS[architecture.around] if architecture.around else None
+
+
 def module_of(architecture: Architecture, tensor: str) -> str:
     """The name of the module of transformers whose weight the file calls `tensor`."""
-    stored, loaded = FAMILIES[architecture.family].prefixes
+    stored, loaded = _prefixes(architecture)
     name = tensor.removesuffix(".weight")
     return loaded + name.removeprefix(stored) if name.startswith(stored) else name
 
 
 def stored_module(architecture: Architecture, module: str) -> str:
     """The inverse of `module_of`, without the end `.weight`; a name as in files is taken too, as NVIDIA's own code has it."""
-    stored, loaded = FAMILIES[architecture.family].prefixes
+    stored, loaded = _prefixes(architecture)
     return stored + module.removeprefix(loaded) if module.startswith(loaded) else module
+
+
+def _prefixes(architecture: Architecture) -> tuple[str, str]:
+    """What names of tensors begin with in a text model, and those of transformers' modules in its place."""
+    wrapper = wrapper_of(architecture)
+    return ("model.", wrapper.module) if wrapper else FAMILIES[architecture.family].prefixes

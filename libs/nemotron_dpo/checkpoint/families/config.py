@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.checkpoint.families.known import REASONS
+from nemotron_dpo.checkpoint.families.wrappers import TIED, WRAPPERS, text_of, ties
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -60,18 +61,24 @@ def read(folder: Path) -> Architecture:
     """Read the architecture of an HF folder. Raises UserError where config.json is damaged or of an unknown kind."""
     path = folder / "config.json"
     try:
-        return from_config(hf_folder.parsed_config(path.read_bytes()), path)
+        return from_config(hf_folder.parsed_config(path.read_bytes()), path, folder)
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the download complete?") from None
     except json.JSONDecodeError as error:
         raise UserError(f"is not JSON ({error})", source=path) from None
 
 
-def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
-    """The architecture that the content of the file `path` describes. Raises UserError where it is of an unknown kind."""
+def from_config(config: Mapping[str, Any], path: Path, folder: Path | None = None) -> Architecture:
+    """The architecture that the content of the file `path` describes, of weights in `folder`.
+
+    Raises UserError where it is of an unknown kind.
+    """
     try:
         refuse_absurd(config)
-        return _architecture(_family(config, path), config, path)
+        if config["model_type"] not in WRAPPERS:
+            return _architecture(_family(config, path), config, path)
+        text = text_of(_settled(config, folder))
+        return replace(_architecture(_family(text, path), text, path), around=config["model_type"])
     except UserError as error:
         error.source = error.source or str(path)
         raise
@@ -79,6 +86,20 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
         raise UserError(f"lacks {error}", source=path, remedy="is the download complete?") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"does not describe a model ({error})", source=path) from None
+
+
+def _settled(config: Mapping[str, Any], folder: Path | None) -> Mapping[str, Any]:
+    """A wrapper's `config`, which says whether output layer and embedding are one; where it does not, the folder's weights do.
+
+    So it is in transformers 5. transformers 4 saved wrappers whose sections contradict each other, or say nothing.
+    """
+    if folder is None or len(ties(config)) == 1:
+        return config
+    try:
+        stored = hf_folder.stored_names(folder)
+    except UserError:  # whoever reads the weights says what is wrong with them
+        return config
+    return {**config, TIED: not any(name.endswith("lm_head.weight") for name in stored)}
 
 
 def write(architecture: Architecture) -> dict[str, Any]:

@@ -42,38 +42,6 @@ class Layered:
 
 
 @dataclass(frozen=True)
-class Wrapper:
-    """A multimodal model around a text model, which alone is read and trained; its config is the section text_config.
-
-    renamed: what names of the text model's tensors begin with there, and what in a text model; those that are written first.
-    rest: what names of all other tensors begin with. They are carried through unchanged.
-    text_type: the model_type of the text model alone.
-    """
-
-    renamed: tuple[tuple[str, str], ...]
-    rest: tuple[str, ...]
-    text_type: str
-
-    def text_name(self, stored: str) -> str:
-        """The name that a tensor has in a text model; unchanged where it is none of it."""
-        found = next(((theirs, ours) for theirs, ours in self.renamed if stored.startswith(theirs)), ("", ""))
-        return found[1] + stored.removeprefix(found[0])
-
-    def stored_name(self, name: str) -> str:
-        """The inverse of `text_name`."""
-        theirs, ours = next(pair for pair in self.renamed if name.startswith(pair[1]))
-        return theirs + name.removeprefix(ours)
-
-    def rest_name(self, stored: str) -> str:
-        """The name under which a tensor of the rest is written; newer versions of transformers put `model.` before it."""
-        return stored.removeprefix("model.")
-
-    def is_rest(self, stored: str) -> bool:
-        """Whether a tensor of this name is none of the text model."""
-        return self.rest_name(stored).startswith(self.rest)
-
-
-@dataclass(frozen=True)
 class Family:
     """One `model_type`.
 
@@ -85,7 +53,6 @@ class Family:
     read, write: whatever the above does not say, as fields of UniformDecoder from a config, and back.
     layered: in place of `write`, where layers differ; `read` gives fields of Architecture then.
     some_windows: `layer_types` of its configs says which layers have the window.
-    wrapper: what a text model is within, where it is.
     mxfp4: its experts may be stored in 4 bits, which are read as bfloat16.
     prefixes: what names of tensors begin with, and those of transformers' modules in its place, where the two differ.
     lost_in_peft: modules that peft takes for those of experts, which transformers has in one tensor: it leaves them out.
@@ -105,7 +72,6 @@ class Family:
     mxfp4: bool = False
     prefixes: tuple[str, str] = ("", "")
     lost_in_peft: tuple[str, ...] = ()
-    wrapper: Wrapper | None = None
 
     @property
     def partial_rotary(self) -> bool:

@@ -2,8 +2,6 @@
 
 Gemma 2 caps scores and logits, Gemma 3 norms queries and keys and has positions of their own for the layers with a window.
 
-Of the Gemma 3 that sees images the text model is read and trained.
-
 HF names are on the right; `{}` is the layer number. Gemma 1 is in `dense.py`.
 """
 
@@ -16,7 +14,7 @@ from typing import Any
 
 from nemotron_dpo.checkpoint.families import windowed
 from nemotron_dpo.checkpoint.families.dense import ATTENTION, EMBEDDING, GATED_MLP, QK_NORM
-from nemotron_dpo.checkpoint.families.family import Family, Layered, Wrapper
+from nemotron_dpo.checkpoint.families.family import Family, Layered
 from nemotron_dpo.checkpoint.families.olmo import FINAL_NORM, NORMS_AFTER
 from nemotron_dpo.checkpoint.families.windowed import FULL, SLIDING
 from nemotron_dpo.checkpoint.hf_weights import copy
@@ -57,9 +55,6 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 # the key beside rope_parameters that has the theta of a kind of layers
 _THETAS = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)}
 _PATTERN = 6
-# keys that count beside text_config
-_OUTER = ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config", "compression_config", "transformers_weights")
-_OUTER += ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def _normal_2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,12 +68,6 @@ def _normal_3(config: Mapping[str, Any]) -> dict[str, Any]:
     pattern = config.get("sliding_window_pattern")
     usual = windowed.one_in(_PATTERN if pattern is None else pattern, with_defaults["num_hidden_layers"])
     return windowed.with_kinds(with_defaults, usual)
-
-
-def _normal_within(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text model's config within that of the model that sees images, which has a few of its keys."""
-    outer = {key: config[key] for key in _OUTER if config.get(key) is not None}
-    return _normal_3({**config["text_config"], "tie_word_embeddings": True, **outer})
 
 
 def _read_2(config: Mapping[str, Any]) -> tuple[Layer, ...]:
@@ -157,21 +146,4 @@ GEMMA3_TEXT = Family(
     layered=Layered(_normal_3, _read_3, _write_3),
 )
 
-GEMMA3 = replace(
-    GEMMA3_TEXT,
-    model_type="gemma3",
-    hf_class="Gemma3ForConditionalGeneration",
-    layered=Layered(_normal_within, _read_3, _write_3),
-    prefixes=("model.", "model.language_model."),
-    wrapper=Wrapper(
-        renamed=(
-            ("language_model.model.", "model."),
-            ("language_model.lm_head.", "lm_head."),
-            ("model.language_model.", "model."),
-        ),
-        rest=("vision_tower.", "multi_modal_projector."),
-        text_type=GEMMA3_TEXT.model_type,
-    ),
-)
-
-FAMILIES = (GEMMA2, GEMMA3_TEXT, GEMMA3)
+FAMILIES = (GEMMA2, GEMMA3_TEXT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 MODELS: dict[str, str] = {
     "llama": "Llama 2 to 3.3, SmolLM2, DeepSeek-R1-Distill-Llama, Llama-Nemotron Nano",
     "mistral": "Mistral 7B, Mistral Nemo, Mistral Small (text)",
-    "ministral3": "Ministral 3 (text), up to its original length",
+    "ministral3": "Ministral 3 (text)",
     "qwen2": "Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
     "qwen3": "Qwen3",
     "nemotron": "Nemotron-4, Minitron",
@@ -18,7 +18,6 @@ MODELS: dict[str, str] = {
     "mixtral": "Mixtral",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3 1B and 270M",
-    "gemma3": "Gemma 3 4B to 27B: the text model trains, the rest is carried through",
     "gpt_oss": "gpt-oss",
     "olmo2": "OLMo 2",
     "granite": "Granite 3",
@@ -34,6 +33,20 @@ MODELS: dict[str, str] = {
     "deepseek_v3": "DeepSeek-V3 and R1, Moonlight",
     "kimi_k2": "Kimi K2, which is written as deepseek_v3",
     "glm4_moe_lite": "GLM-4.7-Flash",
+}
+
+# the same of multimodal models, by the model_type of the whole
+AROUND: dict[str, str] = {
+    "gemma3": "Gemma 3 4B to 27B",
+    "mistral3": "Ministral 3, Mistral Small 3.1 and 3.2",
+    "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5 with experts",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL without experts",
+    "llava": "LLaVA 1.5 and its like",
+    "llava_next": "LLaVA-NeXT",
+    "internvl": "InternVL in transformers' form",
 }
 
 # why -> the model_types that it is true of
@@ -62,11 +75,8 @@ _REASONS: dict[str, str] = {
     "transformers has no code of it, and code that comes with a model is never run": """mimo internlm internlm2 baichuan chatglm
     minicpm telechat telechat2 yuan xverse orion skywork bailing_moe bailing_moe_v2 step3p5 exaone sarvam_moe sarvam_mla qwen
     deepseek grok""",
-    "it sees or hears, and rows here are text": """llama4 mllama llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe
-    qwen2_audio qwen2_5_omni qwen3_omni_moe glm4v glm4v_moe gemma3n gemma4 mistral3 pixtral paligemma internvl kimi_vl kimi_k25
-    minicpmv phi4_multimodal ernie4_5_vl_moe minimax_m3_vl exaone4_5""",
-    "its text tower alone is (qwen3_5_text, qwen3_5_moe_text), as transformers' AutoModelForCausalLM loads and saves it": (
-        "qwen3_5 qwen3_5_moe"
-    ),
+    "it sees or hears, and rows here are text": """llama4 mllama qwen2_audio qwen2_5_omni qwen3_omni_moe glm4v glm4v_moe gemma3n
+    gemma4 pixtral paligemma kimi_vl kimi_k25 minicpmv phi4_multimodal ernie4_5_vl_moe minimax_m3_vl exaone4_5""",
+    "it stores the matrices of its experts transposed, which is not built": "qwen3_vl_moe",
 }
 REASONS: dict[str, str] = {model_type: why for why, named in _REASONS.items() for model_type in named.split()}

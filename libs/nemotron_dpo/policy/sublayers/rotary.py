@@ -41,8 +41,8 @@ class Yarn:
     """Fast waves as they are, slow ones stretched by `factor`, those between in part (Peng et al. 2023).
 
     attention_factor: of cosines and sines; None has it made of `mscale` and `mscale_all_dim`, or of the factor alone.
-    truncate: the ends of what is between are whole channels. query_growth: of queries behind the original length, which are
-    multiplied with more there (Llama 4's way, and Ministral 3's); such positions are not computed, texts that long are refused.
+    truncate: the ends of what is between are whole channels. query_growth: by how much queries are larger behind the original
+    length, Llama 4's way and Ministral 3's: times 1 + query_growth * ln(1 + how often that length is before the position).
     """
 
     factor: float
