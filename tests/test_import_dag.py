@@ -56,7 +56,7 @@ ALLOWED = {
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
-    "scoring": {"errors", "policy", "preferences", "published", "streams"},
+    "scoring": {"errors", "kernels", "paths", "policy", "preferences", "published", "streams"},
     "checkpoint": {
         "scoring",
         "streams",
@@ -147,6 +147,7 @@ ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
     ("jobs", "steps"): {"compile", "text"},
     ("report", "steps"): {"catalogue"},
+    ("scoring", "kernels"): {"choice"},
     ("steps", "kernels"): {"choice"},
     ("steps", "policy"): {
         "architecture",

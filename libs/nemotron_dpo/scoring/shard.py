@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from nemotron_dpo.scoring.record_checks import AreWhole, checks, checksum
 from nemotron_dpo.streams import published_file
 
 SUFFIX = ".arrow"
@@ -37,16 +37,19 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """`ids` uint64 [N, 2] are sorted by their first half, in little-endian order. Lists are (values, offsets [N + 1])."""
+    """`ids` uint64 [N, 2] are sorted by their first half, in little-endian order. Lists are (values, offsets [N + 1]).
+
+    `are_whole` tells which records have their checksums; it is to be asked before they are read.
+    """
 
     path: Path
     ids: np.ndarray
-    checksums: np.ndarray
     chosen: tuple[np.ndarray, np.ndarray]
     rejected: tuple[np.ndarray, np.ndarray]
     replaces: frozenset[str]
     batch: pa.RecordBatch
     mapped: mmap.mmap
+    are_whole: AreWhole
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,10 +62,10 @@ class Shard:
         """Give back the memory of what was looked at; what is looked at again comes from the file again."""
         self.mapped.madvise(mmap.MADV_DONTNEED)
 
-    def read(self, row: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Both log-prob arrays of a record; None where they do not have its checksum."""
-        sides = tuple(values[offsets[row] : offsets[row + 1]] for values, offsets in (self.chosen, self.rejected))
-        return sides if checksum(self.ids[row].tobytes(), *sides) == self.checksums[row] else None  # type: ignore[return-value] - a tuple of two
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both log-prob arrays of a record."""
+        (chosen, chosen_ends), (rejected, rejected_ends) = self.chosen, self.rejected
+        return chosen[chosen_ends[row] : chosen_ends[row + 1]], rejected[rejected_ends[row] : rejected_ends[row + 1]]
 
 
 def rows_of(among: np.ndarray, ids: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
@@ -81,12 +84,6 @@ def rows_of(among: np.ndarray, ids: np.ndarray, order: np.ndarray | None = None)
     rows = np.minimum(low, len(among) - 1)
     rows = rows if order is None else order[rows]
     return np.where((among[rows] == ids).all(1), rows, -1)
-
-
-def checksum(pair_id: bytes, chosen: np.ndarray, rejected: np.ndarray) -> int:
-    """CRC-32 over the pair_id, the number of chosen log-probs and all log-probs of a record."""
-    crc = zlib.crc32(pair_id + len(chosen).to_bytes(4, "little"))
-    return zlib.crc32(np.ascontiguousarray(rejected).data, zlib.crc32(np.ascontiguousarray(chosen).data, crc))
 
 
 def ids_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -131,7 +128,8 @@ def open_shard(path: Path, about: str) -> Shard:
         raise Damaged("its offsets are wrong")
     crcs = batch.column("crc32").to_numpy()
     mapped.madvise(mmap.MADV_DONTNEED)
-    return Shard(path, ids_of(batch.column("pair_id")), crcs, sides[0], sides[1], replaces, batch, mapped)
+    ids = ids_of(batch.column("pair_id"))
+    return Shard(path, ids, sides[0], sides[1], replaces, batch, mapped, checks(ids, crcs, *sides[0], *sides[1]))
 
 
 def _lists(rows: Sequence[np.ndarray]) -> pa.ListArray:

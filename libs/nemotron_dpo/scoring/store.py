@@ -98,16 +98,20 @@ class Store:
         for one in list(self._shards.values()):
             wanted = np.flatnonzero(~known)
             at = one.find(ids[wanted])
-            found = zip(wanted[at >= 0].tolist(), at[at >= 0].tolist(), strict=True)
-            for number, (row, place) in enumerate(found, 1):
-                record = one.read(place)
-                if record is None:
-                    self.say(f"warning: {one.path}: record {place} is damaged and is scored again")
-                known[row] = record is not None and scores.put(row, *record)
-                if number % _READ_AT_ONCE == 0:
-                    one.forget()
+            self._read(one, wanted[at >= 0], at[at >= 0], scores, known)
             one.forget()
         return known
+
+    def _read(self, one: Shard, rows: np.ndarray, places: np.ndarray, scores: WindowScores, known: np.ndarray) -> None:
+        """Put the records at `places` of a file into `rows` of `scores` and mark these in `known`, but for damaged ones."""
+        for start in range(0, len(rows), _READ_AT_ONCE):
+            some = places[start : start + _READ_AT_ONCE]
+            is_whole = one.are_whole(some)
+            for place in some[~is_whole].tolist():
+                self.say(f"warning: {one.path}: record {place} is damaged and is scored again")
+            for row, place in zip(rows[start : start + _READ_AT_ONCE][is_whole].tolist(), some[is_whole].tolist(), strict=True):
+                known[row] = scores.put(row, *one.read(place))
+            one.forget()
 
     def add(self, pair_id: bytes, chosen: np.ndarray, rejected: np.ndarray) -> None:
         """Take a record, which is published with the next ones."""
