@@ -74,7 +74,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _shell(installed: Path, folder: Path) -> dict[str, str]:
     """A shell that knows nothing of the checkout."""
-    kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "LANG") if name in os.environ}
     return {**kept, "PATH": f"{installed}:/usr/bin:/bin", "HOME": str(folder)}
 
 

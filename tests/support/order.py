@@ -1,4 +1,4 @@
-"""The order of the test files: `just test` gives whole files to two workers, and what comes last should be short."""
+"""The order of the test files: `just test` gives whole files to its workers, and what comes last should be short."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-# the longest first
+# the longest first; those of Slurm wait most of the time, beside files that compute
 LONGEST = (
+    "bin/test_slurm_endings.py",
     "bin/test_parallel.py",
-    "gpu/test_run.py",
     "bin/test_resume.py",
     "bin/test_slurm.py",
+    "gpu/test_run.py",
     "interop/test_megatron_bridge.py",
     "bin/test_nemotron_steps.py",
     "bin/test_dgxcloud.py",
@@ -25,8 +26,12 @@ LONGEST = (
     "libs/training/test_invariance.py",
     "golden/test_curves.py",
     "test_docs.py",
-    "bin/test_slurm_endings.py",
     "bin/test_ckpt_export.py",
+    "libs/training/sinks/test_mlflow.py",
+    "libs/policy/test_delta_net_layouts.py",
+    "libs/policy/test_hybrid_layouts.py",
+    "libs/policy/test_leading_dense.py",
+    "bin/test_dpo_sweep.py",
 )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import mxfp4
@@ -30,6 +29,8 @@ def test_numbers_by_hand() -> None:
 
 def test_a_folder_in_4_bits_is_that_of_its_numbers_in_16(tmp_path: Path) -> None:
     """Both give the same weights, written as bfloat16; transformers' code says which numbers those are."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors  # seconds, which no other worker needs
+
     from nemotron_dpo.checkpoint.export import export
 
     folder = families.write_model(tmp_path / "hf", "gpt_oss", dtype=torch.bfloat16, intermediate_size=64)
