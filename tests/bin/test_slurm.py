@@ -154,17 +154,29 @@ def test_an_image_that_cannot_be_imported_ends_the_job(here: Path, tokenize: lis
     assert list((here / "remote").glob("*.sqsh*")) == [here / "remote" / "nvcr_io_nvidia_nemo_25_11.sqsh.log"]
 
 
-def test_a_sweep_is_one_array_and_a_point_that_fails_is_said(here: Path, tokenize: list[str]) -> None:
-    """The second length leaves no pair: that point fails, and the other is done all the same."""
-    done = run(PROGRAM, *tokenize, "-r", "base", "--sweep", "max_length=512,2", "--name", "lengths")
+def test_a_sweep_of_dpo_holds_gpus_for_models_alone(here: Path, cluster: Cluster, policy: Path) -> None:
+    """One reference pass, each part an array. The batch of one point is larger than its data: the other goes on."""
+    dpo = ["run", "dpo", "-c", "tiny", f"policy.model_name={policy}", "data.train.limit=16", "data.validation=null"]
+    dpo += ["dpo.max_num_steps=1", "--sweep", "policy.train_global_batch_size=8,64", "-r", "split"]
+    done = run(PROGRAM, *dpo)
     said = done.stderr.decode()
     assert done.returncode == 1, said
-    assert "dpo-sweep: array " in said
-    assert " of 2 jobs is submitted; cancel it: scancel " in said
-    states = [line for line in said.splitlines() if "-lengths-max_length=" in line and not line.startswith("dpo-sweep")]
-    assert [line.rpartition("-max_length=")[2] for line in states] == ["512: done", "2: failed"]
+    ids = next(line for line in said.splitlines() if "scancel" in line).partition("scancel ")[2].split()
+    shown = cluster.slurm("sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID,Partition,State,AllocTRES").splitlines()
+    jobs = [line.replace("|", " ").partition(" billing")[0] + " GPU" * ("gres/gpu=1" in line) for line in shown]
+    before, scores, first, main, last, compare = ids
+    wanted = [f"{job} interactive COMPLETED" for job in (before, f"{first}_1", f"{first}_2", f"{last}_1")]
+    wanted += [f"{scores} batch COMPLETED GPU", f"{main}_1 batch COMPLETED GPU", f"{main}_2 batch FAILED GPU"]
+    wanted += [f"{last}_2 interactive CANCELLED ", f"{compare} interactive FAILED"]
+    assert sorted(map(str.strip, jobs)) == sorted(map(str.strip, wanted))
+    assert "train_global_batch_size=8: done\n" in said
+    assert (
+        "train_global_batch_size=64: failed: dpo-train: error: policy.train_global_batch_size 64 is more than the 16 pairs"
+        in said
+    )
+    good = next((here / ".nemotron" / "jobs").glob("*=8"))
+    assert (good / "checkpoint_megatron" / "latest_checkpointed_iteration.txt").is_file()
+    assert "16 pairs scored, 16 of them reused" in (good / "log.txt").read_text()  # scores come from the store
     (sweep,) = (here / ".nemotron" / "sweeps").iterdir()
     assert f"compared in {sweep}/compare.html" in done.stdout.decode()
-    job = next((here / ".nemotron" / "jobs").glob("*-max_length=512"))
-    assert "preference-tokenize: 4 rows read, 4 pairs written" in (job / "log.txt").read_text()
-    assert (job / "pairs.arrow").is_file()
+    assert not list((here / ".nemotron" / "jobs").glob("*/*env.sh"))

@@ -130,7 +130,8 @@ def test_out_of_time_with_nothing_saved_is_the_end(here: Path, cluster: Cluster,
     assert "nothing was saved before time was up: raise time in the profile" in text
 
 
-def test_out_of_time_saves_is_requeued_and_resumes(here: Path, cluster: Cluster, policy: Path) -> None:
+def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster: Cluster, policy: Path) -> None:
+    """The second is by a job of a partition that comes first, where jobs of this one have a minute to end."""
     dpo = ["run", "dpo", "-c", "tiny", f"policy.model_name={policy}", "data.train.limit=48", "data.validation=null"]
     dpo += [
         "dpo.max_num_epochs=40",
@@ -139,18 +140,40 @@ def test_out_of_time_saves_is_requeued_and_resumes(here: Path, cluster: Cluster,
         "checkpointing.save_period=100",
     ]
     process, job_id, said = started(*dpo, "-r", "base", until="steps: dpo-train")
-    metrics = local_job(here) / "run" / "metrics.jsonl"
-    wait_until(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
+    _steps_more(3)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # what Slurm's clock sends in the test before
+    _goes_on(said, 1)
+    for partition, key, value in (("batch", "GraceTime", "60"), ("interactive", "PriorityTier", "10")):
+        cluster.slurm("scontrol", "update", f"PartitionName={partition}", f"{key}={value}")
+    _steps_more(3)
+    first = cluster.slurm(
+        "sbatch", "--parsable", "-p", "interactive", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true"
+    )
+    _goes_on(said, 2)
+    for partition, key, value in (("batch", "GraceTime", "0"), ("interactive", "PriorityTier", "1")):
+        cluster.slurm("scontrol", "update", f"PartitionName={partition}", f"{key}={value}")
     assert process.wait(150) == 0, b"".join(said).decode()
+    assert cluster.state(first) == "COMPLETED"
     time.sleep(0.2)
     text = b"".join(said).decode()
-    assert "nemotron-steps: time is nearly up: dpo-train is told to save and end\n" in text
-    assert "nemotron-steps: requeued: it goes on from what was saved\n" in text
-    assert "nemotron-steps: preference-tokenize train: done before\n" in text
-    assert "resuming after step" in text
+    assert text.count("nemotron-steps: time is nearly up: dpo-train is told to save and end\n") == 1
+    assert text.count("nemotron-steps: requeued: it goes on from what was saved\n") == 2
+    assert text.count("nemotron-steps: preference-tokenize train: done before\n") == 2
+    assert text.count("resuming after step") == 2
     job = local_job(here)
     given = (job / "train.scored.arrow", "--policy", policy, "-c", job / "train.yaml", "--run-dir", here / "at-one-go")
     check("dpo-train", *given)
     assert len(losses(job / "run")) == 60
     assert losses(job / "run") == pytest.approx(losses(here / "at-one-go"), rel=1e-6)
+
+
+def _steps_more(number: int) -> None:
+    """Wait until so many more steps were trained."""
+    metrics = local_job(Path()) / "run" / "metrics.jsonl"
+    before = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+    wait_until(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= before + number, seconds=60)
+
+
+def _goes_on(said: list[bytes], times: int) -> None:
+    """Wait until the job was queued again and has begun to train for so many times."""
+    wait_until(lambda: b"".join(said).count(b"resuming after step") == times, seconds=120)

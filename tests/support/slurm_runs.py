@@ -53,6 +53,11 @@ account = "none"
 [far_and_slow]
 extends = "far"
 startup_commands = ["sleep 120"]
+[split]
+extends = "base"
+gpus_per_node = 1
+cpus_per_task = 1
+cpu_partition = "interactive"
 [image]
 extends = "base"
 remote_job_dir = "{folder}/remote"

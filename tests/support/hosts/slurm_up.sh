@@ -67,6 +67,10 @@ AccountingStoragePass=$socket
 AccountingStorageEnforce=associations
 MessageTimeout=5
 SelectType=select/cons_tres
+GresTypes=gpu
+AccountingStorageTRES=gres/gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SelectTypeParameters=CR_Core
 MpiDefault=none
 MailProg=/bin/true
@@ -77,12 +81,15 @@ InactiveLimit=0
 CONF
   for i in $(seq "$nodes"); do
     mkdir -p "$root/spool/node$i"
-    echo "NodeName=node$i NodeHostname=node$i NodeAddr=$subnet.$((10 + i)) Port=$((port + 10 + i)) CPUs=2 RealMemory=2000 State=UNKNOWN"
+    echo "NodeName=node$i NodeHostname=node$i NodeAddr=$subnet.$((10 + i)) Port=$((port + 10 + i)) CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN"
   done
   echo "PartitionName=batch Nodes=node[1-$nodes] Default=YES MaxTime=INFINITE State=UP"
   echo "PartitionName=interactive Nodes=node[1-$nodes] Default=NO MaxTime=INFINITE State=UP"
 } >"$root/etc/slurm.conf"
 
+# GPUs are two device files, which Slurm counts and nobody opens
+for i in 0 1; do [ -e "$root/gpu$i" ] || mknod "$root/gpu$i" c 1 3; done
+echo "Name=gpu File=$root/gpu[0-1]" >"$root/etc/gres.conf"
 export SLURM_CONF=$root/etc/slurm.conf
 /usr/sbin/slurmdbd
 for _ in $(seq 100); do sacctmgr -n -i show cluster >/dev/null 2>&1 && break; sleep 0.1; done

@@ -16,7 +16,14 @@ from nemotron_dpo.steps.executors.shared.attend import Say, attend
 from nemotron_dpo.steps.executors.shared.follow import Follower
 from nemotron_dpo.steps.executors.slurm.asked import directives, stage_directives, without_gpus
 from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob, UploadedFile
-from nemotron_dpo.steps.executors.slurm.launch import after_ok, all_or_none, literal, submit_squash, unread_secrets_removed
+from nemotron_dpo.steps.executors.slurm.launch import (
+    after_ok,
+    all_or_none,
+    fitting,
+    literal,
+    submit_squash,
+    unread_secrets_removed,
+)
 from nemotron_dpo.steps.executors.slurm.parts import AFTER, BEFORE, MAIN, Part
 from nemotron_dpo.steps.executors.slurm.prepared import PreparedSlurmJob
 from nemotron_dpo.steps.executors.slurm.script import variables
@@ -136,8 +143,9 @@ def _queue(client: SlurmClient, array: JobArray, *, force_squash: bool, say: Say
     queued: list[str] = []
     with all_or_none(client, queued):
         first = submit_squash(client, array.jobs[0], force=force_squash, say=say)
+        fewer = next((fitting(client, part.asked, say) for part in array.parts if part.name == MAIN), [])
         for label, options, script in _order(array, ids, first):
-            ids[label] = client.submit(options, script)
+            ids[label] = client.submit([*(fewer if label in ("ARRAY", _SCORES) else []), *options], script)
             queued.append(ids[label])
             say(f"job {ids[label]}: {_MEANING[label].format(len(array.jobs))}")
     return queued

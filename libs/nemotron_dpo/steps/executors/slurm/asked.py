@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemotron_dpo.steps.executors.slurm.keys import seconds_of
@@ -16,7 +16,10 @@ _LEAD_SECONDS = 120
 
 @dataclass(frozen=True)
 class Asked:
-    """One job on `nodes`, each with `processes_per_node`, `gpus` and `cpus`; None leaves it to the cluster."""
+    """One job on `nodes`, each with `processes_per_node`, `gpus` and `cpus`; None leaves it to the cluster.
+
+    Where the CPUs are `guessed`, and not the profile's, they may be more than nodes have.
+    """
 
     partition: str | None
     time: str | None
@@ -26,6 +29,7 @@ class Asked:
     processes_per_node: int = 1
     gpus: int | None = None
     cpus: int | None = None
+    guessed: bool = False
 
 
 def with_gpus(settings: SlurmSettings, nodes: int, processes: int) -> Asked:
@@ -39,6 +43,7 @@ def with_gpus(settings: SlurmSettings, nodes: int, processes: int) -> Asked:
         processes,
         gpus=processes if settings.has_gpus else None,
         cpus=_cpus(settings, processes),
+        guessed=settings.cpus_per_task is None,
     )
 
 
@@ -92,8 +97,3 @@ def _cpus(settings: SlurmSettings, processes: int) -> int | None:
         return None
     each = CPUS_PER_GPU if settings.has_gpus else 1
     return each * processes if each * processes > 1 else None
-
-
-def step_options(asked: Asked) -> Sequence[str]:
-    """What srun must be told again: it no longer takes the CPUs of its job's task for its own."""
-    return [f"--cpus-per-task={asked.cpus}"] if asked.cpus else []

@@ -75,6 +75,13 @@ class SlurmClient:
         reason = reason.removeprefix("Batch job submission failed: ")
         raise UserError(f"sbatch refused the job: {reason}", remedy=self._remedy(reason))
 
+    def cpus_of_node(self, partition: str | None) -> int | None:
+        """The least that a node of `partition` has, None being the default one; None where Slurm does not say."""
+        done = self.tunnel.run(["sinfo", "--noheader", "--format", "%P %c"])
+        rows = [line.split() for line in done.stdout.decode(errors="replace").splitlines()]
+        there = [row[1].rstrip("+") for row in rows if len(row) == 2 and _is_of(row[0], partition)]
+        return min((int(number) for number in there if number.isdigit()), default=None)
+
     def state(self, job_id: str) -> JobState:
         """The state of a job, from the controller, or from the accounts where that has forgotten it."""
         done = self.tunnel.run(["scontrol", "--oneliner", "show", "job", job_id])
@@ -133,6 +140,10 @@ class SlurmJob:
 
     def cancel(self) -> None:
         self.client.cancel(self.job_id, *self.waiting)
+
+
+def _is_of(shown: str, partition: str | None) -> bool:
+    return shown.endswith("*") if partition is None else shown.rstrip("*") in partition.split(",")
 
 
 def _state(name: str, reason: str, exit_code: str) -> JobState:

@@ -10,6 +10,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.executors.shared import environment
 from nemotron_dpo.steps.executors.shared.attend import Say, Unsure, attend, nothing_left_behind
 from nemotron_dpo.steps.executors.shared.follow import Follower, NoAnswer
+from nemotron_dpo.steps.executors.slurm.asked import Asked
 from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob
 from nemotron_dpo.steps.executors.slurm.prepared import PreparedSlurmJob, prepare
 from nemotron_dpo.steps.executors.slurm.tunnel import open_tunnel
@@ -85,8 +86,9 @@ def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, s
     ids: list[str] = []
     try:
         with all_or_none(client, ids):
+            fewer = {part.script: fitting(client, part.asked, say) for part in job.parts}
             for options, script in _chain(job, ids, submit_squash(client, job, force=force_squash, say=say)):
-                ids.append(client.submit(options, script))
+                ids.append(client.submit([*fewer[script.rpartition("/")[2]], *options], script))
     except NoAnswer as error:
         remedy = f"it may be queued all the same: squeue --name {job.facts.name}"
         raise Unsure(error.message, source=error.source, remedy=remedy) from None
@@ -98,6 +100,16 @@ def _submit(client: SlurmClient, job: PreparedSlurmJob, *, force_squash: bool, s
             where = f" in partition {part.asked.partition}" if part.asked.partition else ""
             say(f"job {job_id}{where}: {', '.join(stage.name for _, stage in part.stages)}")
     return ids
+
+
+def fitting(client: SlurmClient, asked: Asked, say: Say) -> list[str]:
+    """The option that asks for fewer CPUs where we guessed those of the script and no node has them: it would wait forever."""
+    there = client.cpus_of_node(asked.partition) if asked.guessed and asked.cpus else None
+    if there is None or asked.cpus is None or there >= asked.cpus:
+        return []
+    where = f"partition {asked.partition}" if asked.partition else "the partition"
+    say(f"a node of {where} has {there} CPUs: {there} are asked for, and not {asked.cpus}; cpus_per_task says it otherwise")
+    return [f"--cpus-per-task={there}"]
 
 
 @contextlib.contextmanager

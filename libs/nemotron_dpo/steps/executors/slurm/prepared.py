@@ -59,9 +59,10 @@ class PreparedSlurmJob:
         """What its administrators, or whoever waits for it, would want to know before it is submitted."""
         lines = [f"warning: {line}" for line in no_programs(self.plan, self.settings, self.environment)]
         if names := holds_idle_gpus(self.parts):
-            gpus = sum(part.asked.nodes * (part.asked.gpus or 0) for part in self.parts)
+            number = sum(part.asked.nodes * (part.asked.gpus or 0) for part in self.parts)
+            gpus = f"{number} GPU{'s' * (number > 1)}"
             how = "cpu_partition in the profile gives such stages jobs of their own"
-            lines.append(f"{', '.join(names)}: no model runs there, and the job holds {gpus} GPUs meanwhile: {how}")
+            lines.append(f"{', '.join(names)}: no model runs there, and the job holds {gpus} meanwhile: {how}")
         return lines
 
     def script(self, part: Part) -> str:

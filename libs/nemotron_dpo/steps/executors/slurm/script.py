@@ -10,12 +10,14 @@ from pathlib import Path
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import clear_way, makes_line
-from nemotron_dpo.steps.executors.slurm.asked import Asked, stage_directives, step_options
+from nemotron_dpo.steps.executors.slurm.asked import Asked, stage_directives
 from nemotron_dpo.steps.executors.slurm.parts import Part
 from nemotron_dpo.steps.executors.slurm.programs import programs_on_nodes
 from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings
 
 _HERE = Path(__file__).parent
+# srun no longer takes the CPUs of its job's task for its own (Slurm 22.05).
+_CPUS = "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def variables(settings: SlurmSettings, facts: SlurmJobFacts, asked: Asked, *, se
         "secrets": secrets if secrets and facts.environment_names else "",
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-    lines.append(f"step_options=({shlex.join([*step_options(asked), *_container_options(settings, facts)])})")
+    lines.append(f"step_options=({' '.join([_CPUS, *map(shlex.quote, _container_options(settings, facts))])})")
     ours = {"NEMO_RUN_DIR": '"$job"'}
     if settings.job_root:
         ours["HF_HOME"] = f"${{HF_HOME:-{shlex.quote(settings.job_root + '/huggingface')}}}"

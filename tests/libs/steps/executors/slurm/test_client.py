@@ -12,7 +12,9 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.executors.shared.follow import Follower, JobState, NoAnswer, ending
+from nemotron_dpo.steps.executors.slurm.asked import Asked
 from nemotron_dpo.steps.executors.slurm.client import SlurmClient, SlurmJob
+from nemotron_dpo.steps.executors.slurm.launch import fitting
 from nemotron_dpo.steps.executors.slurm.tunnel import LocalTunnel
 
 # name, reason, code, signal -> our status and line
@@ -140,3 +142,20 @@ def test_a_command_that_hangs_is_given_up():
 def test_no_slurm_here():
     with pytest.raises(UserError, match="no-such-sbatch: no such program here"):
         LocalTunnel().run(["no-such-sbatch"])
+
+
+def test_a_guess_at_cpus_is_no_more_than_nodes_have():
+    """As sinfo prints them: two kinds of nodes in one partition, a plus where there are more in some, a star at the default."""
+    client = SlurmClient(Recorded({"sinfo": (0, "gpu* 96+\ngpu* 64\nsmall 2\n", "")}))
+    for partition, there in [(None, 64), ("gpu", 64), ("small", 2), ("gpu,small", 2), ("other", None)]:
+        assert client.cpus_of_node(partition) == there
+    for asked, options in [
+        (Asked("small", None, cpus=8, guessed=True), ["--cpus-per-task=2"]),
+        (Asked("small", None, cpus=8), []),
+        (Asked("gpu", None, cpus=64, guessed=True), []),
+        (Asked("other", None, cpus=64, guessed=True), []),
+        (Asked("small", None, guessed=True), []),
+    ]:
+        said: list[str] = []
+        assert fitting(client, asked, said.append) == options
+        assert len(said) == len(options)

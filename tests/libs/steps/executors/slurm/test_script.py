@@ -245,7 +245,7 @@ def test_container_options():
     compiled = made(plan_of(Path("j")), profile, env={"WORD": "x"})
     (line,) = [line for line in script(compiled).splitlines() if line.startswith("step_options=")]
     assert line == (
-        "step_options=(--container-image=/images/x.sqsh --container-mounts=/jobs:/jobs,/code:/code,/data:/data,/lustre "
+        "step_options=(${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} --container-image=/images/x.sqsh --container-mounts=/jobs:/jobs,/code:/code,/data:/data,/lustre "
         "--no-container-mount-home --container-workdir=/code --container-env=NEMO_RUN_DIR,HF_HOME,WORD)"
     )
     assert "export PATH=" not in script(compiled)  # the image has programs of its own
