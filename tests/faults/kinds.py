@@ -103,9 +103,10 @@ def _goes_on_alone(trial: Trial, losses: Sequence[float]) -> str:
 
 
 def errors(trial: Trial, scratch: Path) -> list[Point]:
-    """Every operation that is told apart by kind and path fails with every error of the machine."""
-    found = _told_apart(trial, scratch)
-    return [_failing(operation, number, scratch) for number in ERRORS for operation in found]
+    """Every operation that is told apart by kind and path fails with every error of the machine, first with one in turn."""
+    found = list(enumerate(_told_apart(trial, scratch)))
+    turns = range(len(ERRORS))
+    return [_failing(one, ERRORS[(place + turn) % len(ERRORS)], scratch) for turn in turns for place, one in found]
 
 
 def errors_in_turn(trial: Trial, scratch: Path) -> list[Point]:
