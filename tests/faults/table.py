@@ -1,7 +1,7 @@
 """Write the table of README.md from the results of the matrix: `python tests/faults/table.py RESULTS.jsonl`.
 
-A row a stage, a column a kind of fault, in it how many points held of those that were tried, and of how many where not all were.
-A cell that was not run says so.
+A row a stage, a column a kind of fault, in it how many points held of those that were tried (and of how many, where not all
+were). A cell that was not run says so.
 """
 
 from __future__ import annotations

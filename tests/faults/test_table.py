@@ -10,7 +10,7 @@ import pytest
 from faults import results, table
 from faults.results import HELD, NOT_STRUCK, UNSEEN, Result
 
-_COUNT = re.compile(r"\d+ / \d+|\d+|not run|")
+_COUNT = re.compile(r"\d+ / \d+( of \d+)?|\d+|not run|")
 
 
 def test_the_table_in_the_readme_has_the_form_of_the_generator() -> None:
