@@ -136,8 +136,7 @@ def _place_beside(target: Path) -> Iterator[Path]:
             _sweep(target.parent, now=place.stat().st_mtime)
         yield place
     finally:
-        _remove(place)
-        os.close(file)
+        _remove(place, file)
 
 
 def _locked_place(target: Path) -> tuple[Path, int]:
@@ -196,12 +195,14 @@ def _remove_dead(place: Path, now: float, *, is_ours: bool) -> None:
         place.rmdir()  # empty: just made, and made again elsewhere, or half removed
         return
     try:
-        is_dead = locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_dead and (is_ours or now - _last_change(place) > _FORGOTTEN_SECONDS):
-            _remove(place)
-    except BlockingIOError:
+        is_locked = locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_dead = is_locked and (is_ours or now - _last_change(place) > _FORGOTTEN_SECONDS)
+    except OSError:
+        os.close(file)
         return
-    finally:
+    if is_dead:
+        _remove(place, file)
+    else:
         os.close(file)
 
 
@@ -209,13 +210,19 @@ def _last_change(place: Path) -> float:
     return max(path.stat().st_mtime for path in (place, *place.rglob("*")))
 
 
-def _remove(place: Path) -> None:
-    """Remove `place`, its lock last: as long as something is left, who comes next can tell whether its process lives."""
+def _remove(place: Path, lock: int | None = None) -> None:
+    """Remove `place`, its lock last: as long as something is left, who comes next can tell whether its process lives.
+
+    `lock` is closed. A file server keeps an open file under another name (.nfs...), so that the folder is empty only then.
+    """
     with contextlib.suppress(OSError):
         for path in place.iterdir():
             if path.name != _LOCK:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
         (place / _LOCK).unlink(missing_ok=True)
+    if lock is not None:
+        os.close(lock)
+    with contextlib.suppress(OSError):
         place.rmdir()
 
 

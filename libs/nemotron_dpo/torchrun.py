@@ -50,6 +50,8 @@ def run(arguments: Sequence[str]) -> Ended:
     parser = torchrun.get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign] - or it would write its whole usage
     job = parser.parse_args(["--signals-to-handle", "SIGQUIT", *arguments])
+    if job.standalone and job.local_addr is None:
+        job.local_addr = "127.0.0.1"  # or the processes get this machine's name, and wait for ever where it does not resolve
     processes = torchrun.determine_local_world_size(job.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     os.environ.update(parent.followed())

@@ -42,10 +42,8 @@ def kills(trial: Trial, scratch: Path) -> list[Point]:
     total = _operations(trial, scratch)
     places = [1 + int(place * (total - 1) / (KILLS - 1)) for place in range(KILLS)]
     whom = itertools.cycle(WHOM if trial.stage.holds_jobs else WHOM[:1])
-    return [
-        Point(f"{number:02} {how} {who}", _kill(place, how, who, scratch))
-        for number, (place, how, who) in enumerate(zip(places, itertools.cycle(HOW), whom, strict=False))
-    ]
+    struck = enumerate(zip(places, itertools.cycle(HOW), whom, strict=False))
+    return _mixed([Point(f"{n:02} {how} {who}", _kill(place, how, who, scratch)) for n, (place, how, who) in struck])
 
 
 def kills_then_alone(trial: Trial, scratch: Path) -> list[Point]:
@@ -53,10 +51,10 @@ def kills_then_alone(trial: Trial, scratch: Path) -> list[Point]:
     total = _operations(trial, scratch)
     losses = programs.losses(trial.out / "run")
     places = [1 + int(place * (total - 1) / (KILLS - 1)) for place in range(KILLS)]
-    return [
-        Point(f"{number:02} {how}, then 1 rank", _kill(place, how, "self", scratch, losses))
-        for number, (place, how) in enumerate(zip(places, itertools.cycle(HOW), strict=False))
-    ]
+    struck = enumerate(zip(places, itertools.cycle(HOW), strict=False))
+    return _mixed(
+        [Point(f"{n:02} {how}, then 1 rank", _kill(place, how, "self", scratch, losses)) for n, (place, how) in struck]
+    )
 
 
 def _operations(trial: Trial, scratch: Path) -> int:
@@ -66,6 +64,11 @@ def _operations(trial: Trial, scratch: Path) -> int:
     ended = trial.run(log=log, counter=_counter(scratch))
     assert ended.status == 0, ended.said
     return max(operation.number for operation in faulty.logged(log))
+
+
+def _mixed(points: Sequence[Point]) -> list[Point]:
+    """The same in an order in which every part of them is spread over all."""
+    return [points[place * 7 % len(points)] for place in range(len(points))]  # there are 50, which 7 does not divide
 
 
 def _counter(scratch: Path) -> Path:
@@ -103,9 +106,10 @@ def _goes_on_alone(trial: Trial, losses: Sequence[float]) -> str:
 
 
 def errors(trial: Trial, scratch: Path) -> list[Point]:
-    """Every operation that is told apart by kind and path fails with every error of the machine."""
-    found = _told_apart(trial, scratch)
-    return [_failing(operation, number, scratch) for number in ERRORS for operation in found]
+    """Every operation that is told apart by kind and path fails with every error of the machine, first with one in turn."""
+    found = list(enumerate(_told_apart(trial, scratch)))
+    turns = range(len(ERRORS))
+    return [_failing(one, ERRORS[(place + turn) % len(ERRORS)], scratch) for turn in turns for place, one in found]
 
 
 def errors_in_turn(trial: Trial, scratch: Path) -> list[Point]:

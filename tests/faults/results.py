@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
@@ -14,12 +14,13 @@ HELD, NOT_STRUCK, UNSEEN = "held", "not struck", "unseen"
 
 @dataclass(frozen=True)
 class Result:
-    """Of the fault `point` of that kind at that stage: "held", or what failed."""
+    """Of the fault `point` of that kind at that stage: "held", or what failed. There are `of` such points."""
 
     kind: str
     stage: str
     point: str
     outcome: str
+    of: int = 0
 
 
 def is_well(result: Result) -> bool:
@@ -29,9 +30,8 @@ def is_well(result: Result) -> bool:
 
 def append(file: Path, result: Result, seconds: float) -> None:
     """Add a line to `file`."""
-    line = {"kind": result.kind, "stage": result.stage, "point": result.point, "outcome": result.outcome}
     with file.open("ab") as lines:
-        lines.write(orjson.dumps({**line, "seconds": round(seconds, 2), "at": int(time.time())}) + b"\n")
+        lines.write(orjson.dumps({**asdict(result), "seconds": round(seconds, 2), "at": int(time.time())}) + b"\n")
 
 
 def last_of_each(file: Path) -> Mapping[tuple[str, str, str], Result]:
@@ -42,4 +42,4 @@ def last_of_each(file: Path) -> Mapping[tuple[str, str, str], Result]:
 def _read(file: Path) -> Iterator[Result]:
     for line in file.read_bytes().splitlines() if file.exists() else ():
         fields = orjson.loads(line)
-        yield Result(fields["kind"], fields["stage"], fields["point"], fields["outcome"])
+        yield Result(fields["kind"], fields["stage"], fields["point"], fields["outcome"], fields.get("of", 0))

@@ -1,6 +1,7 @@
 """Write the table of README.md from the results of the matrix: `python tests/faults/table.py RESULTS.jsonl`.
 
-A row a stage, a column a kind of fault, in it how many points held of those that were tried. A cell that was not run says so.
+A row a stage, a column a kind of fault, in it how many points held of those that were tried (and of how many, where not all
+were). A cell that was not run says so.
 """
 
 from __future__ import annotations
@@ -42,14 +43,20 @@ def _cell(cells: Mapping[tuple[str, str], list[Result]], kind: str, stage: str) 
     if stage not in kinds.CELLS[kind]:
         return NO_CELL
     tried = cells.get((kind, stage), [])
-    return f"{sum(map(is_well, tried))} / {len(tried)}" if tried else NOT_RUN
+    return f"{sum(map(is_well, tried))} / {len(tried)}{_part(tried)}" if tried else NOT_RUN
+
+
+def _part(tried: list[Result]) -> str:
+    """Of how many points these are a part."""
+    of = max(result.of for result in tried)
+    return f" of {of}" if of > len(tried) else ""
 
 
 def _damage(cells: Mapping[tuple[str, str], list[Result]], kind: str, stage: str) -> list[str]:
     tried = cells.get((kind, stage), [])
     unseen = sum(result.outcome.startswith(UNSEEN) for result in tried)
     held = sum(is_well(result) and not result.outcome.startswith(UNSEEN) for result in tried)
-    return [f"{held} / {len(tried)}", str(unseen)] if tried else [NOT_RUN, NO_CELL]
+    return [f"{held} / {len(tried)}{_part(tried)}", str(unseen)] if tried else [NOT_RUN, NO_CELL]
 
 
 def written() -> str:

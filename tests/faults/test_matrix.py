@@ -39,12 +39,13 @@ def test_cell(request: pytest.FixtureRequest, inputs: Path, tmp_path: Path, kind
     known = results.last_of_each(file)
     trial = trial_of(stage, inputs, tmp_path / "OUT")
     failed = []
-    for point in KINDS[kind](trial, tmp_path):
+    points = KINDS[kind](trial, tmp_path)
+    for point in points:
         before = known.get((kind, stage, point.name))
         if before is not None and is_well(before):
             continue
         began = time.monotonic()
-        result = Result(kind, stage, point.name, point.strike(trial) or HELD)
+        result = Result(kind, stage, point.name, point.strike(trial) or HELD, len(points))
         results.append(file, result, time.monotonic() - began)
         failed += [] if is_well(result) else [f"{point.name}: {result.outcome}"]
     assert not failed, "\n".join(failed)

@@ -24,7 +24,6 @@ _STAGES = (
     "preference-tokenize",
     "ref-logprobs",
     "dpo-train",
-    "dpo-train, LoRA",
     "ckpt-export --to megatron",
     "ckpt-export --to hf",
     "ckpt-export --to peft",

@@ -10,7 +10,7 @@ import pytest
 from faults import results, table
 from faults.results import HELD, NOT_STRUCK, UNSEEN, Result
 
-_COUNT = re.compile(r"\d+ / \d+|\d+|not run|")
+_COUNT = re.compile(r"\d+ / \d+( of \d+)?|\d+|not run|")
 
 
 def test_the_table_in_the_readme_has_the_form_of_the_generator() -> None:
@@ -27,7 +27,7 @@ def test_a_cell_counts_what_held_of_what_was_struck(tmp_path: Path) -> None:
     told = [
         ("kill", "dpo-report", "00 before self", "half written: x"),
         ("kill", "dpo-report", "00 before self", HELD),  # tried again: the last counts
-        ("kill", "dpo-report", "01 half self", "half written: x"),
+        ("kill", "dpo-report", "01 half self", "half written: x", 50),
         ("kill", "dpo-report", "02 after self", NOT_STRUCK),
         ("damage of a policy of others", "ref-logprobs", "flip 0", f"{UNSEEN}: differ"),
         ("damage of a policy of others", "ref-logprobs", "cut 0", HELD),
@@ -37,7 +37,7 @@ def test_a_cell_counts_what_held_of_what_was_struck(tmp_path: Path) -> None:
         results.append(tmp_path / "results", Result(*one), 1.0)
     lines = table.table(results.last_of_each(tmp_path / "results").values()).splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines if line}
-    assert rows["dpo-report"][0] == "1 / 2"
+    assert rows["dpo-report"][0] == "1 / 2 of 50"
     assert rows["dpo-train"][0] == "not run"
     assert [cell.strip(" |") for cell in rows["a policy of others"]] == ["ref-logprobs", "1 / 2", "1"]
     assert [cell.strip(" |") for cell in rows["pairs"]] == ["ref-logprobs", "0 / 1", "1"]

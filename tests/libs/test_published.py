@@ -107,6 +107,29 @@ def test_a_clock_that_runs_ahead_makes_no_place_of_another_kernel_old(tmp_path: 
     assert place.is_dir()
 
 
+def test_a_file_server_that_keeps_open_files_under_another_name_is_left_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As NFS does (.nfs...): what is removed while it is open goes once it is closed."""
+    unlink, close = Path.unlink, os.close
+
+    def rename(path: Path, missing_ok: bool = False) -> None:
+        path.rename(path.with_name(".nfs0001")) if path.name == ".lock" else unlink(path, missing_ok)
+
+    def close_and_go(file: int) -> None:
+        close(file)
+        for path in tmp_path.rglob(".nfs0001"):
+            unlink(path)
+
+    dead = tmp_path / f".c.{published._kernel()}-{'1' * 16}.tmp"
+    dead.mkdir()
+    (dead / ".lock").touch()
+    monkeypatch.setattr(Path, "unlink", rename)
+    monkeypatch.setattr(os, "close", close_and_go)
+    _write(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_what_only_looks_like_a_place_stays(tmp_path: Path):
     mine = [f".a.{'0' * 8}-{'1' * 16}.tmp", ".a.1234.tmp", "a.tmp", ".tmp"]
     for name in mine:

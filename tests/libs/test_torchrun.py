@@ -51,6 +51,21 @@ def test_a_killed_process_is_named_in_one_line(tmp_path: Path):
     assert done.returncode == 137
 
 
+@pytest.mark.parametrize(
+    ("options", "address"), [((), "127.0.0.1"), (("--local-addr", "10.0.0.7"), "10.0.0.7"), (("--nnodes", "1"), None)]
+)
+def test_one_machine_needs_no_name(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], address: str | None):
+    """A job of one machine waited for ever where the machine's name does not resolve."""
+    from torch.distributed import run
+
+    jobs = []
+    monkeypatch.setattr(run, "run", jobs.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    first = () if "--nnodes" in options else ("--standalone",)
+    torchrun.run([*first, *options, "--nproc-per-node", "2", "program.py"])
+    assert [job.local_addr for job in jobs] == [address]
+
+
 def test_options_are_those_of_torchrun():
     done = execute([sys.executable, *LAUNCH, "--nope", "x"])
     line = "dpo-torchrun: error: unrecognized arguments: --nope: 'torchrun --help' lists the options\n"
