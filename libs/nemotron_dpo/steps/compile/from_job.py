@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from nemotron_dpo.config import RunConfig
+from nemotron_dpo.documents import yaml_mapping
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.step_folders import BEST, LAST, policy_of, ranking, step_of
 
@@ -44,9 +42,9 @@ def _best(job: Path, last: Path) -> tuple[Path, str]:
 
 def _has_adapters(policy: Path) -> bool:
     try:
-        tree: Any = yaml.safe_load((policy.parent / "config.yaml").read_bytes())
+        tree = yaml_mapping(policy.parent / "config.yaml")
         return bool(tree["policy"]["megatron_cfg"]["peft"]["enabled"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # what it then is, who reads the weights will say
+    except (KeyError, TypeError):  # what it then is, who reads the weights will say
         return False
 
 
