@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.checkpoint.families.known import REASONS
+from nemotron_dpo.checkpoint.field_kinds import checked
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -63,7 +63,7 @@ def read(folder: Path) -> Architecture:
         return from_config(hf_folder.parsed_config(path.read_bytes()), path)
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the download complete?") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"is not JSON ({error})", source=path) from None
 
 
@@ -71,7 +71,7 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
     """The architecture that the content of the file `path` describes. Raises UserError where it is of an unknown kind."""
     try:
         refuse_absurd(config)
-        return _architecture(_family(config, path), config, path)
+        return checked(_architecture(_family(config, path), config, path))
     except UserError as error:
         error.source = error.source or str(path)
         raise

@@ -26,12 +26,13 @@ def given_of(tree: dict[str, Any], program: str, ignored: list[str], run: Run) -
         if key in own or key in ignored:
             continue
         name = names.get(key, key)
-        if given.values.get(name, value) != value:
+        if name in given.values and given.values[name] != value:
             raise UserError(f"says otherwise than {given.spelled[name]}", field=key, remedy="set one of them")
         given.values[name], given.spelled[name] = value, key
     said = {key: value for key, value in tree.items() if key in own and key not in ignored}
     for key in said:
         given.spelled[key] = key
+    given.values, said = given.fitting(given.values), given.fitting(said)
     {"axolotl": _axolotl, "llama_factory": _llama_factory}.get(program, _nothing)(given, said, run)
     return given
 
