@@ -12,7 +12,8 @@ from fuzz.target import Target, as_json, as_yaml, put
 
 
 @functools.cache
-def _model_configs() -> list[Any]:
+def sound_configs() -> list[Any]:
+    """A config.json of every family."""
     from nemotron_dpo.checkpoint.families import config
     from nemotron_dpo.errors import UserError
     from nemotron_dpo.steps import tiny_hybrid
@@ -55,7 +56,7 @@ def _run_configs() -> list[Any]:
     from nemotron_dpo.errors import UserError
 
     made = []
-    for tree in _model_configs()[::3]:
+    for tree in sound_configs()[::3]:
         try:
             model, own = run_config._sections(config.from_config(tree, Path("config.json")))
         except UserError:
@@ -164,11 +165,11 @@ def _read_adapter_config(folder: Path, content: bytes) -> object:
     from nemotron_dpo.checkpoint.families import config
 
     put(folder, "adapter_config.json", content)
-    return peft_merge.base_of(folder), peft_merge._scales(folder, config.from_config(_model_configs()[0], Path("c")))
+    return peft_merge.base_of(folder), peft_merge._scales(folder, config.from_config(sound_configs()[0], Path("c")))
 
 
 TARGETS = (
-    Target("config.json", _model_configs, as_json, _read_model_config),
+    Target("config.json", sound_configs, as_json, _read_model_config),
     Target("run_config.yaml", _run_configs, as_yaml, _read_run_config),
     Target("safetensors", _headers, as_safetensors, _read_safetensors),
     Target("safetensors index", _indexes, as_json, _read_index),

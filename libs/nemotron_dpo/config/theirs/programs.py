@@ -73,8 +73,9 @@ def _per_epoch(given: Given, said: dict[str, Any], run: Run) -> None:
     processes = run.processes or 1
     pairs = int(given.get("per_device_train_batch_size") * given.get("gradient_accumulation_steps")) * processes
     for theirs, key in (("evals_per_epoch", "eval_steps"), ("saves_per_epoch", "save_steps")):
-        if said.get(theirs) and run.num_pairs is not None:
-            given.values[key] = max(1, math.ceil(run.num_pairs // pairs / int(said[theirs])))
+        times = float(said.get(theirs) or 0)
+        if times > 0 and run.num_pairs is not None:
+            given.values[key] = max(1, math.ceil(run.num_pairs // pairs / times))
             given.spelled[key], given.texts[key] = theirs, f"{theirs}: {said[theirs]}"
 
 
