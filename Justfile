@@ -24,9 +24,13 @@ default:
 setup:
     @pipelines/setup.sh .venv {{ quote(torch) }}
 
-# Write configs/pins.txt anew after a change of pyproject.toml; --upgrade takes the newest versions
+# Write configs/pins.txt and pins-hashes.txt anew after a change of pyproject.toml; --upgrade takes the newest versions
 pins *ARGS: setup
     @pipelines/pins.sh configs/pins.txt {{ ARGS }}
+
+# Ask pypi.org for known vulnerabilities of the pinned packages
+audit *ARGS: setup
+    @.venv/bin/uv --no-config tool run pip-audit --strict --disable-pip --require-hashes -r configs/pins-hashes.txt {{ ARGS }}
 
 # Train the tiny policy on the sample pairs: tokenize, score, 10 steps of DPO, validate, export
 dpo-tiny *OVERRIDES: setup

@@ -82,6 +82,7 @@ from click.core import ParameterSource
 
 from nemotron_dpo import cli, progress
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.preferences.lines import MOST_ROW_BYTES, ROW_BYTES
 
 PROGRAM = "preference-tokenize"
 
@@ -145,7 +146,14 @@ PROGRAM = "preference-tokenize"
 @click.option("--longest", is_flag=True, help="Show the longest pairs.")
 @click.option("--lines", metavar="12,40", help="Show the pairs of these input lines; all of them without --show.")
 @click.option("--show-tokens", is_flag=True, help='Show the boundaries of tokens, by "|".')
-@click.option("--max-line-bytes", metavar="N", type=click.IntRange(min=1), default=16 << 20, show_default=True)
+@click.option(
+    "--max-line-bytes",
+    metavar="N",
+    type=click.IntRange(1, MOST_ROW_BYTES),
+    default=ROW_BYTES,
+    show_default=True,
+    help="Longest row. Tokenizing one takes some 200 times its bytes of memory.",
+)
 def command(**options: Any) -> None:
     from nemotron_dpo.preferences.selection import parse_choice
     from nemotron_dpo.preferences.stream_texts import is_stream

@@ -1,7 +1,9 @@
 """Make a virtual environment of this checkout with pip: what pyproject.toml asks for, in the versions of configs/pins.txt.
 
 The pins are constraints of a real resolution: whichever build of torch is chosen brings what it needs and no more, and a
-package without a pin for it is found by the tests. `setup.sh` calls this with a suitable Python, where VENV is not up to date:
+package without a pin for it is found by the tests. What was installed is compared with configs/pins-hashes.txt before any of
+it runs; builds of torch that the package index does not have (+cpu, an index of one's own) are said. `setup.sh` calls this
+with a suitable Python, where VENV is not up to date:
 
     python3 make_venv.py VENV STAMP auto|cpu|cuda|URL
 """
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +26,11 @@ from typing import NoReturn, TextIO
 
 import pip_run
 import torch_build
+import wheel_hashes
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "configs" / "pins.txt"
+HASHES = ROOT / "configs" / "pins-hashes.txt"
 
 
 class SetupError(Exception):
@@ -112,9 +117,13 @@ def _make_pip(venv: Path, log: TextIO) -> list[str]:
     options = ["-E", "-s", "-m"]
     if not _worked([base, *options, "venv", "--without-pip", str(venv)], log, venv):
         raise SetupError(f"{base} has no module `venv`: install it (Debian: apt install python3-venv)")
-    other_pip = [base, *options, "pip", "--python", python, "install", "--constraint", str(PINS), "pip"]
-    if not _worked([python, "-I", "-m", "ensurepip"], log, venv) and not _worked(other_pip, log, venv):
-        raise SetupError(f"{base} has neither `ensurepip` nor `pip`: install one (Debian: apt install python3-venv)")
+    report = venv / "tmp" / "report.json"
+    pinned = ["--constraint", str(PINS), "--report", str(report), "pip"]
+    other_pip = [base, *options, "pip", "--python", python, "install", *pinned]
+    if not _worked([python, "-I", "-m", "ensurepip"], log, venv):
+        if not _worked(other_pip, log, venv):
+            raise SetupError(f"{base} has neither `ensurepip` nor `pip`: install one (Debian: apt install python3-venv)")
+        _verify(report, venv)
     return [python, "-I", "-u", "-m", "pip"]
 
 
@@ -127,20 +136,51 @@ def _worked(argv: list[str], log: TextIO, venv: Path) -> bool:
 def _install(pip: list[str], asked: str, venv: Path, log: TextIO, lock: TextIO) -> None:
     progress = pip_run.Progress()
 
-    def run(*arguments: str) -> None:
-        pip_run.run(pip, *arguments, log=log, progress=progress, keep_open=(lock.fileno(),), scratch=venv / "tmp")
+    scratch = venv / "tmp"
 
-    only_pins = ("--constraint", str(PINS), "--only-binary", ":all:")
-    run("install", "--no-deps", f"pip=={_pin('pip')}")
+    def run(*arguments: str) -> None:
+        pip_run.run(pip, *arguments, log=log, progress=progress, keep_open=(lock.fileno(),), scratch=scratch)
+
+    def install(*arguments: str, other_index: bool = False) -> None:
+        report = scratch / "report.json"
+        run("install", "--report", str(report), "--constraint", str(PINS), "--only-binary", ":all:", *arguments)
+        _verify(report, venv, other_index=other_index)
+
+    install("--no-deps", "--force-reinstall", f"pip=={_pin('pip')}")
     build = torch_build.choose(asked, _pin("torch"), torch_build.this_machine(pip, pip_run.environment(venv / "tmp")))
     size = SMALL if build.small else LARGE
     _announce(build, size, venv)
     progress.total_mb = size.download_mb
-    with_progress = ("install", "--progress-bar", "raw", *only_pins)
-    run(*with_progress, "--no-deps", *build.options, build.requirement)
-    run(*with_progress, "--build-constraint", str(PINS), "--editable", str(ROOT), "--group", f"{ROOT / 'pyproject.toml'}:dev")
+    with_progress = ("--progress-bar", "raw")
+    install(*with_progress, "--no-deps", *build.options, build.requirement, other_index=bool(build.options))
+    install(*with_progress, *_requirements())
+    # the builder is of the group dev, and was verified
+    run("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     run("check")
-    shutil.rmtree(venv / "tmp", ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _requirements() -> list[str]:
+    """What the project and its group `dev` need, which pip would else learn by running the project's builder."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return [*project["project"].get("dependencies", []), *project["dependency-groups"]["dev"]]
+
+
+def _verify(report: Path, venv: Path, *, other_index: bool = False) -> None:
+    """Raise SetupError, and leave nothing that could run, where pip installed what configs/pins-hashes.txt does not name.
+
+    Builds that the package index does not have are said: those with a local version, and torch of an `other_index`.
+    """
+    unknown = wheel_hashes.unknown(wheel_hashes.read_report(report), wheel_hashes.known(HASHES))
+    for one in unknown:
+        if one.is_local_build or other_index:
+            say(f"{one.said} is no file of the package index, so nothing here vouches for it")
+        elif wheel_hashes.are_any_taken():
+            say(f"warning: {one.said} is not in {HASHES.name}, and {wheel_hashes.ANY} says to take it")
+        else:
+            shutil.rmtree(venv / "lib", ignore_errors=True)
+            remedy = f"where your index builds its own wheels, {wheel_hashes.ANY}=1 takes them"
+            raise SetupError(f"{one.said} is none of the files that {HASHES} names, and nothing of it was run: {remedy}")
 
 
 def _announce(build: torch_build.TorchBuild, size: Size, venv: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,36 @@ MOST_BYTES = 16_000_000
 _MOST_VALUES = 1_000_000  # aliases counted as often as they stand for something
 _INTERPOLATIONS = 10  # levels of ${...} in a value
 _LONG_KEY = re.compile(rf"(?<![\w.-])(?:[\w-]++\s*+\.\s*+){{{MOST_LEVELS},}}+[\w-]++\s*+[=\]]")  # TOML's parser is slow on it
+_SURROGATES = re.compile("[\ud800-\udfff]")  # no file can hold them
 _OPENING = re.compile(r"\$\{|[{\[(]|[}\])]")
 
 
 def read_yaml(path: Path) -> Any:
     """What the YAML file `path` holds. Raises OSError, yaml.YAMLError, UnicodeDecodeError, and UserError beyond all bounds."""
+    return parsed_yaml(path.read_text(encoding="utf-8"), path)
+
+
+def parsed_yaml(text: str, source: object, loader: Any = None) -> Any:
+    """What `text` of `source` says, by PyYAML's safe loader or by `loader`, one of its kind.
+
+    Raises yaml.YAMLError, and UserError beyond all bounds.
+    """
     import yaml
 
-    text = path.read_text(encoding="utf-8")
-    check_yaml(text, path)
+    check_yaml(text, source)
     with fitting_tags():
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=loader or yaml.SafeLoader)
+
+
+def yaml_mapping(path: Path, loader: Any = None) -> Mapping[str, Any]:
+    """The mapping in a YAML file that is looked at in passing; empty where there is none, or none that can be read."""
+    import yaml
+
+    try:
+        tree = parsed_yaml(path.read_text(encoding="utf-8"), path, loader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, UserError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 @contextlib.contextmanager
@@ -50,18 +69,25 @@ def check_yaml(text: str, source: object) -> None:
     import yaml
 
     _check_size(len(text), source)
+    for loader in (getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader):
+        try:
+            _check_events(yaml.parse(text, Loader=loader), source, has_escapes="\\" in text)
+            return
+        except yaml.YAMLError:
+            continue  # of what the one in C refuses the other may read all; what both refuse, whoever parses it says
+
+
+def _check_events(events: Iterator[Any], source: object, *, has_escapes: bool) -> None:
     values = _Values()
-    try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            values.take(event)
-            if values.depth > MOST_LEVELS or _interpolations(getattr(event, "value", None)) > _INTERPOLATIONS:
-                raise too_deep(source, event.start_mark.line + 1)
-            if values.count > _MOST_VALUES:
-                raise UserError(
-                    "stands for more than a million values", source=source, remedy="do its aliases name each other?"
-                )
-    except yaml.YAMLError:
-        return  # whoever parses it says so
+    for event in events:
+        values.take(event)
+        text, line = getattr(event, "value", None) or "", event.start_mark.line + 1
+        if values.depth > MOST_LEVELS or _interpolations(text) > _INTERPOLATIONS:
+            raise too_deep(source, line)
+        if has_escapes and _SURROGATES.search(text):
+            raise UserError("has half a character (a surrogate)", source=source, line=line)
+        if values.count > _MOST_VALUES:
+            raise UserError("stands for more than a million values", source=source, remedy="do its aliases name each other?")
 
 
 def check_override(text: str) -> None:
@@ -137,10 +163,10 @@ class _Values:
             self.count += 1
 
 
-def _interpolations(text: str | None) -> int:
+def _interpolations(text: str) -> int:
     """How deeply brackets lie within each other in a text with ${...}, whose grammar calls itself for each."""
     depth = most = 0
-    for found in _OPENING.finditer(text) if text and "${" in text else ():
+    for found in _OPENING.finditer(text) if "${" in text else ():
         depth += 1 if found[0] in ("${", "{", "[", "(") else -1
         most = max(most, depth)
     return most

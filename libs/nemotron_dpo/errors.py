@@ -5,6 +5,7 @@ from __future__ import annotations
 from nemotron_dpo.terminal_text import one_line
 
 DIVERGED = 3  # the exit status of a training run that dpo.on_divergence=stop ended: no error of this kind
+_MOST_LETTERS = 4000  # of a line: names and values of strangers may be of any length
 
 
 class UserError(Exception):
@@ -37,4 +38,5 @@ class UserError(Exception):
             place += f":{self.line}"
         field = f'"{self.field}"' if self.field else None
         what = f"{field} {self.message}" if field else self.message
-        return one_line(": ".join(part for part in (place, what, self.remedy) if part))
+        line = one_line(": ".join(part for part in (place, what, self.remedy) if part))
+        return line if len(line) <= _MOST_LETTERS else f"{line[: _MOST_LETTERS - 1000]} ... {line[-900:]}"

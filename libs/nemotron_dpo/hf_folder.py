@@ -186,6 +186,8 @@ def parsed_config(content: bytes) -> Any:
         return json.loads(content)
     except RecursionError:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    except UnicodeDecodeError as error:
+        raise json.JSONDecodeError(f"not UTF-8 at byte {error.start}", "", 0) from None
 
 
 def honoured_config(folder: Path) -> bytes:
@@ -200,7 +202,10 @@ def honoured_config(folder: Path) -> bytes:
     if not isinstance(config, Mapping):
         return content
     kept = {key: value for key, value in config.items() if key not in _INERT}
-    return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
+    try:
+        return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # nested too deeply to be written, or numbers and texts that JSON has not
+        return content
 
 
 def refuse_link_outside(path: Path, folder: Path) -> None:

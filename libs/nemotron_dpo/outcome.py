@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean, median
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ Row = Mapping[str, Any]
 
 # The speed of a run is the median of these over its steps, without the first, which warms up. Tokens are those of responses.
 PAIRS_PER_SECOND, TOKENS_PER_SECOND = "timing/train/pairs_per_sec", "timing/train/valid_tokens_per_sec"
+_NUMBERS = (int, float, NoneType)
 _NOISE_FLOOR = "reward_noise_floor"
 # A validation loss that rose by more than this share above its best is worse, not only another number.
 _WORSE = 0.01
@@ -66,13 +68,18 @@ class Outcome:
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of metrics.jsonl; empty where the file does not exist. A line that a crash cut short is skipped."""
-    rows: list[Row] = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            rows.append(orjson.loads(line))
-        except orjson.JSONDecodeError:
-            continue
-    return rows
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [row for line in lines if (row := read_row(line)) is not None]
+
+
+def read_row(line: bytes) -> Row | None:
+    """The record in a line of metrics.jsonl: a step, and names of numbers; None where it is none."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    is_record = isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 0
+    return row if is_record and all(type(value) in _NUMBERS for value in row.values()) else None
 
 
 def outcome(rows: Sequence[Row]) -> Outcome:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemotron_dpo import hf_folder
-from nemotron_dpo.documents import check_yaml
+from nemotron_dpo.documents import parsed_yaml
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.step_folders import LAST, TRACKER, policy_of, step_of
 
@@ -204,8 +204,7 @@ def _model_sections(run_config: Path) -> bytes:
         return b""
     content = run_config.read_bytes()
     try:
-        check_yaml(content.decode(errors="replace"), run_config)
-        sections = yaml.safe_load(content)
+        sections = parsed_yaml(content.decode(errors="replace"), run_config)
         return json.dumps([sections.get("model"), sections.get("nemotron_dpo")], sort_keys=True, default=str).encode()
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         return content

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.documents import read_yaml
+from nemotron_dpo.documents import read_yaml, yaml_mapping
 from nemotron_dpo.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -72,15 +72,11 @@ def policy_of(source: Path, which: str) -> Path | None:
 
 def _elsewhere(run: Path) -> list[Path]:
     """The steps of a job that keeps them outside its folder, where checkpointing.checkpoint_dir says."""
-    import yaml
-
     job = run.parent
     try:
-        folder = (
-            yaml.safe_load((job / "train.yaml").read_bytes())["checkpointing"]["checkpoint_dir"] if run.name == "run" else None
-        )
-        return step_folders(Path(yaml.safe_load((job / "job.yaml").read_bytes())["folder"]) / folder) if folder else []
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        folder = yaml_mapping(job / "train.yaml")["checkpointing"]["checkpoint_dir"] if run.name == "run" else None
+        return step_folders(Path(yaml_mapping(job / "job.yaml")["folder"]) / folder) if folder else []
+    except (OSError, KeyError, TypeError, ValueError):
         return []
 
 

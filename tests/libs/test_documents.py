@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_dpo.config.merge import read_layers, resolve_layers
-from nemotron_dpo.documents import MOST_LEVELS, check_override, check_yaml, is_too_deep, read_toml
+from nemotron_dpo.documents import MOST_LEVELS, check_override, check_yaml, is_too_deep, read_toml, yaml_mapping
 from nemotron_dpo.errors import UserError
 
 DEEP = f"is nested too deeply: {MOST_LEVELS} levels are the most"
 N = 100_000
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = [
     ("[" * N, f"a.yaml:1: {DEEP}"),
     ("{a: " * N, f"a.yaml:1: {DEEP}"),
@@ -27,6 +29,9 @@ HOSTILE = [
     ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"{c}: &{c} [{','.join([f'*{b}'] * 10)}]\n" for b, c in zip("abcdefg", "bcdefgh", strict=True)),
      "a.yaml: stands for more than a million values: do its aliases name each other?"),
     ("a: &a [*a, *a]", ""),  # an alias of itself stands for one value here; the parser refuses it
+    ('a: 1\nb: "\\ud800"', "a.yaml:2: has half a character (a surrogate)"),
+    ('- "\\ud800"\n- ' + "[" * N, "a.yaml:1: has half a character (a surrogate)"),  # libyaml stops there, PyYAML goes on
+    ("a: 'b\x07'\nb: " + "[" * N, ""),  # both stop at what is no text
     ("#" * 16_000_001, "a.yaml: has 16 MB where 16 are the most"),
 ]  # fmt: skip
 
@@ -84,6 +89,37 @@ def test_toml(tmp_path: Path):
             read_toml(path)
     path.write_text("[a.b]\nc = [[1]]\n")
     assert read_toml(path) == {"a": {"b": {"c": [[1]]}}}
+
+
+def test_nobody_else_parses_the_texts_of_strangers():
+    """What is not bounded first ends in a RecursionError or in all memory; adapters.py reads back what it wrote."""
+    parse = re.compile(r"yaml\.(safe_)?load(_all)?\(|tomllib\.loads?\(")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for top in ("libs", "bin")
+        for path in (ROOT / top).rglob("*.py")
+        if parse.search(path.read_text())
+    }
+    own = {"checkpoint/adapters.py", "documents.py", "steps/profiles/env_toml.py"}  # the last, our template as it fills it in
+    assert found == {f"libs/nemotron_dpo/{name}" for name in own}
+
+
+def test_a_file_that_is_looked_at_in_passing_has_a_mapping_or_nothing(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    for text, value in (
+        ("a: 1\n", {"a": 1}),
+        ("[" * N, {}),
+        ("a: !!int b", {}),
+        ("- 1", {}),
+        ("a: [", {}),
+        ("a: '\x00'", {}),
+        (r'a: "\ud800"', {}),
+    ):
+        path.write_text(text)
+        assert yaml_mapping(path) == value, text[:20]
+    path.write_bytes(b"\xff")
+    assert yaml_mapping(path) == {}
+    assert yaml_mapping(tmp_path / "none.yaml") == {}
 
 
 def test_depth():

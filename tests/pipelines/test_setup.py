@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -78,7 +80,7 @@ def _packages(venv: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: small_index.Index, tools: Path, tmp_path: Path):
     """In a folder with a space and an umlaut, without HOME, with settings of Python's and pip's that would lead astray."""
-    checkout = small_index.checkout(tmp_path / "mein Büro")
+    checkout = small_index.checkout(tmp_path / "mein Büro", index.hashes)
     astray = tmp_path / "astray"
     shutil.copytree(tmp_path / "mein Büro" / "libs", astray)
     (astray / "tool-1.0.dist-info").mkdir()
@@ -119,7 +121,7 @@ def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: sma
 
 @pytest.mark.slow
 def test_an_interrupted_setup_starts_over_and_two_at_once_wait(index: small_index.Index, tools: Path, tmp_path: Path):
-    checkout = small_index.checkout(tmp_path / "checkout")
+    checkout = small_index.checkout(tmp_path / "checkout", index.hashes)
     environment = _environment(index, _python(tmp_path / "bin", "python3"), str(tools), HOME=str(tmp_path))
     try:
         index.gate.clear()
@@ -149,7 +151,7 @@ def test_an_interrupted_setup_starts_over_and_two_at_once_wait(index: small_inde
 
 def test_what_ends_in_one_line_before_anything_is_made(tools: Path, tmp_path: Path):
     """The path of interpreters, torch=, the environment, and what the one line says."""
-    checkout = small_index.checkout(tmp_path / "checkout")
+    checkout = small_index.checkout(tmp_path / "checkout", "")
     own, old = _python(tmp_path / "own", "python3"), _python(tmp_path / "old", "python3", "3.14.0")
     newer = _python(tmp_path / "newer", "python3.12")
     foreign = tmp_path / "foreign"
@@ -177,12 +179,25 @@ def test_what_ends_in_one_line_before_anything_is_made(tools: Path, tmp_path: Pa
 def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools: Path, tmp_path: Path):
     own = _python(tmp_path / "bin", "python3")
     pins = small_index.PINS
+    tool = hashlib.sha256(index.hashes.encode()).hexdigest()
+    doctored = re.sub(r"(tool==1.0 .*\n.*sha256:)\w+", rf"\g<1>{tool}", index.hashes)
     cases = [
-        (None, pins, "the package index could not be reached: "),
-        (index, pins.replace("tool==1.0", "tool==7.0"), "small 0.1 depends on tool; The user requested (constraint) tool==7.0"),
+        (None, pins, index.hashes, "the package index could not be reached: "),
+        (
+            index,
+            pins.replace("tool==1.0", "tool==7.0"),
+            index.hashes,
+            "The user requested tool; The user requested (constraint) tool==7.0",
+        ),
+        (
+            index,
+            pins,
+            doctored,
+            f"is none of the files that {tmp_path}/checkout2/configs/pins-hashes.txt names, and nothing of it was run",
+        ),
     ]
-    for number, (served, pins, message) in enumerate(cases):
-        checkout = small_index.checkout(tmp_path / f"checkout{number}", pins)
+    for number, (served, pins, hashes, message) in enumerate(cases):
+        checkout = small_index.checkout(tmp_path / f"checkout{number}", hashes, pins)
         code, said = _setup(checkout, _environment(served, own, str(tools)))
         assert code == 1, said
         last = said.splitlines()[-1]
@@ -190,6 +205,7 @@ def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools:
         assert message in last
         assert "Traceback" not in said
         assert not (checkout / ".venv" / "setup.stamp").exists()
+        assert "none of the files" not in last or not (checkout / ".venv" / "lib").exists()
 
 
 def test_a_persons_index_and_proxy_count_and_their_habits_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

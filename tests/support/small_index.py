@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import shutil
 import threading
@@ -45,9 +46,10 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 @dataclass
 class Index:
-    """What is served, and a gate: while it is closed, who asks for the wheel of `tool` waits there."""
+    """What is served, with the sha256 of each file, and a gate: while it is closed, who asks for `tool` waits there."""
 
     url: str
+    hashes: str
     gate: threading.Event = field(default_factory=threading.Event)
     asked: threading.Event = field(default_factory=threading.Event)
 
@@ -55,7 +57,7 @@ class Index:
 @contextmanager
 def serve(folder: Path) -> Iterator[Index]:
     """Serve `folder` for as long as the block lasts."""
-    index = Index("")
+    index = Index("", _hashes(folder))
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -86,15 +88,26 @@ def fill(folder: Path) -> None:
     _pip_as_wheel(simple / "pip")
 
 
-def checkout(folder: Path, pins: str = PINS) -> Path:
+def _hashes(folder: Path) -> str:
+    """As configs/pins-hashes.txt; the CPU's build of torch is not there, as it is not on the public index."""
+    text = ""
+    for wheel in sorted((folder / "simple").glob("*/*.whl")):
+        name, version, _ = wheel.name.split("-", 2)
+        if "+" not in version:
+            text += f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+    return text
+
+
+def checkout(folder: Path, hashes: str, pins: str = PINS) -> Path:
     """A checkout that is set up by the same programs as this one."""
-    for name in ("setup.sh", "make_venv.py", "pip_run.py", "torch_build.py"):
+    for name in ("setup.sh", "make_venv.py", "pip_run.py", "torch_build.py", "wheel_hashes.py"):
         (folder / "pipelines").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "pipelines" / name, folder / "pipelines" / name)
     for name, text in (
         ("pyproject.toml", _PYPROJECT),
         ("backend.py", _BACKEND),
         ("configs/pins.txt", pins),
+        ("configs/pins-hashes.txt", hashes),
         ("libs/small.py", ""),
     ):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -53,7 +53,7 @@ def read(source: ModelSource) -> Adapted | None:
             return None
         base = Base(source.base or sections["checkpoint"]["pretrained_checkpoint"], _digest(sections, source))
         return Adapted(_lora(peft), base)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         what = f"does not describe adapters ({type(error).__name__}: {error})"
         raise UserError(what.replace("\n", " "), source=path) from None
 

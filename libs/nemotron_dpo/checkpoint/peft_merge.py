@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import hf
 from nemotron_dpo.checkpoint.families import stored_module
 from nemotron_dpo.checkpoint.peft_folder import CONFIG, WEIGHTS
@@ -157,7 +158,7 @@ def _scales(folder: Path, architecture: Architecture) -> _Scales:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        config = hf_folder.parsed_config(path.read_bytes())
     except FileNotFoundError:
         raise UserError("is missing", source=path) from None
     except ValueError as error:

@@ -15,6 +15,7 @@ import yaml
 from nemotron_dpo import documents
 from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.checkpoint.families.wrappers import WRAPPERS
+from nemotron_dpo.checkpoint.field_kinds import checked
 from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, none_of_bridge, to_provider
 from nemotron_dpo.checkpoint.provider_parts import precision, read_dtype
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
@@ -26,7 +27,7 @@ from nemotron_dpo.policy.sublayers.mamba import Mamba
 
 NAME = "run_config.yaml"
 _WHOLE = "hf_config"  # the content of config.json, of what no provider's fields say exactly
-_NO_MODEL = (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, IndexError)
+_NO_MODEL = (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError)
 _REMEDY = "a checkpoint of Megatron-LM needs the name of its Hugging Face model instead"
 
 
@@ -51,7 +52,7 @@ def read(folder: Path) -> Architecture:
     try:
         sections = documents.read_yaml(path)
         refuse_absurd(sections["model"])
-        return _read(sections["model"], sections.get("nemotron_dpo") or {})
+        return checked(_read(sections["model"], sections.get("nemotron_dpo") or {}))
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy=_REMEDY) from None
     except UserError as error:

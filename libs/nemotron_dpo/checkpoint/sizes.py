@@ -15,4 +15,5 @@ def refuse_absurd(described: Mapping[str, Any]) -> None:
     for key, value in described.items():
         most = _MOST_LAYERS if "layer" in key else _MOST
         if isinstance(value, int) and abs(value) > most:
-            raise UserError(f"is {value:.3g}, and no model has more than {most:,}", field=key)
+            said = f"{value:.3g}" if abs(value) < 1 << 1000 else f"a number of {value.bit_length()} bits"
+            raise UserError(f"is {said}, and no model has more than {most:,}", field=key)

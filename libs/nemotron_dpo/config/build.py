@@ -28,6 +28,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "more_than": ("more than", operator.gt),
     "less_than": ("less than", operator.lt),
 }
+_MOST = 1 << 63  # beyond it nothing that is computed of a count fits
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -220,6 +221,8 @@ def _expect(value: Any, kind: Any, key: str) -> Any:
     """`value` as `kind`. Numbers and booleans may be given as text, because environment variables are text."""
     if isinstance(value, str) and kind is not str:
         value = _parsed(value, kind)
+    if isinstance(value, int) and abs(value) >= _MOST:
+        raise UserError(f"is a number of {value.bit_length()} bits where one below 2**63 is due", field=key)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _finite(value, key)
     if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):

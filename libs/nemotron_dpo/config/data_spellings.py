@@ -96,7 +96,7 @@ def _named(dataset: Tree) -> None:
     The place of the data is used only where no path is given: a config that gives both means the path.
     """
     name = dataset.pop("dataset_name", None)
-    if name in ROW_FORMS:
+    if isinstance(name, str) and name in ROW_FORMS:
         if dataset.get("path") is not None and dataset.get("row_format") is None:
             dataset["row_format"] = ROW_FORMS[name]
     elif name is not None and dataset.get("path") is None:

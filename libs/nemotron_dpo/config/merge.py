@@ -77,7 +77,8 @@ def _read_files(path: Path, above: tuple[Path, ...], shipped: Path | None) -> li
     if not isinstance(tree, DictConfig):
         raise UserError("is no mapping of sections", source=path)
     bases = OmegaConf.to_container(tree).pop("defaults", None) or []  # type: ignore[union-attr] - a mapping gives a dict
-    tree.pop("defaults", None)
+    if "defaults" in OmegaConf.to_container(tree):  # type: ignore[operator] - a mapping gives a dict
+        del tree["defaults"]  # and does not fill in what it names, as pop would
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError("names a file or a list of files", source=path, field="defaults")
@@ -116,6 +117,8 @@ def _parse(text: str, path: Path) -> Any:
     try:
         with documents.fitting_tags():
             return OmegaConf.create(text or "{}")
+    except AssertionError:  # OmegaConf's word for a number or a date alone
+        raise UserError("is no mapping of sections", source=path) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise UserError(f"is not YAML ({error.problem or error.context})", source=path, line=line) from None
@@ -211,10 +214,14 @@ def _forget_rows(below: Any, tree: Any) -> None:
             continue
         if new.get("split_from_train") is not None:
             old.clear()  # another set altogether: it has no rows of its own
-        names = [name for name in _PLACES if new.get(name) is not None and new.get(name) not in ROW_FORMS]
+        names = [name for name in _PLACES if _selected(new, name) is not None and not _is_form(_selected(new, name))]
         for name in (*_PLACES, *HELD_OUT_KEYS) if names else ():
-            if old.get(name) not in ROW_FORMS:
-                old.pop(name, None)
+            if name in old and not _is_form(_selected(old, name)):
+                del old[name]
+
+
+def _is_form(name: Any) -> bool:
+    return isinstance(name, str) and name in ROW_FORMS
 
 
 def _selected(config: Any, key: str) -> Any:

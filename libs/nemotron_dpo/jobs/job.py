@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.outcome import Outcome, outcome, read_metrics
 from nemotron_dpo.run_state import is_alive, read_facts, read_json, state_of
@@ -139,11 +140,7 @@ def find(given: str, jobs: Sequence[Job]) -> Job:
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file; empty where there is none."""
-    try:
-        tree = yaml.load(path.read_bytes(), Loader=_LOADER)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    return documents.yaml_mapping(path, _LOADER)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] - in C where PyYAML was built so

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nemotron_dpo.documents import yaml_mapping
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.run_state import read_facts
 from nemotron_dpo.step_folders import measured, policy_of, step_of
@@ -40,13 +39,13 @@ def origin_of(policy: Path) -> Origin:
     if step is None:
         return Origin()
     run = step.parent.parent if step.parent.name == "checkpoints" else step.parent
-    settings = _read_yaml(step / "config.yaml")
+    settings = yaml_mapping(step / "config.yaml")
     try:
         figures = measured(step)
     except UserError:  # damaged: the card then has no figures
         figures = {}
     job = next((folder for folder in (run.parent, run.parent.parent) if (folder / "job.yaml").is_file()), None)
-    return Origin(step_of(step), settings, figures, read_facts(run), _read_yaml(job / "job.yaml") if job else {})
+    return Origin(step_of(step), settings, figures, read_facts(run), yaml_mapping(job / "job.yaml") if job else {})
 
 
 def _step_folder(policy: Path) -> Path | None:
@@ -62,11 +61,3 @@ def _step_folder(policy: Path) -> Path | None:
                 return None
             return found.parent if found else None
     return None
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return tree if isinstance(tree, dict) else {}

@@ -101,7 +101,7 @@ def read(path: Path, config: Mapping[str, Any], special: Mapping[str, Any], adde
             }
         else:
             numbered = {int(number): _plain(content, content in specials) for content, number in added.items()}
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(f"does not describe tokens ({type(error).__name__}: {error})", source=path / CONFIG) from None
     flags = {token.content: token for token in numbered.values()}
     names = {key: flags.get(token.content, token) for key, token in names.items()}
@@ -133,8 +133,13 @@ def _token(value: Any) -> Token:
     if not isinstance(flags["content"], str):
         raise TypeError(f"a content of {flags['content']!r}")
     special = flags.get("special", True)
-    return Token(**{"normalized": not special, **flags, "special": special})
+    token = Token(**{"normalized": not special, **flags, "special": special})
+    if odd := next((key for key, flag in asdict(token).items() if key != "content" and not isinstance(flag, bool)), None):
+        raise TypeError(f"its {odd} is {getattr(token, odd)!r}")
+    return token
 
 
-def _plain(content: str, special: bool) -> Token:
+def _plain(content: Any, special: bool) -> Token:
+    if not isinstance(content, str):
+        raise TypeError(f"a content of {content!r}")
     return Token(content, normalized=not special, special=special)

@@ -29,9 +29,15 @@ def compile_template(source: str, name: str, special_tokens: dict[str, str], now
     import jinja2
 
     try:
-        template = _environment(now).from_string(source)
+        with template_limits.watched("compiles"):
+            template = _environment(now).from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template does not compile: {error.message}", source=name, line=error.lineno) from None
+    except RowProblem as problem:
+        raise UserError(problem.message, source=name) from None
+    except (RecursionError, SyntaxError, MemoryError, OverflowError, ValueError) as error:  # of Python, which Jinja compiles to
+        what = "it is nested too deeply" if isinstance(error, RecursionError | MemoryError) else str(error).splitlines()[0]
+        raise UserError(f"the chat template does not compile: {what}", source=name) from None
 
     constants = {**template.globals, "documents": None, **special_tokens}
 

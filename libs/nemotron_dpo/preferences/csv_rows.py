@@ -48,6 +48,9 @@ def _rows(records: Iterator[list[str]], name: str) -> Iterator[bytes | TooLong]:
                 raise UserError(message, source=name, line=number, remedy="quote cells that hold the separator")
             yield orjson.dumps({column: cell for column, cell in zip(names, cells, strict=True) if cell})
     except csv.Error as error:
+        if "field limit" in str(error):
+            what = f"has a cell of more than {csv.field_size_limit()} bytes (--max-line-bytes)"
+            raise UserError(what, source=name, line=number + 1) from None
         raise UserError(f"is cut or damaged after row {number}: {error}", source=name) from None
     except UnicodeDecodeError:
         raise UserError("is not valid UTF-8", source=name, remedy="iconv -t UTF-8") from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nemotron_dpo.preferences.boundary import Texts
-from nemotron_dpo.preferences.problems import drop
+from nemotron_dpo.preferences.problems import RowProblem, drop
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Truncation = Literal["drop", "response", "prompt-left"]
 TRUNCATIONS: tuple[Truncation, ...] = ("response", "drop", "prompt-left")
 MAX_CALL_CHARACTERS = 1 << 17
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizer's Rust gave up, as over a regular expression that goes back without end: it is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,28 @@ class Encoder:
     responses: Tokenizer
     bos_id: int | None = None
 
-    def encode(self, texts: Iterable[Texts]) -> Iterator[PairIds]:
-        """The token ids of the pairs, in order.
+    def encode(self, texts: Iterable[Texts]) -> Iterator[PairIds | RowProblem]:
+        """The token ids of the pairs, in order; a problem in place of a pair that the tokenizer gives up on.
 
         The tokenizer encodes many texts at once in its own threads. Its results take some 200 bytes a token, far more than
         the ids alone, so the texts are encoded in groups.
         """
         for group in _groups(texts):
-            yield from self._encode(group)
+            try:
+                ids: Iterable[PairIds | RowProblem] = self._encode(group)
+            except BaseException as error:
+                if not is_panic(error):
+                    raise
+                ids = map(self._alone, group)
+            yield from ids
+
+    def _alone(self, pair: Texts) -> PairIds | RowProblem:
+        try:
+            return self._encode([pair])[0]
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            return RowProblem("tokenizer error", f"the tokenizer gives up on it: {str(error).splitlines()[0]}")
 
     def _encode(self, texts: list[Texts]) -> list[PairIds]:
         if self.prompts is self.responses:

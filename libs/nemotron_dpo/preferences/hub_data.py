@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -60,7 +61,7 @@ def describes_itself(folder: Path) -> bool:
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     head = text[4:].partition("\n---")[0] if text.startswith("---\n") else ""
     try:
-        facts: Any = yaml.safe_load(head)
-    except yaml.YAMLError:
+        facts: Any = documents.parsed_yaml(head, readme)
+    except (yaml.YAMLError, UserError):
         return False
     return isinstance(facts, dict) and bool(facts.get("configs"))

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from nemotron_dpo.preferences.lines import Damaged, TooLong
 
 _BLOCK = 1 << 18
+_MOST_LEVELS = 1100  # orjson takes 1024
 _OUTSIDE, _INSIDE = re.compile(rb'["{}\[\],]'), re.compile(rb'["\\]')
 _OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
 _BRACE_ALONE = re.compile(rb"\{[ \t\r]*\n")
@@ -43,7 +44,7 @@ def elements(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
         held.add(text)
         if depth > 1 or mark not in (b",", b"]"):
             held.add(mark)
-            depth += (mark in _OPENING) - (mark in _CLOSING)
+            depth = _checked(depth + (mark in _OPENING) - (mark in _CLOSING))
             continue
         value = held.take()
         if value or not (is_first and mark == b"]"):
@@ -63,11 +64,18 @@ def objects(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
     for text, mark in _marked(file):
         held.add(text)
         held.add(mark)
-        depth = max(0, depth + (mark in _OPENING) - (mark in _CLOSING))
+        depth = _checked(max(0, depth + (mark in _OPENING) - (mark in _CLOSING)))
         if depth == 0 and mark in _CLOSING:
             yield held.take()
     if rest := held.take():
         yield rest
+
+
+def _checked(depth: int) -> int:
+    """`depth`. Raises Damaged beyond what any parser of JSON takes: a small file may unpack to brackets without end."""
+    if depth > _MOST_LEVELS:
+        raise Damaged(f"its JSON is nested more than {_MOST_LEVELS} levels deep")
+    return depth
 
 
 def _marked(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 4096
+ROW_BYTES = 4 << 20  # of a row, unless a user says otherwise: about a million tokens
+MOST_ROW_BYTES = 64 << 20  # a tokenizer takes some 200 times the bytes of a row, and ends the process where it gets no memory
 
 
 class Damaged(Exception):

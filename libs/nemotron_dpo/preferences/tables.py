@@ -24,16 +24,19 @@ def table_chunks(raw: io.BufferedReader, name: str, magic: bytes, columns: Colle
     """
     import pyarrow as pa
 
+    from nemotron_dpo.preferences.arrow_buffers import check_buffers
+
     first = 1
     try:
         names, batches = _opened(raw, name, magic, columns)
         _refuse_repeated_columns(names, name)
         for batch in batches:
+            check_buffers(batch)
             for chunk in batch_chunks(batch, name, first, columns, names):
                 yield chunk
                 first += len(chunk.rows)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"is cut or damaged after row {first - 1}: {reason}", source=name) from None
 
 

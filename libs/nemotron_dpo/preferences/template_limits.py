@@ -30,7 +30,7 @@ class TooLong(BaseException):
 def joined(pieces: Iterable[str]) -> str:
     """The text that a template makes piece by piece. Raises RowProblem where it has no end."""
     kept, letters = [], 0
-    with _watched():
+    with watched("computes"):
         for piece in pieces:
             letters += len(piece)
             if letters > MOST_LETTERS:
@@ -87,8 +87,8 @@ _watchers: list[threading.Thread] = []
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[None]:
-    """In the block this thread may compute for SECONDS. Raises RowProblem where it computes longer."""
+def watched(does: str) -> Iterator[None]:
+    """In the block this thread may compute for SECONDS. Raises RowProblem where the template `does` that longer."""
     thread = threading.get_ident()
     try:
         _begin(thread)
@@ -98,7 +98,7 @@ def _watched() -> Iterator[None]:
             with _lock:
                 _computing.pop(thread, None)
     except TooLong:
-        raise RowProblem("template error", f"the chat template computes for more than {SECONDS:.0f} s") from None
+        raise RowProblem("template error", f"the chat template {does} for more than {SECONDS:.0f} s") from None
 
 
 def _begin(thread: int) -> None:

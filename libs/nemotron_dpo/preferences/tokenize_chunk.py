@@ -20,7 +20,7 @@ from nemotron_dpo.preferences.beside import refuse_repeated_keys
 from nemotron_dpo.preferences.boundary import Texts
 from nemotron_dpo.preferences.columns import Row, pair_id, to_batches
 from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
-from nemotron_dpo.preferences.lines import Chunk, TooLong
+from nemotron_dpo.preferences.lines import ROW_BYTES, Chunk, TooLong
 from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
 from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
 from nemotron_dpo.preferences.rendering import Renderer, make_renderer
@@ -45,7 +45,7 @@ class Settings:
     max_length: int | None = None
     truncation: Truncation = "response"
     swap: bool = False
-    max_line_bytes: int = 16 << 20
+    max_line_bytes: int = ROW_BYTES
     drops: frozenset[str] = frozenset()
     rejects_have_rows: bool = False
     pairs_have_rows: bool = False
@@ -135,6 +135,7 @@ class Worker:
             texts = self.renderer.render(preference)
         except RecursionError:
             raise RowProblem("wrong type", "is nested too deeply") from None
+        _check_letters(texts, self.settings.max_line_bytes)
         note_changes(notes, texts.changed)
         odd = oddities(texts, preference.chosen, preference.rejected, preference.rewards)
         for name, (flag, what) in OF_ONE_PAIR.items() if odd and self.settings.drops else ():
@@ -156,6 +157,9 @@ class Worker:
         """The rows that become pairs, with their ids before and after truncation. Of the others `rejects` gets one each."""
         encoded = self.encoder.encode(one.texts for one in rendered)
         for one, ids in zip(rendered, encoded, strict=True):
+            if isinstance(ids, RowProblem):
+                rejects.append(self._reject(source, one.line, ids, one.row))
+                continue
             try:
                 cut = truncate(ids, self.settings.max_length, self.settings.truncation, self.bos_id)
                 if cut.chosen == cut.rejected:
@@ -224,6 +228,13 @@ def _broken(line: bytes, error: orjson.JSONDecodeError) -> RowProblem:
     word = _NO_NUMBER.match(line, error.pos) if error.msg else None
     what = f"{word[0].decode()} is no JSON: write null" if word else error.msg
     return RowProblem("broken JSON", f"is broken JSON at column {error.colno}: {what}")
+
+
+def _check_letters(texts: Texts, most: int) -> None:
+    """Raise RowProblem for a text of more letters than a line may have bytes: one of a table, or that a template blew up."""
+    letters = len(texts.prompt) + len(texts.chosen) + len(texts.rejected)
+    if letters > most:
+        raise RowProblem("text too long", f"has {letters} letters where {most} are the most (--max-line-bytes)")
 
 
 def raw(row: Any) -> bytes:

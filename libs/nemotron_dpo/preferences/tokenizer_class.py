@@ -37,7 +37,8 @@ def doubt(tokenizer: Mapping[str, Any], config: Mapping[str, Any], model_type: s
 
 def _class(said: str | None, model_type: str | None, tokenizer: Mapping[str, Any]) -> str | None:
     """The name, without "Tokenizer", of the class that AutoTokenizer chooses; None where it takes tokenizer.json as it is."""
-    named = said.removesuffix("Fast").removesuffix("Tokenizer") if said else None
+    named = said.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(said, str) and said else None
+    model_type = model_type if isinstance(model_type, str) else None
     if model_type in _AS_IT_IS:
         return None
     if named == "Llama" and model_type not in _DISTRUSTED and "ByteLevel" in _types(tokenizer):

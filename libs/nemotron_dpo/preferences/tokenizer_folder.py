@@ -17,6 +17,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.machine_errors import named
 from nemotron_dpo.preferences import added_tokens, tokenizer_class
 from nemotron_dpo.preferences.added_tokens import AddedTokens
+from nemotron_dpo.preferences.encoding import is_panic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +78,9 @@ class TokenizerFolder:
         file = self.path / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception
+        except BaseException as error:  # tokenizers raises bare Exception, and panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise UserError(f"cannot be read: {str(error).splitlines()[0]}", source=file) from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -143,10 +146,14 @@ def _refuse_unhonoured(config: dict[str, Any], file: Path) -> None:
     for key in ("split_special_tokens", "fix_mistral_regex"):
         if config.get(key):
             raise UserError(f"{key} {config[key]!r} is not supported", source=file, remedy="tokenizers without are")
-    versions = [name for name in config.get("fast_tokenizer_files") or () if name != "tokenizer.json"]
+    versions = [name for name in _listed(config.get("fast_tokenizer_files")) if name != "tokenizer.json"]
     if versions:
         what = f"names {versions[0]}, of which transformers takes the one for its version"
         raise UserError(what, source=file, field="fast_tokenizer_files", remedy="keep the right one as tokenizer.json")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _check_bos(tokenizer: Tokenizer, said: bool, file: Path) -> None:
@@ -179,10 +186,12 @@ def _configured(value: Any, file: Path) -> tuple[str | None, str | None]:
     """
     if isinstance(value, str):
         return value, None
-    listed = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)} if isinstance(value, list) else {}
+    listed = {str(t.get("name")): t.get("template") for t in value if isinstance(t, dict)} if isinstance(value, list) else {}
     named = value if isinstance(value, dict) else listed
     if not isinstance(named.get("default"), str):
         raise UserError('its chat_template has no "default"', source=file, remedy=_REMEDY)
+    if not isinstance(named.get("tool_use"), str | None):
+        raise UserError('its chat_template "tool_use" is no text', source=file, remedy=_REMEDY)
     return named["default"], named.get("tool_use")
 
 

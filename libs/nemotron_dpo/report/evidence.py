@@ -75,7 +75,7 @@ def _held_out(run: Run) -> Iterator[Check]:
     if accuracy is None or (not accuracy.last and not run.measured.train.get("accuracy")):
         return
     pairs = run.measured.sets[name].get("num_valid_samples")
-    if pairs is None or not pairs.last:
+    if pairs is None or pairs.last < 1 or not 0 <= accuracy.last <= 1:
         return
     share = share_interval(round(accuracy.last * pairs.last), int(pairs.last))
     said = (
@@ -139,7 +139,7 @@ def drift_per_token(run: Run, side: str) -> float | None:
         return measured.last
     mean = values.get(f"log_ratio_{side}_mean") or (values.get(f"rewards_{side}_mean") if _has_reference(run) else None)
     tokens, sequences = values.get("global_valid_toks"), values.get("global_valid_seqs")
-    if mean is None or tokens is None or sequences is None or not tokens.last:
+    if mean is None or tokens is None or sequences is None or not (tokens.last > 0 and sequences.last > 0):
         return None
     return mean.last / (tokens.last / sequences.last)
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.outcome import Outcome, outcome
+from nemotron_dpo.outcome import Outcome, outcome, read_row
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def read(path: Path, *, is_young: bool = False) -> Measured:
     """Read metrics.jsonl at `path`. Raises UserError where it has no record of dpo-train, unless the run `is_young`."""
     rows, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        row = _row(line)
+        row = read_row(line)
         if row is not None:
             rows.append(row)
         elif line.strip():
@@ -75,14 +73,6 @@ def read(path: Path, *, is_young: bool = False) -> Measured:
         max((row["step"] for row in rows), default=0),
         tuple(remarks),
     )
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from nemotron_dpo import documents
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.run_state import read_facts
 
 
@@ -44,16 +46,12 @@ def _overrides(command: Any) -> Mapping[str, Any]:
 
 def _plain(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = documents.parsed_yaml(text, "an override")
         return float(text) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", text) else value
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, UserError, ValueError):
         return text
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file; empty where there is none, or no such file."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    return documents.yaml_mapping(path)

@@ -120,7 +120,12 @@ class StreamInfo:
             info = None if raw is None else cls(**orjson.loads(raw))
         except (orjson.JSONDecodeError, TypeError):
             return None
-        return info if info and isinstance(info.digests, dict) and isinstance(info.settings, dict) else None
+        return info if info and info.is_sound() else None
+
+    def is_sound(self) -> bool:
+        """Whether what is looked at is of the kind that it should be: a stranger may have written it."""
+        kinds = ((self.schema, str), (self.digests, dict), (self.settings, dict), (self.version, int))
+        return all(isinstance(value, kind) for value, kind in kinds)
 
 
 def checksum_of(schema: pa.Schema) -> int | None:

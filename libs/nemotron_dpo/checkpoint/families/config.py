@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
 from nemotron_dpo.checkpoint.families.known import REASONS
 from nemotron_dpo.checkpoint.families.wrappers import TIED, WRAPPERS, text_of, ties
+from nemotron_dpo.checkpoint.field_kinds import checked
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -64,7 +64,7 @@ def read(folder: Path) -> Architecture:
         return from_config(hf_folder.parsed_config(path.read_bytes()), path, folder)
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the download complete?") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"is not JSON ({error})", source=path) from None
 
 
@@ -76,9 +76,9 @@ def from_config(config: Mapping[str, Any], path: Path, folder: Path | None = Non
     try:
         refuse_absurd(config)
         if config["model_type"] not in WRAPPERS:
-            return _architecture(_family(config, path), config, path)
+            return checked(_architecture(_family(config, path), config, path))
         text = text_of(_settled(config, folder))
-        return replace(_architecture(_family(text, path), text, path), around=config["model_type"])
+        return checked(replace(_architecture(_family(text, path), text, path), around=config["model_type"]))
     except UserError as error:
         error.source = error.source or str(path)
         raise

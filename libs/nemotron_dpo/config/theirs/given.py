@@ -8,10 +8,9 @@ from typing import Any
 
 from nemotron_dpo.config.redact import redact
 from nemotron_dpo.config.theirs.tables import COUNTS, DEFAULTS, TITLES
+from nemotron_dpo.config.theirs.value_kinds import NUMBERS, unfit
 from nemotron_dpo.errors import UserError
 
-# Keys without a default of a kind of their own, whose values are numbers.
-_NUMBERS = {"eval_steps", "save_total_limit", "ld_alpha", "rpo_alpha", "simpo_gamma", "router_aux_loss_coef", "num_processes"}
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -59,19 +58,16 @@ class Given:
         value = self.values.get(key)
         if value is None:
             return default
-        is_number = isinstance(COUNTS.get(key, (None,))[0], float | int) or key in _NUMBERS
         if isinstance(COUNTS.get(key, (None,))[0], bool):
             return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
-        return self._number(key, value) if is_number else value
+        return _number(key, value) if key in NUMBERS else value
 
-    def _number(self, key: str, value: Any) -> Any:
-        """`value` as a number: YAML reads 5e-7 as text, and their programs do not."""
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            self.refuse(key, f"is {value!r} where a number is due")
-            return COUNTS[key][0]
-        return int(number) if number == int(number) and not isinstance(COUNTS[key][0], float) else number
+    def fitting(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Those of `values` that are of their key's kind; the others are refused. None says nothing, and is kept."""
+        wrong = {key: why for key, value in values.items() if value is not None and (why := unfit(key, value))}
+        for key, why in wrong.items():
+            self.refuse(key, why)
+        return {key: value for key, value in values.items() if key not in wrong}
 
     def name(self, key: str) -> str:
         """`key` as the config spells it."""
@@ -97,6 +93,12 @@ class Given:
     def differ(self, key: str, text: str) -> None:
         """Say what is not the same here although `key` counts."""
         self.differs[self.name(key)] = text
+
+
+def _number(key: str, value: Any) -> Any:
+    """`value` as a number: YAML reads 5e-7 as text, and their programs do not."""
+    number = float(value)
+    return int(number) if number == int(number) and not isinstance(COUNTS[key][0], float) else number
 
 
 def _shown(value: Any) -> str:

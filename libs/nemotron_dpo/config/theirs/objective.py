@@ -22,13 +22,21 @@ def objective(given: Given) -> None:
     if weights is not None and len(_listed(weights)) != len(names):
         given.refuse("loss_weights", f"has {len(_listed(weights))} weights for {len(names)} losses")
     is_one = len(ours) == 1 and weights in (None, [1], [1.0])
-    shares = [float(weight) for weight in _listed(weights)] if weights is not None else [1.0] * len(ours)
+    shares = _numbers(given, weights) if weights is not None else [1.0] * len(ours)
     given.write(
         "dpo.preference_loss", ours[0] if is_one else dict(zip(ours, shares, strict=False)), "loss_type", "loss_weights"
     )
     given.write("dpo.reference_policy_kl_penalty", given.get("beta"), "beta")
     _fine_tuning(given, names)
     _settings(given, ours)
+
+
+def _numbers(given: Given, weights: Any) -> list[float]:
+    try:
+        return [float(weight) for weight in _listed(weights)]
+    except ValueError:
+        given.refuse("loss_weights", f"is {weights} where numbers are due")
+        return []
 
 
 def _fine_tuning(given: Given, names: list[str]) -> None:

@@ -26,12 +26,13 @@ def given_of(tree: dict[str, Any], program: str, ignored: list[str], run: Run) -
         if key in own or key in ignored:
             continue
         name = names.get(key, key)
-        if given.values.get(name, value) != value:
+        if name in given.values and given.values[name] != value:
             raise UserError(f"says otherwise than {given.spelled[name]}", field=key, remedy="set one of them")
         given.values[name], given.spelled[name] = value, key
     said = {key: value for key, value in tree.items() if key in own and key not in ignored}
     for key in said:
         given.spelled[key] = key
+    given.values, said = given.fitting(given.values), given.fitting(said)
     {"axolotl": _axolotl, "llama_factory": _llama_factory}.get(program, _nothing)(given, said, run)
     return given
 
@@ -72,8 +73,9 @@ def _per_epoch(given: Given, said: dict[str, Any], run: Run) -> None:
     processes = run.processes or 1
     pairs = int(given.get("per_device_train_batch_size") * given.get("gradient_accumulation_steps")) * processes
     for theirs, key in (("evals_per_epoch", "eval_steps"), ("saves_per_epoch", "save_steps")):
-        if said.get(theirs) and run.num_pairs is not None:
-            given.values[key] = max(1, math.ceil(run.num_pairs // pairs / int(said[theirs])))
+        times = float(said.get(theirs) or 0)
+        if times > 0 and run.num_pairs is not None:
+            given.values[key] = max(1, math.ceil(run.num_pairs // pairs / times))
             given.spelled[key], given.texts[key] = theirs, f"{theirs}: {said[theirs]}"
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
+
+# the tables of a manifest, and the texts that each has
+_TABLES = {
+    "consumes": ("type",),
+    "produces": ("type",),
+    "parameters": ("name",),
+    "strategies": ("when", "then"),
+    "errors": ("name", "recovery"),
+}
 
 
 @dataclass(frozen=True)
@@ -102,14 +112,31 @@ def find_config(step: Step, name_or_path: str | None) -> Path:
 
 def _read(path: Path) -> Step:
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = documents.read_toml(path)
         head = tree["step"]
-        values: dict[str, Any] = {name: head[name] for name in ("id", "name", "category", "description")}
-        for name in ("consumes", "produces", "parameters", "strategies", "errors"):
-            values[name] = tuple(tree.get(name, ()))
+        values: dict[str, Any] = {name: _text(head[name], name) for name in ("id", "name", "category", "description")}
+        for name, keys in _TABLES.items():
+            values[name] = _tables(tree.get(name, []), name, keys)
         values["resources"] = dict(tree.get("resources", {}))
-        return Step(**values, tags=tuple(head.get("tags", ())), folder=path.parent)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"is not TOML ({error})", source=path) from None
+        return Step(**values, tags=tuple(_text(tag, "a tag") for tag in head.get("tags", [])), folder=path.parent)
     except KeyError as error:
         raise UserError(f"the manifest lacks {error}", source=path) from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"is no manifest ({error})", source=path) from None
+
+
+def _tables(given: Any, name: str, keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+        raise TypeError(f"{name} is no list of tables")
+    for table in given:
+        for key in (*keys, *({"description"} & table.keys())):
+            _text(table[key], f"{name}.{key}")
+        if not isinstance(table.get("choices", []), list):
+            raise TypeError(f"{name}.choices is no list")
+    return tuple(given)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is no text")
+    return value

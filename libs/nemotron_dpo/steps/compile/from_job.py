@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from nemotron_dpo.config import RunConfig
-from nemotron_dpo.documents import read_yaml
+from nemotron_dpo.documents import yaml_mapping
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.step_folders import BEST, LAST, policy_of, ranking, step_of
 from nemotron_dpo.steps.profiles.profile import Profile
@@ -56,10 +53,8 @@ def _where_it_lies(given: Path) -> Path:
 
 def _remote_root(record: Path) -> str | None:
     """remote_job_dir of the profile that a job was submitted by."""
-    try:
-        root = read_yaml(record / _RECORD)["profile"].get("remote_job_dir")
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):  # it is found below
-        return None
+    profile = yaml_mapping(record / _RECORD).get("profile")
+    root = profile.get("remote_job_dir") if isinstance(profile, dict) else None
     return root if isinstance(root, str) else None
 
 
@@ -90,9 +85,9 @@ def _best(job: Path, last: Path) -> tuple[Path, str]:
 
 def _has_adapters(policy: Path) -> bool:
     try:
-        tree: Any = yaml.safe_load((policy.parent / "config.yaml").read_bytes())
+        tree = yaml_mapping(policy.parent / "config.yaml")
         return bool(tree["policy"]["megatron_cfg"]["peft"]["enabled"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # what it then is, who reads the weights will say
+    except (KeyError, TypeError):  # what it then is, who reads the weights will say
         return False
 
 
