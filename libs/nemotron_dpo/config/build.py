@@ -28,7 +28,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "more_than": ("more than", operator.gt),
     "less_than": ("less than", operator.lt),
 }
-_MOST = 1 << 63  # beyond it nothing that is computed of a count fits
+_MOST = 1 << 64  # beyond it nothing that is computed of a count fits
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -221,8 +221,8 @@ def _expect(value: Any, kind: Any, key: str) -> Any:
     """`value` as `kind`. Numbers and booleans may be given as text, because environment variables are text."""
     if isinstance(value, str) and kind is not str:
         value = _parsed(value, kind)
-    if isinstance(value, int) and abs(value) >= _MOST:
-        raise UserError(f"is a number of {value.bit_length()} bits where one below 2**63 is due", field=key)
+    if kind is not float and isinstance(value, int) and abs(value) >= _MOST:
+        raise UserError(f"is a number of {value.bit_length()} bits where one below 2**64 is due", field=key)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _finite(value, key)
     if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
@@ -236,7 +236,8 @@ def _expect(value: Any, kind: Any, key: str) -> Any:
 
 def _finite(value: float, key: str) -> float:
     if abs(value) > sys.float_info.max or math.isnan(value):
-        raise UserError(f"is {value} where a finite number is due", field=key)
+        said = f"a number of {value.bit_length()} bits" if isinstance(value, int) else value
+        raise UserError(f"is {said} where a finite number is due", field=key)
     return float(value)
 
 
