@@ -37,7 +37,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.config.dpo import OwnObjective
     from nemotron_dpo.preferences.pairs import Pairs
+    from nemotron_dpo.progress import Progress
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.resume import Identity, ResumeState
+    from nemotron_dpo.training.saving import Checkpoints
     from nemotron_dpo.training.settings import LoopSettings
 
 PROGRAM = "dpo-train"
@@ -122,9 +124,7 @@ def command(
         settings = _settings(run, pairs, strict=strict)
         is_known = earlier or run.checkpointing.save_optimizer
         identity = wiring.identity(run, initial, pairs.train, pairs.sets) if is_known else None
-        if earlier and not settings.num_steps:
-            message = "has steps of a run, and with dpo.max_num_steps=0 nothing goes on from them"
-            raise UserError(message, source=folder, remedy="name another folder")
+        _check_for_steps(earlier, settings, folder)
         resumed = _resumed(earlier, initial, identity, settings.num_steps) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
@@ -243,6 +243,13 @@ def _warn(lines: Sequence[str], *, strict: bool) -> None:
         SAY(f"warning: {line}")
 
 
+def _check_for_steps(earlier: Path | None, settings: LoopSettings, run_dir: Path) -> None:
+    """Raise UserError where a run of no steps would go on from `earlier`."""
+    if earlier and not settings.num_steps:
+        message = "has steps of a run, and with dpo.max_num_steps=0 nothing goes on from them"
+        raise UserError(message, source=run_dir, remedy="name another folder")
+
+
 def _resumed(earlier: Path, policy: ModelSource, identity: Identity, last: int) -> ResumeState:
     """The state of the step folder `earlier`, which must be of this run from `policy`."""
     from nemotron_dpo.policy import parallel
@@ -283,29 +290,18 @@ def _train(
     """Train to the end, or until SIGTERM, the time limit or the guards end it, and return the exit status."""
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.allocator import keep_freed_memory
-    from nemotron_dpo.progress import Work
-    from nemotron_dpo.training.retention import remove_unfinished
     from nemotron_dpo.training.run import train
     from nemotron_dpo.training.stopping import Stop, deadline
 
     checkpoints, save_by = wiring.checkpoints(run, run_dir, policy, identity, pairs.sets), deadline(wiring.save_by(run))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if checkpoints is not None and cli.is_first_rank():
-        remove_unfinished(checkpoints.folder)
-    parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
-    for line in wiring.cut_lines(run, policy):
-        SAY(line)
+    _prepare(run, policy, run_dir, checkpoints)
     done = resumed.step if resumed else 0
     samples = parallel.agreed(lambda: wiring.samples(run, policy) if cli.is_first_rank() else None)
-    work = Work("training", "step", settings.num_steps, done, announced=settings.num_steps > 0)
-    progress = cli.show_progress(PROGRAM, work)
-    progress.phase("loading")
+    progress = _progress(settings.num_steps, done)
     trainable = wiring.open_trainable(run, policy, resumed)
     keep_freed_memory()
-    can_resume = checkpoints is not None and checkpoints.can_resume
     recorded = wiring.recorded(run, run_dir, policy, pairs.files, done, SAY) if cli.is_first_rank() else None
-    noted = cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext()
-    with noted as terminated, _blamed(run.dpo.own_objective):
+    with _signals_noted(checkpoints) as terminated, _blamed(run.dpo.own_objective):
         stop = Stop(save_by, terminated)
         train(
             trainable,
@@ -321,9 +317,35 @@ def _train(
             watch=wiring.watch(run, settings),
             samples=samples,
         )
-    if stop.has_diverged:
-        return DIVERGED
-    return 128 + stop.signal if stop.signal else 0  # the exit status, as shells give it
+    return DIVERGED if stop.has_diverged else 128 + stop.signal if stop.signal else 0  # the status, as shells give it
+
+
+def _prepare(run: RunConfig, policy: ModelSource, run_dir: Path, checkpoints: Checkpoints | None) -> None:
+    """Make the run folder, remove what an interrupted save left, and divide the processes; how the policy is cut is said."""
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.training.retention import remove_unfinished
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if checkpoints is not None and cli.is_first_rank():
+        remove_unfinished(checkpoints.folder)
+    parallel.initialize(wiring.layout(run), run.dpo.seed, SAY)
+    for line in wiring.cut_lines(run, policy):
+        SAY(line)
+
+
+def _progress(num_steps: int, done: int) -> Progress:
+    """The progress of the steps, which begins with loading."""
+    from nemotron_dpo.progress import Work
+
+    progress = cli.show_progress(PROGRAM, Work("training", "step", num_steps, done, announced=num_steps > 0))
+    progress.phase("loading")
+    return progress
+
+
+def _signals_noted(checkpoints: Checkpoints | None) -> AbstractContextManager[Callable[[], int] | None]:
+    """Inside it, a signal is noted where the step that it comes in can be saved and resumed from."""
+    can_resume = checkpoints is not None and checkpoints.can_resume
+    return cli.signals_noted(PROGRAM) if can_resume else contextlib.nullcontext()
 
 
 def main() -> NoReturn:

@@ -167,15 +167,8 @@ def _status(command: click.Command, program: str, called: str) -> int:
         result = _invoke(command, called)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else called
-        message = error.format_message().replace("\n\t", " ")  # click lists choices in lines of their own
-        return _complain(program, f"{message.rstrip('.')}: see '{path} --help'", 2)
     except click.ClickException as error:
-        return _complain(program, error.format_message(), 1)
+        return _complain_of_call(program, called, error)
     except UserError as error:
         standard_streams.drain_stdout()
         return _complain(program, str(error), 2 if error.usage else 1)
@@ -204,6 +197,18 @@ def _status(command: click.Command, program: str, called: str) -> int:
         if type(error).__name__ != "PanicException":  # of libraries in Rust, as tokenizers; it derives from BaseException
             raise
         return _complain(program, f"a library gave up: {error}", 1)
+
+
+def _complain_of_call(program: str, called: str, error: click.ClickException) -> int:
+    """What click finds wrong with the arguments; without any where some are needed, the help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    if not isinstance(error, click.UsageError):
+        return _complain(program, error.format_message(), 1)
+    path = error.ctx.command_path if error.ctx else called
+    message = error.format_message().replace("\n\t", " ")  # click lists choices in lines of their own
+    return _complain(program, f"{message.rstrip('.')}: see '{path} --help'", 2)
 
 
 def _invoke(command: click.Command, called: str) -> object:

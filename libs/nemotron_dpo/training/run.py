@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from nemotron_dpo.outcome import outcome, read_metrics
@@ -59,28 +59,42 @@ def train(
         records = loop.records(
             policy, data, validation, settings, save, stop=stop, enter=progress.phase, carried=carried, done=done
         )
-        for record in records:
-            if record.reward_noise is not None:
-                say(_noise_floor(record, policy))
-            record = info.add(record)
-            recording.write(record)
-            if record.split == SAVING:  # which says nothing of the policy
-                continue
-            _show(record, progress, samples, say)
-            guarded.take(record)
+        _take(records, info, recording, guarded, functools.partial(_show, progress, samples, policy, say))
         progress.phase("")
+    for line in _ending_lines(recorded, guarded, stop, info.totals.steps, settings.num_steps, checkpoints):
+        say(line)
+
+
+def _ending_lines(
+    recorded: sinks.RecordedRun | None, guarded: Guarded, stop: Stop, step: int, last: int, checkpoints: Checkpoints | None
+) -> Iterator[str]:
+    """How the run went, from what is recorded, and why it ended before its last step."""
     if recorded is not None:
-        for line in narration.ending(outcome(read_metrics(recorded.folder / METRICS))):
-            say(line)
-        for line in guarded.summary():
-            say(line)
+        yield from narration.ending(outcome(read_metrics(recorded.folder / METRICS)))
+        yield from guarded.summary()
     if stop.has_diverged:
-        say(guarded.ending(settings.num_steps, checkpoints))
+        yield guarded.ending(last, checkpoints)
     elif stop.reason is not None:
-        say(_ending(info.totals.steps, settings.num_steps, stop.reason, checkpoints))
+        yield _ending(step, last, stop.reason, checkpoints)
 
 
-def _show(record: Record, progress: Progress, samples: Samples | None, say: Callable[[str], None]) -> None:
+def _take(
+    records: Iterable[Record], info: TrainingInfo, recording: sinks.Sinks, guarded: Guarded, show: Callable[[Record], None]
+) -> None:
+    """Give every record to who waits for it."""
+    for record in records:
+        record = info.add(record)
+        recording.write(record)
+        if record.split != SAVING:  # which says nothing of the policy
+            show(record)
+            guarded.take(record)
+
+
+def _show(
+    progress: Progress, samples: Samples | None, policy: TrainablePolicy, say: Callable[[str], None], record: Record
+) -> None:
+    if record.reward_noise is not None:
+        say(_noise_floor(record, policy))
     if record.is_training:
         progress.advance(1, narration.step_facts(record))
     else:
