@@ -31,6 +31,7 @@ _REMEDIES = {
     errno.ENODEV: "is the device there?",
 }  # fmt: skip
 
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # never of what is read
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # so its libraries end what they say of an error of the machine
 
 
