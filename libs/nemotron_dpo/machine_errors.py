@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -30,6 +31,9 @@ _REMEDIES = {
     errno.ENODEV: "is the device there?",
 }  # fmt: skip
 
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # never of what is read
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # so its libraries end what they say of an error of the machine
+
 
 def as_user_error(error: OSError | MemoryError) -> UserError:
     """One line of `error`, in the system's own words where it has a number."""
@@ -41,12 +45,14 @@ def as_user_error(error: OSError | MemoryError) -> UserError:
 
 
 def behind(error: BaseException) -> UserError | None:
-    """The error of the machine that `error`, of a library, comes from; None where it comes from none."""
+    """The error of the machine that `error`, of a library, comes from or tells of; None where it comes from none."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         if isinstance(cause, OSError | MemoryError):
             return as_user_error(cause)
+        if told := _OF_RUST.search(str(cause)):
+            return as_user_error(OSError(int(told[1]), ""))
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     return None

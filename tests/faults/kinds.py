@@ -99,7 +99,7 @@ def _goes_on_alone(trial: Trial, losses: Sequence[float]) -> str:
     again = trial.run_as(1)
     if again.status:
         return f"run again: status {again.status}: {again.said[-1500:]}"
-    found, left = programs.losses(trial.out / "run"), stages.left_over(trial.out)
+    found, left = programs.losses(trial.out / "run"), stages.left_over(trial.stage, trial.out)
     if len(found) != len(losses) or any(abs(one - other) > 1e-5 for one, other in zip(found, losses, strict=True)):
         return f"run again: losses {found}, not {losses}"
     return f"run again: left over: {left}" if left else ""
@@ -210,7 +210,7 @@ def _twice(apart: float) -> Callable[[Trial], str]:
             return f"neither ends well: {ends}"
         loser = next((end for end in ends if end.status), None)
         refused = loser is None or ("Traceback" not in loser.said and loser.status in (1, 2) and ": error: " in loser.said)
-        left = stages.left_over(trial.out)
+        left = stages.left_over(trial.stage, trial.out)
         return first("" if refused else f"{loser}", trial.differs(), f"left over: {left}" if left else "")
 
     return strike

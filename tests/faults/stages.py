@@ -163,8 +163,12 @@ def without_names(path: str) -> str:
     return re.sub(r"\d{20}-[^/]*", "SHARD", path)
 
 
-def left_over(out: Path) -> list[str]:
-    """Temporary places and lock files below `out`. In the store a place may wait for its next writer, but without content."""
+def left_over(stage: Stage, out: Path) -> list[str]:
+    """Temporary places and lock files below `out`. In the store a place may wait for its next writer, but without content.
+
+    A job that was killed stays as it lay; what counts is the last one.
+    """
+    out = _last_job(out) if stage.holds_jobs else out
     found = [str(path.relative_to(out)) for path in out.rglob("*")]
     return [name for name in found if LEFT.fullmatch(name) and not (_KEPT.fullmatch(name) and _is_empty(out / name))]
 

@@ -69,7 +69,7 @@ class Trial:
             return ""  # an export that was whole, and struck as it cleared away
         if again.status:
             return f"run again: status {again.status}: {again.said[-1500:]}"
-        left = stages.left_over(self.out)
+        left = stages.left_over(self.stage, self.out)
         problem = first(self.differs(), f"left over: {left}" if left else "")
         return f"run again: {problem}" if problem else ""
 

@@ -21,6 +21,14 @@ def test_every_number_has_its_line():
         assert str(at(OSError(number, "x", "one", None, "two"), "b")) == f"[Errno {number}] {os.strerror(number)}: 'b'"
 
 
+def test_what_rust_tells_of_the_machine_has_its_line():
+    """As safetensors says it, which raises no OSError."""
+    said = behind(ValueError("Error while serializing: I/O error: Stale file handle (os error 116)"))
+    assert said is not None
+    assert (said.message, said.remedy) == ("stale file handle", "the file server has changed it: run again, or mount anew")
+    assert behind(ValueError("os error 116")) is None
+
+
 def test_the_innermost_place_counts():
     with pytest.raises(OSError, match="Input") as caught, named("outer"), named("inner"):
         raise OSError(errno.EIO, "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -128,6 +129,14 @@ def test_a_file_server_that_keeps_open_files_under_another_name_is_left_nothing(
     monkeypatch.setattr(os, "close", close_and_go)
     _write(tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_copy_that_finds_no_room_names_the_target_and_not_its_source(tmp_path: Path):
+    """As shutil says it: the source first."""
+    for number, due in ((errno.ENOSPC, tmp_path / "b"), (errno.EIO, "source")):
+        with pytest.raises(OSError, match=os.strerror(number)) as caught, replacing(tmp_path / "b") as made:
+            raise OSError(number, os.strerror(number), "source", None, str(made))
+        assert caught.value.filename == str(due)
 
 
 def test_what_only_looks_like_a_place_stays(tmp_path: Path):

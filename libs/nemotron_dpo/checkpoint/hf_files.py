@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nemotron_dpo import hf_folder
+from nemotron_dpo import hf_folder, machine_errors
 from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.errors import UserError
 
@@ -185,7 +185,8 @@ def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], shar
             index = {"metadata": {"total_size": total}, "weight_map": where}
             (folder / hf_folder.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", remedy="is the disk full?") from None
+        found = machine_errors.as_user_error(error)
+        raise UserError(f"cannot be written ({found.message})", remedy=found.remedy) from None
     return [folder / name for name in names]
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.checkpoint.families import FAMILIES, module_of, rules, wrapper_of
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -40,7 +41,8 @@ def save(model: PairPolicy, folder: Path, dtype: torch.dtype) -> None:
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise UserError(f"cannot be written ({error})", remedy="is the disk full?") from None
+        found = machine_errors.behind(error) or UserError(str(error))
+        raise UserError(f"cannot be written ({found.message})", remedy=found.remedy) from None
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes 0600, whatever the umask
 
 
