@@ -16,6 +16,8 @@ from nemotron_dpo.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "is the download complete?"
 FLOAT8, SCALES = "F8_E4M3", "_scale_inv"  # of a weight in blocks of 8 bits; a factor a block stands under its name and this
+WHOLE = 1 << 40, 1 << 40  # rows and columns of the one block where a weight in 8 bits has one factor
+ACTIVATION_SCALE = ".activation_scale"  # by which some programs round what goes into such a weight, which is not done here
 _PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", FLOAT8: "bfloat16"}
 # tensors that old checkpoints hold, which all versions of transformers ignore
 _OLD = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
@@ -126,11 +128,16 @@ def left_out(folder: Path) -> list[str]:
 
 
 def float8_blocks(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Rows and columns of the blocks of which config.json says that its weights have a factor each; None where it has none."""
+    """Rows and columns of the blocks of which config.json says that its weights have a factor each; None where it has none.
+
+    A size of null, which transformers does not take for its own 128, has a factor for each weight as a whole (Ministral 3).
+    """
     said = config.get("quantization_config")
     if not isinstance(said, Mapping) or said.get("quant_method") != "fp8" or said.get("fmt", "e4m3") != "e4m3":
         return None
-    match said.get("weight_block_size"):
+    match said.get("weight_block_size", ()):
+        case None:
+            return WHOLE
         case [int(rows), int(columns)] if rows > 0 and columns > 0:
             return rows, columns
     return None
@@ -161,7 +168,11 @@ def _headers(path: Path) -> dict[str, str]:
 def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:
     unread = is_unread(folder)
     for path in weight_files(folder):
-        stored = {key: kind for key, kind in _headers(path).items() if not unread(key) and not key.endswith(SCALES)}
+        stored = {
+            key: kind
+            for key, kind in _headers(path).items()
+            if not unread(key) and not key.endswith((SCALES, ACTIVATION_SCALE))
+        }
         if wide := next((key for key, kind in stored.items() if kind == "F64"), None):
             remedy = "save the model in float32, or less"
             raise UserError(f"holds {wide} as float64, which would be rounded", source=path, remedy=remedy)

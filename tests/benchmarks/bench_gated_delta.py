@@ -18,11 +18,13 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from bench_recurrence import PRODUCT, pairs_of, rounds_of, shared_rows, two_sequences
+from bench_recurrence import PRODUCT, pairs_of, product, rounds_of, shared_rows, two_sequences
 from torch import Tensor
 
+from nemotron_dpo.kernels import chosen
 from nemotron_dpo.kernels.chunks import ROOT, Chunks, plan
-from nemotron_dpo.kernels.recurrence import gated_delta
+from nemotron_dpo.kernels.protocol import Kernels
+from nemotron_dpo.kernels.torch_ops.table import torch_kernels
 
 SHAPES = {  # key heads, value heads; all of 128 channels
     "next-tp4": (4, 8),  # of one of four tensor-parallel ranks of Qwen3-Next
@@ -33,52 +35,58 @@ SIZE = 128
 
 
 def main() -> None:
-    """Print a line a shape and row."""
+    """Print a line a shape, row, precision and backend."""
     options = _options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name, kind in itertools.product(options.shapes, options.rows):
-        pairs = pairs_of(kind, options.tokens)
+    tables = {"torch": torch_kernels(), "chosen": chosen.choose()}
+    for name, kind, dtype, backend in itertools.product(options.shapes, options.rows, options.precisions, options.backends):
+        pairs, table = pairs_of(kind, options.tokens), tables[backend]
         shared, alone = (plan(rows(pairs), options.chunk) for rows in (shared_rows, two_sequences))
-        rounds = rounds_of(_steps(SHAPES[name], shared, alone, device), options.rounds, device)
+        steps = _steps(SHAPES[name], shared, alone, getattr(torch, dtype), table, device)
+        rounds = rounds_of(steps, options.rounds, device)
         best = {step: min(one[step] for one in rounds) for step in rounds[0]}
-        rate = 2 * PRODUCT[device.type] ** 3 / best["product"]
+        rate = 2 * PRODUCT[device.type] ** 3 / min(best["product"], best["product by the other"])
         flops = _flops(SHAPES[name], shared)
         backward = best["both"] - best["forward"]
         saved = statistics.median(one["two sequences"] / one["both"] for one in rounds)
+        forward, both = f"forward {1e3 * best['forward']:.1f} ms {flops / best['forward'] / rate:.2f}", best["both"]
         print(
-            f"{name} {kind}, {len(pairs)} pairs, {shared.num_tokens} tokens: forward {1e3 * best['forward']:.1f} ms"
-            f" {flops / best['forward'] / rate:.2f}, backward {1e3 * backward:.1f} ms {2 * flops / backward / rate:.2f},"
-            f" both {3 * flops / best['both'] / rate:.2f} of {rate / 1e9:.0f} GFLOP/s; two sequences {saved:.2f} times",
+            f"{name} {kind} {dtype} {table.name}, {len(pairs)} pairs, {shared.num_tokens} tokens: {forward},"
+            f" backward {1e3 * backward:.1f} ms {2 * flops / backward / rate:.2f}, both {3 * flops / both / rate:.2f}"
+            f" of {rate / 1e9:.0f} GFLOP/s; two sequences {saved:.2f} times",
             flush=True,
         )
 
 
-def _steps(shape: tuple[int, int], shared: Chunks, alone: Chunks, device: torch.device) -> dict[str, Callable[[], object]]:
+def _steps(
+    shape: tuple[int, int], shared: Chunks, alone: Chunks, dtype: torch.dtype, table: Kernels, device: torch.device
+) -> dict[str, Callable[[], object]]:
     square = torch.randn(2 * [PRODUCT[device.type]], device=device)
-    inputs = {chunks: _inputs(shape, chunks.num_tokens, device) for chunks in (shared, alone)}
+    inputs = {chunks: _inputs(shape, chunks.num_tokens, dtype, device) for chunks in (shared, alone)}
 
     def both(chunks: Chunks) -> object:
         q, k, v, g, beta = of = [x.detach().requires_grad_() for x in inputs[chunks]]
-        return torch.autograd.grad(gated_delta(q, k, v, g, beta, chunks), of, inputs[chunks][2])
+        return torch.autograd.grad(table.gated_delta(q, k, v, g, beta, chunks), of, inputs[chunks][2])
 
     def forward() -> object:
         q, k, v, g, beta = inputs[shared]
-        return gated_delta(q, k, v, g, beta, shared)
+        return table.gated_delta(q, k, v, g, beta, shared)
 
     return {
-        "product": lambda: square @ square,
+        "product": lambda: product(square, "ieee"),
         "forward": forward,
         "both": lambda: both(shared),
+        "product by the other": lambda: product(square, "bf16"),
         "two sequences": lambda: both(alone),
     }
 
 
-def _inputs(shape: tuple[int, int], tokens: int, device: torch.device) -> tuple[Tensor, ...]:
+def _inputs(shape: tuple[int, int], tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     groups, heads = shape
     q, k = (torch.nn.functional.normalize(torch.randn(tokens, groups, SIZE), dim=-1) for _ in range(2))
-    of = (q * SIZE**-0.5, k, torch.randn(tokens, heads, SIZE), -torch.rand(tokens, heads), torch.rand(tokens, heads))
-    return tuple(x.to(device) for x in of)
+    narrow = (x.to(dtype) for x in (q * SIZE**-0.5, k, torch.randn(tokens, heads, SIZE)))
+    return tuple(x.to(device) for x in (*narrow, -torch.rand(tokens, heads), torch.rand(tokens, heads)))
 
 
 def _flops(shape: tuple[int, int], chunks: Chunks) -> float:
@@ -95,6 +103,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["next-tp4", "27B-tp8"])
     parser.add_argument("--rows", nargs="+", choices=["hh", "long"], default=["hh", "long"])
+    parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--backends", nargs="+", choices=["chosen", "torch"], default=["chosen", "torch"])
     parser.add_argument("--tokens", type=int, default=1024, help="of a row, at least")
     parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)

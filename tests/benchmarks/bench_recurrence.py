@@ -96,12 +96,6 @@ def _steps(shared: Case, alone: Case, table: Kernels, device: torch.device) -> d
     """What is timed, by name."""
     square = torch.randn(2 * [PRODUCT[device.type]], device=device)
 
-    def product(precision: str) -> None:
-        settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
-        before, settings.fp32_precision = settings.fp32_precision, precision
-        torch.mm(square, square)
-        settings.fp32_precision = before
-
     def forward(case: Case) -> object:
         x, dt, A, B, C, D = case.inputs
         return table.scan(x, dt, A, B, C, D, case.chunks)
@@ -111,14 +105,22 @@ def _steps(shared: Case, alone: Case, table: Kernels, device: torch.device) -> d
         return table.scan_backward(case.grad, x, dt, A, B, C, D, case.chunks)
 
     return {
-        "product": lambda: product("ieee"),
+        "product": lambda: product(square, "ieee"),
         "forward": lambda: forward(shared),
         "backward": lambda: backward(shared),
-        "product by the other": lambda: product("bf16"),  # which is exact where there are no tiles of bfloat16
+        "product by the other": lambda: product(square, "bf16"),  # which is exact where there are no tiles of bfloat16
         "two forward": lambda: forward(alone),
         "two backward": lambda: backward(alone),
         **(_theirs(alone, table) if device.type == "cuda" and importlib.util.find_spec("mamba_ssm") else {}),
     }
+
+
+def product(square: Tensor, precision: str) -> None:
+    """The product of a matrix with itself, by one of torch's two libraries."""
+    settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    before, settings.fp32_precision = settings.fp32_precision, precision
+    torch.mm(square, square)
+    settings.fp32_precision = before
 
 
 def _theirs(alone: Case, table: Kernels) -> dict[str, Callable[[], object]]:

@@ -214,7 +214,9 @@ def _refuse_leftovers(weights: Weights, architecture: Architecture) -> None:
     known = {key.format(*place) for rule in rules(architecture) for place in places(architecture, rule) for key in rule.hf}
     known = {_without_place(key) for key in known}
     wrapper, unread = wrapper_of(architecture), hf_folder.is_unread(weights.folder)
-    factors = {key + hf_folder.SCALES for key in known if weights.is_in_8_bits(key)}
+    in_8_bits = {key for key in known if weights.is_in_8_bits(key)}
+    factors = {key + hf_folder.SCALES for key in in_8_bits}
+    factors |= {key.removesuffix(".weight") + hf_folder.ACTIVATION_SCALE for key in in_8_bits}
     unknown = weights.keys() - known - factors - {_OUTPUT}
     left = sorted(key for key in unknown if not unread(key) and not (wrapper and wrapper.is_rest(key)))
     if left:

@@ -108,10 +108,12 @@ class Weights:
     def _in_bfloat16(self, key: str, weight: Tensor, factors: Tensor) -> Tensor:
         """The matrix `key` times the factor of each block. Raises UserError where these are not as many as blocks."""
         assert self._blocks is not None
-        rows, columns = self._blocks
+        rows, columns = map(min, zip(self._blocks, (*weight.shape, 1, 1), strict=False))
         due = [-(-size // block) for size, block in zip(weight.shape, self._blocks, strict=False)]
+        if self._blocks == hf_folder.WHOLE and factors.numel() == 1:
+            factors = factors.view(1, 1)
         if weight.dim() != 2 or list(factors.shape) != due:
-            what = f"holds {key} {tuple(weight.shape)} in blocks of {self._blocks} with {tuple(factors.shape)} factors"
+            what = f"holds {key} {tuple(weight.shape)} in {_said(self._blocks)} with {tuple(factors.shape)} factors"
             raise UserError(what, source=self.folder, remedy="does config.json belong to these weights?")
         whole = torch.empty(weight.shape, dtype=torch.bfloat16)
         for number, of_row in enumerate(factors.float()):
@@ -159,6 +161,10 @@ class Weights:
             raise UserError("is missing", source=path, remedy=hf_folder.COMPLETE) from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
+
+
+def _said(blocks: tuple[int, int]) -> str:
+    return "one block" if blocks == hf_folder.WHOLE else f"blocks of {blocks}"
 
 
 def _float8_blocks(folder: Path) -> tuple[int, int] | None:

@@ -70,8 +70,10 @@ def precision_of(folder: Path, form: str) -> str | None:
 
 
 def base_of(origin: Origin) -> tuple[str | None, str | None]:
-    """(id of the hub, name for people) of what was trained."""
-    name = origin.setting("policy.model_name")
+    """(id of the hub, name for people) of what was trained: what the run began with, whatever its config names beside that."""
+    lineage = origin.facts.get("lineage")
+    began = lineage.get("policy") if isinstance(lineage, Mapping) else None
+    name = began or origin.setting("policy.model_name")
     if name is None:
         return None, None
     found, text = _SNAPSHOT.search(str(name)), str(name)

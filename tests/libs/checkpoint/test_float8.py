@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.errors import UserError
-from support import families, programs
+from support import families, programs, wrappers
 
 ROWS, COLUMNS = 16, 8  # of a block, which are 128 each where models are larger
 SAID = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [ROWS, COLUMNS]}
@@ -58,6 +58,35 @@ def test_weights_in_8_bits_become_bfloat16_and_it_is_said(tmp_path: Path) -> Non
         assert "quantization_config" not in json.loads((tmp_path / f"{model_type}-hf" / "config.json").read_text())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("megatron")
+def test_weights_with_one_factor_each_are_read_within_a_model_that_sees(tmp_path: Path) -> None:
+    """As Ministral 3 is published: factors of activations beside them, the tower and the embedding plain."""
+    from nemotron_dpo.checkpoint.export import export
+    from nemotron_dpo.sources import resolve
+
+    folder = wrappers.write_model(tmp_path / "hf", "mistral3, ministral3")
+    due = load_file(folder / "model.safetensors")
+    tensors = dict(due)
+    for number, name in enumerate(key for key in due if key.startswith("language_model.") and key.endswith("_proj.weight")):
+        factor = torch.tensor(2.0**-9 * (1 + number / 64)).to(torch.bfloat16)
+        tensors[name] = (due[name].float() / factor.float()).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = factor
+        tensors[name.removesuffix("weight") + "activation_scale"] = torch.tensor(0.5)
+        due[name] = (tensors[name].float() * factor.float()).to(torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    plain = json.loads((folder / "config.json").read_text())
+    said = {"activation_scheme": "static", "dequantize": False, "quant_method": "fp8", "weight_block_size": None}
+    (folder / "config.json").write_text(json.dumps({**plain, "quantization_config": said}))
+    assert hf_folder.precision(folder) == "bfloat16"
+    assert "14 weights in 8 bits are read as bfloat16" in hf_folder.left_out(folder)[0]
+    export(resolve(folder), tmp_path / "back", "hf", None)
+    written = load_file(tmp_path / "back" / "model.safetensors")
+    assert written.keys() == due.keys()
+    assert all(torch.equal(tensor, written[key]) and tensor.dtype == written[key].dtype for key, tensor in due.items())
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == plain
+
+
 @pytest.mark.usefixtures("megatron")
 def test_factors_that_do_not_belong_to_their_weights_are_refused(tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint.policy import open_policy
@@ -77,6 +106,6 @@ def test_factors_that_do_not_belong_to_their_weights_are_refused(tmp_path: Path)
 
 
 def test_other_quantizations_are_refused_by_config() -> None:
-    for said in ({"quant_method": "gptq"}, {**SAID, "weight_block_size": None}, {**SAID, "fmt": "e5m2"}):
+    for said in ({"quant_method": "gptq"}, {**SAID, "weight_block_size": [0, 8]}, {**SAID, "fmt": "e5m2"}):
         with pytest.raises(UserError, match="quantization_config of any kind is not supported"):
             config.from_config({"model_type": "llama", "quantization_config": said}, Path("config.json"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.kernels.c import scan as scan_in_c
+from nemotron_dpo.kernels.c import trees
 from nemotron_dpo.kernels.chunks import Chunks, plan
 from nemotron_dpo.kernels.protocol import Kernels
 from support.recurrences import (
@@ -115,6 +116,7 @@ def test_scratch_memory_suffices_and_is_written_before_it_is_read(
             clean = all_of(c_kernels, of, grad, plan(pieces, chunk))
             with monkeypatch.context() as patched:
                 patched.setattr(scan_in_c, "scratch", spoiled)
+                patched.setattr(trees, "scratch", spoiled)
                 again = all_of(c_kernels, of, grad, plan(pieces, chunk))
             assert all(torch.equal(x, y) for x, y in zip(clean, again, strict=True))
     assert all(x[-guard:].isnan().all() and not x[:-guard].isnan().all() for x in made)

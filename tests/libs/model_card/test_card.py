@@ -107,6 +107,18 @@ def test_a_card_of_nothing_known_and_one_of_hostile_settings_are_whole(tmp_path:
             assert "\n# x" not in read.text
 
 
+def test_the_base_is_what_the_run_began_with(tmp_path: Path) -> None:
+    """dpo-train --policy leaves the config's own policy.model_name as it is."""
+    job = _job(tmp_path / "job")
+    for began, base, words in [("other/policy", "other/policy", "from other/policy."), ("./mine", None, "from mine.")]:
+        facts = {"lineage": {"policy": began}}
+        (job / "run" / "run.json").write_text(json.dumps(facts))
+        card.write(tmp_path, origin_of(job / "checkpoint_megatron" / "iter_0000010"), "hf")
+        read = ModelCard.load(tmp_path / "README.md")
+        assert read.data.to_dict().get("base_model") == base
+        assert words in read.text
+
+
 def test_a_model_that_sees_is_called_so_and_shown_in_use(tmp_path: Path) -> None:
     """Of adapters, one whose modules are within it."""
     origin = origin_of(tmp_path)

@@ -17,8 +17,9 @@ from nemotron_dpo.kernels import choice
 from nemotron_dpo.kernels.protocol import Unavailable
 from nemotron_dpo.paths import cache_home
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "convolution.c", "layers.c", "logits.c", "scan.c")]
-_HEADERS = [Path(__file__).with_name(name) for name in ("products.h", "vectors.h")]
+_NAMES = ("attention.c", "convolution.c", "delta.c", "layers.c", "logits.c", "scan.c")
+_SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
+_HEADERS = [Path(__file__).with_name(name) for name in ("chunks.h", "products.h", "vectors.h")]
 _FUNCTIONS = {  # pointers, int64, float32; those called *_floats and *_parts return an int64
     "forward_floats": "p",
     "backward_floats": "p",
@@ -42,6 +43,11 @@ _FUNCTIONS = {  # pointers, int64, float32; those called *_floats and *_parts re
     "scan_parts": "p",
     "scan_backward_floats": "p",
     "scan_backward": "ppp",
+    "delta_floats": "p",
+    "delta": "ppp",
+    "delta_parts": "p",
+    "delta_backward_floats": "p",
+    "delta_backward": "ppp",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _FLAGS = ("-O2", "-ftree-vectorize", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=gnu11")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from nemotron_dpo.kernels import choice
-from nemotron_dpo.kernels.c import attention, convolution, layers, logits, scan
+from nemotron_dpo.kernels.c import attention, convolution, delta, layers, logits, scan
 from nemotron_dpo.kernels.c.build import library
 from nemotron_dpo.kernels.protocol import Kernels, Unavailable
 from nemotron_dpo.kernels.torch_ops.table import torch_kernels
@@ -38,6 +38,7 @@ def table_of(loaded: ctypes.CDLL, digest: str) -> Kernels:
         read_logits=partial(logits.read_logits, loaded),
         scan=partial(scan.scan, loaded),
         scan_backward=partial(scan.scan_backward, loaded),
+        gated_delta=partial(delta.gated_delta, loaded),
         convolve=partial(convolution.convolve, loaded),
         convolve_backward=partial(convolution.convolve_backward, loaded),
         add_rounded=partial(layers.add_rounded, loaded),
