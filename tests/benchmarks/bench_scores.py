@@ -124,7 +124,7 @@ def all_known(scratch: Path, source: Path, policy: str, precision: str, num_pair
     with open_reader(source, "tokenized_pairs") as reader, open_writer(scratch / "many.arrow", reader.info) as writer:
         rows = reader.read_all().combine_chunks().to_batches()[0]
         while writer.num_rows < num_pairs:
-            batch = _other_ids(rows, random)
+            batch = other_ids(rows, random)
             pairs = Pairs.of(batch)
             for row, pair_id in enumerate(pairs.pair_ids):
                 sides = (pairs.chosen.lengths[row], pairs.rejected.lengths[row])
@@ -156,7 +156,7 @@ def _peak(pid: int) -> int:
         return 0
 
 
-def _other_ids(rows: pa.RecordBatch, random: np.random.Generator) -> pa.RecordBatch:
+def other_ids(rows: pa.RecordBatch, random: np.random.Generator) -> pa.RecordBatch:
     """Pairs of the same lengths and other token ids."""
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
         column = rows.column(name)
