@@ -45,7 +45,7 @@ ALLOWED = {
     "machine_errors": {"errors"},
     "locks": {"errors", "machine_errors"},
     "published": {"errors", "locks", "machine_errors"},
-    "streams": {"errors", "launcher", "published"},
+    "streams": {"errors", "kernels", "launcher", "paths", "published"},
     "hf_folder": {"errors"},
     "file_digests": {"errors"},
     "step_folders": {"documents", "errors"},
@@ -66,7 +66,7 @@ ALLOWED = {
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
-    "scoring": {"errors", "kernels", "paths", "policy", "preferences", "published", "streams"},
+    "scoring": {"errors", "policy", "preferences", "published", "streams"},
     "checkpoint": {
         "scoring",
         "streams",
@@ -157,8 +157,8 @@ ONLY_MODULES = {
     ("config", "objective"): {"metric_names", "modified", "protocol", "registry", "settings", "weighted_sum"},
     ("jobs", "steps"): {"compile", "text"},
     ("report", "steps"): {"catalogue"},
-    ("scoring", "kernels"): {"choice"},
     ("steps", "kernels"): {"choice"},
+    ("streams", "kernels"): {"choice"},
     ("steps", "policy"): {
         "architecture",
         "flops",

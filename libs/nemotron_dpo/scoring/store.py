@@ -38,7 +38,10 @@ PUBLISH_SECONDS = 20.0  # a killed process loses no more than it scored since
 _SMALL_RECORDS, _MOST_SMALL = 50_000, 16  # so many files of fewer records are packed into one
 _PACK_VALUES = 1 << 26  # log-probs of one side in a packed file: 256 MB
 _MOST_PENDING = 20_000  # records that wait in memory
-_READ_AT_ONCE = 64  # records that are read before the memory they lie in is given back
+_READ_AT_ONCE = 256  # records that are read before the memory they lie in is given back
+_STAYS_MAPPED = (
+    1 << 26
+)  # bytes of a store whose memory is not given back: to fetch it again takes a third of the time of reading
 _GRACE_SECONDS = 3600  # after which nobody has a file mapped that was packed into another
 
 
@@ -99,8 +102,13 @@ class Store:
             wanted = np.flatnonzero(~known)
             at = one.find(ids[wanted])
             self._read(one, wanted[at >= 0], at[at >= 0], scores, known)
-            one.forget()
+            self._forget(one)
         return known
+
+    def _forget(self, one: Shard) -> None:
+        """Give back the memory of what was looked at, in a store that would take much of it."""
+        if sum(len(other.mapped) for other in self._shards.values()) > _STAYS_MAPPED:
+            one.forget()
 
     def _read(self, one: Shard, rows: np.ndarray, places: np.ndarray, scores: WindowScores, known: np.ndarray) -> None:
         """Put the records at `places` of a file into `rows` of `scores` and mark these in `known`, but for damaged ones."""
@@ -111,7 +119,7 @@ class Store:
                 self.say(f"warning: {one.path}: record {place} is damaged and is scored again")
             for row, place in zip(rows[start : start + _READ_AT_ONCE][is_whole].tolist(), some[is_whole].tolist(), strict=True):
                 known[row] = scores.put(row, *one.read(place))
-            one.forget()
+            self._forget(one)
 
     def add(self, pair_id: bytes, chosen: np.ndarray, rejected: np.ndarray) -> None:
         """Take a record, which is published with the next ones."""

@@ -36,7 +36,9 @@ def stored(root: Path) -> list[Stored]:
         shards = [one for _, one in _shards(folder, context) if isinstance(one, Shard)]
         packed = {name for one in shards for name in one.replaces}
         states = [path.stat() for path in folder.glob(f"[!.]*{SUFFIX}")]
-        num_pairs = sum(len(one) for one in shards if one.path.name not in packed)
+        # processes that scored at once may have the same pairs
+        ids = [one.ids[:, 0] for one in shards if one.path.name not in packed]
+        num_pairs = len(np.unique(np.concatenate([np.zeros(0, "<u8"), *ids])))
         found.append(Stored(context, num_pairs, sum(s.st_size for s in states), max([0.0, *(s.st_mtime for s in states)])))
     return found
 

@@ -7,11 +7,12 @@ value so far. It covers the values of the rows and not how they are stored, so a
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from nemotron_dpo.streams.crc32 import crc32
 
 CHECKSUM_KEY = b"crc32"
 
@@ -40,20 +41,31 @@ def _extended(checksum: int, array: pa.Array) -> int:
     """Extend by the length, the number of nulls, which values are null, and the values. A null counts as 0 or as empty."""
     if isinstance(array, pa.DictionaryArray):  # by its values: what a dictionary lists, and where, is how they are stored
         return _extended(checksum, array.dictionary_decode())
-    checksum = zlib.crc32(struct.pack("<qq", len(array), array.null_count), checksum)
+    checksum = crc32(struct.pack("<qq", len(array), array.null_count), checksum)
     if not len(array):
         return checksum  # such a list array may lack its first offset, or hold an arbitrary one
+    if array.null_count == len(array) and not isinstance(array, pa.ListArray):
+        return _of_nulls(checksum, array)
     if array.null_count:
-        checksum = zlib.crc32(_bits(array.is_valid()), checksum)
+        checksum = crc32(_bits(array.is_valid()), checksum)
     if isinstance(array, pa.ListArray):
         offsets = array.offsets.to_numpy()
-        checksum = zlib.crc32(np.diff(offsets), checksum)
+        checksum = crc32(np.diff(offsets), checksum)
         return _extended(checksum, array.values.slice(offsets[0], offsets[-1] - offsets[0]))
     if pa.types.is_string(array.type):
         return _of_texts(checksum, array)
     if pa.types.is_boolean(array.type):
-        return zlib.crc32(_bits(array.fill_null(False)), checksum)
-    return zlib.crc32(_values(array), checksum)
+        return crc32(_bits(array.fill_null(False) if array.null_count else array), checksum)
+    return crc32(_values(array), checksum)
+
+
+def _of_nulls(checksum: int, array: pa.Array) -> int:
+    """Extend by nulls alone: of each that it is none, and its value, all of which are zero."""
+    bits = bytes((len(array) + 7) // 8)
+    if pa.types.is_boolean(array.type):
+        return crc32(bits, crc32(bits, checksum))
+    width = 4 if pa.types.is_string(array.type) else array.type.byte_width  # of a text its length
+    return crc32(bytes(width * len(array)), crc32(bits, checksum))
 
 
 def _of_texts(checksum: int, array: pa.Array) -> int:
@@ -61,8 +73,8 @@ def _of_texts(checksum: int, array: pa.Array) -> int:
     array = array.fill_null("") if array.null_count else array
     _, ends, text = array.buffers()
     offsets = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
-    checksum = zlib.crc32(np.diff(offsets).tobytes(), checksum)
-    return zlib.crc32(memoryview(text or b"")[offsets[0] : offsets[-1]], checksum)
+    checksum = crc32(np.diff(offsets).tobytes(), checksum)
+    return crc32(memoryview(text or b"")[offsets[0] : offsets[-1]], checksum)
 
 
 def _bits(array: Any) -> bytes:

@@ -131,6 +131,13 @@ def test_damage_is_missing_and_said(tmp_path: Path) -> None:
     assert found(opened(tmp_path), list(range(40))) == list(range(40))
 
 
+def test_a_pair_that_two_processes_scored_is_counted_once(tmp_path: Path) -> None:
+    filled(tmp_path, range(30))
+    filled(tmp_path, range(20, 45))
+    assert [one.num_pairs for one in upkeep.stored(tmp_path)] == [45]
+    assert sum(one for one in upkeep.damage(tmp_path) if isinstance(one, int)) == 55
+
+
 def test_scores_of_another_length_are_not_taken(tmp_path: Path) -> None:
     one = Store(tmp_path, CONTEXT, print)
     one.add(identity(3), np.zeros(9, np.float32), np.zeros(5, np.float32))

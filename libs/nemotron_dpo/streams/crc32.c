@@ -1,4 +1,4 @@
-/* Whether records of a file of scores have their checksums: CRC-32 as zlib's, of many records in one call.
+/* CRC-32 as zlib's: of a buffer, and of many records of scores in one call.
 
    The CRC is the remainder of a polynomial over bits, which 64 x 64 bit products without carries fold by 64 bytes at a time:
    Gopal et al., Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction, Intel 2009, whose constants for
@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <immintrin.h>
+
+enum { AHEAD = 4, MOST_AHEAD = 512 }; /* records whose memory is asked for beforehand; bytes of a side of them */
 
 typedef struct {
     const float *values;
@@ -22,13 +24,13 @@ static inline __m128i fold(__m128i x, __m128i by, __m128i there) {
     return _mm_xor_si128(_mm_xor_si128(low, high), there);
 }
 
-/* of `size` bytes, a multiple of 16 and no less than 64, without the inversions at both ends: zeros in front change nothing */
-static uint32_t remainder_of(const char *bytes, int64_t size) {
+/* of 64 bytes and `size` more, a multiple of 16, without the inversions at both ends: zeros in front change nothing */
+static uint32_t remainder_of(const char *first, const char *bytes, int64_t size) {
     const __m128i by_64 = _mm_set_epi64x(0x01c6e41596, 0x0154442bd4), by_16 = _mm_set_epi64x(0x00ccaa009e, 0x01751997d0);
     const __m128i by_8 = _mm_set_epi64x(0, 0x0163cd6124), reduction = _mm_set_epi64x(0x01f7011641, 0x01db710641);
     const __m128i low_32 = _mm_setr_epi32(~0, 0, ~0, 0);
-    __m128i x[4] = {get(bytes), get(bytes + 16), get(bytes + 32), get(bytes + 48)};
-    int64_t at = 64;
+    __m128i x[4] = {get(first), get(first + 16), get(first + 32), get(first + 48)};
+    int64_t at = 0;
     for (; at + 64 <= size; at += 64)
         for (int i = 0; i < 4; i++) x[i] = fold(x[i], by_64, get(bytes + at + 16 * i));
     __m128i all = fold(fold(fold(x[0], by_16, x[1]), by_16, x[2]), by_16, x[3]);
@@ -39,6 +41,18 @@ static uint32_t remainder_of(const char *bytes, int64_t size) {
     __m128i quotient = _mm_clmulepi64_si128(_mm_and_si128(all, low_32), reduction, 0x10);
     quotient = _mm_clmulepi64_si128(_mm_and_si128(quotient, low_32), reduction, 0x00);
     return _mm_extract_epi32(_mm_xor_si128(all, quotient), 1);
+}
+
+/* of a buffer of no less than 64 bytes, which goes on from what has the checksum `before` */
+uint32_t crc32_of(const char *bytes, int64_t size, uint32_t before) {
+    char first[64] = {0};
+    int64_t padding = -size & 15, count = 64 - padding;
+    uint32_t head;
+    memcpy(&head, bytes, 4);
+    head ^= ~before;
+    memcpy(first + padding, bytes, count);
+    memcpy(first + padding, &head, 4);
+    return ~remainder_of(first, bytes + count, size - count);
 }
 
 static int64_t bytes_of(Lists side, int64_t row) { return (side.ends[row + 1] - side.ends[row]) * (int64_t)sizeof(float); }
@@ -61,7 +75,12 @@ static uint32_t checksum(const char *id, Lists chosen, Lists rejected, int64_t r
     memcpy(memory + start + 16, &count, 4);
     memcpy(memory + start + 20, chosen.values + chosen.ends[row], sizes[0]);
     memcpy(memory + start + 20 + sizes[0], rejected.values + rejected.ends[row], sizes[1]);
-    return ~remainder_of(memory, size);
+    return ~remainder_of(memory, memory + 64, size - 64);
+}
+
+static void expect_side(Lists side, int64_t row) {
+    const char *from = (const char *)(side.values + side.ends[row]);
+    for (int64_t at = 0; at < bytes_of(side, row) && at < MOST_AHEAD; at += 64) __builtin_prefetch(from + at);
 }
 
 /* is_right[i]: whether record rows[i] has its checksum. 1 where there is no memory to tell, else 0 */
@@ -76,8 +95,16 @@ int64_t check_records(const char *ids, const uint32_t *checksums, const float *c
     }
     char *memory = malloc(most ? most : 1);
     if (!memory) return 1;
-    for (int64_t i = 0; i < num_rows; i++)
+    for (int64_t i = 0; i < num_rows; i++) {
+        if (i + AHEAD < num_rows) {
+            int64_t next = rows[i + AHEAD];
+            expect_side(chosen, next);
+            expect_side(rejected, next);
+            __builtin_prefetch(ids + 16 * next);
+            __builtin_prefetch(checksums + next);
+        }
         is_right[i] = checksum(ids + 16 * rows[i], chosen, rejected, rows[i], memory) == checksums[rows[i]];
+    }
     free(memory);
     return 0;
 }

@@ -1,0 +1,70 @@
+"""CRC-32 as fast as memory is read, by C: zlib's takes a twentieth of the time of reading a stream.
+
+The library is built once for the CPU that runs it, and kept in the user's cache. It is none of the kernels, whose sources tell
+whose scores are whose. Where it cannot be built or kept, or the CPU has no products without carries, zlib does the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nemotron_dpo.kernels import choice
+from nemotron_dpo.paths import cache_home
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = ("-O2", "-march=native", "-fPIC", "-shared", "-std=gnu11")
+_FEW_BYTES = 4096  # that zlib is through with before a call of C has begun
+
+
+def crc32(data: Any, before: int = 0) -> int:
+    """As zlib.crc32."""
+    if memoryview(data).nbytes < _FEW_BYTES or (in_c := library()) is None:
+        return zlib.crc32(data, before)
+    buffer = pa.py_buffer(data)  # which is where the data are, not a copy
+    return in_c.crc32_of(buffer.address, buffer.size, before)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The functions of crc32.c; None where they cannot be had."""
+    try:
+        return _library(os.environ)
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # no compiler, no such CPU, no place to keep it
+        return None
+
+
+def _library(environ: Mapping[str, str]) -> ctypes.CDLL:
+    """The library, built unless it is in the cache. Raises OSError, RuntimeError and CalledProcessError where it cannot be."""
+    compiler = choice.compiler(environ)
+    if compiler is None:
+        raise RuntimeError("there is no C compiler")
+    known = [*choice.compiler_identity(compiler), *_FLAGS, choice.cpu()]
+    digest = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), *(word.encode() for word in known)])).hexdigest()[:16]
+    target = cache_home(environ) / "nemotron-dpo" / f"crc32-{digest}.so"
+    if not target.exists():
+        _build(compiler, target)
+    loaded = ctypes.CDLL(str(target))
+    loaded.check_records.argtypes = [*[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_void_p]
+    loaded.check_records.restype = ctypes.c_int64
+    loaded.crc32_of.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32]
+    loaded.crc32_of.restype = ctypes.c_uint32
+    return loaded
+
+
+def _build(compiler: list[str], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as folder:
+        made = Path(folder, target.name)
+        subprocess.run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
+        os.replace(made, target)
