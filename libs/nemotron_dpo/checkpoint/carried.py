@@ -7,7 +7,7 @@ every bit and their precision.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,21 @@ def required(wrapper: Wrapper, source: Path | None) -> Rest:
     if rest is None:
         what = f"has none of the {', '.join(wrapper.rest)} that the model has besides its text model ({WEIGHTS})"
         raise UserError(what, source=source, remedy="export from a checkpoint whose tokenizer folder has that file")
+    assert source is not None
+    refuse_missing(wrapper, rest.places, source)
     return rest
+
+
+def refuse_missing(wrapper: Wrapper, stored: Iterable[str], folder: Path) -> None:
+    """Raise UserError where no tensor of the folder, which hold the names `stored`, begins as one of the rest must.
+
+    Exported, such a model would be taken for one that sees, and given random weights to see with.
+    """
+    names = [wrapper.rest_name(name) for name in stored]
+    for beginning in wrapper.rest:
+        if not any(name.startswith(beginning) for name in names):
+            remedy = f"is the download complete? The text model alone is a {wrapper.text_type}, whose names begin with model."
+            raise UserError(f"holds no {beginning}*, which its config.json has", source=folder, remedy=remedy)
 
 
 def _find(wrapper: Wrapper, source: Path | None) -> Rest | None:

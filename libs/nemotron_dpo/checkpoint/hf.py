@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nemotron_dpo import file_digests, hf_folder
 from nemotron_dpo.checkpoint import hf_files, integrity
-from nemotron_dpo.checkpoint.carried import required, wrapper_of
+from nemotron_dpo.checkpoint.carried import refuse_missing, required, wrapper_of
 from nemotron_dpo.checkpoint.families import config, rules
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
@@ -78,6 +78,8 @@ def load(model: PairPolicy, folder: Path) -> None:
         with torch.no_grad():
             parameter.copy_(shard)
     _refuse_leftovers(weights, architecture)
+    if wrapper := wrapper_of(architecture):
+        refuse_missing(wrapper, weights.keys(), folder)
     _refuse_second_embedding(weights, architecture)
 
 
