@@ -238,3 +238,20 @@ def test_pairs_of_another_tokenizer_are_warned_of(tmp_path: Path, policy: Path) 
         said[name] = check(*score).stderr + check(*train, *settings).stderr
     assert said["other"].decode().count(f"was tokenized with another tokenizer than {policy} has\n") == 2
     assert b"another tokenizer" not in said["own"]
+
+
+@pytest.mark.slow
+def test_pairs_on_both_sides_of_longropes_length_are_counted_and_refused(tmp_path: Path) -> None:
+    """With it a response of up to 8 tokens in all, and another of more; their one prompt would be turned in two ways."""
+    scaled = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    policy = small.write_llama(
+        tmp_path / "policy", rope_parameters={**scaled, "original_max_position_embeddings": 8, "factor": 16.0}
+    )
+    lengths = {0: [(4, 4, 3), (4, 5, 6)], 2: [(4, 4, 3), (4, 4, 5), (5, 4, 3), (4, 5, 6)]}  # how many are refused: sizes
+    for refused, sizes in lengths.items():
+        sides = [[np.arange(3, 3 + size[side], dtype=np.int32) + side for size in sizes] for side in range(3)]
+        pairs = small.write_pairs(tmp_path / f"{refused}.arrow", small.Tokens(*sides))
+        done = run("ref-logprobs", pairs, "-o", tmp_path / f"{refused}-scored.arrow", "--policy", policy)
+        words = "in 2 of 4 pairs (the first from line 2) one response ends within 8 tokens and the other behind them, for which"
+        assert done.returncode == bool(refused), done.stderr
+        assert not refused or words in error_line(done, "ref-logprobs")

@@ -14,7 +14,7 @@ from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
 from nemotron_dpo.policy.sublayers.mamba import Mamba
-from nemotron_dpo.policy.sublayers.rotary import Yarn
+from nemotron_dpo.policy.sublayers.rotary import LongRope, Yarn
 from nemotron_dpo.policy.sublayers.sublayer import Linear, Sublayer, norm_parameters
 
 Normalization = Literal["RMSNorm", "LayerNorm"]
@@ -83,6 +83,12 @@ class Architecture:
         scalings = [attention.rotary.scaling for attention in self.attentions if attention.rotary is not None]
         growing = [scaling.original_length for scaling in scalings if isinstance(scaling, Yarn) and scaling.query_growth]
         return min([self.max_position_embeddings, *growing])
+
+    @property
+    def turning_length(self) -> int | None:
+        """Beyond how many tokens longrope turns a text in another way; None where all are turned alike."""
+        scalings = [attention.rotary.scaling for attention in self.attentions if attention.rotary is not None]
+        return next((scaling.original_length for scaling in scalings if isinstance(scaling, LongRope)), None)
 
     @property
     def attentions(self) -> list[Attention]:

@@ -99,6 +99,8 @@ def _scores(
 
         model, new = scorer.model(), pairs if len(missing) == len(pairs) else Pairs.of(window.take(pa.array(missing)))
         windows.check_fits(new, scorer.vocab_size(model.architecture), model.architecture.max_length, reader.source)
+        if (original := model.architecture.turning_length) is not None:
+            windows.check_turns_alike(new, original, reader.source)
         known = scorer.known or Known()
         done = functools.partial(known.take, pairs, scores)
         score_rows(model, pairs, missing.tolist(), scores, scorer.max_tokens, told=told, done=done)

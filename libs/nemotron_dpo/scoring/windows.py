@@ -50,6 +50,17 @@ def check_fits(pairs: Pairs, vocab_size: int, max_length: int, source: str) -> N
         raise UserError(what, source=source, remedy="tokenize with --max-length")
 
 
+def check_turns_alike(pairs: Pairs, original: int, source: str) -> None:
+    """Raise UserError where a pair has a text of up to `original` tokens and a longer one, which longrope turns otherwise."""
+    long = np.stack([pairs.prompt.lengths + side.lengths > original for side in (pairs.chosen, pairs.rejected)])
+    rows = np.flatnonzero(long[0] != long[1])
+    if not rows.size:
+        return
+    what = f"in {rows.size} of {len(pairs)} pairs (the first from line {pairs.source_lines[rows[0]]}) one response ends within"
+    what += f" {original} tokens and the other behind them, for which longrope turns the one prompt in two ways"
+    raise UserError(what, source=source, remedy=f"leave such pairs out, or tokenize with --max-length {original}")
+
+
 def _slices(batch: pa.RecordBatch, num_tokens: int) -> Iterator[pa.RecordBatch]:
     """The batch in pieces of at most `num_tokens` tokens; a longer pair is a piece of its own."""
     ends = np.cumsum(Pairs.of(batch).num_tokens)
