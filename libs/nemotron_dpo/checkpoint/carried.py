@@ -81,13 +81,15 @@ def required(wrapper: Wrapper, source: Path | None) -> Rest:
 
 
 def refuse_incomplete(wrapper: Wrapper, folder: Path, stored: Collection[str]) -> None:
-    """Raise UserError where the files of a Hugging Face folder hold nothing of a wrapper, or less than their index lists.
+    """Raise UserError where a Hugging Face folder holds nothing of a wrapper's part, or less than its index lists.
 
-    `stored` are the names of all tensors that there are.
+    Exported, such a model would be taken for one that sees, and be given random weights to see with. `stored` are the names of
+    all tensors that there are.
     """
     rest = {wrapper.rest_name(name) for name in stored if wrapper.is_rest(name)}
-    if not rest:
-        what = f"holds nothing of {', '.join(wrapper.rest)}, which its config.json puts around the text model"
+    modules = [part for part in wrapper.rest if part.endswith(".")]  # others are single tensors, which not every model has
+    if empty := [part for part in modules if not any(name.startswith(wrapper.rest_prefix + part) for name in rest)]:
+        what = f"holds nothing of {', '.join(empty)}, which its config.json puts around the text model"
         raise UserError(what, source=folder, remedy=f"{hf_folder.COMPLETE} Save the text model alone where there is no more")
     listed = {wrapper.rest_name(name): name for name in hf_folder.index(folder) if wrapper.is_rest(name)}
     if missing := sorted(listed.keys() - rest):

@@ -137,8 +137,11 @@ def _templates(path: Path, config: dict[str, Any]) -> tuple[str | None, str, str
 
 def _no_tokenizer(path: Path) -> UserError:
     other = next((name for name in _OTHER_FORMS if (path / name).is_file()), None)
-    remedy = "save it with transformers' AutoTokenizer(...).save_pretrained"
-    return UserError(f"has {other} and no tokenizer.json" if other else "has no tokenizer.json", source=path, remedy=remedy)
+    what = f"has {other} and no tokenizer.json" if other else "has no tokenizer.json"
+    if isinstance(own := _json(path / added_tokens.CONFIG).get("auto_map"), dict) and "AutoTokenizer" in own:
+        what += ", and makes tokens by code of its own (auto_map), which is never run"
+        return UserError(what, source=path, remedy="give a folder with a tokenizer.json that splits texts as that code does")
+    return UserError(what, source=path, remedy="save it with transformers' AutoTokenizer(...).save_pretrained")
 
 
 def _refuse_unhonoured(config: dict[str, Any], file: Path) -> None:

@@ -173,3 +173,15 @@ def test_what_cannot_be_honoured_is_refused(changes: dict[str, Any], message: st
     with pytest.raises(UserError, match=message) as caught:
         config.read(gemma)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_what_sees_is_refused_by_its_name(gemma: Path) -> None:
+    """transformers would give what is exported of it random weights to see with."""
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    whole = load_file(gemma / "model.safetensors")
+    for missing in ("vision_tower.", "multi_modal_projector."):
+        kept = {name: tensor for name, tensor in whole.items() if missing not in name}
+        save_file(kept, gemma / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=rf"holds nothing of {missing}, which its config.json puts around"):
+            open_policy(resolve(gemma), None)

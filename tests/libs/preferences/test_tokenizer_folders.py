@@ -186,6 +186,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: (folder / "tokenizer.json").rename(folder / "tokenizer.model"),
         "has tokenizer.model and no tokenizer.json: save it with transformers' AutoTokenizer",
     ),
+    "tokens by code of its own": (  # as Kimi K2 has it: what transformers makes of its tiktoken.model splits texts otherwise
+        lambda folder: [
+            config(auto_map={"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]})(folder),
+            (folder / "tokenizer.json").rename(folder / "tiktoken.model"),
+        ],
+        "has tiktoken.model and no tokenizer.json, and makes tokens by code of its own (auto_map), which is never run: give a",
+    ),
     "a template for tools alone": (
         lambda folder: put(folder, {"additional_chat_templates/tool_use.jinja": "t"}),
         "has additional_chat_templates/tool_use.jinja and no chat_template.jinja, so no default template",
