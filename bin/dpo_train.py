@@ -39,7 +39,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,7 +52,6 @@ from nemotron_dpo.paths import expand_home
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.config.dpo import OwnObjective
-    from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.progress import Progress
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.resume import Identity, ResumeState
@@ -120,12 +119,12 @@ def command(
     with parallel.joined(SAY), _held(run, folder):
         wiring.check_own_objective(run)
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
-        pairs = _open_pairs(run, initial, source, held_out, folder, is_first=earlier is None)
+        pairs = wiring.open_pairs(run, initial, source, held_out, folder, SAY, is_first=earlier is None)
         settings = _settings(run, pairs, strict=strict)
         is_known = earlier or run.checkpointing.save_optimizer
         identity = wiring.identity(run, initial, pairs.train, pairs.sets) if is_known else None
         _check_for_steps(earlier, settings, folder)
-        resumed = _resumed(earlier, initial, identity, settings.num_steps) if earlier and identity else None
+        resumed = wiring.resumed(earlier, initial, identity, settings.num_steps, SAY) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             return 0
         _remark_rates(run, pairs, settings, resumed, strict=strict)
@@ -196,39 +195,7 @@ def _validation_sets(arguments: tuple[str, ...]) -> dict[str, Path]:
     return sets
 
 
-@dataclass(frozen=True)
-class _OpenPairs:
-    """The pairs to train on, those to validate on by the name of their set, and the files of all by what they are for."""
-
-    train: Pairs
-    sets: Mapping[str, Pairs]
-    files: Mapping[str, Path]
-
-
-def _open_pairs(
-    run: RunConfig, policy: ModelSource, source: str, held_out: Mapping[str, Path], run_dir: Path, *, is_first: bool
-) -> _OpenPairs:
-    """The streams of the run.
-
-    What comes through a pipe is kept in the run folder, and where a run is resumed must not replace what it began with.
-    """
-    from nemotron_dpo.policy import parallel
-    from nemotron_dpo.streams import spool
-
-    rules = wiring.data_rules(run, policy)
-    kept = run_dir / ("input.arrow" if is_first else "input.again.arrow")
-    path = parallel.agreed(lambda: spool(source, kept))
-    try:
-        data = rules.open(path, SAY)
-    finally:
-        if source == "-" and not is_first:
-            path.unlink()
-    files = {"train": run_dir / "input.arrow" if source == "-" else path}
-    files |= {f"validation-{name}": file for name, file in held_out.items()}
-    return _OpenPairs(data, {name: rules.open(file, SAY) for name, file in held_out.items()}, files)
-
-
-def _settings(run: RunConfig, pairs: _OpenPairs, *, strict: bool) -> LoopSettings:
+def _settings(run: RunConfig, pairs: wiring.OpenPairs, *, strict: bool) -> LoopSettings:
     """The loop's settings on this data; what may surprise in them is said."""
     settings = wiring.settings(run, pairs.train, pairs.sets)
     _warn(wiring.remarks(run, pairs.train, pairs.sets, settings), strict=strict)
@@ -250,24 +217,8 @@ def _check_for_steps(earlier: Path | None, settings: LoopSettings, run_dir: Path
         raise UserError(message, source=run_dir, remedy="name another folder")
 
 
-def _resumed(earlier: Path, policy: ModelSource, identity: Identity, last: int) -> ResumeState:
-    """The state of the step folder `earlier`, which must be of this run from `policy`."""
-    from nemotron_dpo.policy import parallel
-    from nemotron_dpo.training.data import named_as
-    from nemotron_dpo.training.resume import ResumeState, check_identity
-
-    state = parallel.agreed(lambda: ResumeState.read(earlier))
-    given = replace(identity, policy=named_as(state.identity.policy, policy))
-    changes = parallel.agreed(lambda: check_identity(state.identity, given, earlier) if cli.is_first_rank() else [])
-    for change in changes:
-        SAY(f"warning: {change}")
-    goes_on = f"resuming after step {state.step} of {last}" if state.step < last else f"all {last} steps are done already"
-    SAY(f"{earlier}: {goes_on}")
-    return state
-
-
 def _remark_rates(
-    run: RunConfig, pairs: _OpenPairs, settings: LoopSettings, resumed: ResumeState | None, *, strict: bool
+    run: RunConfig, pairs: wiring.OpenPairs, settings: LoopSettings, resumed: ResumeState | None, *, strict: bool
 ) -> None:
     """Warn where the steps that were taken had other learning rates than they would have in a run of this length."""
     from nemotron_dpo.training.schedule import other_rates
@@ -282,7 +233,7 @@ def _train(
     run: RunConfig,
     policy: ModelSource,
     run_dir: Path,
-    pairs: _OpenPairs,
+    pairs: wiring.OpenPairs,
     settings: LoopSettings,
     identity: Identity | None,
     resumed: ResumeState | None,

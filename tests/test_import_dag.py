@@ -127,6 +127,7 @@ ALLOWED = {
         "policy",
         "preferences",
         "sources",
+        "streams",
         "training",
         "versions",
     },

@@ -292,7 +292,8 @@ BAD_INPUTS = {
     "no object": (b'"a"\n[1]\n', "{f}:1: holds a string where an object is due"),
     "no object in an array": (b"[" + LINE + b",[1]]", "{f}:2: holds a list where an object is due"),
     "deep nesting": (b'{"a":' * 100_000, "{f}:1: is broken JSON at column 5122: depth limit exceeded"),
-    "array without end": (b"[" * 100_000, "{f}: is cut or damaged after row 0: its JSON array has no end"),
+    "array without end": (b"[" * 1_000, "{f}: is cut or damaged after row 0: its JSON array has no end"),
+    "arrays without end": (b"[" * 100_000, "{f}: is cut or damaged after row 0: its JSON is nested more than 1100 levels deep"),
     "NUL bytes": (bytes(1000), "{f}:1: is broken JSON at column 1: unexpected character, expected a JSON value"),
     "nothing left": (b'{"prompt":"a","chosen":"b","rejected":"b"}', "{f}: no pair is left: 1 rows read, 0 pairs written "
         "(0 truncated), 1 dropped (1 equal responses), 0 errors, 0 tokens"),

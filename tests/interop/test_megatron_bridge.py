@@ -204,7 +204,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return written
 
 
-def test_other_mixtures_that_bridge_writes_are_read(compared: dict[str, Path], tmp_path: Path) -> None:
+def test_other_mixtures_that_bridge_writes_are_read(compared: dict[str, Path], bridge: Callable, tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint.policy import read_architecture
 
     bridge("import", *(path for name, folder in compared.items() for path in (folder, tmp_path / name)))
@@ -216,7 +216,7 @@ def test_other_mixtures_that_bridge_writes_are_read(compared: dict[str, Path], t
         assert same(export(tmp_path / name, tmp_path / f"{name}-hf", "hf"), folder), name
 
 
-def test_other_mixtures_that_we_write_are_read_by_bridge(compared: dict[str, Path], tmp_path: Path) -> None:
+def test_other_mixtures_that_we_write_are_read_by_bridge(compared: dict[str, Path], bridge: Callable, tmp_path: Path) -> None:
     """As if Bridge had made its model of the same folder, bit for bit."""
     ours = {name: export(folder, tmp_path / name, "megatron") for name, folder in compared.items()}
     bridge("compare", *(path for name, folder in compared.items() for path in (ours[name], folder)))

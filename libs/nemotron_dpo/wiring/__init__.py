@@ -3,7 +3,7 @@
 torch and megatron-core are imported inside the functions: an executable that imports this still prints its help at once.
 """
 
-from nemotron_dpo.wiring.data import data_rules, identity
+from nemotron_dpo.wiring.data import OpenPairs, data_rules, identity, open_pairs, resumed
 from nemotron_dpo.wiring.loop import check_own_objective, rates_before, remarks, row_tokens, save_by, settings, watch
 from nemotron_dpo.wiring.model import (
     check_router,
@@ -18,6 +18,7 @@ from nemotron_dpo.wiring.model import (
 from nemotron_dpo.wiring.records import check_trackers, checkpoint_dir, checkpoints, recorded, samples
 
 __all__ = [
+    "OpenPairs",
     "check_own_objective",
     "check_router",
     "check_trackers",
@@ -29,12 +30,14 @@ __all__ = [
     "layout",
     "load_balancing",
     "lora",
+    "open_pairs",
     "open_trainable",
     "optimization",
     "rates_before",
     "recompute",
     "recorded",
     "remarks",
+    "resumed",
     "row_tokens",
     "samples",
     "save_by",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.data import DataRules
-    from nemotron_dpo.training.resume import Identity
+    from nemotron_dpo.training.resume import Identity, ResumeState
 
 
 def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
@@ -30,6 +32,45 @@ def data_rules(run: RunConfig, policy: ModelSource) -> DataRules:
     )
 
 
+@dataclass(frozen=True)
+class OpenPairs:
+    """The pairs to train on, those to validate on by the name of their set, and the files of all by what they are for."""
+
+    train: Pairs
+    sets: Mapping[str, Pairs]
+    files: Mapping[str, Path]
+
+
+def open_pairs(
+    run: RunConfig,
+    policy: ModelSource,
+    source: str,
+    held_out: Mapping[str, Path],
+    run_dir: Path,
+    say: Callable[[str], None],
+    *,
+    is_first: bool,
+) -> OpenPairs:
+    """The streams of a run; `source` is a path or "-".
+
+    What comes through a pipe is kept in the run folder, and where a run is resumed must not replace what it began with.
+    """
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.streams import spool
+
+    rules = data_rules(run, policy)
+    kept = run_dir / ("input.arrow" if is_first else "input.again.arrow")
+    path = parallel.agreed(lambda: spool(source, kept))
+    try:
+        data = rules.open(path, say)
+    finally:
+        if source == "-" and not is_first:
+            path.unlink()
+    files = {"train": run_dir / "input.arrow" if source == "-" else path}
+    files |= {f"validation-{name}": file for name, file in held_out.items()}
+    return OpenPairs(data, {name: rules.open(file, say) for name, file in held_out.items()}, files)
+
+
 def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str, Pairs]) -> Identity:
     """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
     from nemotron_dpo.checkpoint.policy import read_architecture
@@ -47,6 +88,22 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
     fixed, free = identity(run, has_routers=bool(routers), has_biases=any(router.expert_bias for router in routers))
     validation = {name: of(pairs) for name, pairs in sets.items()}
     return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels_of_job())
+
+
+def resumed(earlier: Path, policy: ModelSource, identity: Identity, last: int, say: Callable[[str], None]) -> ResumeState:
+    """The state of the step folder `earlier`, which must be of the run `identity` from `policy`; `last` is its last step."""
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.training.data import named_as
+    from nemotron_dpo.training.resume import ResumeState, check_identity
+
+    state = parallel.agreed(lambda: ResumeState.read(earlier))
+    given = replace(identity, policy=named_as(state.identity.policy, policy))
+    changes = parallel.agreed(lambda: check_identity(state.identity, given, earlier) if parallel.rank() == 0 else [])
+    for change in changes:
+        say(f"warning: {change}")
+    goes_on = f"resuming after step {state.step} of {last}" if state.step < last else f"all {last} steps are done already"
+    say(f"{earlier}: {goes_on}")
+    return state
 
 
 def reference_is_policy(run: RunConfig) -> bool:

@@ -49,9 +49,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, An
     return run
 
 
-def same(found: dict[str, Any], due: dict[str, Any]) -> None:
+def same(found: dict[str, Any], due: dict[str, Any], rel: float = 2e-5) -> None:
     for numbers in ("losses", "norms"):
-        assert found[numbers] == pytest.approx(due[numbers], rel=2e-5), numbers
+        assert found[numbers] == pytest.approx(due[numbers], rel=rel), numbers
 
 
 @pytest.mark.parametrize(("name", "processes", "layout"), LAYOUTS, ids=[f"{row[0]} {row[2]}" for row in LAYOUTS])
@@ -73,5 +73,6 @@ def test_a_run_goes_on_in_another_layout(work: Callable[..., Any], tmp_path: Pat
         same(work(4, "mixed", save=folders[1], layout=EVERY, lora=lora), begun)
         on = work(1, "mixed", load=folders[0], lora=lora)
         assert on["losses"][0] < begun["losses"][1]
-        same(work(2, "mixed", load=folders[0], layout=EXPERT, lora=lora), on)
-        same(work(1, "mixed", load=folders[1], lora=lora), on)
+        # Adam enlarges last bits step by step: in the fourth, C's and torch's operations are 3e-5 apart in one process, too
+        same(work(2, "mixed", load=folders[0], layout=EXPERT, lora=lora), on, 6e-5)
+        same(work(1, "mixed", load=folders[1], lora=lora), on, 6e-5)
