@@ -104,6 +104,7 @@ def command(
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.training.resume import newest
+    from nemotron_dpo.training.sinks.run_file import settle
 
     launcher.check_job()
     cli.warn_of_untried(PROGRAM)
@@ -126,6 +127,7 @@ def command(
         _check_for_steps(earlier, settings, folder)
         resumed = wiring.resumed(earlier, initial, identity, settings.num_steps, SAY) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
+            parallel.agreed(lambda: settle(folder) if cli.is_first_rank() else None)
             return 0
         _remark_rates(run, pairs, settings, resumed, strict=strict)
         return _train(run, initial, folder, pairs, settings, identity, resumed)

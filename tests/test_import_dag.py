@@ -84,6 +84,7 @@ ALLOWED = {
         "locks",
         "machine_errors",
         "published",
+        "run_state",
         "step_folders",
         "streams",
         "sources",

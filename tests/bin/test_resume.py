@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import sys
@@ -141,9 +142,13 @@ def test_sigterm_ends_the_step_saves_and_the_same_command_resumes(base, whole: P
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step_2", "step_3"]
     assert resume(run_dir, *base, *COMMON) == "step_3: resuming after step 3 of 6"
     same(run_dir, whole)
+    facts = json.loads((run_dir / "run.json").read_bytes())
+    (run_dir / "run.json").write_text(json.dumps({**facts, "status": "running"}))  # as a kill behind the last save leaves it
     done = check("dpo-train", *base, "--run-dir", run_dir, *COMMON)
     assert done.stderr.decode() == f"{SEEN}dpo-train: {run_dir}/checkpoints/step_6: all 6 steps are done already\n"
     same(run_dir, whole)
+    settled = json.loads((run_dir / "run.json").read_bytes())
+    assert (settled["status"], settled["step"], settled["earlier"][-1]["status"]) == ("done", 6, "killed")
 
 
 def test_bfloat16_keeps_its_float32_master_weights(base, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ All write below one folder OUT, whose place is the same for every run, so that t
 from __future__ import annotations
 
 import hashlib
+import pickletools
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,6 @@ _OF_A_RUN = re.compile(
     rb'"(?:(?:timing|memory)[^"]*|[^"]*integrity\.json|\.metadata|training_info\.json|digest|seconds)": ?[^,}\n]+'
 )
 _NAMES = re.compile(rb"[0-9a-f]{8}((-[0-9a-f]{4}){3}-[0-9a-f]{12}|-[0-9a-f]{16}\.tmp)")  # of a save, and of a temporary place
-_TEXTS = re.compile(rb"[ -~]{4,}")
 _JOB = re.compile(rb"\d{8}-\d{6}-rl-nemo_rl-dpo(-\d+)?")
 
 
@@ -152,10 +152,18 @@ def _digest(path: Path) -> str:
     if path.suffix in (".json", ".jsonl"):
         data = _OF_A_RUN.sub(b"", data)
     if path.name == ".metadata":  # a pickle, in the order in which threads wrote
-        data = b"\n".join(sorted(_TEXTS.findall(_NAMES.sub(b"NAME", data))))
-    if path.suffix in (".yaml", ".md") or path.name == ".metadata":
+        texts = (_JOB.sub(b"JOB", _NAMES.sub(b"NAME", text)) for text in _texts(data))
+        data = b"\n".join(sorted(texts))
+    if path.suffix in (".yaml", ".md"):
         data = _JOB.sub(b"JOB", data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _texts(pickled: bytes) -> Iterator[bytes]:
+    """The texts in a pickle, which is not run."""
+    for _, value, _ in pickletools.genops(pickled):
+        if isinstance(value, str | bytes):
+            yield value.encode() if isinstance(value, str) else value
 
 
 def without_names(path: str) -> str:

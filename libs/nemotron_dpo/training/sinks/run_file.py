@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from nemotron_dpo.run_state import read_json
 from nemotron_dpo.streams import published_file
 from nemotron_dpo.training.record import Record
 from nemotron_dpo.training.sinks import RecordedRun
@@ -72,6 +73,16 @@ class RunFile:
         with published_file(self._path) as file:
             facts = self._facts | {"alarms": [dict(one) for one in self._run.alarms()], "updated": _now()}
             file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def settle(folder: Path) -> None:
+    """Note that a run is done whose last step is saved, and whose process was killed behind that, before it could say so."""
+    path = folder / NAME
+    facts = read_json(path)
+    if facts.get("status") == "running":
+        done = {**facts, "status": "done", "earlier": _earlier(path), "updated": _now()}
+        with published_file(path) as file:
+            file.write(orjson.dumps(done, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
