@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from nemotron_dpo import published
 from nemotron_dpo.run_state import read_json
 from nemotron_dpo.streams import published_file
 from nemotron_dpo.training.record import Record
@@ -76,8 +77,12 @@ class RunFile:
 
 
 def settle(folder: Path) -> None:
-    """Note that a run is done whose last step is saved, and whose process was killed behind that, before it could say so."""
+    """Note that a run is done whose last step is saved, and whose process was killed behind that, before it could say so.
+
+    What that process was writing then is removed.
+    """
     path = folder / NAME
+    published.sweep(folder)
     facts = read_json(path)
     if facts.get("status") == "running":
         done = {**facts, "status": "done", "earlier": _earlier(path), "updated": _now()}
