@@ -18,7 +18,7 @@ from torch import Tensor
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint.families import config, wrapper_of
 from nemotron_dpo.checkpoint.families.wrappers import Wrapper, with_text
-from nemotron_dpo.checkpoint.hf_files import Planned, write_file
+from nemotron_dpo.checkpoint.hf_files import WRITTEN, Planned, Weights, write_file
 from nemotron_dpo.checkpoint.run_config import with_coefficients
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
@@ -95,6 +95,14 @@ def refuse_incomplete(wrapper: Wrapper, folder: Path, stored: Collection[str]) -
     if missing := sorted(listed.keys() - rest):
         what = f"lists {listed[missing[0]]}, which no file holds"
         raise UserError(what, source=folder / hf_folder.INDEX, remedy=hf_folder.COMPLETE)
+
+
+def refuse_quantized(wrapper: Wrapper, weights: Weights) -> None:
+    """Raise UserError where what is around a text model is quantized, which the config.json that is written does not say."""
+    for name in filter(wrapper.is_rest, weights.keys()):
+        if (kind := weights.stored_dtype(name)) not in WRITTEN:
+            what = f"holds {name}, which is around the text model, as {kind}: it cannot be carried through"
+            raise UserError(what, source=weights.folder, remedy="give the model as it was before it was quantized")
 
 
 def _find(wrapper: Wrapper, source: Path | None) -> Rest | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nemotron_dpo import file_digests, hf_folder
 from nemotron_dpo.checkpoint import hf_files, integrity
-from nemotron_dpo.checkpoint.carried import refuse_incomplete, required
+from nemotron_dpo.checkpoint.carried import refuse_incomplete, refuse_quantized, required
 from nemotron_dpo.checkpoint.families import config, rules, wrapper_of
 from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
 from nemotron_dpo.checkpoint.hf_weights import Rule
@@ -67,6 +67,7 @@ def load(model: PairPolicy, folder: Path) -> None:
     weights = open_weights(folder, architecture)
     if wrapper := wrapper_of(architecture):
         refuse_incomplete(wrapper, folder, weights.keys())
+        refuse_quantized(wrapper, weights)
     for name, parameter, rule, place in placed(model):
         parts = [weights.read(key.format(*place)) for key in rule.hf]
         try:

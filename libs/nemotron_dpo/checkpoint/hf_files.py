@@ -27,6 +27,7 @@ SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
 _PACKED = re.compile(r"\.mlp\.experts\.(gate_up|down)_proj$")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
+WRITTEN = frozenset(_DTYPES.values())  # safetensors' names of the precisions that a file can be written in
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,14 @@ class Weights:
         """Whether it is stored in blocks of 8 bits, as config.json says, with a factor for each."""
         if self._blocks is None or not {key, key + hf_folder.SCALES} <= self._stored_as.keys():
             return False
-        stored = self._stored_as[key]
-        return self._file(self._file_of[stored]).get_slice(stored).get_dtype() == hf_folder.FLOAT8
+        return self.stored_dtype(key) == hf_folder.FLOAT8
+
+    def stored_dtype(self, key: str) -> str:
+        """The precision of a tensor that there is, by safetensors' name for it; MXFP4 for what is in 4 bits."""
+        stored = self._stored_as.get(key)
+        if stored is None:
+            return "MXFP4"
+        return self._file(self._file_of[stored]).get_slice(stored).get_dtype()
 
     def _in_bfloat16(self, key: str, weight: Tensor, factors: Tensor) -> Tensor:
         """The matrix `key` times the factor of each block. Raises UserError where these are not as many as blocks."""
@@ -115,6 +122,8 @@ class Weights:
         if weight.dim() != 2 or list(factors.shape) != due:
             what = f"holds {key} {tuple(weight.shape)} in {_said(self._blocks)} with {tuple(factors.shape)} factors"
             raise UserError(what, source=self.folder, remedy="does config.json belong to these weights?")
+        if not factors.isfinite().all():
+            raise UserError(f"holds a factor of {key} that is no number", source=self.folder, remedy=hf_folder.COMPLETE)
         whole = torch.empty(weight.shape, dtype=torch.bfloat16)
         for number, of_row in enumerate(factors.float()):
             part = slice(number * rows, (number + 1) * rows)

@@ -185,3 +185,14 @@ def test_a_folder_without_what_sees_is_refused_by_its_name(gemma: Path) -> None:
         save_file(kept, gemma / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=rf"holds nothing of {missing}, which its config.json puts around"):
             open_policy(resolve(gemma), None)
+
+
+def test_a_tower_in_8_bits_is_refused_before_anything_is_written(gemma: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+
+    whole = load_file(gemma / "model.safetensors")
+    name = next(key for key in whole if "vision_tower." in key and key.endswith("q_proj.weight"))
+    whole[name] = whole[name].to(torch.float8_e4m3fn)
+    save_file(whole, gemma / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"holds .*vision_tower\..*q_proj.weight, which is around the text model, as F8_E4M3"):
+        open_policy(resolve(gemma), None)

@@ -105,6 +105,21 @@ def test_factors_that_do_not_belong_to_their_weights_are_refused(tmp_path: Path)
             open_policy(resolve(folder), None)
 
 
+@pytest.mark.usefixtures("megatron")
+def test_a_factor_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.sources import resolve
+
+    folder = families.write_model(tmp_path / "hf", "qwen3")
+    quantize(folder, SAID)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[f"{name}_scale_inv"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"holds a factor of {name} that is no number"):
+        open_policy(resolve(folder), None)
+
+
 def test_other_quantizations_are_refused_by_config() -> None:
     for said in ({"quant_method": "gptq"}, {**SAID, "weight_block_size": [0, 8]}, {**SAID, "fmt": "e5m2"}):
         with pytest.raises(UserError, match="quantization_config of any kind is not supported"):
