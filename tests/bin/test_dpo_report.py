@@ -100,6 +100,12 @@ def test_a_job_is_its_run_with_its_commands(tmp_path: Path) -> None:
         assert command in page
 
 
+def test_an_extended_run_says_what_to_run_first(tmp_path: Path) -> None:
+    run = _logged(tmp_path / "run")
+    write_run(run, usual_rows(), step=20, earlier=[{"status": "done", "step": 10}])
+    assert "run it with dpo.max_num_steps=10 first." in _page(run, tmp_path)
+
+
 def test_every_format(tmp_path: Path) -> None:
     run = _logged(tmp_path / "run")
     programs.check(PROGRAM, run, "-o", tmp_path / "a.md")
