@@ -238,3 +238,12 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, arguments: tuple[str
     assert done.returncode == 2
     assert said in done.stderr.decode()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_validation_before_the_first_step_says_nothing_against_training(tmp_path: Path) -> None:
+    """No pair can be right then; a run interrupted before its next validation is not the wrong way round."""
+    run = write_run(tmp_path / "run", [validation_row(0, math.log(2), 0.0), *usual_rows()[1:6]], status="killed")
+    shown = programs.check(PROGRAM, run, "--terminal", cwd=tmp_path).stdout.decode()
+    assert "It was validated before the first step alone" in shown
+    assert "right way round" not in shown
+    assert "in 0%" not in shown
