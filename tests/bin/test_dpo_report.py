@@ -247,3 +247,12 @@ def test_a_validation_before_the_first_step_says_nothing_against_training(tmp_pa
     assert "It was validated before the first step alone" in shown
     assert "right way round" not in shown
     assert "in 0%" not in shown
+
+
+def test_a_run_not_validated_since_its_first_step_is_not_compared_by_that(tmp_path: Path) -> None:
+    _logged(tmp_path / "whole")
+    _logged(tmp_path / "killed")
+    write_run(tmp_path / "killed", [validation_row(0, math.log(2), 0.0), *usual_rows()[1:6]], status="killed")
+    write_log(tmp_path / "killed", [sightings(0, "validation-default", _margins(0))])
+    shown = programs.check(PROGRAM, "whole", "killed", "--terminal", cwd=tmp_path).stdout.decode()
+    assert "Which is best? Cannot be told" in shown
