@@ -26,6 +26,7 @@ import click
 from nemotron_dpo import cli, launcher
 
 PROGRAM = "dpo-report"
+_OTHER_FORMATS = {".pdf", ".svg", ".jpg", ".jpeg", ".json", ".txt", ".csv", ".docx"}
 _FORMATS = ("html", "md", "png")
 
 
@@ -53,6 +54,9 @@ def command(
         raise click.UsageError("--scores is of one run")
     if scores and no_text:
         raise click.UsageError("--scores colours the texts that --no-text leaves out")
+    again = next((run for n, run in enumerate(runs) if Path(run).absolute() in map(Path.absolute, map(Path, runs[:n]))), None)
+    if again is not None:
+        raise click.UsageError(f"{again} is given twice: a run cannot be compared to itself")
     form = form or _format_of(output)
     target = output or (None if terminal else f"report.{form}")
     from nemotron_dpo.report import writing
@@ -66,7 +70,10 @@ def command(
 
 
 def _format_of(output: str | None) -> str:
+    """The format that the name of the file says; a name that says another one is refused: PDF is what a browser prints."""
     end = Path(output or "").suffix.lower()
+    if end in _OTHER_FORMATS:
+        raise click.UsageError(f"{output}: no report is written as {end}: name a .html, .md or .png, or give --format")
     return {".md": "md", ".markdown": "md", ".png": "png"}.get(end, "html")
 
 

@@ -125,9 +125,9 @@ def sentence(made: Outcome) -> str:
     if turned:
         one = turned[0]
         return f"{one.name} was best after step {one.best_step} and got worse: from there on the pairs are learned by heart"
-    if not any(metrics.get("accuracy") for metrics in (last, *(one.last for one in made.validations))):
+    unseen = [one for one in made.validations if one.last.get("accuracy") is not None and one.last_step]  # not of the reference
+    if not any(metrics.get("accuracy") for metrics in (last, *(one.last for one in unseen))):
         return f"the loss went from {made.ends.first['loss']:.4f} to {last['loss']:.4f}"
-    unseen = [one for one in made.validations if one.last.get("accuracy") is not None]
     where = f"pairs of {unseen[0].name}" if unseen else f"pairs of the last {_steps(made.ends)}"
     share = unseen[0].last["accuracy"] if unseen else last["accuracy"]
     return f"the policy now prefers the chosen response in {share:.0%} of the {where}"

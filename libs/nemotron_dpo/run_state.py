@@ -45,3 +45,18 @@ def is_alive(facts: Mapping[str, Any]) -> bool:
     except OSError:
         return True
     return True
+
+
+def how_extended(facts: Mapping[str, Any]) -> str:
+    """What else than its command makes a run again that had ended and was made longer; empty where that says it all.
+
+    A schedule follows the length of the run, so the longer run trained from its first step would end elsewhere.
+    """
+    earlier, last = facts.get("earlier"), facts.get("step")
+    before = [one for one in earlier if isinstance(one, Mapping)] if isinstance(earlier, list) else []
+    steps = [one.get("step") for one in before if one.get("status") == "done"]
+    ends = [str(step) for step in steps if isinstance(step, int) and isinstance(last, int) and step < last]
+    if not ends:
+        return ""
+    shorter = ", then with ".join(f"dpo.max_num_steps={step}" for step in ends)
+    return f"The run had ended after step {' and '.join(ends)} and was extended: to make it again, run it with {shorter} first."

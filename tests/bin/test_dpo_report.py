@@ -100,6 +100,12 @@ def test_a_job_is_its_run_with_its_commands(tmp_path: Path) -> None:
         assert command in page
 
 
+def test_an_extended_run_says_what_to_run_first(tmp_path: Path) -> None:
+    run = _logged(tmp_path / "run")
+    write_run(run, usual_rows(), step=20, earlier=[{"status": "done", "step": 10}])
+    assert "run it with dpo.max_num_steps=10 first." in _page(run, tmp_path)
+
+
 def test_every_format(tmp_path: Path) -> None:
     run = _logged(tmp_path / "run")
     programs.check(PROGRAM, run, "-o", tmp_path / "a.md")
@@ -195,3 +201,58 @@ def test_a_hundred_thousand_pairs_take_little_memory(tmp_path: Path) -> None:
     assert peak is not None
     assert int(peak[1]) < 1_000_000
     assert "100,000 pairs held out" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_names_of_runs_that_differ_in_their_ends_are_whole_on_the_terminal(tmp_path: Path) -> None:
+    names = [f"dpo.reference_policy_kl_penalty=0.{digit}" for digit in "13"]
+    for name in names:
+        _logged(tmp_path / name)
+    lines = programs.check(PROGRAM, *names, "--terminal", cwd=tmp_path).stdout.decode().splitlines()
+    for name in names:
+        assert any(name in line and " -> " in line for line in lines), name
+
+
+def test_titles_on_the_terminal_are_whole_and_said_once(tmp_path: Path) -> None:
+    shown = programs.check(PROGRAM, _logged(tmp_path / "run"), "--terminal", cwd=tmp_path).stdout.decode()
+    (line,) = [line for line in shown.splitlines() if line.startswith("Tokens of responses")]
+    assert line.startswith("Tokens of responses a second ")
+    assert line.count("Tokens") == 1
+
+
+def test_a_run_that_its_epochs_ended_is_whole(tmp_path: Path) -> None:
+    run = _logged(tmp_path / "run")
+    write_run(run, usual_rows(), settings=[*report_runs.SETTINGS, "dpo.max_num_steps=40"])
+    assert "done after step 20;" in programs.check(PROGRAM, run, "--terminal", cwd=tmp_path).stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-o", "r.pdf"), "r.pdf: no report is written as .pdf: name a .html, .md or .png, or give --format"),
+        (("./run",), "./run is given twice: a run cannot be compared to itself"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    _logged(tmp_path / "run")
+    done = programs.run(PROGRAM, "run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr.decode()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_validation_before_the_first_step_says_nothing_against_training(tmp_path: Path) -> None:
+    """No pair can be right then; a run interrupted before its next validation is not the wrong way round."""
+    run = write_run(tmp_path / "run", [validation_row(0, math.log(2), 0.0), *usual_rows()[1:6]], status="killed")
+    shown = programs.check(PROGRAM, run, "--terminal", cwd=tmp_path).stdout.decode()
+    assert "It was validated before the first step alone" in shown
+    assert "right way round" not in shown
+    assert "in 0%" not in shown
+
+
+def test_a_run_not_validated_since_its_first_step_is_not_compared_by_that(tmp_path: Path) -> None:
+    _logged(tmp_path / "whole")
+    _logged(tmp_path / "killed")
+    write_run(tmp_path / "killed", [validation_row(0, math.log(2), 0.0), *usual_rows()[1:6]], status="killed")
+    write_log(tmp_path / "killed", [sightings(0, "validation-default", _margins(0))])
+    shown = programs.check(PROGRAM, "whole", "killed", "--terminal", cwd=tmp_path).stdout.decode()
+    assert "Which is best? Cannot be told" in shown

@@ -97,6 +97,12 @@ def test_the_shell_loop_is_the_same(tmp_path: Path, policy: Path) -> None:
     assert done.returncode == 1
     assert (tmp_path / "work" / "policy.train_global_batch_size=8" / "done").is_file()
     assert (tmp_path / "work" / "compare.html").is_file()
+    other = subprocess.run([*map(str, argv), "dpo.seed=7"], capture_output=True, env=env, check=False)
+    assert other.returncode == 2
+    assert b"work holds a sweep of other arguments: give these, or another WORK_DIR: " in other.stderr
+    none = subprocess.run([*map(str, argv[:4]), "dpo.seed="], capture_output=True, env=env, check=False)
+    assert none.returncode == 2
+    assert b"sweep.sh: error: dpo.seed: no values: dpo.seed=A,B,C" in none.stderr
     usage = subprocess.run([ROOT / "pipelines" / "sweep.sh", "x"], capture_output=True, check=False)
     assert usage.returncode == 2
     assert b"Usage: pipelines/sweep.sh PREFS POLICY WORK_DIR KEY=A,B,C" in usage.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -63,8 +64,10 @@ def in_order(jobs: Sequence[Job], key: str, *, reverse: bool) -> list[Job]:
 def listed(jobs: Sequence[Job]) -> str:
     """A line for each of `jobs`; what was given to all of them, where there are several, and how many there are."""
     common = set.intersection(*(set(given(job)) for job in jobs)) if len(jobs) > 1 else set[str]()
+    short = _shortened({word.partition("=")[0] for job in jobs for word in given(job)})
     rows = [
-        (job.id, job.name or "-", _status(job), _settings(job, common), _validation(job), size(job.num_bytes)) for job in jobs
+        (job.id, job.name or "-", _status(job), _settings(job, common, short), _validation(job), size(job.num_bytes))
+        for job in jobs
     ]
     shared = [word for word in given(jobs[0]) if word in common]
     of_all = [f"all of them: {' '.join(shared)}"] if shared else []
@@ -124,11 +127,17 @@ def _status(job: Job) -> str:
     return f"{job.status} ({failed})" if failed else job.status
 
 
-def _settings(job: Job, common: Collection[str]) -> str:
-    """The config and what was given beside it and not to all; the last part of a key says enough, unless two end alike."""
-    own = [word for word in given(job) if word not in common]
-    keys = [word.partition("=")[0].rpartition(".")[2] for word in own]
-    words = [f"{key}={word.partition('=')[2]}" if keys.count(key) == 1 else word for key, word in zip(keys, own, strict=True)]
+def _shortened(keys: Collection[str]) -> dict[str, str]:
+    """Each of `keys` by as many of its last parts as no other one ends with."""
+    ends = {key: [".".join(key.split(".")[-n:]) for n in range(1, key.count(".") + 2)] for key in keys}
+    uses = Counter(end for of_key in ends.values() for end in of_key)
+    return {key: next((end for end in of_key if uses[end] == 1), key) for key, of_key in ends.items()}
+
+
+def _settings(job: Job, common: Collection[str], short: Mapping[str, str]) -> str:
+    """The config and what was given beside it and not to all, with the `short` names of the keys of all jobs listed."""
+    own = [word.partition("=") for word in given(job) if word not in common]
+    words = [f"{short[key]}={value}" for key, _, value in own]
     shown = " ".join([f"{job.step.rpartition('/')[2]} -c {job.config}" if job.config else job.step, *words])
     return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 3]}..."
 

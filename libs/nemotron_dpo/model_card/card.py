@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from nemotron_dpo.model_card.origin import Origin
+from nemotron_dpo.run_state import how_extended
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -177,8 +178,10 @@ def _again(origin: Origin) -> Iterator[str]:
         commands.append(shlex.join([Path(str(command[0])).name, *map(str, command[1:])]))
     versions = origin.facts.get("versions")
     made_by = f"\n\nMade with {', '.join(map(str, versions))}." if isinstance(versions, list) else ""
+    extended = how_extended(origin.facts)
     if commands:
-        yield "## How to make it again\n\n```sh\n" + "\n".join(commands) + f"\n```{made_by}"
+        before = f"{extended}\n\n" if extended else ""
+        yield f"## How to make it again\n\n{before}```sh\n" + "\n".join(commands) + f"\n```{made_by}"
 
 
 def _table(title: str, head: tuple[str, str], rows: Mapping[str, str]) -> str:

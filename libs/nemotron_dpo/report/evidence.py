@@ -74,6 +74,9 @@ def _held_out(run: Run) -> Iterator[Check]:
         return
     if accuracy is None or (not accuracy.last and not run.measured.train.get("accuracy")):
         return
+    if run.measured.made.num_steps and max(accuracy.steps) == 0:  # all rewards were 0 then: no pair can be right
+        yield Check("open", "It was validated before the first step alone: nothing says how it does on held-out pairs since.")
+        return
     pairs = run.measured.sets[name].get("num_valid_samples")
     if pairs is None or pairs.last < 1 or not 0 <= accuracy.last <= 1:
         return

@@ -9,6 +9,7 @@ from nemotron_dpo.report.document import Grid, Section
 from nemotron_dpo.report.run_folder import RunFolder, typed
 from nemotron_dpo.report.run_report import Run
 from nemotron_dpo.report.visible import shortened, visible
+from nemotron_dpo.run_state import how_extended
 
 
 def origin_section(run: Run) -> Section:
@@ -30,6 +31,7 @@ def origin_section(run: Run) -> Section:
     grids += [Grid(("this run", ""), tuple(facts))]
     grids += [Grid(("setting", "value"), settings, "All settings")] if settings else []
     lead = "Commands in the order they ran; the same inputs, settings and versions give the same numbers on the same machine."
+    lead = f"{lead} {visible(how_extended(given.facts))}".rstrip()
     commands = tuple(visible(command, lines=True) for command in _commands(given))
     return Section("origin", "Where it comes from", lead if commands else "", grids=tuple(grids), commands=commands)
 

@@ -64,7 +64,7 @@ def best(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
 
 def _on_shared_pairs(runs: Sequence[Run]) -> tuple[str, np.ndarray] | None:
     """The metric, and its values by run and by pair; None where not all have pairs on record, or no pair is shared."""
-    finals = [run.final for run in runs]
+    finals = [run.final if _is_validated(run) else None for run in runs]
     places: list[dict[bytes, int]] = []
     for final in finals:
         if final is None:
@@ -80,6 +80,12 @@ def _on_shared_pairs(runs: Sequence[Run]) -> tuple[str, np.ndarray] | None:
     return "accuracy", np.stack([(one.margin > 0).astype(float) for one in kept])
 
 
+def _is_validated(run: Run) -> bool:
+    """Whether pairs were held out, and looked at again since the first step."""
+    made = run.measured.made
+    return not made.num_steps or any(one.last_step for one in made.validations)
+
+
 def _same_loss(runs: Sequence[Run]) -> bool:
     return not any(key.startswith("dpo.") and not key.startswith(_SAME_LOSS) for key in keys_that_differ(runs))
 
@@ -87,7 +93,10 @@ def _same_loss(runs: Sequence[Run]) -> bool:
 def _by_records(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
     """From the means of the records alone, without a word on chance."""
     metric = "loss" if _same_loss(runs) else "accuracy"
-    lasts = [next((one.last.get(metric) for one in run.measured.made.validations), None) for run in runs]
+    lasts = [
+        next((one.last.get(metric) for one in run.measured.made.validations), None) if _is_validated(run) else None
+        for run in runs
+    ]
     how = "Chance cannot be told: for that all runs need pairs_log.arrow, with held-out pairs that they share."
     if any(value is None for value in lasts):
         why = "Not all of them were validated, and losses of training are of pairs that each of them knows."

@@ -45,7 +45,8 @@ def page(run: Run, *, scores: Path | None = None, with_text: bool = True) -> Pag
 def status(run: Run) -> str:
     """How the run stands and what it is, in a line."""
     given, step = run.given, run.measured.last_step
-    of = f" of {run.steps_planned}" if run.steps_planned and run.steps_planned >= step else ""
+    ended = given.state == "done" and step < (run.steps_planned or 0)  # by its epochs: not "10 of 40" of a run that is whole
+    of = f" of {run.steps_planned}" if run.steps_planned and run.steps_planned >= step and not ended else ""
     state = "" if given.state == "unknown" else f"{given.state} after "
     facts = [f"{state}step {step}{of}"]
     objective = given.setting("dpo.preference_loss")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nemotron_dpo.report.document import Figure, Grid, Page, Section
 from nemotron_dpo.report.sparkline import sparkline
@@ -35,25 +35,30 @@ def _section(section: Section) -> Iterator[str]:
         return
     yield from ("", section.heading.upper())
     yield from _wrapped(section.lead)
-    for figure in section.figures:
-        yield from _figure(figure)
+    yield from _figures(section.figures)
     for note in section.notes:
         yield from (note.title, *_wrapped(note.text, "  "))
     for grid in section.grids:
-        yield from _table(grid) if len(grid.rows) <= _LONG else ()
+        yield from _table(grid) if len(grid.rows) <= _LONG else (f"(a table of {len(grid.rows)} rows: see the page, with -o)",)
     if section.listing:
         yield from _pairs(section)
 
 
-def _figure(figure: Figure) -> Iterator[str]:
-    if not figure.curves:
-        yield from _wrapped(figure.said)
-        return
-    label = figure.title
-    for curve in figure.curves:
-        ends = f"{number(curve.values[0])} -> {number(curve.values[-1])}"
-        yield f"{label:<24.24} {curve.name:<22.22} {sparkline(curve.values, log=figure.log):<40} {ends}"
-        label = ""
+def _figures(figures: Sequence[Figure]) -> Iterator[str]:
+    """Bars beside the names of their curves. No name is cut: those of runs often differ in their ends alone."""
+    drawn = [(figure.title, curve.name) for figure in figures for curve in figure.curves]
+    title_width = max((len(title) for title, _ in drawn), default=0)
+    name_width = max((len(name) for title, name in drawn if name != title), default=0)
+    for figure in figures:
+        if not figure.curves:
+            yield from _wrapped(figure.said)
+        label = figure.title
+        for curve in figure.curves:
+            name = "" if curve.name == figure.title else curve.name
+            ends = f"{number(curve.values[0])} -> {number(curve.values[-1])}"
+            bars = sparkline(curve.values, log=figure.log)
+            yield f"{label:<{title_width}} {name:<{name_width}} {bars:<40} {ends}"
+            label = ""
 
 
 def _pairs(section: Section) -> Iterator[str]:
@@ -62,7 +67,7 @@ def _pairs(section: Section) -> Iterator[str]:
         yield called
         for pair in [pair for pair in section.listing.pairs if pair.kind == kind][:_PAIRS]:
             first = "" if pair.first is None else f"{number(pair.first, 2)} -> "
-            yield f"  {pair.label:<40.40} {first}{number(pair.last, 2)}"
+            yield f"  {pair.label:<40} {first}{number(pair.last, 2)}"
 
 
 def _table(grid: Grid) -> Iterator[str]:

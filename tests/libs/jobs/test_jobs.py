@@ -98,6 +98,8 @@ def test_the_table_has_what_differs_and_says_once_what_does_not() -> None:
     assert " ".join(lines[2].split()).startswith("job-b b failed (dpo-train) dpo -c tiny a.lr=1 b.lr=2 - ")
     assert lines[3] == "all of them: policy.model_name=m"
     assert lines[4].startswith("2 jobs, ")
+    _job("job-c", ("policy.model_name=m", "data.lr=3"), days=0)  # alone in its job, yet not b's
+    assert " -c tiny data.lr=3 " in " ".join(listing.listed(_jobs()).split())
     data = listing.as_data(_jobs()[0])
     assert (data["name"], data["steps"], data["overrides"][-1]) == ("a", 2, "dpo.beta=0.2")
     assert data["validation"] == {"set": "validation", "step": 2, "loss": 0.25, "accuracy": 0.75, "margin": None}

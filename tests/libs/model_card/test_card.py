@@ -82,6 +82,15 @@ def test_the_card_is_read_by_huggingface_hub_and_has_what_is_known(tmp_path: Pat
         assert line in read.text.splitlines(), line
 
 
+def test_a_run_that_was_extended_says_what_to_run_first() -> None:
+    """Its schedule was that of the shorter run until there: the command alone makes other weights."""
+    earlier = [{"status": "done", "step": 6}, {"status": "stopped", "step": 7}, {"status": "done", "step": 9}]
+    facts = {"command": ["dpo-train", "x"], "step": 9, "earlier": earlier}
+    said = "The run had ended after step 6 and was extended: to make it again, run it with dpo.max_num_steps=6 first."
+    assert f"\n\n{said}\n\n```sh\n" in card.card(Origin(9, facts=facts), "hf", None)
+    assert "extended" not in card.card(Origin(9, facts=facts | {"earlier": earlier[1:]}), "hf", None)
+
+
 def test_the_base_is_an_id_of_the_hub_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local" / "model").mkdir(parents=True)
