@@ -139,6 +139,12 @@ def test_a_copy_that_finds_no_room_names_the_target_and_not_its_source(tmp_path:
         assert caught.value.filename == str(due)
 
 
+def test_a_rename_that_finds_no_room_names_the_target(tmp_path: Path):
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)) as caught, replacing(tmp_path / "b") as made:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(made), None, str(tmp_path / "b"))
+    assert caught.value.filename == str(tmp_path / "b")
+
+
 def test_what_only_looks_like_a_place_stays(tmp_path: Path):
     mine = [f".a.{'0' * 8}-{'1' * 16}.tmp", ".a.1234.tmp", "a.tmp", ".tmp"]
     for name in mine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class RunFolder:
         """The streams of pairs that the run read, by split, as far as they still lie where it read them."""
         words, found = list(self.command), dict[str, Path]()
         base = Path(str(self.facts.get("folder", ".")))
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in itertools.pairwise([*words, ""]):
             name, is_named, path = following.partition("=")
             if word == "--validation" and following:
                 found[f"validation-{name if is_named else 'default'}"] = base / (path if is_named else following)

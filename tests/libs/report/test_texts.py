@@ -68,3 +68,5 @@ def test_streams_are_found_where_the_command_says(tmp_path: Path) -> None:
         (tmp_path / f"{name}.arrow").write_bytes(b"")
     wanted = {"train": "scored", "validation-hard": "held", "validation-default": "other"}
     assert open_run(run).streams() == {split: tmp_path / f"{name}.arrow" for split, name in wanted.items()}
+    (run / "run.json").unlink()  # lost, or of an earlier version
+    assert open_run(run).streams() == {}

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo import hf_folder
+from nemotron_dpo import hf_folder, machine_errors
 from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.checkpoint.families import FAMILIES, rope
 from nemotron_dpo.checkpoint.families.family import USUAL_KEYS, Family
@@ -61,7 +61,9 @@ def read(folder: Path) -> Architecture:
     """Read the architecture of an HF folder. Raises UserError where config.json is damaged or of an unknown kind."""
     path = folder / "config.json"
     try:
-        return from_config(hf_folder.parsed_config(path.read_bytes()), path, folder)
+        with machine_errors.named(path):
+            content = path.read_bytes()
+        return from_config(hf_folder.parsed_config(content), path, folder)
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the download complete?") from None
     except ValueError as error:
