@@ -100,7 +100,7 @@ def test_a_controller_that_restarts_is_borne(here: Path, cluster: Cluster, token
     os.kill(controller, signal.SIGSTOP)
     wait_until(lambda: b"still trying" in b"".join(said), seconds=60)
     os.kill(controller, signal.SIGCONT)
-    assert process.wait(90) == 0
+    assert process.wait(90) == 0, b"".join(said).decode()
     time.sleep(0.2)
     assert b"4 pairs written" in b"".join(said)
 
