@@ -419,17 +419,14 @@ def test_a_role_of_no_known_name_is_an_error_unless_the_template_knows_it(tmp_pa
     assert error_line(tokenize(tmp_path, tokenizer, data), PROGRAM) == said
     (knowing := tmp_path / "t.jinja").write_text("{% if messages[0].role == 'narrator' %}A tale. {% endif %}" + CHATML)
     assert tokenize(tmp_path, tokenizer, data, "--chat-template", knowing).returncode == 0
-    for name in ("image", "start_of_image"):
-        (asking := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": f"What is in <{name}>?"}))
+    for placeholder in ("<image>", "<start_of_image>", "[IMG]", "<|vision_start|>"):
+        (asking := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": f"What is in {placeholder}?"}))
         assert error_line(tokenize(tmp_path, tokenizer, asking), PROGRAM) == (
-            f"{asking}:1: a text of the prompt asks to look at <{name}>, and the policy reads text alone"
+            f"{asking}:1: a text of the prompt asks to look at {placeholder}, and the policy reads text alone"
         )
-    for token in ("[IMG]", "<|vision_start|>"):
-        (holding := tmp_path / "b").write_bytes(orjson.dumps({**ROW, "prompt": f"What is in {token}?"}))
-        said = (
-            f"{holding}:1: a text of the prompt holds {token}, which stands for what is seen, and the policy reads text alone"
-        )
-        assert error_line(tokenize(tmp_path, tokenizer, holding), PROGRAM) == said
+    for markup in ("<image>a</image>", "[IMG]a.png[/IMG]"):
+        (forum := tmp_path / "c").write_bytes(orjson.dumps({**ROW, "prompt": f"What is in {markup}?"}))
+        assert tokenize(tmp_path, tokenizer, forum).returncode == 0, markup
 
 
 def test_two_columns_of_one_name_are_an_error(tmp_path: Path, tokenizer: Path) -> None:

@@ -22,8 +22,10 @@ _OTHER_NAMES = {
 }
 _MEDIA = ("image", "images", "image_url", "input_image", "video", "videos", "audio", "audios", "input_audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_PLACEHOLDERS = ("image", "video", "audio", "start_of_image", "image_soft_token")  # the last two are Gemma 3's
-_TOKENS = ("[IMG]", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<IMG_CONTEXT>")  # of Mistral, Qwen and InternVL
+_TAGS = ("image", "video", "audio", "start_of_image", "image_soft_token")  # the last two are Gemma 3's
+_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<IMG_CONTEXT>")  # of Qwen and InternVL
+# placeholder -> what closes it where it is markup: Mistral's [IMG] is a forum's, too
+_PLACEHOLDERS = {**{f"<{name}>": f"</{name}>" for name in _TAGS}, "[IMG]": "[/IMG]", **dict.fromkeys(_TOKENS)}
 
 
 def normal_message(message: dict[str, Any], key: str) -> dict[str, Any]:
@@ -89,13 +91,11 @@ def media(where: str, key: str | None = None) -> RowProblem:
 def refuse_placeholders(text: str) -> None:
     """Raise RowProblem where `text` has a placeholder such as <image>: its data set had media that the row no longer holds.
 
-    A text that also has the closing tag, such as </video>, is taken for markup and passes.
+    A text that also has the closing tag, such as </video> or [/IMG], is taken for markup and passes.
     """
-    for name in _PLACEHOLDERS:
-        if f"<{name}>" in text and f"</{name}>" not in text:
-            raise media(f"a text of the prompt asks to look at <{name}>")
-    if token := next((token for token in _TOKENS if token in text), None):
-        raise media(f"a text of the prompt holds {token}, which stands for what is seen")
+    for placeholder, closing in _PLACEHOLDERS.items():
+        if placeholder in text and (closing is None or closing not in text):
+            raise media(f"a text of the prompt asks to look at {placeholder}")
 
 
 def carries_content(value: object) -> bool:
