@@ -45,7 +45,7 @@ ALLOWED = {
     "machine_errors": {"errors"},
     "locks": {"errors", "machine_errors"},
     "published": {"errors", "locks", "machine_errors"},
-    "streams": {"errors", "kernels", "launcher", "paths", "published"},
+    "streams": {"errors", "kernels", "launcher", "published"},
     "hf_folder": {"errors"},
     "file_digests": {"errors"},
     "step_folders": {"documents", "errors"},
@@ -160,7 +160,7 @@ ONLY_MODULES = {
     ("jobs", "steps"): {"compile", "text"},
     ("report", "steps"): {"catalogue"},
     ("steps", "kernels"): {"choice"},
-    ("streams", "kernels"): {"choice"},
+    ("streams", "kernels"): {"choice", "kept"},
     ("steps", "policy"): {
         "architecture",
         "flops",

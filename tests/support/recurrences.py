@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -119,3 +122,20 @@ def gated_delta_inputs(num: int, shape: tuple[int, int, int, int], dtype: torch.
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     narrow = [(q * state**-0.5).to(dtype), k.to(dtype), v.to(dtype)]
     return [of.requires_grad_() for of in (*narrow, g.to(wide), beta.to(wide))]
+
+
+@contextlib.contextmanager
+def spoiled_scratch(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> Iterator[None]:
+    """In the block, scratch memory that `modules` ask for is of nan, and is written to; behind it is a guard, which must not be."""
+    guard, made = 64, list[Tensor]()
+
+    def spoiled(_: str, size: int) -> Tensor:
+        made.append(torch.full((size + guard,), torch.nan))
+        return made[-1][:size]
+
+    with monkeypatch.context() as patched:
+        for module in modules:
+            patched.setattr(module, "scratch", spoiled)
+        yield
+    assert made
+    assert all(x[-guard:].isnan().all() and not x[:-guard].isnan().all() for x in made)

@@ -126,9 +126,8 @@ def open_shard(path: Path, about: str) -> Shard:
     sides = [_views(batch.column(name)) for name in ("chosen_logps", "rejected_logps")]
     if any(offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(values) for values, offsets in sides):
         raise Damaged("its offsets are wrong")
-    crcs = (
-        batch.column("crc32").to_numpy().copy()
-    )  # not from the mapped file, whose pages are fetched anew for every few records
+    # not those of the mapped file, whose pages are fetched anew for every few records
+    crcs = batch.column("crc32").to_numpy().copy()
     mapped.madvise(mmap.MADV_DONTNEED)
     ids = ids_of(batch.column("pair_id"))
     return Shard(path, ids, sides[0], sides[1], replaces, batch, mapped, checks(ids, crcs, *sides[0], *sides[1]))

@@ -39,9 +39,8 @@ _SMALL_RECORDS, _MOST_SMALL = 50_000, 16  # so many files of fewer records are p
 _PACK_VALUES = 1 << 26  # log-probs of one side in a packed file: 256 MB
 _MOST_PENDING = 20_000  # records that wait in memory
 _READ_AT_ONCE = 256  # records that are read before the memory they lie in is given back
-_STAYS_MAPPED = (
-    1 << 26
-)  # bytes of a store whose memory is not given back: to fetch it again takes a third of the time of reading
+# bytes of a store whose memory is not given back: to fetch it again takes a third of the time of reading
+_STAYS_MAPPED = 1 << 26
 _GRACE_SECONDS = 3600  # after which nobody has a file mapped that was packed into another
 
 

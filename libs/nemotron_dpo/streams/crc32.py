@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
+import platform
 import subprocess
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from nemotron_dpo.kernels import choice
-from nemotron_dpo.paths import cache_home
+from nemotron_dpo.kernels.kept import digest_of, kept
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O2", "-march=native", "-fPIC", "-shared", "-std=gnu11")
@@ -47,24 +46,15 @@ def library() -> ctypes.CDLL | None:
 def _library(environ: Mapping[str, str]) -> ctypes.CDLL:
     """The library, built unless it is in the cache. Raises OSError, RuntimeError and CalledProcessError where it cannot be."""
     compiler = choice.compiler(environ)
-    if compiler is None:
-        raise RuntimeError("there is no C compiler")
-    known = [*choice.compiler_identity(compiler), *_FLAGS, choice.cpu()]
-    digest = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), *(word.encode() for word in known)])).hexdigest()[:16]
-    target = cache_home(environ) / "nemotron-dpo" / f"crc32-{digest}.so"
-    if not target.exists():
-        _build(compiler, target)
-    loaded = ctypes.CDLL(str(target))
+    if compiler is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        raise RuntimeError("there is no C compiler, or not this CPU's instructions")
+
+    def build(target: Path) -> None:
+        subprocess.run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(target)], check=True, capture_output=True)
+
+    loaded = ctypes.CDLL(str(kept(f"crc32-{digest_of([_SOURCE], compiler, _FLAGS)}.so", environ, build)))
     loaded.check_records.argtypes = [*[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_void_p]
     loaded.check_records.restype = ctypes.c_int64
     loaded.crc32_of.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32]
     loaded.crc32_of.restype = ctypes.c_uint32
     return loaded
-
-
-def _build(compiler: list[str], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as folder:
-        made = Path(folder, target.name)
-        subprocess.run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
-        os.replace(made, target)

@@ -6,16 +6,14 @@ What is built is kept in the user's cache; its name tells the sources, the compi
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import functools
 import os
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from nemotron_dpo.kernels import choice
+from nemotron_dpo.kernels.kept import digest_of, kept
 from nemotron_dpo.kernels.protocol import Unavailable
-from nemotron_dpo.paths import cache_home
 
 _NAMES = ("attention.c", "convolution.c", "delta.c", "layers.c", "logits.c", "scan.c")
 _SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
@@ -60,14 +58,12 @@ def library(compiler: list[str], environ: Mapping[str, str]) -> tuple[ctypes.CDL
     """
     try:
         digest = _digest(compiler)
-        root = cache_home(environ) / "nemotron-dpo"
-    except (OSError, RuntimeError) as error:  # a CPU that does not describe itself, a user without a home
+    except OSError as error:  # a CPU that does not describe itself
         raise Unavailable(f"kernels in C have no place: {_line(error)}") from None
-    target = root / f"kernels-{digest}.so"
     try:
-        if not target.exists():
-            _build_into(target, compiler)
-        return load(target), digest
+        return load(kept(f"kernels-{digest}.so", environ, functools.partial(build, compiler=compiler))), digest
+    except RuntimeError as error:  # a user without a home
+        raise Unavailable(f"kernels in C have no place: {_line(error)}") from None
     except subprocess.CalledProcessError as failed:
         raise Unavailable(f"{_called(compiler)} does not compile them: {_first_error(failed)}") from None
     except OSError as error:
@@ -102,18 +98,9 @@ def _run(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", env=environment).stdout
 
 
-def _build_into(target: Path, compiler: list[str]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as folder:
-        build(Path(folder, target.name), compiler)
-        os.replace(Path(folder, target.name), target)
-
-
 def _digest(compiler: list[str]) -> str:
     """Of everything that decides what is built, found without starting the compiler. Raises OSError."""
-    known = [*choice.compiler_identity(compiler), *_FLAGS, choice.cpu()]
-    sources = (path.read_bytes() for path in (*_SOURCES, *_HEADERS, Path(__file__)))
-    return hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in known)])).hexdigest()[:16]
+    return digest_of((*_SOURCES, *_HEADERS, Path(__file__)), compiler, _FLAGS)
 
 
 def _called(compiler: list[str]) -> str:

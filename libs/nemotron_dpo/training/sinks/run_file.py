@@ -71,9 +71,7 @@ class RunFile:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        with published_file(self._path) as file:
-            facts = self._facts | {"alarms": [dict(one) for one in self._run.alarms()], "updated": _now()}
-            file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        _publish(self._path, self._facts | {"alarms": [dict(one) for one in self._run.alarms()]})
 
 
 def settle(folder: Path) -> None:
@@ -85,18 +83,21 @@ def settle(folder: Path) -> None:
     published.sweep(folder)
     facts = read_json(path)
     if facts.get("status") == "running":
-        done = {**facts, "status": "done", "earlier": _earlier(path), "updated": _now()}
-        with published_file(path) as file:
-            file.write(orjson.dumps(done, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        _publish(path, {**facts, "status": "done", "earlier": _earlier(path)})
+
+
+def _publish(path: Path, facts: dict[str, Any]) -> None:
+    with published_file(path) as file:
+        file.write(orjson.dumps(facts | {"updated": _now()}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
     """The processes that worked at this run before, the last one at the end."""
+    before = read_json(path)
     try:
-        before = orjson.loads(path.read_bytes())
         one = {name: before[name] for name in ("status", "reason", "step", "started", "updated", "host", "pid")}
         earlier = list(before["earlier"])
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return []
     if one["status"] == "running":  # it holds the folder's lock no more, so it ended without a word
         one["status"] = "killed"
