@@ -126,7 +126,7 @@ def gated_delta_inputs(num: int, shape: tuple[int, int, int, int], dtype: torch.
 
 @contextlib.contextmanager
 def spoiled_scratch(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> Iterator[None]:
-    """In the block, scratch memory that `modules` ask for is of nan, and is written to; behind it is a guard, which must not be."""
+    """In the block, scratch memory that `modules` ask for is of nan, and written to; a guard behind it must not be."""
     guard, made = 64, list[Tensor]()
 
     def spoiled(_: str, size: int) -> Tensor:
