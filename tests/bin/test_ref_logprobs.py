@@ -241,12 +241,12 @@ def test_pairs_of_another_tokenizer_are_warned_of(tmp_path: Path, policy: Path) 
 
 
 def test_pairs_that_longrope_turns_in_both_ways_are_found_before_anything_is_computed(tmp_path: Path) -> None:
-    """Also by dpo-train; the second such pair is far behind the first window."""
+    """Also by dpo-train; both such pairs are windows behind the first, and behind each other."""
     lists = {"short_factor": [1.0, 1.3, 2.0], "long_factor": [3.0, 4.0, 7.0], "partial_rotary_factor": 0.75}
     rope = {"rope_type": "longrope", "rope_theta": 100.0, **lists}
     changes = {"rope_parameters": rope, "original_max_position_embeddings": 24}
     policy = families.write_model(tmp_path / "policy", "phi3", **changes)
-    lengths = [(20, 4, 3), (20, 5, 9), *[(4, 5, 6)] * 300, (20, 5, 4), (3, 21, 22)]  # 24 and 25 tokens, in the last but one
+    lengths = [(20, 4, 3), (20, 5, 9), *[(4, 5, 6)] * 150, (20, 5, 4), *[(4, 5, 6)] * 150, (3, 21, 22)]
 
     def ids(number: int, place: int) -> np.ndarray:
         return np.full(lengths[number][place], number % 90 + 3, dtype=np.int32)
@@ -254,7 +254,7 @@ def test_pairs_that_longrope_turns_in_both_ways_are_found_before_anything_is_com
     sides = [[ids(number, place) for number in range(len(lengths))] for place in range(3)]
     said = (
         "has 2 pairs of which one text has more than 24 tokens and the other has not, which the policy's longrope turns otherwise, "
-        "and so their prompt (the first: line 303 of the input: 25 tokens with the chosen and 24 with the rejected response): "
+        "and so their prompt (the first: line 153 of the input: 25 tokens with the chosen and 24 with the rejected response): "
         "tokenize with --max-length 24, or leave those pairs out"
     )
     pairs = small.write_pairs(tmp_path / "pairs.arrow", small.Tokens(*sides))
