@@ -107,7 +107,7 @@ def command(
     started = time.perf_counter()
     if of_policy and shard is not None:
         raise click.UsageError("--shard divides the scoring of a reference, and --of-policy is of none")
-    shard_of(shard or "1/1")
+    part = shard_of(shard or "1/1")
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
     cli.warn_of_untried(PROGRAM)
@@ -122,7 +122,7 @@ def command(
             known = parallel.agreed(lambda: _known(reuse, cache, context, found) if cli.is_first_rank() else None)
             info = _stream_info(reader, found, context, shard, of_policy=of_policy)
             with _writer(output, info) as write:
-                num_pairs, num_new = _score(reader, found, info, micro_batch_tokens, join, known, write)
+                num_pairs, num_new = _score(reader, found, info, part, micro_batch_tokens, join, known, write)
     seconds = time.perf_counter() - started
     reused = f", {num_pairs - num_new} of them reused" if reuse or cache else ""
     SAY(f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
@@ -157,16 +157,17 @@ def _score(
     reader: Reader,
     policy: ModelSource,
     info: StreamInfo,
+    shard: tuple[int, int],
     max_tokens: int | None,
     join: Callable[[], None],
     known: Known | None,
     write: Callable[[Any], object],
 ) -> tuple[int, int]:
-    """Score every window of the stream; (pairs, pairs computed here and now)."""
+    """Score every window of a `shard` of the stream; (pairs, pairs computed here and now)."""
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.preferences.vocabulary import num_tokens
     from nemotron_dpo.progress import Work
-    from nemotron_dpo.scoring.merge import rows_in_shard, shard_of
+    from nemotron_dpo.scoring.merge import rows_in_shard
     from nemotron_dpo.scoring.stream import Scorer, row_tokens, score_stream
 
     def open_model() -> PairPolicy:
@@ -181,7 +182,7 @@ def _score(
         return min(of_tokenizer or architecture.vocab_size, architecture.vocab_size)
 
     scorer = Scorer(policy.name, open_model, vocab_size, max_tokens or row_tokens(), known)
-    total, shard = reader.count_rows(), shard_of(info.settings.get("shard", "1/1"))
+    total = reader.count_rows()
     shown = cli.show_progress(PROGRAM, Work("scoring", "pair", total=total and rows_in_shard(total, *shard)))
     return score_stream(reader, scorer, write, shown.advance, shard)
 
