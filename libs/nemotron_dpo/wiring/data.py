@@ -75,7 +75,8 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
     """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
     from nemotron_dpo.checkpoint.policy import read_architecture
     from nemotron_dpo.config import identity, objective_of
-    from nemotron_dpo.policy.parallel import kernels_of_job, rank
+    from nemotron_dpo.policy.job_kernels import kernels_of_job
+    from nemotron_dpo.policy.parallel import rank
     from nemotron_dpo.training.data import weights_digest
     from nemotron_dpo.training.resume import Identity, digest
 
