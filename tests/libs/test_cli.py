@@ -121,9 +121,9 @@ def test_the_first_rank_of_a_node_speaks_for_it() -> None:
 def test_another_rank_gives_the_first_one_time_to_speak() -> None:
     """torchrun ends it meanwhile, where all ranks met the same mistake; what it met alone it says itself."""
     rank = {**JOB, "RANK": "1", "LOCAL_RANK": "1"}
-    alone = run("cli._FIRST_RANK_SECONDS = 0; raise UserError('odd')", **rank)
+    alone = run("cli.complaints._FIRST_RANK_SECONDS = 0; raise UserError('odd')", **rank)
     assert (alone.returncode, alone.stderr) == (1, "program: error: rank 1: odd\n")
-    soon = "import signal; signal.signal(signal.SIGALRM, cli._raise_terminated); signal.setitimer(signal.ITIMER_REAL, 0.2); "
+    soon = "import signal; signal.signal(signal.SIGALRM, cli.signals._raise_terminated); signal.setitimer(signal.ITIMER_REAL, 0.2); "
     ended = run(f"{soon}raise UserError('odd')", **rank)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert run("raise cli.Terminated", **rank).stderr == ""
@@ -136,5 +136,5 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
     first = "program: interrupted: ends with a checkpoint once this step is done; Ctrl-C again ends at once\n"
     once = run("\n    ".join(lines))
     assert (once.returncode, once.stdout, once.stderr) == (0, "2\n", first)
-    twice = run("\n    ".join(["cli._SAME_CTRL_C_SECONDS = 0.0", *lines]))
+    twice = run("\n    ".join(["cli.signals._SAME_CTRL_C_SECONDS = 0.0", *lines]))
     assert (twice.returncode, twice.stdout, twice.stderr) == (130, "", f"{first}program: error: interrupted\n")
