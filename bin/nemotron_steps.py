@@ -20,7 +20,6 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -32,6 +31,7 @@ from nemotron_dpo.steps import completion, text
 from nemotron_dpo.steps.catalogue import describe, manifest
 from nemotron_dpo.steps.compile.compiled_run import Request, compile_run
 from nemotron_dpo.steps.compile.job_record import claimed_job_folder, job_folder
+from nemotron_dpo.steps.compile.planners import key_lines
 from nemotron_dpo.steps.executors.executor import executor_of
 from nemotron_dpo.steps.profiles.env_file import load_profile
 
@@ -91,7 +91,7 @@ def show_step(step: str, as_json: bool, keys: str | None) -> None:
     steps = manifest.discover(manifest.configs_root())
     found = manifest.find_step(step, steps)
     if keys is not None:
-        click.echo("\n".join(_keys(found, keys)))
+        click.echo("\n".join(key_lines(found, keys)))
     elif as_json:
         _print_json(describe.as_data(found, steps))
     else:
@@ -212,7 +212,8 @@ def run_step(
         else:
             status = executor.execute(run, say)
     sys.stdout.flush()
-    _say_idle(run.idle, verbose, say)
+    for line in run.idle_lines(verbose=verbose):
+        say(line)
     return status
 
 
@@ -223,32 +224,11 @@ def forward_runs(words: tuple[str, ...]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "dpo_runs", *words])
 
 
-def _keys(step: manifest.Step, pattern: str) -> list[str]:
-    """Lines on the keys of the configs of `step`. Raises UserError where none is like `pattern`."""
-    from nemotron_dpo.config.key_help import key_help
-    from nemotron_dpo.steps.compile.planners import planner_of
-
-    lines = key_help(planner_of(step).config, pattern)
-    if not lines:
-        raise UserError("no key is like that", source=f"--keys {pattern}", remedy=f"`show {step.id} --keys` shows all")
-    return lines
-
-
 def _refusing(line: str) -> None:
     """Say `line`. Raises UserError where it is a warning."""
     if line.startswith("warning: "):
         raise UserError(line.removeprefix("warning: "))
     cli.say(PROGRAM, line)
-
-
-def _say_idle(lines: Sequence[str], verbose: bool, say: Callable[[str], object]) -> None:
-    """Count the keys that have no meaning here, and name them where `verbose`."""
-    for line in lines if verbose else ():
-        say(line)
-    if lines:
-        one = len(lines) == 1
-        how = "" if verbose else "; --verbose says why"
-        say(f"{len(lines)} key{'s' * (not one)} of the config {'has' if one else 'have'} no meaning here{how}")
 
 
 def _print_json(value: object) -> None:
