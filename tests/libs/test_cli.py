@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from nemotron_dpo.cli import named_files
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.machine_errors import _REMEDIES as REMEDY
 
 PROGRAM = """
@@ -138,3 +141,25 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
     assert (once.returncode, once.stdout, once.stderr) == (0, "2\n", first)
     twice = run("\n    ".join(["cli.signals._SAME_CTRL_C_SECONDS = 0.0", *lines]))
     assert (twice.returncode, twice.stdout, twice.stderr) == (130, "", f"{first}program: error: interrupted\n")
+
+
+def test_files_have_the_names_that_they_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that exists is one, even with "=" in it; else what stands before the first "=" is a name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1e-6").mkdir()
+    for values, files in (
+        ([], {}),
+        (["a.arrow"], {"default": Path("a.arrow")}),
+        (["lr=1e-6", "more=b=c"], {"default": Path("lr=1e-6"), "more": Path("b=c")}),
+        (["own=~/a"], {"own": Path.home() / "a"}),
+    ):
+        assert named_files("--validation", values) == files
+    for values, message in (
+        (["a", "b"], "--validation b: the set default is a already: give each a NAME=FILE of its own"),
+        (["m=a", "m=b"], "--validation m=b: the set m is a already: give each a NAME=FILE of its own"),
+        (["a/b=x.arrow"], "--validation a/b=x.arrow: is neither a file nor NAME=FILE: NAME has letters, digits, . _ -"),
+        (["name="], "--validation name=: is neither a file nor NAME=FILE: NAME has letters, digits, . _ -"),
+    ):
+        with pytest.raises(UserError) as refused:
+            named_files("--validation", values)
+        assert (str(refused.value), refused.value.usage) == (message, True)
