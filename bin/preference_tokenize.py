@@ -213,14 +213,14 @@ def _settings(options: dict[str, Any]) -> Any:
 
 def _job(options: dict[str, Any]) -> Any:
     from nemotron_dpo.preferences.held_out import parse_splits
-    from nemotron_dpo.preferences.tokenize_files import Job
+    from nemotron_dpo.preferences.tokenize_files import Tokenization
 
     if options["rejects_with_rows"] and options["rejects"] is None:
         raise click.UsageError("--rejects-with-rows needs --rejects FILE")
     split, held_out = parse_splits(options["splits"], options["seed"], options["split_output"])
     same = ("inputs", "subset", "source_name", "row_format", "limit", "num_workers", "rejects", "stats")
     tokenizer = options["tokenizer"]
-    return Job(
+    return Tokenization(
         **{name: options[name] for name in same},
         output=options["output"] or os.devnull,
         is_written=options["output"] is not None,

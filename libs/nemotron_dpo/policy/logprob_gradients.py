@@ -10,7 +10,7 @@ from nemotron_dpo.kernels.logits import Logits
 from nemotron_dpo.kernels.scratch import scratch
 
 
-class Gradients:
+class ChunkGradients:
     """The gradients from the log-probs of one chunk. The gradient of the weight is added to `total_VH`, unless that is None."""
 
     def __init__(

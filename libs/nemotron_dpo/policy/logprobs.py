@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemotron_dpo.kernels.logits import Logits, blocks, chunks
-from nemotron_dpo.policy.logprob_gradients import Gradients, sum_of_gradients, to_autograd, within
+from nemotron_dpo.policy.logprob_gradients import ChunkGradients, sum_of_gradients, to_autograd, within
 from nemotron_dpo.policy.token_values import TokenValues
 
 # log-probs, float32 [R] -> d loss / d log-prob, float32 [R]. The slopes of a pair depend only on its own log-probs.
@@ -111,7 +111,7 @@ class _ResponseLogps(torch.autograd.Function):
         total_VH = sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
         for part in chunks(len(grad_R), weight_VH):
             hidden_CH = hidden_RH[part]
-            gradients = Gradients(hidden_CH, weight_VH, local_R[part], total_VH, ctx.softcap)
+            gradients = ChunkGradients(hidden_CH, weight_VH, local_R[part], total_VH, ctx.softcap)
             logits = Logits(hidden_CH, weight_VH, keep=False, softcap=ctx.softcap)
             grad_hidden_RH[part] = gradients.add(logits, grad_R[part], logps_R[part], log_share_NR[:, part])
         return grad_hidden_RH, to_autograd(total_VH, weight_VH), None, None, None, None
@@ -137,7 +137,7 @@ class _TrainedLogps(torch.autograd.Function):
             logits = Logits(hidden_RH[part], weight_VH, keep=True, softcap=softcap)
             logps_R[part], log_share_NC = _logps(logits, local_R[part], group, values, part)
             slope_R[part] = slope(logps_R)[part]
-            gradients = Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH, softcap)
+            gradients = ChunkGradients(hidden_RH[part], weight_VH, local_R[part], total_VH, softcap)
             grad_hidden_RH[part] = gradients.add(logits, slope_R[part], logps_R[part], log_share_NC)
             del logits  # frees their memory before the next part allocates its own
         ctx.save_for_backward(grad_hidden_RH, slope_R)

@@ -104,7 +104,7 @@ def short_of_disk(run: RunConfig) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Work:
+class RunFlops:
     """FLOPs of a step, of the forward pass before it where there is one, of scoring a pair (0 where nothing is scored).
 
     `num_pairs` is None where the pairs are not tokenized yet, and `steps` the most that there can be.
@@ -122,17 +122,17 @@ class Work:
         return None if self.num_pairs is None else self.pair * self.num_pairs
 
 
-def _work(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None) -> Work:
+def _work(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None) -> RunFlops:
     batch, steps, needs = run.policy.train_global_batch_size, run.dpo.max_num_steps, objective_of(run.dpo).needs
     if num_pairs is not None:
         steps = min(steps, run.dpo.max_num_epochs * (num_pairs // batch))
     scoring = flops.scoring(architecture, lengths)
     before = batch * scoring if needs.whole_batch else 0.0
     step = batch * flops.training(architecture, sizes, lengths) + before
-    return Work(step, before, scoring if needs.reference else 0.0, steps, num_pairs)
+    return RunFlops(step, before, scoring if needs.reference else 0.0, steps, num_pairs)
 
 
-def _flops(run: RunConfig, work: Work) -> Iterator[tuple[str, str]]:
+def _flops(run: RunConfig, work: RunFlops) -> Iterator[tuple[str, str]]:
     batch, most, names = run.policy.train_global_batch_size, _most(work), " and ".join(objective_names(run.dpo))
     total = f"{scaled(work.step * work.steps)}FLOP in {most}{counted(work.steps, 'step')}"
     first = f"; {scaled(work.before)}FLOP of a step are a forward pass before it, for {names}" if work.before else ""
@@ -144,17 +144,17 @@ def _flops(run: RunConfig, work: Work) -> Iterator[tuple[str, str]]:
         yield "reference", f"not scored: no reference is needed by {names}"
 
 
-def _most(work: Work) -> str:
+def _most(work: RunFlops) -> str:
     return "at most " if work.num_pairs is None else ""
 
 
-def _time(run: RunConfig, profile: Profile, work: Work) -> str:
+def _time(run: RunConfig, profile: Profile, work: RunFlops) -> str:
     """Of the FLOPs alone: loading, validating and saving come to it."""
     speed = speed_of(run, profile)
     return "not known: no speed of these devices is known here" if speed is None else _spoken_time(work, speed)
 
 
-def _spoken_time(work: Work, speed: Speed) -> str:
+def _spoken_time(work: RunFlops, speed: Speed) -> str:
     scoring = f" and {spoken_seconds(work.scoring / speed.flops)} of scoring" if work.scoring else ""
     training = f"{_most(work)}about {spoken_seconds(work.step * work.steps / speed.flops)} of training"
     return f"{training}{scoring}, at {speed.source}"
