@@ -82,21 +82,7 @@ def command(
         from nemotron_dpo.model_card.hub import check_push
 
         check_push(push_to)
-    from nemotron_dpo.kernels.chosen import choose
-    from nemotron_dpo.policy import parallel
-
-    parallel.initialize()
-    if verify:
-        choose(say=functools.partial(cli.say, PROGRAM))
-    try:
-        from nemotron_dpo.checkpoint import adapters
-        from nemotron_dpo.checkpoint.export import export
-
-        difference = export(found, target, form, precision, verify, _card_of(found, form))
-        is_unchecked = adapters.names_no_weights(found)
-    finally:
-        parallel.shut_down()
-    _say_doubts(found, is_unchecked=is_unchecked)
+    difference = _export(found, target, form, precision, verify)
     verified = "" if difference is None else f", {verify} probe rows score alike (largest difference {difference:.3g})"
     cli.say(PROGRAM, f"{found.path} -> {target} ({form}){verified}")
     if form != "megatron":
@@ -121,6 +107,26 @@ def _source(source: str, hf_model: str | None, base: str | None, step: str) -> M
     if hf_model and base:
         raise click.UsageError("--hf-model is for whole policies, --base for adapters")
     return with_hf_model(resolve(source), hf_model) if hf_model else resolve_adapters(source, base, step)
+
+
+def _export(found: ModelSource, target: Path, form: str, precision: str | None, verify: int) -> float | None:
+    """Write the folder; the largest difference between the scores of `verify` rows, None without any."""
+    from nemotron_dpo.kernels.chosen import choose
+    from nemotron_dpo.policy import parallel
+
+    parallel.initialize()
+    if verify:
+        choose(say=functools.partial(cli.say, PROGRAM))
+    try:
+        from nemotron_dpo.checkpoint import adapters
+        from nemotron_dpo.checkpoint.export import export
+
+        difference = export(found, target, form, precision, verify, _card_of(found, form))
+        is_unchecked = adapters.names_no_weights(found)
+    finally:
+        parallel.shut_down()
+    _say_doubts(found, is_unchecked=is_unchecked)
+    return difference
 
 
 def _say_doubts(found: ModelSource, *, is_unchecked: bool) -> None:

@@ -36,8 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -47,11 +46,9 @@ import click
 
 from nemotron_dpo import cli, hf_folder, launcher, wiring
 from nemotron_dpo.errors import DIVERGED, UserError
-from nemotron_dpo.paths import expand_home
 
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
-    from nemotron_dpo.config.dpo import OwnObjective
     from nemotron_dpo.progress import Progress
     from nemotron_dpo.sources import ModelSource
     from nemotron_dpo.training.resume import Identity, ResumeState
@@ -109,27 +106,24 @@ def command(
     launcher.check_job()
     cli.warn_of_untried(PROGRAM)
     redirect()  # before anything imports megatron-core, which compiles small fusions when it is imported
-    held_out, folder = _validation_sets(validation), Path(run_dir)
+    held_out, folder = cli.named_files("--validation", validation), Path(run_dir)
     run = _config(config, overrides, held_out, objective, strict=strict)
     wiring.check_trackers(run)
     choose(run.policy.precision, SAY)
     initial = _initial_policy(run, policy)
-    wiring.check_router(run, initial)
-    left_out = hf_folder.left_out(initial.path) if initial.kind == "hf" else []
-    _warn([f"{initial.path}: {line}" for line in left_out], strict=False)  # nobody could mend it
-    with parallel.joined(SAY), _held(run, folder):
+    with parallel.joined(SAY), wiring.held_folders(run, folder, SAY):
         wiring.check_own_objective(run)
         earlier = parallel.agreed(lambda: newest(wiring.checkpoint_dir(run, folder)))
         pairs = wiring.open_pairs(run, initial, source, held_out, folder, SAY, is_first=earlier is None)
         settings = _settings(run, pairs, strict=strict)
         is_known = earlier or run.checkpointing.save_optimizer
         identity = wiring.identity(run, initial, pairs.train, pairs.sets) if is_known else None
-        _check_for_steps(earlier, settings, folder)
+        wiring.check_goes_on(earlier, settings.num_steps, folder)
         resumed = wiring.resumed(earlier, initial, identity, settings.num_steps, SAY) if earlier and identity else None
         if resumed is not None and resumed.step >= settings.num_steps:
             parallel.agreed(lambda: settle(folder) if cli.is_first_rank() else None)
             return 0
-        _remark_rates(run, pairs, settings, resumed, strict=strict)
+        _warn(wiring.remarks_on_rates(run, pairs.train, settings, resumed) if resumed else [], strict=strict)
         return _train(run, initial, folder, pairs, settings, identity, resumed)
 
 
@@ -143,7 +137,7 @@ def _config(
     if path is not None and not Path(path).is_file():
         path = str(manifest.find_config(manifest.find_step("rl/nemo_rl/dpo", manifest.discover(manifest.configs_root())), path))
     own = None if objective is None else load_objective(objective)
-    with _blamed(own):
+    with wiring.blamed(own):
         run, warnings, idle = load_run_and_idle(path, overrides, list(held_out), own)
     _warn(warnings, strict=strict)
     if idle:
@@ -151,50 +145,13 @@ def _config(
     return with_home(run)
 
 
-def _blamed(own: OwnObjective | None) -> AbstractContextManager[object]:
-    """Inside it, what the code of a user's own objective raises is that file's mistake."""
-    from nemotron_dpo.config import blamed
-
-    return blamed(own.entry.source, its_own=True) if own else contextlib.nullcontext()
-
-
-def _initial_policy(run: RunConfig, policy: str) -> ModelSource:
-    """The policy that training starts from; `policy` is --policy."""
-    from nemotron_dpo.sources import resolve, resolve_pretrained
-
-    pretrained = run.checkpointing.pretrained_checkpoint
-    return resolve_pretrained(pretrained.path, pretrained.format, policy) if pretrained.path else resolve(policy)
-
-
-@contextlib.contextmanager
-def _held(run: RunConfig, run_dir: Path) -> Iterator[None]:
-    """Keep other runs out of the folders that this one writes; the first rank does it for all."""
-    from nemotron_dpo.policy import parallel
-    from nemotron_dpo.training.lock import only_run
-
-    own = [Path(run.checkpointing.checkpoint_dir)] if run.checkpointing.checkpoint_dir else []
-    folders = {folder.resolve(): folder for folder in (run_dir, *own)} if cli.is_first_rank() else {}
-    with contextlib.ExitStack() as held:
-        parallel.agreed(lambda: [held.enter_context(only_run(folder, SAY)) for folder in folders.values()])
-        yield
-
-
-def _validation_sets(arguments: tuple[str, ...]) -> dict[str, Path]:
-    """The files to validate on by name; a path that exists is one, even with a "=" in it. Raises UserError."""
-    sets: dict[str, Path] = {}
-    for argument in arguments:
-        name, found, path = argument.partition("=")
-        if Path(expand_home(argument)).exists() or not found:
-            name, path = "default", argument
-        place = f"--validation {argument}"
-        if not (path and re.fullmatch(r"[\w.-]+", name)):
-            remedy = "NAME has letters, digits, . _ -"
-            raise UserError("is neither a file nor NAME=FILE", source=place, remedy=remedy, usage=True)
-        if name in sets:
-            message = f"the set {name} is {sets[name]} already"
-            raise UserError(message, source=place, remedy="give each a NAME=FILE of its own", usage=True)
-        sets[name] = Path(expand_home(path))
-    return sets
+def _initial_policy(run: RunConfig, named: str) -> ModelSource:
+    """The policy that training starts from; what its folder leaves out is said."""
+    initial = wiring.initial_policy(run, named)
+    wiring.check_router(run, initial)
+    left_out = hf_folder.left_out(initial.path) if initial.kind == "hf" else []
+    _warn([f"{initial.path}: {line}" for line in left_out], strict=False)  # nobody could mend it
+    return initial
 
 
 def _settings(run: RunConfig, pairs: wiring.OpenPairs, *, strict: bool) -> LoopSettings:
@@ -210,25 +167,6 @@ def _warn(lines: Sequence[str], *, strict: bool) -> None:
         if strict:
             raise UserError(line, remedy="it is a warning without --strict")
         SAY(f"warning: {line}")
-
-
-def _check_for_steps(earlier: Path | None, settings: LoopSettings, run_dir: Path) -> None:
-    """Raise UserError where a run of no steps would go on from `earlier`."""
-    if earlier and not settings.num_steps:
-        message = "has steps of a run, and with dpo.max_num_steps=0 nothing goes on from them"
-        raise UserError(message, source=run_dir, remedy="name another folder")
-
-
-def _remark_rates(
-    run: RunConfig, pairs: wiring.OpenPairs, settings: LoopSettings, resumed: ResumeState | None, *, strict: bool
-) -> None:
-    """Warn where the steps that were taken had other learning rates than they would have in a run of this length."""
-    from nemotron_dpo.training.schedule import other_rates
-
-    if resumed is not None:
-        before = wiring.rates_before(run, pairs.train, resumed.identity.free)
-        line = other_rates(before, settings.updates.learning_rates, resumed.step)
-        _warn([line] if line else [], strict=strict)
 
 
 def _train(
@@ -254,7 +192,7 @@ def _train(
     trainable = wiring.open_trainable(run, policy, resumed)
     keep_freed_memory()
     recorded = wiring.recorded(run, run_dir, policy, pairs.files, done, SAY) if cli.is_first_rank() else None
-    with _signals_noted(checkpoints) as terminated, _blamed(run.dpo.own_objective):
+    with _signals_noted(checkpoints) as terminated, wiring.blamed(run.dpo.own_objective):
         stop = Stop(save_by, terminated)
         train(
             trainable,

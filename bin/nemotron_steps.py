@@ -20,7 +20,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -30,10 +30,6 @@ from nemotron_dpo import __version__, cli, launcher
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps import completion, text
 from nemotron_dpo.steps.catalogue import describe, manifest
-from nemotron_dpo.steps.compile.compiled_run import Request, compile_run
-from nemotron_dpo.steps.compile.job_record import claimed_job_folder, job_folder
-from nemotron_dpo.steps.executors.executor import executor_of
-from nemotron_dpo.steps.profiles.env_file import load_profile
 
 PROGRAM = "nemotron-steps"
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -91,7 +87,9 @@ def show_step(step: str, as_json: bool, keys: str | None) -> None:
     steps = manifest.discover(manifest.configs_root())
     found = manifest.find_step(step, steps)
     if keys is not None:
-        click.echo("\n".join(_keys(found, keys)))
+        from nemotron_dpo.steps.compile.planners import key_lines
+
+        click.echo("\n".join(key_lines(found, keys)))
     elif as_json:
         _print_json(describe.as_data(found, steps))
     else:
@@ -198,12 +196,21 @@ def run_step(
         os.execv(sys.executable, [sys.executable, "-m", "dpo_sweep", *sys.argv[sys.argv.index("run") + 1 :]])
     if parallel is not None:
         raise UserError("is for the points of a sweep", source="--parallel", remedy="give --sweep KEY=A,B,C", usage=True)
+    return _run(attached, detached, _refusing if strict else functools.partial(cli.say, PROGRAM), verbose=verbose, **asked)
+
+
+def _run(attached: str | None, detached: str | None, say: Callable[[str], object], *, verbose: bool, **asked: Any) -> int:
+    """Compile what is `asked` for and run it where the profile says; the status."""
+    from nemotron_dpo.steps.compile.compiled_run import Request, compile_run
+    from nemotron_dpo.steps.compile.job_record import claimed_job_folder, job_folder
+    from nemotron_dpo.steps.executors.executor import executor_of
+    from nemotron_dpo.steps.profiles.env_file import load_profile
+
     if attached is not None and detached is not None:
         raise UserError("-r follows a run and -b leaves it alone", remedy="give one of them", usage=True)
     profile = load_profile(detached if attached is None else attached)
     options = tuple(option for parameter in run_step.params for option in parameter.opts if option.startswith("--"))
     request = Request(argv=sys.argv, options=options, attached=detached is None, **asked)
-    say = _refusing if strict else functools.partial(cli.say, PROGRAM)
     status = 0
     with contextlib.nullcontext(job_folder) if request.dry_run else claimed_job_folder() as job_of:
         run, executor = compile_run(request, profile, say, job_of), executor_of(profile)
@@ -212,7 +219,8 @@ def run_step(
         else:
             status = executor.execute(run, say)
     sys.stdout.flush()
-    _say_idle(run.idle, verbose, say)
+    for line in run.idle_lines(verbose=verbose):
+        say(line)
     return status
 
 
@@ -223,32 +231,11 @@ def forward_runs(words: tuple[str, ...]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "dpo_runs", *words])
 
 
-def _keys(step: manifest.Step, pattern: str) -> list[str]:
-    """Lines on the keys of the configs of `step`. Raises UserError where none is like `pattern`."""
-    from nemotron_dpo.config.key_help import key_help
-    from nemotron_dpo.steps.compile.planners import planner_of
-
-    lines = key_help(planner_of(step).config, pattern)
-    if not lines:
-        raise UserError("no key is like that", source=f"--keys {pattern}", remedy=f"`show {step.id} --keys` shows all")
-    return lines
-
-
 def _refusing(line: str) -> None:
     """Say `line`. Raises UserError where it is a warning."""
     if line.startswith("warning: "):
         raise UserError(line.removeprefix("warning: "))
     cli.say(PROGRAM, line)
-
-
-def _say_idle(lines: Sequence[str], verbose: bool, say: Callable[[str], object]) -> None:
-    """Count the keys that have no meaning here, and name them where `verbose`."""
-    for line in lines if verbose else ():
-        say(line)
-    if lines:
-        one = len(lines) == 1
-        how = "" if verbose else "; --verbose says why"
-        say(f"{len(lines)} key{'s' * (not one)} of the config {'has' if one else 'have'} no meaning here{how}")
 
 
 def _print_json(value: object) -> None:

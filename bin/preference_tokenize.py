@@ -72,15 +72,12 @@ from __future__ import annotations
 import datetime
 import functools
 import os
-import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
-from nemotron_dpo import cli, progress
+from nemotron_dpo import cli
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.lines import MOST_ROW_BYTES, ROW_BYTES
 
@@ -166,22 +163,14 @@ def command(**options: Any) -> None:
     can_be_rows = options["tokenizer"] or not (inputs[0] == "-" or inputs[0].endswith(".arrow"))
     if looks_only and len(inputs) == 1 and (is_stream(inputs[0]) or not can_be_rows):
         others = {str(parameter.name) for parameter in command.params} - {"inputs", "tokenizer", "show_tokens", *asked}
-        _refuse_given(others, f"is about rows, and {inputs[0]} is a stream of pairs")
+        cli.refuse_given(others, f"is about rows, and {inputs[0]} is a stream of pairs")
         _look_into(inputs[0], choice, options)
         return
     if looks_only:
-        _refuse_given({"split_output", "rejects", "stats"}, "needs -o: without it no more rows are read than are shown")
+        cli.refuse_given({"split_output", "rejects", "stats"}, "needs -o: without it no more rows are read than are shown")
     if options["tokenizer"] is None:
         raise click.UsageError("Missing option '--tokenizer'")
     _tokenize(choice, options)
-
-
-def _refuse_given(names: Collection[str], why: str) -> None:
-    """Raise UsageError where one of the parameters `names` stands on the command line."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        if parameter.name in names and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{parameter.opts[0]} {why}")
 
 
 def _tokenize(choice: Any, options: dict[str, Any]) -> None:
@@ -192,10 +181,8 @@ def _tokenize(choice: Any, options: dict[str, Any]) -> None:
     mixed_up = doubt(Columns(*(options[f"{role}_key"] for role in ("prompt", "chosen", "rejected"))))
     if mixed_up and not settings.swap:
         cli.say(PROGRAM, f"warning: {mixed_up}")
-    if (unsure := settings.folder.doubt) is not None:
-        cli.say(PROGRAM, f"warning: {settings.folder.path}: {unsure}")
-    if settings.folder.template is None:
-        cli.say(PROGRAM, f"{settings.folder.path}: no chat template: rows are taken as plain text")
+    for line in settings.folder.remarks():
+        cli.say(PROGRAM, line)
     picker = _picker(choice, settings.folder, options)
     tally = tokenize_files(_job(options), settings, picker, functools.partial(cli.show_progress, PROGRAM))
     _say_missing(picker.finish())
@@ -226,14 +213,14 @@ def _settings(options: dict[str, Any]) -> Any:
 
 def _job(options: dict[str, Any]) -> Any:
     from nemotron_dpo.preferences.held_out import parse_splits
-    from nemotron_dpo.preferences.tokenize_files import Job
+    from nemotron_dpo.preferences.tokenize_files import Tokenization
 
     if options["rejects_with_rows"] and options["rejects"] is None:
         raise click.UsageError("--rejects-with-rows needs --rejects FILE")
     split, held_out = parse_splits(options["splits"], options["seed"], options["split_output"])
     same = ("inputs", "subset", "source_name", "row_format", "limit", "num_workers", "rejects", "stats")
     tokenizer = options["tokenizer"]
-    return Job(
+    return Tokenization(
         **{name: options[name] for name in same},
         output=options["output"] or os.devnull,
         is_written=options["output"] is not None,
@@ -258,15 +245,9 @@ def _picker(choice: Any, folder: Any, options: dict[str, Any]) -> Any:
 
     if choice.number == 0:
         return Picker(choice, lambda pair: None)
-    from nemotron_dpo.preferences.showing import format_pair
+    from nemotron_dpo.preferences.showing import printer
 
-    looks_only = options["output"] is None
-    colour = "NO_COLOR" not in os.environ and (
-        (sys.stdout if looks_only else sys.stderr).isatty() or "FORCE_COLOR" in os.environ
-    )
-    shown = functools.partial(format_pair, tokenizer=folder.load(), colour=colour, boundaries=options["show_tokens"])
-    write = functools.partial(print, flush=True) if looks_only else progress.write_line
-    return Picker(choice, lambda pair: write(f"{shown(pair)}\n"))
+    return Picker(choice, printer(folder.load(), on_stdout=options["output"] is None, boundaries=options["show_tokens"]))
 
 
 def _say_missing(lines: list[int]) -> None:

@@ -24,17 +24,16 @@ NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; witho
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from nemotron_dpo import __version__, cli, launcher
+from nemotron_dpo import cli, launcher
 
 if TYPE_CHECKING:
     from nemotron_dpo.policy.architecture import Architecture
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.scoring.known import Known
     from nemotron_dpo.scoring.store import Context
     from nemotron_dpo.sources import ModelSource
-    from nemotron_dpo.streams import Reader, StreamInfo
+    from nemotron_dpo.streams import Reader
 
 PROGRAM, CACHE = "ref-logprobs", "NEMOTRON_DPO_CACHE"
 SAY = functools.partial(cli.say, PROGRAM)
@@ -94,79 +93,71 @@ def command(
     cache: str | None,
     shard: str | None,
     of_policy: bool,
-    **division: int | None,
+    **division: Any,
 ) -> None:
     from nemotron_dpo.kernels.chosen import choose
     from nemotron_dpo.paths import refuse_overwriting
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.device import redirect
     from nemotron_dpo.scoring.merge import shard_of
-    from nemotron_dpo.sources import resolve, with_hf_model
+    from nemotron_dpo.scoring.output import open_output, stream_info
     from nemotron_dpo.streams import open_reader
 
     started = time.perf_counter()
     if of_policy and shard is not None:
         raise click.UsageError("--shard divides the scoring of a reference, and --of-policy is of none")
-    shard_of(shard or "1/1")
+    part = shard_of(shard or "1/1")
     launcher.check_job()
     refuse_overwriting({"-o": output}, [source, *reuse, policy, hf_model, tokenizer])
     cli.warn_of_untried(PROGRAM)
     redirect()
     with open_reader(source, "tokenized_pairs", "scored_pairs") as reader:
-        _warn(reader)
-        found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
-        _check_tokenizer(reader, tokenizer, found)
+        found = _policy_of_pairs(reader, policy, hf_model, tokenizer)
         choose(precision, SAY)
-        with _joined_job(division) as join:
+        # the sequence is divided too: it changes no score, and a mixture under tensor parallelism asks for it
+        with parallel.divided(parallel.Layout(**division, sequence=True), SAY) as join:
             context = _context(found, precision)
             known = parallel.agreed(lambda: _known(reuse, cache, context, found) if cli.is_first_rank() else None)
-            info = _stream_info(reader, found, context, shard, of_policy=of_policy)
-            with _writer(output, info) as write:
-                num_pairs, num_new = _score(reader, found, info, micro_batch_tokens, join, known, write)
-    seconds = time.perf_counter() - started
-    reused = f", {num_pairs - num_new} of them reused" if reuse or cache else ""
-    SAY(f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
+            with open_output(output, stream_info(reader.info, found.name, context, shard, of_policy=of_policy)) as write:
+                num_pairs, num_new = _score(reader, found, context, part, micro_batch_tokens, join, known, write)
+    _say_done(num_pairs, num_new, time.perf_counter() - started, reuses=bool(reuse or cache))
 
 
-@contextlib.contextmanager
-def _joined_job(division: dict[str, Any]) -> Iterator[Callable[[], None]]:
-    """Be one of the processes that share the policy, divided as the fields of a Layout say.
+def _policy_of_pairs(reader: Reader, policy: str, hf_model: str | None, tokenizer: str | None) -> ModelSource:
+    """The policy that is to score the pairs.
 
-    A process alone joins nothing before it calls what is yielded: where all scores are known it opens no policy.
+    Raises UserError where they are not of the tokenizer that is named. Without a name, pairs that are not of the policy's own
+    are warned of.
     """
-    from nemotron_dpo.policy import parallel
-    from nemotron_dpo.policy.allocator import keep_freed_memory
+    from nemotron_dpo.preferences.vocabulary import check_made_with, warn_of_foreign
+    from nemotron_dpo.sources import resolve, with_hf_model
 
-    # the sequence is divided too: it changes no score, and a mixture under tensor parallelism asks for it
-    layout = parallel.Layout(**division, sequence=True)
-
-    def join() -> None:
-        keep_freed_memory()
-        parallel.initialize(layout, say=SAY)
-
-    layout.data(parallel.job_size())
-    try:
-        if parallel.job_size() > 1:
-            join()
-        yield join
-    finally:
-        parallel.shut_down()
+    if reader.warning:
+        SAY(f"warning: {reader.warning}")
+    found = with_hf_model(resolve(policy), hf_model) if hf_model else resolve(policy)
+    digest = reader.info.digests.get("tokenizer")
+    if tokenizer is None:
+        warn_of_foreign(found, digest, reader.source, SAY)
+    else:
+        check_made_with(tokenizer, digest, reader.source)
+    return found
 
 
 def _score(
     reader: Reader,
     policy: ModelSource,
-    info: StreamInfo,
+    context: Context,
+    shard: tuple[int, int],
     max_tokens: int | None,
     join: Callable[[], None],
     known: Known | None,
     write: Callable[[Any], object],
 ) -> tuple[int, int]:
-    """Score every window of the stream; (pairs, pairs computed here and now)."""
+    """Score every window of a `shard` of the stream; (pairs, pairs computed here and now)."""
     from nemotron_dpo.policy import parallel
-    from nemotron_dpo.preferences.vocabulary import num_tokens
+    from nemotron_dpo.preferences.vocabulary import vocab_size
     from nemotron_dpo.progress import Work
-    from nemotron_dpo.scoring.merge import rows_in_shard, shard_of
+    from nemotron_dpo.scoring.merge import rows_in_shard
     from nemotron_dpo.scoring.stream import Scorer, row_tokens, score_stream
 
     def open_model() -> PairPolicy:
@@ -174,14 +165,13 @@ def _score(
 
         if parallel.job_size() == 1:
             join()
-        return open_policy(policy, info.settings[f"{_role(info)}_precision"]).eval()
+        return open_policy(policy, context.precision).eval()
 
-    def vocab_size(architecture: Architecture) -> int:
-        of_tokenizer = num_tokens(policy.tokenizer_folder, reader.info.digests.get("tokenizer"))
-        return min(of_tokenizer or architecture.vocab_size, architecture.vocab_size)
+    def num_ids(architecture: Architecture) -> int:
+        return vocab_size(architecture.vocab_size, policy, reader.info.digests.get("tokenizer"))
 
-    scorer = Scorer(policy.name, open_model, vocab_size, max_tokens or row_tokens(), known)
-    total, shard = reader.count_rows(), shard_of(info.settings.get("shard", "1/1"))
+    scorer = Scorer(policy.name, open_model, num_ids, max_tokens or row_tokens(), known)
+    total = reader.count_rows()
     shown = cli.show_progress(PROGRAM, Work("scoring", "pair", total=total and rows_in_shard(total, *shard)))
     return score_stream(reader, scorer, write, shown.advance, shard)
 
@@ -190,10 +180,11 @@ def _context(policy: ModelSource, precision: str) -> Context:
     """What decides the scores. The weights' digest is on the first rank alone: it takes reading them."""
     from nemotron_dpo.checkpoint.weights_digest import weights_digest
     from nemotron_dpo.policy import parallel
+    from nemotron_dpo.policy.job_kernels import kernels_of_job
     from nemotron_dpo.scoring.store import Context
 
     digest = parallel.agreed(lambda: weights_digest(policy) if cli.is_first_rank() else "")
-    return Context(digest, precision, parallel.kernels_of_job())
+    return Context(digest, precision, kernels_of_job())
 
 
 def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: ModelSource) -> Known:
@@ -205,54 +196,9 @@ def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: 
     return Known(store, read_earlier(reuse, context, lambda digest: is_digest_of(digest, policy), store, SAY))
 
 
-def _stream_info(reader: Reader, policy: ModelSource, context: Context, shard: str | None, *, of_policy: bool) -> StreamInfo:
-    from nemotron_dpo.streams import StreamInfo
-
-    schema = "policy_scores" if of_policy else "scored_pairs"
-    role = _ROLES[schema]
-    digests = {**reader.info.digests, role: context.weights}
-    own = {f"{role}_policy": policy.name, f"{role}_precision": context.precision, "kernels": context.kernels}
-    own |= {"shard": shard} if shard else {}
-    return StreamInfo(schema, PROGRAM, __version__, digests, {**reader.info.settings, **own})
-
-
-_ROLES = {"scored_pairs": "reference", "policy_scores": "scored"}  # how a stream calls the policy that its scores are of
-
-
-def _role(info: StreamInfo) -> str:
-    return _ROLES[info.schema]
-
-
-def _check_tokenizer(reader: Reader, tokenizer: str | None, policy: ModelSource) -> None:
-    """Refuse pairs that are not of the tokenizer that is named; without a name, warn of those that are not of the policy's."""
-    from nemotron_dpo.errors import UserError
-    from nemotron_dpo.preferences.tokenizer_folder import open_folder
-    from nemotron_dpo.preferences.vocabulary import is_foreign
-
-    digest = reader.info.digests.get("tokenizer")
-    if tokenizer is None and is_foreign(policy.tokenizer_folder, digest):
-        SAY(f"warning: {reader.source}: was tokenized with another tokenizer than {policy.name} has")
-    if tokenizer is not None and open_folder(tokenizer).digests["tokenizer"] != digest:
-        remedy = "tokenize again, or drop --tokenizer"
-        raise UserError(f"was not tokenized with {tokenizer}", source=reader.source, remedy=remedy)
-
-
-def _warn(reader: Reader) -> None:
-    if reader.warning:
-        SAY(f"warning: {reader.warning}")
-
-
-@contextlib.contextmanager
-def _writer(output: str, info: StreamInfo) -> Iterator[Callable[[Any], object]]:
-    """What takes batches of the output on the first process of a job, and nothing on the others."""
-    from nemotron_dpo.scoring.scores import in_schema
-    from nemotron_dpo.streams import open_writer
-
-    if not cli.is_first_rank():
-        yield lambda batch: None
-        return
-    with open_writer(output, info) as writer:
-        yield lambda batch: writer.write(in_schema(info.schema, batch))
+def _say_done(num_pairs: int, num_new: int, seconds: float, *, reuses: bool) -> None:
+    reused = f", {num_pairs - num_new} of them reused" if reuses else ""
+    SAY(f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
 
 
 @click.group(help="Look after the store of scores in --cache DIR.")
@@ -271,9 +217,7 @@ def list_(root: str) -> None:
     from nemotron_dpo.scoring.upkeep import stored
 
     for one in stored(Path(root)):
-        added = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.last_added)) if one.last_added else "never"
-        facts = f"{one.num_pairs:10,} pairs {one.num_bytes / 1e6:10,.1f} MB  {added}  {one.context.precision:8}"
-        click.echo(f"{facts}  {one.context.weights[:24]}  {one.context.kernels}")
+        click.echo(one.line())
 
 
 @cache.command(help="Remove files that were written longer ago.")
@@ -306,16 +250,11 @@ def verify(root: str) -> int:
 @click.option("-o", "--output", required=True, type=cli.PATH, help="Arrow stream to write.")
 def merge(pairs: str, parts: tuple[str, ...], output: str) -> None:
     from nemotron_dpo.paths import refuse_overwriting
-    from nemotron_dpo.scoring.merge import merged
-    from nemotron_dpo.streams import open_reader, open_writer
+    from nemotron_dpo.scoring.merge import merge_files
 
     refuse_overwriting({"-o": output}, [pairs, *parts])
-    with open_reader(pairs, "tokenized_pairs", "scored_pairs") as reader:
-        info, rows = merged(reader, parts, SAY)
-        with open_writer(output, info) as writer:
-            for batch in rows():
-                writer.write(batch)
-    SAY(f"{writer.num_rows} pairs merged from {len(parts)} parts, each of them once")
+    num_pairs = merge_files(pairs, parts, output, SAY)
+    SAY(f"{num_pairs} pairs merged from {len(parts)} parts, each of them once")
 
 
 def main() -> NoReturn:

@@ -28,7 +28,7 @@ from nemotron_dpo.preferences.inputs import read_chunks
 from nemotron_dpo.preferences.recognition import with_row_formats
 from nemotron_dpo.preferences.row_formats import Keys
 from nemotron_dpo.preferences.tokenize_chunk import Settings, make_worker
-from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
+from nemotron_dpo.preferences.tokenize_files import Tokenization, tokenize_files
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder, open_folder
 
 Timed = tuple[float, float]
@@ -73,7 +73,7 @@ def compare(name: str, theirs: Callable[[], Timed], ours: Callable[[], Timed], r
 
 def _tokenize(data: Path, out: Path, folder: TokenizerFolder) -> Timed:
     settings = Settings(folder, datetime.datetime(2026, 1, 31))
-    return _timed(lambda: tokenize_files(Job((str(data),), str(out), skip_errors=True), settings))
+    return _timed(lambda: tokenize_files(Tokenization((str(data),), str(out), skip_errors=True), settings))
 
 
 def _raw(once: Path, folder: TokenizerFolder, copies: int) -> Callable[[], Timed]:

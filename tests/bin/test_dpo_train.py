@@ -313,14 +313,9 @@ def test_validation_sets_are_files_or_named_files(scored: Path, llama: Path, tmp
         f"dpo-train: warning: validation set more has 24 {product}",
         *(f"dpo-train: warning: 24 of the 24 pairs of validation set {name} {seen}" for name in ("default", "more")),
     ]
-    for words, message in (
-        ([scored, held_out], f"--validation {held_out}: the set default is {scored} already"),
-        (["a/b=x.arrow"], "--validation a/b=x.arrow: is neither a file nor NAME=FILE: NAME has letters, digits, . _ -"),
-        (["name="], "--validation name=: is neither a file nor NAME=FILE"),
-    ):
-        done = run("dpo-train", *arguments, *(part for word in words for part in ("--validation", word)))
-        assert error_line(done, "dpo-train").startswith(message)
-        assert done.returncode == 2
+    done = run("dpo-train", *arguments, "--validation", "name=")
+    assert error_line(done, "dpo-train").startswith("--validation name=: is neither a file nor NAME=FILE")
+    assert done.returncode == 2
 
 
 def test_a_used_run_folder_is_refused(single: Path, scored: Path, llama: Path) -> None:

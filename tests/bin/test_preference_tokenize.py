@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.selection import Choice, Picker, Shown
 from nemotron_dpo.preferences.tokenize_chunk import Settings
-from nemotron_dpo.preferences.tokenize_files import Job, tokenize_files
+from nemotron_dpo.preferences.tokenize_files import Tokenization, tokenize_files
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 from nemotron_dpo.streams import open_reader
 from support.chat_templates import CHATML
@@ -198,7 +198,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, tokenizer:
     def change(pair: Shown) -> None:
         data.write_bytes(LINE * 2)
 
-    job = Job((str(data),), str(tmp_path / "out"))
+    job = Tokenization((str(data),), str(tmp_path / "out"))
     with pytest.raises(UserError, match="was changed while it was read"):
         tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON), Picker(Choice(number=1), change))
     assert os.listdir(tmp_path) == ["a"]
@@ -554,7 +554,7 @@ FUZZED = st.one_of(st.binary(max_size=60), OBJECTS)
 def test_no_row_brings_a_traceback(tmp_path: Path, tokenizer: Path, lines: list[bytes]) -> None:
     """In this process, for speed: anything but a UserError would be a traceback for a user."""
     (tmp_path / "fuzzed").write_bytes(b"\n".join(lines))
-    job = Job((str(tmp_path / "fuzzed"),), str(tmp_path / "out"), skip_errors=True)
+    job = Tokenization((str(tmp_path / "fuzzed"),), str(tmp_path / "out"), skip_errors=True)
     try:
         tally = tokenize_files(job, Settings(open_folder(str(tokenizer)), NOON))
     except UserError as error:

@@ -181,6 +181,10 @@ def test_shards_are_merged_and_none_may_be_missing(pairs_file: Path, undisturbed
     done = check("ref-logprobs", "merge", pairs_file, *parts, "-o", tmp_path / "merged.arrow")
     assert done.stderr.decode() == "ref-logprobs: 60 pairs merged from 3 parts, each of them once\n"
     assert (tmp_path / "merged.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
+    again = check(
+        "ref-logprobs", parts[0], "-o", tmp_path / "again.arrow", "--policy", llama, *OPTIONS[:2], "--reuse", parts[0]
+    )
+    assert b": 20 pairs scored, 20 of them reused" in again.stderr  # all that a part has, and not every third of it again
     done = run("ref-logprobs", "merge", pairs_file, *parts[:2], "-o", tmp_path / "lacks.arrow")
     line = f"{pairs_file}: has 20 pairs that no part has, the first line 1 of the input: score the shard that is missing, or"
     assert error_line(done, "ref-logprobs").startswith(line)

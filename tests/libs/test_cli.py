@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from nemotron_dpo.cli import named_files
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.machine_errors import _REMEDIES as REMEDY
 
 PROGRAM = """
@@ -121,9 +124,9 @@ def test_the_first_rank_of_a_node_speaks_for_it() -> None:
 def test_another_rank_gives_the_first_one_time_to_speak() -> None:
     """torchrun ends it meanwhile, where all ranks met the same mistake; what it met alone it says itself."""
     rank = {**JOB, "RANK": "1", "LOCAL_RANK": "1"}
-    alone = run("cli._FIRST_RANK_SECONDS = 0; raise UserError('odd')", **rank)
+    alone = run("cli.complaints._FIRST_RANK_SECONDS = 0; raise UserError('odd')", **rank)
     assert (alone.returncode, alone.stderr) == (1, "program: error: rank 1: odd\n")
-    soon = "import signal; signal.signal(signal.SIGALRM, cli._raise_terminated); signal.setitimer(signal.ITIMER_REAL, 0.2); "
+    soon = "import signal; signal.signal(signal.SIGALRM, cli.signals._raise_terminated); signal.setitimer(signal.ITIMER_REAL, 0.2); "
     ended = run(f"{soon}raise UserError('odd')", **rank)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert run("raise cli.Terminated", **rank).stderr == ""
@@ -136,5 +139,27 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
     first = "program: interrupted: ends with a checkpoint once this step is done; Ctrl-C again ends at once\n"
     once = run("\n    ".join(lines))
     assert (once.returncode, once.stdout, once.stderr) == (0, "2\n", first)
-    twice = run("\n    ".join(["cli._SAME_CTRL_C_SECONDS = 0.0", *lines]))
+    twice = run("\n    ".join(["cli.signals._SAME_CTRL_C_SECONDS = 0.0", *lines]))
     assert (twice.returncode, twice.stdout, twice.stderr) == (130, "", f"{first}program: error: interrupted\n")
+
+
+def test_files_have_the_names_that_they_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that exists is one, even with "=" in it; else what stands before the first "=" is a name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1e-6").mkdir()
+    for values, files in (
+        ([], {}),
+        (["a.arrow"], {"default": Path("a.arrow")}),
+        (["lr=1e-6", "more=b=c"], {"default": Path("lr=1e-6"), "more": Path("b=c")}),
+        (["own=~/a"], {"own": Path.home() / "a"}),
+    ):
+        assert named_files("--validation", values) == files
+    for values, message in (
+        (["a", "b"], "--validation b: the set default is a already: give each a NAME=FILE of its own"),
+        (["m=a", "m=b"], "--validation m=b: the set m is a already: give each a NAME=FILE of its own"),
+        (["a/b=x.arrow"], "--validation a/b=x.arrow: is neither a file nor NAME=FILE: NAME has letters, digits, . _ -"),
+        (["name="], "--validation name=: is neither a file nor NAME=FILE: NAME has letters, digits, . _ -"),
+    ):
+        with pytest.raises(UserError) as refused:
+            named_files("--validation", values)
+        assert (str(refused.value), refused.value.usage) == (message, True)

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_dpo.config.merge import read_layers, resolve_layers
+from nemotron_dpo.config.merge import resolve_layers
+from nemotron_dpo.config.read_layers import read_layers
 from nemotron_dpo.documents import MOST_LEVELS, check_override, check_yaml, is_too_deep, read_toml, yaml_mapping
 from nemotron_dpo.errors import UserError
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint.families import config, wrapper_of
 from nemotron_dpo.checkpoint.families.wrappers import Wrapper, with_text
-from nemotron_dpo.checkpoint.hf_files import WRITTEN, Planned, Weights, write_file
+from nemotron_dpo.checkpoint.hf_files import Weights
+from nemotron_dpo.checkpoint.hf_shards import WRITTEN, Planned, write_file
 from nemotron_dpo.checkpoint.run_config import with_coefficients
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture

@@ -16,10 +16,11 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from nemotron_dpo import file_digests, hf_folder
-from nemotron_dpo.checkpoint import hf_files, integrity
+from nemotron_dpo.checkpoint import hf_shards, integrity
 from nemotron_dpo.checkpoint.carried import refuse_incomplete, refuse_quantized, required
 from nemotron_dpo.checkpoint.families import config, rules, wrapper_of
-from nemotron_dpo.checkpoint.hf_files import SHARD_BYTES, Planned, Weights
+from nemotron_dpo.checkpoint.hf_files import Weights
+from nemotron_dpo.checkpoint.hf_shards import SHARD_BYTES, Planned
 from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Layer
@@ -108,7 +109,7 @@ def save(
         plan = [replace(planned, name=wrapper.stored_name(planned.name)) for planned in plan] + around.plan()
         tensors = chain(tensors, around.tensors())
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-    hf_files.write(folder, plan, tensors, shard_bytes)
+    hf_shards.write(folder, plan, tensors, shard_bytes)
     file_digests.write(folder, "*.safetensors*")  # which carry no checksums; the index is among them
     copy_tokenizer(tokenizer, folder)
 

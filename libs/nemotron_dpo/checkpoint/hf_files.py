@@ -1,47 +1,25 @@
-"""The safetensors files of an HF folder: read tensor by tensor, written as a stream of shards with an index.
+"""The tensors of an HF folder, read one by one from its safetensors files, whatever form they are stored in.
 
-Neither direction holds more than a few tensors in memory: the model itself takes all that can be spared.
+No more than a few are in memory at a time: the model itself takes all that can be spared.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nemotron_dpo import hf_folder, machine_errors
+from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.errors import UserError
 
-SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
 _PACKED = re.compile(r"\.mlp\.experts\.(gate_up|down)_proj$")
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
-WRITTEN = frozenset(_DTYPES.values())  # safetensors' names of the precisions that a file can be written in
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A tensor that is to be written."""
-
-    name: str
-    shape: Sequence[int]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in the file."""
-        return prod(self.shape) * self.dtype.itemsize
 
 
 class Weights:
@@ -181,63 +159,6 @@ def _float8_blocks(folder: Path) -> tuple[int, int] | None:
         return hf_folder.float8_blocks(hf_folder.parsed_config((folder / "config.json").read_bytes()))
     except (OSError, ValueError, AttributeError):  # whoever reads config.json says what is wrong with it
         return None
-
-
-def write(folder: Path, plan: Sequence[Planned], tensors: Iterable[Tensor], shard_bytes: int) -> list[Path]:
-    """Write the `tensors` in the order of `plan`, to files of at most `shard_bytes` or one tensor, with an index.
-
-    A model that fits one file is model.safetensors without an index. Raises UserError where a file cannot be written.
-    """
-    shards = _shards(plan, shard_bytes)
-    names = [_shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
-    stream = iter(tensors)
-    try:
-        for name, shard in zip(names, shards, strict=True):
-            write_file(folder / name, shard, stream)
-        if len(shards) > 1:
-            total = sum(planned.nbytes for planned in plan)
-            where = {planned.name: name for name, shard in zip(names, shards, strict=True) for planned in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": where}
-            (folder / hf_folder.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    except OSError as error:
-        found = machine_errors.as_user_error(error)
-        raise UserError(f"cannot be written ({found.message})", remedy=found.remedy) from None
-    return [folder / name for name in names]
-
-
-def write_file(path: Path, shard: Sequence[Planned], stream: Iterable[Tensor]) -> None:
-    """One safetensors file: the header's length as u64, the header as JSON, then the bytes of every tensor."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for planned in shard:
-        begin, end = end, end + planned.nbytes
-        kind = {"dtype": _DTYPES[planned.dtype], "shape": list(planned.shape)}
-        header[planned.name] = {**kind, "data_offsets": [begin, end]}
-    text = orjson.dumps(header)
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for planned, tensor in zip(shard, stream, strict=False):  # the next file takes the rest of the stream
-            assert tuple(tensor.shape) == tuple(planned.shape), planned.name
-            file.write(tensor.to(device="cpu", dtype=planned.dtype).contiguous().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _shards(plan: Sequence[Planned], limit: int) -> list[list[Planned]]:
-    shards: list[list[Planned]] = [[]]
-    filled = 0
-    for planned in plan:
-        if shards[-1] and filled + planned.nbytes > limit:
-            shards.append([])
-            filled = 0
-        shards[-1].append(planned)
-        filled += planned.nbytes
-    return shards
-
-
-def _shard_name(number: int, count: int) -> str:
-    return hf_folder.SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def missing_tensor(key: str, stored: set[str], folder: Path) -> UserError:

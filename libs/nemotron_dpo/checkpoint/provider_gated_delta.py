@@ -76,9 +76,7 @@ def to_provider(architecture: Architecture) -> dict[str, Any]:
     """The provider's fields, in the YAML form from which Megatron-Bridge makes the provider."""
     mixers, parts = zip(*((layer.mixer, layer.feed_forward) for layer in architecture.layers), strict=True)
     linear, sparse = [isinstance(mixer, GatedDelta) for mixer in mixers], [isinstance(part, Experts) for part in parts]
-    fields: dict[str, Any] = {
-        "ffn_hidden_size": architecture.hidden_size
-    }  # which Bridge wants, whether or not a layer is dense
+    fields: dict[str, Any] = {"ffn_hidden_size": architecture.hidden_size}  # Bridge wants one, though no layer be dense
     for sublayer in dict.fromkeys((*mixers, *parts)):
         fields |= _written(sublayer)
     fields |= {"moe_layer_freq": 1 if all(sparse) else list(map(int, sparse))} if any(sparse) else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemotron_dpo.checkpoint.families.nemotron_h import build_layers, layer_kinds, pattern_of
+from nemotron_dpo.checkpoint.families.layer_letters import build_layers, layer_kinds, pattern_of
 from nemotron_dpo.checkpoint.provider_limits import refuse_unsupported
 from nemotron_dpo.checkpoint.provider_parts import (
     ACTIVATIONS,

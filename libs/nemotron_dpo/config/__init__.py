@@ -5,22 +5,19 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 
 from nemotron_dpo.config.checks import ranking, router_refusal, seconds_until
 from nemotron_dpo.config.dpo import of_val_set
+from nemotron_dpo.config.dump import dump_run, plain_tree, run_tree, to_yaml
 from nemotron_dpo.config.home import with_home, with_job_folder
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.load import (
     IdleKey,
-    dump_run,
     idle_keys,
     load_plain,
     load_run,
     load_run_and_idle,
     plain_idle_keys,
     plain_origins,
-    plain_tree,
     run_origins,
-    run_tree,
-    to_yaml,
 )
 from nemotron_dpo.config.objective import objective_names, objective_of
 from nemotron_dpo.config.objective_settings import kl_penalty

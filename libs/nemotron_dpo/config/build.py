@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import difflib
-import math
 import operator
 import re
-import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields, is_dataclass, replace
@@ -20,16 +17,14 @@ from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.key_names import foreign_prefix, known_keys, leaves, nearest
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
 from nemotron_dpo.config.tree import Tree
+from nemotron_dpo.config.values import WORDS, as_kind, spelled
 from nemotron_dpo.errors import UserError
 
-_DUE = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minimum": ("at least", operator.ge),
     "more_than": ("more than", operator.gt),
     "less_than": ("less than", operator.lt),
 }
-_MOST = 1 << 64  # beyond it nothing that is computed of a count fits
-_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
 def build_run(tree: Tree, own: OwnObjective | None = None) -> tuple[RunConfig, dict[str, str]]:
@@ -67,7 +62,7 @@ def _check_peft(peft: PeftConfig, section: str = "policy.megatron_cfg.peft") -> 
 
 def _check_length(length: Any, most: int) -> None:
     if length not in (None, most):
-        message = f"is {_shown(length)}, and policy.max_total_sequence_length, which bounds a pair here, is {most}"
+        message = f"is {spelled(length)}, and policy.max_total_sequence_length, which bounds a pair here, is {most}"
         raise UserError(message, field="data.max_input_seq_length", remedy="set them to one value")
 
 
@@ -93,8 +88,8 @@ def _refuse_unbuilt(tree: Tree) -> None:
     for refused in REFUSED:
         value = _select(tree, refused.key)
         if value is not None and value not in refused.harmless:
-            remedy = refused.remedy or f"leave it {_shown(refused.harmless[0])}"
-            message = f"is {_shown(value)}, which {refused.why} and is not built"
+            remedy = refused.remedy or f"leave it {spelled(refused.harmless[0])}"
+            message = f"is {spelled(value)}, which {refused.why} and is not built"
             raise UserError(message, field=refused.key, remedy=remedy)
 
 
@@ -116,7 +111,7 @@ def _build(cls: Any, tree: Tree, prefix: str) -> Any:
         if is_dataclass(hints[item.name]):
             section = tree[item.name]
             if section is not None:
-                values[item.name] = _build(hints[item.name], _expect(section, dict, key), f"{key}.")
+                values[item.name] = _build(hints[item.name], as_kind(section, dict, key), f"{key}.")
             if not section:
                 del tree[item.name]
         elif cls is DataConfig and item.name == "validation":
@@ -181,17 +176,17 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return _convert(value, [*fitting, *kinds][0], key)
     if origin is Literal:
         if isinstance(value, bool):  # YAML reads off as false, and on as true
-            value = next((word for word in args if _WORDS.get(str(word)) is value), value)
+            value = next((word for word in args if WORDS.get(str(word)) is value), value)
         if value not in args:
             raise UserError(f"is {value!r} where {' or '.join(map(repr, args))} is due", field=key)
         return value
     if origin is tuple:
         return _convert_tuple(value, args, key)
     if is_dataclass(hint):
-        return _named_section(hint, _expect(value, dict, key), key)
+        return _named_section(hint, as_kind(value, dict, key), key)
     if origin is dict and args[1] is not Any:
-        return {str(name): _convert(part, args[1], f"{key}.{name}") for name, part in _expect(value, dict, key).items()}
-    return _expect(value, origin or hint, key)
+        return {str(name): _convert(part, args[1], f"{key}.{name}") for name, part in as_kind(value, dict, key).items()}
+    return as_kind(value, origin or hint, key)
 
 
 def _may_be(value: Any, kind: Any) -> bool:
@@ -215,39 +210,3 @@ def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ..
         raise UserError(f"is {value!r} where a list{'' if args[-1] is ... else f' of {len(args)}'} is due", field=key)
     kinds = [args[0]] * len(value) if args[-1] is ... else args
     return tuple(_convert(part, kind, key) for part, kind in zip(value, kinds, strict=True))
-
-
-def _expect(value: Any, kind: Any, key: str) -> Any:
-    """`value` as `kind`. Numbers and booleans may be given as text, because environment variables are text."""
-    if isinstance(value, str) and kind is not str:
-        value = _parsed(value, kind)
-    if kind is not float and isinstance(value, int) and abs(value) >= _MOST:
-        raise UserError(f"is a number of {value.bit_length()} bits where one below 2**64 is due", field=key)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return _finite(value, key)
-    if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
-        return value
-    # without quotes YAML reads 10:00:00 as the number 36000, yes as true, and 2026-11-26 as a date
-    if kind is str and isinstance(value, int | float | datetime.date):
-        named = "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "a date"
-        raise UserError(f"is {named} to YAML ({_shown(value)}) where text is due", field=key, remedy="quote it")
-    raise UserError(f"is {_shown(value)} where {_DUE[kind]} is due", field=key)
-
-
-def _finite(value: float, key: str) -> float:
-    if abs(value) > sys.float_info.max or math.isnan(value):
-        said = f"a number of {value.bit_length()} bits" if isinstance(value, int) else value
-        raise UserError(f"is {said} where a finite number is due", field=key)
-    return float(value)
-
-
-def _parsed(text: str, kind: Any) -> Any:
-    try:
-        return _WORDS.get(text.lower(), text) if kind is bool else kind(text)
-    except (TypeError, ValueError):
-        return text
-
-
-def _shown(value: Any) -> str:
-    """`value` as YAML spells it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,24 +1,25 @@
-"""From layers to a checked RunConfig and back to YAML; what is wrong is named with the file and line, or the override."""
+"""From layers to a checked RunConfig; what is wrong is named with the file and line, or the override."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config.build import build_plain, build_run
 from nemotron_dpo.config.checks import Remark, check
-from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS
-from nemotron_dpo.config.dpo import DpoConfig, OwnObjective
+from nemotron_dpo.config.dpo import OwnObjective
 from nemotron_dpo.config.dpo_spellings import trl_remarks
+from nemotron_dpo.config.dump import plain_tree, run_tree
 from nemotron_dpo.config.idle import switched_off
 from nemotron_dpo.config.layer import ConfigLayer, origin
-from nemotron_dpo.config.merge import read_layers, resolve_layers
+from nemotron_dpo.config.merge import resolve_layers
 from nemotron_dpo.config.origins import origins
+from nemotron_dpo.config.read_layers import read_layers
 from nemotron_dpo.config.redact import hide_secrets
 from nemotron_dpo.config.run_env import split_run_env
-from nemotron_dpo.config.schema import DatasetConfig, RunConfig
+from nemotron_dpo.config.schema import RunConfig
 from nemotron_dpo.config.spellings import canonical
 from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
@@ -181,62 +182,6 @@ def plain_origins(
     """As `run_origins`, for `load_plain`."""
     layers = read_layers(config, overrides, _sections(cls, base), shipped)
     return origins(layers, lambda some: plain_tree(build_plain(cls, _settings(some))))
-
-
-def to_yaml(tree: Mapping[str, Any]) -> str:
-    """Plain data as YAML, in its own order."""
-    from yaml import safe_dump
-
-    return safe_dump(dict(tree), sort_keys=False, width=120)
-
-
-def dump_run(run: RunConfig) -> str:
-    """`run` as YAML that `load_run` reads back to an equal RunConfig."""
-    return to_yaml(run_tree(run))
-
-
-def run_tree(run: RunConfig) -> dict[str, Any]:
-    """`run` as plain data in the spelling of a config file."""
-    tree = asdict(replace(run, dpo=replace(run.dpo, own_objective=None)))
-    unset = [item.name for item in fields(DpoConfig) if "is_setting" in item.metadata and getattr(run.dpo, item.name) is None]
-    for name in ("own_objective", *unset):
-        del tree["dpo"][name]
-    sets = tree["dpo"].pop("val_sets")
-    if sets:
-        given = {name: {key: value for key, value in own.items() if value is not None} for name, own in sets.items()}
-        tree["dpo"]["val_sets"] = given
-    if run.policy.tokenizer.chat_template is None:  # null would mean none at all
-        tree["policy"]["tokenizer"]["chat_template"] = "default"
-    data = tree["data"]
-    data["train"] = _dataset_tree(data["train"])
-    data["validation"] = {name: _dataset_tree(dataset) for name, dataset in data["validation"]}
-    scheduler = tree["policy"]["scheduler"]
-    if scheduler["name"] == "torch":
-        chain = [{"name": f"torch.optim.lr_scheduler.{name}", "kwargs": kwargs} for name, kwargs in scheduler["schedulers"]]
-        tree["policy"]["scheduler"] = [*chain, {"milestones": list(scheduler["milestones"])}]
-    else:
-        del scheduler["schedulers"], scheduler["milestones"]
-        if scheduler["warmup_init"] is None:
-            del scheduler["warmup_init"], scheduler["decay_steps"]
-    optimizer = tree["policy"]["optimizer"]
-    optimizer["betas"] = list(optimizer["betas"])
-    return tree
-
-
-def plain_tree(config: Any) -> dict[str, Any]:
-    """The config of another step as plain data in the spelling of a config file."""
-    tree = asdict(config)
-    return {**tree, "data": _dataset_tree(tree["data"])} if "data" in tree else tree
-
-
-def _dataset_tree(dataset: dict[str, Any]) -> Any:
-    """One data set as a mapping; several as a list of these, each with what differs from the default alone."""
-    if dataset["parts"]:
-        plain = asdict(DatasetConfig())
-        return [{name: value for name, value in part.items() if value != plain[name]} for part in dataset["parts"]]
-    if dataset["split_from_train"] is not None:
-        return {name: dataset[name] for name in HELD_OUT_KEYS if dataset[name] is not None}
-    return {name: value for name, value in dataset.items() if name not in ("parts", "is_default", *HELD_OUT_KEYS)}
 
 
 def _settings(layers: Sequence[ConfigLayer]) -> dict[str, Any]:

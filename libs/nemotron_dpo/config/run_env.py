@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.config.layer import ConfigLayer, origin, place
-from nemotron_dpo.config.merge import read_layers, resolve_layers
+from nemotron_dpo.config.merge import resolve_layers
+from nemotron_dpo.config.read_layers import read_layers
 from nemotron_dpo.config.tree import Tree
 from nemotron_dpo.errors import UserError
 

@@ -20,9 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemotron_dpo.kernels.accumulation import add_product, add_rows
 from nemotron_dpo.kernels.logits import Logits, blocks, chunks
-from nemotron_dpo.kernels.scratch import scratch
+from nemotron_dpo.policy.logprob_gradients import ChunkGradients, sum_of_gradients, to_autograd, within
 from nemotron_dpo.policy.token_values import TokenValues
 
 # log-probs, float32 [R] -> d loss / d log-prob, float32 [R]. The slopes of a pair depend only on its own log-probs.
@@ -109,13 +108,13 @@ class _ResponseLogps(torch.autograd.Function):
         (grad_R,) = grads
         hidden_RH, local_R, log_share_NR, logps_R = ctx.saved_tensors
         weight_VH, grad_hidden_RH = ctx.weight, torch.empty_like(hidden_RH)
-        total_VH = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
+        total_VH = sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
         for part in chunks(len(grad_R), weight_VH):
             hidden_CH = hidden_RH[part]
-            gradients = _Gradients(hidden_CH, weight_VH, local_R[part], total_VH, ctx.softcap)
+            gradients = ChunkGradients(hidden_CH, weight_VH, local_R[part], total_VH, ctx.softcap)
             logits = Logits(hidden_CH, weight_VH, keep=False, softcap=ctx.softcap)
             grad_hidden_RH[part] = gradients.add(logits, grad_R[part], logps_R[part], log_share_NR[:, part])
-        return grad_hidden_RH, _returned(total_VH, weight_VH), None, None, None, None
+        return grad_hidden_RH, to_autograd(total_VH, weight_VH), None, None, None, None
 
 
 class _TrainedLogps(torch.autograd.Function):
@@ -132,17 +131,17 @@ class _TrainedLogps(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         local_R, grad_hidden_RH = _local(targets_R, weight_VH, group), torch.empty_like(hidden_RH)
-        total_VH = _sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
+        total_VH = sum_of_gradients(weight_VH, ctx.needs_input_grad[1])
         logps_R, slope_R = torch.zeros(2, len(targets_R), device=hidden_RH.device)
         for part in parts:
             logits = Logits(hidden_RH[part], weight_VH, keep=True, softcap=softcap)
             logps_R[part], log_share_NC = _logps(logits, local_R[part], group, values, part)
             slope_R[part] = slope(logps_R)[part]
-            gradients = _Gradients(hidden_RH[part], weight_VH, local_R[part], total_VH, softcap)
+            gradients = ChunkGradients(hidden_RH[part], weight_VH, local_R[part], total_VH, softcap)
             grad_hidden_RH[part] = gradients.add(logits, slope_R[part], logps_R[part], log_share_NC)
             del logits  # frees their memory before the next part allocates its own
         ctx.save_for_backward(grad_hidden_RH, slope_R)
-        ctx.grad_weight_VH = _returned(total_VH, weight_VH)
+        ctx.grad_weight_VH = to_autograd(total_VH, weight_VH)
         return logps_R
 
     @staticmethod
@@ -163,7 +162,7 @@ def _logps(logits: Logits, local_C: Tensor, group: Any, values: TokenValues | No
     target_logit_C = torch.zeros_like(log_z_NC[0])
     sums_N5C = None if values is None else values.sums(logits.blocks, len(local_C))
     for index, block in enumerate(logits.blocks):
-        place_C1, here_C = _within(block, local_C)
+        place_C1, here_C = within(block, local_C)
         logit_C, log_z_NC[index] = logits.read(index, place_C1, None if sums_N5C is None else sums_N5C[index])
         target_logit_C += logit_C * here_C
     log_z_C = _log_sum_exp_over(torch.logsumexp(log_z_NC, 0), group)
@@ -173,75 +172,9 @@ def _logps(logits: Logits, local_C: Tensor, group: Any, values: TokenValues | No
     return target_logit_C - log_z_C, log_z_NC.sub_(log_z_C)
 
 
-class _Gradients:
-    """The gradients from the log-probs of one chunk. The gradient of the weight is added to `total_VH`, unless that is None."""
-
-    def __init__(
-        self, hidden_CH: Tensor, weight_VH: Tensor, local_C: Tensor, total_VH: Tensor | None, softcap: float | None
-    ) -> None:
-        self._hidden_CH, self._weight_VH, self._local_C, self._total_VH = hidden_CH, weight_VH, local_C, total_VH
-        self._softcap = softcap
-
-    def add(self, logits: Logits, slope_C: Tensor, logps_C: Tensor, log_share_NC: Tensor) -> Tensor:
-        """The gradient of `hidden`, float32 [C, H]. This overwrites what `logits` keeps, so do not use it again."""
-        grad_CH = self._from_target(-slope_C * logps_C.expm1())  # expm1(log p) is p - 1
-        for index, block in enumerate(logits.blocks):
-            p_CB = logits.probabilities(index)
-            _clear_targets(p_CB, *_within(block, self._local_C))
-            scale_C1 = (-slope_C * log_share_NC[index].exp())[:, None]
-            grad_CH.addcmul_(_float_product(p_CB, self._weight_VH[block]), scale_C1)
-            if self._total_VH is not None:  # None with LoRA adapters, which do not train this weight
-                scaled_CH = scratch("scaled hidden", *self._hidden_CH.shape, dtype=p_CB.dtype, device=p_CB.device)
-                add_product(self._total_VH[block], p_CB, torch.mul(self._hidden_CH, scale_C1, out=scaled_CH))
-        return grad_CH
-
-    def _from_target(self, slope_C: Tensor) -> Tensor:
-        """The part of the gradient of `hidden` that comes from the targets' logits; adds the weight's part to `total_VH`."""
-        place_C1, here_C = _within(slice(0, len(self._weight_VH)), self._local_C)
-        slope_C1, place_C = (slope_C * here_C)[:, None], place_C1.squeeze(1)
-        if self._softcap is not None:
-            logit_C1 = (self._hidden_CH.float() * self._weight_VH[place_C].float()).sum(1, keepdim=True)
-            slope_C1 = slope_C1 * (1 - torch.tanh(logit_C1 / self._softcap).square())
-        if self._total_VH is not None:
-            add_rows(self._total_VH, place_C, self._hidden_CH * slope_C1)
-        return self._weight_VH[place_C] * slope_C1
-
-
-def _float_product(p_CB: Tensor, weight_BH: Tensor) -> Tensor:
-    """p @ weight, rounded to the dtype of the factors, then widened to float32 [C, H]. The next call overwrites the result."""
-    shape, where = (len(p_CB), weight_BH.shape[1]), p_CB.device
-    product_CH = torch.mm(p_CB, weight_BH, out=scratch("hidden gradient", *shape, dtype=p_CB.dtype, device=where))
-    return scratch("wide hidden gradient", *shape, device=where).copy_(product_CH)
-
-
-def _clear_targets(p_CB: Tensor, place_C1: Tensor, here_C: Tensor) -> None:
-    """Set the targets' entries of `p` to 0 in place. index_copy_ touches only these entries; scatter_ would copy all of `p`."""
-    at_C = torch.arange(len(p_CB), device=p_CB.device) * p_CB.shape[1] + place_C1.squeeze(1)
-    p_CB.view(-1).index_copy_(0, at_C, p_CB.view(-1)[at_C] * ~here_C)
-
-
-def _sum_of_gradients(weight_VH: Tensor, is_trained: bool) -> Tensor | None:
-    """The tensor in which the gradient of the weight is summed; None if the weight is not trained."""
-    if not is_trained:
-        return None
-    main_grad = getattr(weight_VH, "main_grad", None)
-    return torch.zeros_like(weight_VH, dtype=torch.float32) if main_grad is None else main_grad
-
-
-def _returned(total_VH: Tensor | None, weight_VH: Tensor) -> Tensor | None:
-    """The gradient of the weight to return to autograd; None if it was added to `main_grad` or is not computed."""
-    return None if total_VH is None or hasattr(weight_VH, "main_grad") else total_VH.to(weight_VH.dtype)
-
-
 def _local(targets_R: Tensor, weight_VH: Tensor, group: Any) -> Tensor:
     """Target ids relative to the first entry of this rank's share of the vocabulary; out of range if another rank has it."""
     return targets_R - (dist.get_rank(group) * len(weight_VH) if _is_split(group) else 0)
-
-
-def _within(block: slice, local_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Index [C, 1] of each target within the block, clamped to it, and whether the target lies in the block at all [C]."""
-    here_C = (local_C >= block.start) & (local_C < block.stop)
-    return (local_C - block.start).clamp(0, block.stop - block.start - 1)[:, None], here_C
 
 
 def _is_split(group: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The rendezvous of the processes of a job.
+"""The meeting of the processes of a job, from which on they exchange tensors.
 
 torch's own rendezvous waits in C++ without a message, and Python handles no signal meanwhile. So for a job that torchrun did
 not start, the connection is made in a thread of its own. Under torchrun all processes are there already, and torchrun watches
@@ -16,15 +16,43 @@ from collections.abc import Callable
 from datetime import timedelta
 from threading import Thread
 
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage] - torch exports them without saying so
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy.device import device
 
 _TIMEOUT = timedelta(minutes=30)
 _SILENT_SECONDS = 2.0
 _PAUSE_SECONDS = 0.1
 _KEY = "nemotron_dpo_present"
+
+
+def join(say: Callable[[str], object]) -> None:
+    """Make torch's group of all processes of the job: NCCL on GPUs, gloo on CPUs. A process alone has one of its own.
+
+    `say` gets a line on what is waited for. Raises UserError where the processes cannot meet.
+    """
+    backend = "nccl" if device().type == "cuda" else "gloo"
+    if launcher.job_size() == 1:
+        _be_alone(backend)
+    elif launcher.under_torchrun():
+        keep_to_this_machine()
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=meet(say), rank=launcher.rank(), world_size=launcher.job_size())
+
+
+def _be_alone(backend: str) -> None:
+    try:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    except RuntimeError as error:
+        if "Unable to find" not in str(error):
+            raise
+        remedy = "bring it up: ip link set lo up"
+        raise UserError("there is no loopback interface, which gloo asks for", remedy=remedy) from None
 
 
 def keep_to_this_machine() -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.kernels.chosen import kernels, why_not_faster
+from nemotron_dpo.policy.allocator import keep_freed_memory
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
+from nemotron_dpo.policy.job_kernels import warn_of_mixed
 from nemotron_dpo.policy.layout import Layout
-from nemotron_dpo.policy.meeting import keep_to_this_machine, meet
+from nemotron_dpo.policy.meeting import join
 from nemotron_dpo.policy.rows import Cut
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ def initialize(layout: Layout = ALONE, seed: int = 42, say: Callable[[str], obje
 
     layout.data(job_size())
     if not dist.is_initialized():
-        _join(job_size(), say)
+        join(say)
     parallel_state.initialize_model_parallel(
         layout.tensor,
         layout.pipeline,
@@ -49,45 +48,13 @@ def initialize(layout: Layout = ALONE, seed: int = 42, say: Callable[[str], obje
         create_gloo_process_groups=False,
     )
     _layout = layout
-    _warn_of_mixed_kernels(say)
+    warn_of_mixed(say)
     torch.manual_seed(seed)
     if device().type == "cpu":
         initialize_rng_tracker(inference_rng_tracker=True)  # dropout is off, and there is no CUDA random state to track
         without_cuda_random_state()
     else:
         model_parallel_cuda_manual_seed(seed)
-
-
-def kernels_of_job() -> str:
-    """The identities of the kernels that the processes of the job compute by, each once. All call it, once they have joined."""
-    return ", ".join(sorted({identity for identity, _ in _everyones_kernels()}))
-
-
-def _everyones_kernels() -> list[tuple[str, str]]:
-    """Of each rank, what its kernels are and why they are not faster ones."""
-    mine = kernels().identity, why_not_faster()
-    everyones = [mine] * job_size()
-    if job_size() > 1:
-        dist.all_gather_object(everyones, mine)
-    return everyones
-
-
-def _warn_of_mixed_kernels(say: Callable[[str], object]) -> None:
-    """Say it where the processes of a job compute by different kernels: hosts may differ in compilers, CPUs and GPUs."""
-    everyones = _everyones_kernels()
-    if len({identity for identity, _ in everyones}) > 1:
-        say(f"warning: {mixed(everyones)}")
-
-
-def mixed(everyones: Sequence[tuple[str, str]]) -> str:
-    """How many processes compute by which kernels, the first rank of each, and why it has no faster ones."""
-    identities = [identity for identity, _ in everyones]
-    parts = []
-    for name, number in Counter(identities).items():
-        first = identities.index(name)
-        why = f": {everyones[first][1]}" if everyones[first][1] else ""
-        parts.append(f"{number} by {name} (from rank {first} on{why})")
-    return f"processes compute by different kernels: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
@@ -98,8 +65,29 @@ def joined(say: Callable[[str], object] = lambda line: None) -> Iterator[None]:
     """
     try:
         if job_size() > 1 and not dist.is_initialized():
-            _join(job_size(), say)
+            join(say)
         yield
+    finally:
+        shut_down()
+
+
+@contextlib.contextmanager
+def divided(layout: Layout, say: Callable[[str], object]) -> Iterator[Callable[[], None]]:
+    """Be one of the processes that share a policy, divided by `layout`, for the block; leave the job at the end.
+
+    A process alone joins nothing before it calls what is yielded: where no policy is needed it takes no time. It keeps freed
+    memory from then on. Raises UserError as `initialize` does.
+    """
+
+    def initialized() -> None:
+        keep_freed_memory()
+        initialize(layout, say=say)
+
+    layout.data(job_size())
+    try:
+        if job_size() > 1:
+            initialized()
+        yield initialized
     finally:
         shut_down()
 
@@ -244,20 +232,3 @@ def gather(mine: T) -> list[T]:
     parts = [mine] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return parts
-
-
-def _join(world_size: int, say: Callable[[str], object]) -> None:
-    backend = "nccl" if device().type == "cuda" else "gloo"
-    if world_size == 1:
-        try:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-        except RuntimeError as error:
-            if "Unable to find" not in str(error):
-                raise
-            remedy = "bring it up: ip link set lo up"
-            raise UserError("there is no loopback interface, which gloo asks for", remedy=remedy) from None
-    elif launcher.under_torchrun():
-        keep_to_this_machine()
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=meet(say), rank=launcher.rank(), world_size=world_size)

@@ -92,14 +92,7 @@ def _sandbox() -> Any:
 
         def wrap_str_format(self, value: Any) -> Any:
             wrapped = super().wrap_str_format(value)
-            if wrapped is None:
-                return None
-
-            def formatted(*args: Any, **kwargs: Any) -> str:
-                template_limits.check_call("format", value.__self__, ())
-                return wrapped(*args, **kwargs)
-
-            return formatted
+            return None if wrapped is None else _limited_format(value.__self__, wrapped)
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             if isinstance(obj, type):
@@ -111,6 +104,16 @@ def _sandbox() -> Any:
 
     RememberingSandbox.verdicts = {}
     return RememberingSandbox
+
+
+def _limited_format(text: str, own: Callable[..., str]) -> Callable[..., str]:
+    """Jinja's way to fill the places of `text`, for texts that have an end."""
+
+    def limited(*args: Any, **kwargs: Any) -> str:
+        template_limits.check_call("format", text, ())
+        return own(*args, **kwargs)
+
+    return limited
 
 
 def _limited(name: str, own: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,8 +16,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,10 +26,9 @@ from nemotron_dpo import __version__
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.machine_errors import as_user_error
 from nemotron_dpo.paths import refuse_overwriting
-from nemotron_dpo.preferences.pairs import NameColumn
+from nemotron_dpo.preferences.weighted_stream import KINDS, WeightedStream, look_through
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
 
-_KINDS = ("tokenized_pairs", "scored_pairs")
 _BATCH_BYTES = 1 << 20
 _MOST_NAMES = 12
 # digest -> what the streams must have in common, and who makes it so
@@ -42,28 +39,7 @@ _COMMON = {
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """One stream of a mixture: each of its pairs is written `copies` times, and those in `drawn` once more.
-
-    `drawn` (bool [P]) is None where there are none. `sources` counts the pairs that are written by their source.
-    """
-
-    path: str
-    weight: str
-    info: StreamInfo
-    num_pairs: int
-    copies: int
-    drawn: np.ndarray | None
-    sources: Mapping[str, int]
-
-    @property
-    def num_written(self) -> int:
-        """How many pairs of this stream the mixture has."""
-        return sum(self.sources.values())
-
-
-def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> list[Part]:
+def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) -> list[WeightedStream]:
     """Write the mixture of the streams `paths` to `output`, and return what it is made of.
 
     Raises UserError for a weight that is no number above 0, leaves no pair of its stream or fills the disk, a stream that is
@@ -73,7 +49,7 @@ def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) ->
     seen: Counter[str] = Counter()
     parts = []
     for path, weight in zip(paths, weights, strict=True):
-        parts.append(_part(path, weight, seed, seen))
+        parts.append(look_through(path, weight, seed, seen))
         _check_alike(parts[0], parts[-1])
     _check_room(parts, output)
     with open_writer(output, _info(parts, seed)) as writer:
@@ -83,64 +59,12 @@ def mix(paths: Sequence[str], weights: Sequence[str], output: str, seed: int) ->
     return parts
 
 
-def _part(path: str, weight: str, seed: int, seen: Counter[str]) -> Part:
-    """Look through one stream. `seen` counts the streams of the same sources before it, which draw other pairs than it."""
-    if path == "-":
-        raise UserError("a mixture reads its streams more than once", source="<stdin>", remedy="name files", usage=True)
-    copies, rest = divmod(_weight(weight, path), 1)
-    with open_reader(path, *_KINDS) as reader:
-        names = [NameColumn.of(batch.column("source")) for batch in reader]  # views: the file is mapped
-        info = reader.info
-    num_pairs = sum(len(column.column) for column in names)
-    if not num_pairs:
-        raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")
-    num_drawn = int(rest * num_pairs + Fraction(1, 2))
-    if not copies and not num_drawn:
-        raise UserError(f"weight {weight} leaves none of its {num_pairs} pairs", source=path, remedy="leave it out")
-    label = "\0".join(dict.fromkeys(name for column in names for name in column.counts()))
-    drawn = _draw(num_pairs, num_drawn, f"{seed}\0{seen[label]}\0{label}") if num_drawn else None
-    seen[label] += 1
-    return Part(path, weight, info, num_pairs, int(copies), drawn, _written(names, int(copies), drawn))
-
-
-def _weight(text: str, path: str) -> Fraction:
-    """The weight exactly as it is written: in floating point, a tenth of 25 pairs would be more than two and a half."""
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if value <= 0:
-        raise UserError(f"{text!r} is no weight above 0", source=path, usage=True)
-    return value
-
-
-def _draw(num_pairs: int, num_drawn: int, key: str) -> np.ndarray:
-    """Which of the pairs are drawn, without replacement, bool [num_pairs]."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest())
-    drawn = np.zeros(num_pairs, bool)
-    drawn[np.random.default_rng(seed).permutation(num_pairs)[:num_drawn]] = True
-    return drawn
-
-
-def _written(names: Sequence[NameColumn], copies: int, drawn: np.ndarray | None) -> dict[str, int]:
-    """How many pairs of each source are written."""
-    total: Counter[str] = Counter()
-    start = 0
-    for names_of_batch in names:
-        total.update({name: copies * number for name, number in names_of_batch.counts().items()})
-        end = start + len(names_of_batch.column)
-        if drawn is not None:
-            total.update(NameColumn(names_of_batch.column.filter(pa.array(drawn[start:end]))).counts())
-        start = end
-    return {name: number for name, number in total.items() if number}
-
-
-def _rows(part: Part) -> Iterator[pa.RecordBatch]:
+def _rows(part: WeightedStream) -> Iterator[pa.RecordBatch]:
     for _ in range(part.copies):
-        with open_reader(part.path, *_KINDS) as reader:
+        with open_reader(part.path, *KINDS) as reader:
             yield from reader
     if part.drawn is not None:
-        with open_reader(part.path, *_KINDS) as reader:
+        with open_reader(part.path, *KINDS) as reader:
             yield from _together(_drawn_rows(reader, part.drawn))
 
 
@@ -163,7 +87,7 @@ def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
-def _check_alike(first: Part, other: Part) -> None:
+def _check_alike(first: WeightedStream, other: WeightedStream) -> None:
     if first.info.schema != other.info.schema:
         kinds = f"holds {other.info.schema}, and {first.path} {first.info.schema}"
         raise UserError(kinds, source=other.path, remedy="score all of them with ref-logprobs, or none")
@@ -176,7 +100,7 @@ def _check_alike(first: Part, other: Part) -> None:
         raise UserError(what, source=other.path, remedy="score all of them at one precision")
 
 
-def _check_room(parts: Sequence[Part], output: str) -> None:
+def _check_room(parts: Sequence[WeightedStream], output: str) -> None:
     """A weight with too many zeros is known before the disk is full, which would take other programs' work with it."""
     folder = Path(output).absolute().parent
     if output == "-" or not folder.is_dir():
@@ -189,7 +113,7 @@ def _check_room(parts: Sequence[Part], output: str) -> None:
         raise UserError(f"{made}, and {free / 1e9:.0f} GB are free", source=part.path, remedy="give a smaller weight")
 
 
-def _info(parts: Sequence[Part], seed: int) -> StreamInfo:
+def _info(parts: Sequence[WeightedStream], seed: int) -> StreamInfo:
     """Where the mixture comes from: what all parts have in common as it is, and each part with what is its own."""
     infos = [part.info for part in parts]
     common = {
@@ -218,7 +142,7 @@ def counts_by_source(path: Path) -> dict[str, int]:
     """The number of pairs of each source in the mixture at `path`, as its description has them; empty where there is none."""
     if not path.is_file():
         return {}
-    with open_reader(path, *_KINDS) as reader:
+    with open_reader(path, *KINDS) as reader:
         described = reader.info.settings.get("mixture", [])
     total: Counter[str] = Counter()
     for part in described:
@@ -226,7 +150,7 @@ def counts_by_source(path: Path) -> dict[str, int]:
     return dict(total)
 
 
-def closing_line(parts: Sequence[Part]) -> str:
+def closing_line(parts: Sequence[WeightedStream]) -> str:
     """One line of exact counts."""
     total = sum(part.num_written for part in parts)
     said = [

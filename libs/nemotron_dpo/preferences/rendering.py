@@ -15,9 +15,10 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.boundary import Splitter, Texts
 from nemotron_dpo.preferences.chat_template import compile_template
 from nemotron_dpo.preferences.completeness import Completeness
-from nemotron_dpo.preferences.messages import ROLES, argument_texts, refuse_placeholders, with_parsed_arguments
+from nemotron_dpo.preferences.messages import ROLES, Message, argument_texts, refuse_placeholders, with_parsed_arguments
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.row_formats import Message, Preference, Text
+from nemotron_dpo.preferences.row_fields import Text
+from nemotron_dpo.preferences.row_formats import Preference
 from nemotron_dpo.preferences.skeletons import remember
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
 

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nemotron_dpo.preferences import row_fields
 from nemotron_dpo.preferences.beside import NOTHING, Beside, joined_input, read_beside
-from nemotron_dpo.preferences.messages import Message, messages_of_json_text, normal_message, read_tools
-from nemotron_dpo.preferences.problems import RowProblem, Unreadable, drop, missing, wrong_type
+from nemotron_dpo.preferences.messages import Message, messages_of_json_text, read_tools
+from nemotron_dpo.preferences.problems import RowProblem, drop, missing, wrong_type
 from nemotron_dpo.preferences.rewards import NONE, RECOGNISED, Rewards, read_rewards
+from nemotron_dpo.preferences.row_fields import Row, Text
 from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
-
-Text = str | list[Message]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def read_row(row: Row, row_format: str, keys: Keys) -> Preference:
         prompt, chosen, rejected = _READERS[row_format](row, keys)
     except RowProblem as problem:
         raise _with_role(problem, row, keys) from None
-    tools, template_kwargs = read_tools(_value(row, "tools")), _value(row, "chat_template_kwargs")
+    tools, template_kwargs = read_tools(row_fields.optional(row, "tools")), row_fields.optional(row, "chat_template_kwargs")
     if template_kwargs is not None and not isinstance(template_kwargs, dict):
         raise wrong_type("chat_template_kwargs", "an object", template_kwargs)
     rewards = read_rewards(row, row_format, keys)
@@ -144,9 +143,9 @@ def _prompt_key(row: Row, keys: Keys) -> str:
 
 def _read_pair(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
     prompt_key = _prompt_key(row, keys)
-    if _value(row, prompt_key) is None and (row_format := _without_prompt(row, keys)):
+    if row_fields.optional(row, prompt_key) is None and (row_format := _without_prompt(row, keys)):
         return _READERS[row_format](row, keys)
-    prompt, chosen, rejected = (_text(row, key) for key in (prompt_key, keys.chosen, keys.rejected))
+    prompt, chosen, rejected = (row_fields.text(row, key) for key in (prompt_key, keys.chosen, keys.rejected))
     if isinstance(prompt, str) and keys.prompt == "instruction":
         prompt = joined_input(prompt, row)
     if isinstance(chosen, list) and isinstance(rejected, list) and _repeats_prompt(chosen, rejected):
@@ -158,30 +157,30 @@ def _read_pair(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
 
 
 def _read_conversation(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
-    return _common_prefix(_messages(row, keys.chosen), _messages(row, keys.rejected))
+    return _common_prefix(row_fields.messages(row, keys.chosen), row_fields.messages(row, keys.rejected))
 
 
 def _read_transcript(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
-    turns = [parse_transcript(_string(row, key), key) for key in (keys.chosen, keys.rejected)]
+    turns = [parse_transcript(row_fields.string(row, key), key) for key in (keys.chosen, keys.rejected)]
     return _common_prefix(*turns)
 
 
 def _read_ranked(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
-    completions = _field(row, "completions")
+    completions = row_fields.required(row, "completions")
     if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
         raise wrong_type("completions", "a list of objects", completions)
     if len(completions) != 2:
         raise RowProblem("wrong type", f"holds {len(completions)} responses where 2 are due", field="completions")
-    ranks = [_number(c, "rank") for c in completions]
+    ranks = [row_fields.number(c, "rank") for c in completions]
     if ranks[0] == ranks[1]:
         raise drop("tie", "both completions have the same rank")
     best, worst = completions if ranks[0] < ranks[1] else completions[::-1]
-    return _text(row, "context"), _text(best, "completion"), _text(worst, "completion")
+    return row_fields.text(row, "context"), row_fields.text(best, "completion"), row_fields.text(worst, "completion")
 
 
 def _read_helpsteer3(row: Row, keys: Keys) -> tuple[Text, Text, Text]:
-    preference = _number(row, "overall_preference")
-    context, first, second = _text(row, "context"), _text(row, "response1"), _text(row, "response2")
+    preference = row_fields.number(row, "overall_preference")
+    context, first, second = (row_fields.text(row, key) for key in ("context", "response1", "response2"))
     if preference == 0:
         raise drop("tie", "overall_preference is 0")
     return (context, first, second) if preference < 0 else (context, second, first)
@@ -194,7 +193,6 @@ _READERS: dict[str, Callable[[Row, Keys], tuple[Text, Text, Text]]] = {
     "ranked": _read_ranked,
     "helpsteer3": _read_helpsteer3,
 }
-SHAPES = tuple(_READERS)
 
 
 def _common_prefix(chosen: list[Message], rejected: list[Message]) -> tuple[Text, Text, Text]:
@@ -220,60 +218,3 @@ def _agreeing(prompt: Text, shared: Text, chosen: Text, rejected: Text, keys: Ke
         message = "is not what the two conversations have in common"
         raise RowProblem("prompt disagrees", message, field=keys.prompt)
     return shared, chosen, rejected
-
-
-def _value(row: Row, key: str) -> Any:
-    value = row.get(key)
-    if isinstance(value, Unreadable):
-        raise RowProblem(value.reason, value.message, field=key)
-    return value
-
-
-def _field(row: Row, key: str) -> Any:
-    if key not in row:
-        raise missing(key, row)
-    return _value(row, key)
-
-
-def _string(row: Row, key: str) -> str:
-    value = _field(row, key)
-    if not isinstance(value, str):
-        raise wrong_type(key, "a string", value)
-    return value
-
-
-def _number(row: Row, key: str) -> float:
-    value = _field(row, key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise wrong_type(key, "a number", value)
-    return value
-
-
-def _text(row: Row, key: str) -> Text:
-    value = _field(row, key)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        value = [value]
-    return _checked_messages(value, key, "a string or a list of messages")
-
-
-def _messages(row: Row, key: str) -> list[Message]:
-    return _checked_messages(_field(row, key), key, "a list of messages")
-
-
-def _checked_messages(value: object, key: str, due: str) -> list[Message]:
-    if not isinstance(value, list) or not all(isinstance(m, dict) for m in value):
-        raise wrong_type(key, due, value)
-    if not value:
-        raise RowProblem("missing field", "holds no message", field=key)
-    return [_checked_message(m, key) for m in value]
-
-
-def _checked_message(message: Message, key: str) -> Message:
-    kept = {name: value for name, value in message.items() if value is not None}
-    kept = normal_message(kept, key)
-    content = kept.get("content")
-    if not isinstance(content, str) and not (content is None and "tool_calls" in kept):
-        raise wrong_type(key, 'a text "content" in each message', content)
-    return kept

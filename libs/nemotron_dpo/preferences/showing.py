@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from tokenizers import Tokenizer
 
+from nemotron_dpo import progress
 from nemotron_dpo.preferences.selection import Shown
 
 _DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 _PARTS = (("prompt", "\x1b[36m"), ("chosen", "\x1b[32m"), ("rejected", "\x1b[31m"))
 _SPECIAL = "\x1b[35m"
 _MARGIN = "  | "  # before each line of a text, so that no text can pass for the heading of another one
+
+
+def printer(tokenizer: Tokenizer, *, on_stdout: bool, boundaries: bool) -> Callable[[Shown], object]:
+    """What prints pairs, on stdout or above the progress that stderr shows. Coloured on a terminal, or with FORCE_COLOR set."""
+    terminal = sys.stdout if on_stdout else sys.stderr
+    colour = "NO_COLOR" not in os.environ and (terminal.isatty() or "FORCE_COLOR" in os.environ)
+    write = functools.partial(print, flush=True) if on_stdout else progress.write_line
+    return lambda pair: write(f"{format_pair(pair, tokenizer, colour=colour, boundaries=boundaries)}\n")
 
 
 def format_pair(pair: Shown, tokenizer: Tokenizer, *, colour: bool, boundaries: bool = False) -> str:

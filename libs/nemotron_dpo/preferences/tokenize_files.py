@@ -29,7 +29,7 @@ from nemotron_dpo.streams import StreamInfo, published_file
 
 
 @dataclass(frozen=True)
-class Job:
+class Tokenization:
     """What to read and where to write it; `beside` names the other files and folders that are read.
 
     `source_name` is what the data are called in the stream; None for the names of files and data sets. `tokenizer` is the name
@@ -55,7 +55,10 @@ class Job:
 
 
 def tokenize_files(
-    job: Job, settings: Settings, picker: Picker | None = None, progress: Callable[[Work], Progress] = lambda work: Silent()
+    job: Tokenization,
+    settings: Settings,
+    picker: Picker | None = None,
+    progress: Callable[[Work], Progress] = lambda work: Silent(),
 ) -> Tally:
     """Write the tokenized pairs of `job` and return the counts; `picker` is offered the pairs that are written.
 
@@ -94,12 +97,14 @@ def tokenize_files(
     return tally
 
 
-def _outputs(job: Job) -> dict[str, str | None]:
+def _outputs(job: Tokenization) -> dict[str, str | None]:
     apart = job.held_out.output if job.held_out else None
     return {"-o": job.output, "--split-output": apart, "--rejects": job.rejects, "--stats": job.stats}
 
 
-def _chunks(job: Job, settings: Settings, sources: list[RowSource], reached: Callable[[int], object]) -> Iterator[Chunk]:
+def _chunks(
+    job: Tokenization, settings: Settings, sources: list[RowSource], reached: Callable[[int], object]
+) -> Iterator[Chunk]:
     """The rows of `job`, which know the form they have and the data that they are of."""
     raw = limit_rows(_rows(sources, settings.max_line_bytes, columns_read(settings.keys), reached), job.limit)
     row_format = format_of(job.inputs) or AUTO if job.row_format == AUTO else job.row_format
@@ -134,14 +139,14 @@ class _Place:
         return amount
 
 
-def _is_measured(job: Job, sources: list[RowSource]) -> bool:
+def _is_measured(job: Tokenization, sources: list[RowSource]) -> bool:
     """Whether the work is as much as the files are long: they are text, and read to their ends."""
     files = all_files(sources)
     is_text = all(file != "-" and Path(file).is_file() and not file.endswith((".parquet", ".arrow")) for file in files)
     return is_text and job.limit is None and all(source.part.is_whole for source in sources)
 
 
-def _work(job: Job, sources: list[RowSource]) -> Work:
+def _work(job: Tokenization, sources: list[RowSource]) -> Work:
     if not _is_measured(job, sources):
         return Work("tokenizing", "row", announced=False)
     size = sum(Path(file).stat().st_size for file in all_files(sources))
@@ -173,7 +178,7 @@ def _num_rows(source: RowSource, max_line_bytes: int) -> int:
     return sum(not is_blank(row) for chunk in chunks for row in chunk.rows)
 
 
-def stream_info(job: Job, settings: Settings, files: list[str]) -> StreamInfo:
+def stream_info(job: Tokenization, settings: Settings, files: list[str]) -> StreamInfo:
     """The provenance of the stream: everything that its rows depend on, and nothing else."""
     shaped: dict[str, Any] = {
         "keys": [settings.keys.prompt, settings.keys.chosen, settings.keys.rejected],

@@ -49,6 +49,13 @@ class TokenizerFolder:
         tokenizer, config = _json(self.path / "tokenizer.json"), _json(self.path / added_tokens.CONFIG)
         return tokenizer_class.doubt(tokenizer, config, _json(self.path / "config.json").get("model_type"))
 
+    def remarks(self) -> list[str]:
+        """What a person should know who tokenizes with this folder."""
+        lines = [] if (doubt := self.doubt) is None else [f"warning: {self.path}: {doubt}"]
+        if self.template is None:
+            lines.append(f"{self.path}: no chat template: rows are taken as plain text")
+        return lines
+
     @property
     def special_tokens(self) -> dict[str, str]:
         """The texts of bos_token, eos_token and the other named tokens, by these names, as chat templates see them."""

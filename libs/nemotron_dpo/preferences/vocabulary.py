@@ -1,4 +1,4 @@
-"""Tell whether pairs were made with the tokenizer of a policy, and how many token ids that tokenizer has.
+"""Whether pairs were made with the tokenizer of their policy, and how many token ids that tokenizer has.
 
 A policy's embedding does not tell the number: it is often padded with rows for ids that the tokenizer never makes.
 """
@@ -6,19 +6,37 @@ A policy's embedding does not tell the number: it is often padded with rows for 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
+from nemotron_dpo.sources import ModelSource
 
 
-def is_foreign(folder: Path, digest: str | None) -> bool:
-    """True where `folder` has a tokenizer whose digest is not `digest`, so that its ids may stand for other texts.
+def check_made_with(tokenizer: str, digest: str | None, source: str) -> None:
+    """Raise UserError where the pairs in `source`, made with the tokenizer of this `digest`, were not made with `tokenizer`."""
+    if open_folder(tokenizer).digests["tokenizer"] != digest:
+        remedy = "tokenize again, or drop --tokenizer"
+        raise UserError(f"was not tokenized with {tokenizer}", source=source, remedy=remedy)
 
-    False where `folder` has no readable tokenizer, or where `digest` is None.
+
+def warn_of_foreign(policy: ModelSource, digest: str | None, source: str | Path, say: Callable[[str], object]) -> None:
+    """Say it where the pairs in `source` were not made with the tokenizer of `policy`: their ids may stand for other texts.
+
+    Nothing is said where `policy` has no readable tokenizer, or where `digest`, that of the pairs' tokenizer, is None.
     """
-    own = _digest(folder)
-    return own is not None and digest is not None and own != digest
+    own = _digest(policy.tokenizer_folder)
+    if own is not None and digest is not None and own != digest:
+        say(f"warning: {source}: was tokenized with another tokenizer than {policy.name} has")
+
+
+def vocab_size(embedded: int, policy: ModelSource, digest: str | None) -> int:
+    """How many token ids pairs may have for `policy`, which embeds so many.
+
+    Without its padding where `digest`, that of the pairs' tokenizer, is that of its own.
+    """
+    return min(embedded, num_tokens(policy.tokenizer_folder, digest) or embedded)
 
 
 @functools.cache

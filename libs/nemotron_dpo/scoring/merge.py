@@ -13,7 +13,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import windows
 from nemotron_dpo.scoring.reused import EarlierScores
 from nemotron_dpo.scoring.scores import WindowScores, scored_batch
-from nemotron_dpo.streams import Reader, StreamInfo, open_reader
+from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
 
 OWN = ("reference_policy", "reference_precision", "kernels")  # settings that scoring adds to those of its input
 _WINDOW_TOKENS = windows.window_tokens(4096, 1)
@@ -43,23 +43,30 @@ def rows_in_shard(num_rows: int, number: int, count: int) -> int:
     return (num_rows - number) // count + 1
 
 
-def merged(
-    reader: Reader, parts: Sequence[str], say: Callable[[str], object]
-) -> tuple[StreamInfo, Callable[[], Iterator[pa.RecordBatch]]]:
-    """What describes the pairs of `reader` scored by `parts`, and what yields them in the order of `reader`.
+def merge_files(pairs: str, parts: Sequence[str], output: str, say: Callable[[str], object]) -> int:
+    """Write the pairs of the stream `pairs` in its order to `output`, with the scores that `parts` have: their number.
 
-    Raises UserError where parts are of different policies or precisions, where a score is none, and, when they are yielded,
-    where a pair has no score in any part. Parts that were scored by different kernels are said.
+    Raises UserError where parts are of different policies or precisions, where a score is none, and where a pair has no score
+    in any part. Parts that were scored by different kernels are said.
     """
-    found, infos = [], []
-    for path in parts:
-        with open_reader(path, "scored_pairs") as part:
-            infos.append(part.info)
-            pairs = Pairs.of(part.read_all())
+    with open_reader(pairs, "tokenized_pairs", "scored_pairs") as reader:
+        scores, infos = [], []
+        for path in parts:
+            earlier, info = _read(path)
+            scores.append(earlier)
+            infos.append(info)
+        with open_writer(output, _info(reader, parts, infos, say)) as writer:
+            for batch in _rows(reader, scores):
+                writer.write(batch)
+    return writer.num_rows
+
+
+def _read(path: str) -> tuple[EarlierScores, StreamInfo]:
+    with open_reader(path, "scored_pairs") as part:
+        pairs = Pairs.of(part.read_all())
         check_ids(pairs, path)
         check_scores(pairs, path)
-        found.append(EarlierScores.of(pairs))
-    return _info(reader, parts, infos, say), lambda: _rows(reader, found)
+        return EarlierScores.of(pairs), part.info
 
 
 def _rows(reader: Reader, parts: Sequence[EarlierScores]) -> Iterator[pa.RecordBatch]:

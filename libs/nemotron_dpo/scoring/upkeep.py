@@ -28,6 +28,12 @@ class Stored:
     num_bytes: int
     last_added: float
 
+    def line(self) -> str:
+        """A line of a list for people."""
+        added = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.last_added)) if self.last_added else "never"
+        facts = f"{self.num_pairs:10,} pairs {self.num_bytes / 1e6:10,.1f} MB  {added}  {self.context.precision:8}"
+        return f"{facts}  {self.context.weights[:24]}  {self.context.kernels}"
+
 
 def stored(root: Path) -> list[Stored]:
     """What the store holds, by context. Raises UserError where there is no store."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nemotron_dpo.config import known_keys
+from typing import Any
+
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue.manifest import Step, configs_root, discover, find_step
-from nemotron_dpo.steps.compile.planners import planner_of
 from nemotron_dpo.steps.profiles.env_file import profile_names
 from nemotron_dpo.steps.profiles.keys import key_tables
 
@@ -34,17 +34,25 @@ def profiles() -> list[tuple[str, str]]:
 def stages(step: str) -> list[str]:
     """Programs that `step` may run."""
     found = _found(step)
-    return list(planner_of(found).programs) if found else []
+    return list(_planner(found).programs) if found else []
 
 
 def keys(step: str) -> list[str | tuple[str, str]]:
     """The keys of the config of `step`, and those of any profile under run.env, ready for a value."""
+    from nemotron_dpo.config import known_keys
+
     found = _found(step)
     if found is None:
         return []
     placed = {name: key.meaning for table in key_tables().values() for name, key in table.items()}
-    own: list[str | tuple[str, str]] = [f"{key}=" for key in known_keys(planner_of(found).config)]
+    own: list[str | tuple[str, str]] = [f"{key}=" for key in known_keys(_planner(found).config)]
     return own + [(f"run.env.{name}=", meaning) for name, meaning in placed.items() if name not in ("executor", "extends")]
+
+
+def _planner(step: Step) -> Any:
+    from nemotron_dpo.steps.compile.planners import planner_of  # it takes a quarter of a second, and not every word needs it
+
+    return planner_of(step)
 
 
 def _found(step: str) -> Step | None:

@@ -16,14 +16,12 @@ import pyarrow as pa
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.published import published_file
 from nemotron_dpo.streams.checksum import CHECKSUM_KEY, decoded, encoded, extended
+from nemotron_dpo.streams.heading import checked_info, checksum_seed, foreign
 from nemotron_dpo.streams.schema import (
     PAIRS,
     SCHEMAS,
     TRAILER_KEY,
     VERSIONS,
-    StreamInfo,
-    checksum_of,
-    columns_of,
     in_columns_of,
 )
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
@@ -47,9 +45,9 @@ class Reader:
             self._stream = pa.ipc.open_stream(file)
             stored = self._stream.schema
         except _DAMAGE:
-            raise _foreign(source) from None
-        self._seed = _seed(stored, source)
-        self.info = _checked_info(stored, source, accept)
+            raise foreign(source) from None
+        self._seed = checksum_seed(stored, source)
+        self.info = checked_info(stored, source, accept)
         self.schema = SCHEMAS[self.info.schema].with_metadata(stored.metadata)
         remedy = f"write it again with this version of {self.info.producer}, or a flipped bit goes unseen"
         self.warning = None if self._seed is not None else f"{source}: has no checksums: {remedy}"
@@ -222,41 +220,5 @@ def _existing(source: str | Path) -> Path:
     return path
 
 
-def _foreign(source: str) -> UserError:
-    """The error where `source` is no Arrow stream."""
-    head = b""
-    if Path(source).is_file():
-        with open(source, "rb") as file:
-            head = file.read(64).lstrip()
-    if head.startswith((b"{", b"[")):
-        remedy = "make a stream of it with preference-tokenize"
-        return UserError("is JSON where an Arrow stream is due", source=source, remedy=remedy)
-    return UserError("is not an Arrow stream or is empty", source=source, remedy="did the stage before it fail?")
-
-
 def _has_nulls(array: pa.Array) -> bool:
     return array.null_count > 0 or (isinstance(array, pa.ListArray) and _has_nulls(array.values))
-
-
-def _seed(schema: pa.Schema, source: str) -> int | None:
-    try:
-        return checksum_of(schema)
-    except ValueError as error:
-        raise UserError(f"is damaged ({error})", source=source, remedy="copy it again, or make it again") from None
-
-
-def _checked_info(schema: pa.Schema, source: str, accept: tuple[str, ...]) -> StreamInfo:
-    info = StreamInfo.detach(schema)
-    if info is None:
-        raise UserError(f"is an Arrow stream but not one of {' or '.join(accept)}", source=source)
-    if info.schema not in accept:
-        hint = "run ref-logprobs on it first" if info.schema == "tokenized_pairs" else None
-        raise UserError(f"holds {info.schema} where {' or '.join(accept)} is due", source=source, remedy=hint)
-    columns = columns_of(info.schema, info.version)
-    if columns is None:
-        what = f"holds {info.schema}/{info.version}; this program reads {info.schema}/1 to /{VERSIONS[info.schema]}"
-        raise UserError(what, source=source, remedy="read it with the version that wrote it, or write it again with this one")
-    if not schema.equals(columns):
-        what = f"says that it holds {info.schema}/{info.version}, and has other columns"
-        raise UserError(what, source=source, remedy=f"write it again with this version of {info.producer}")
-    return info

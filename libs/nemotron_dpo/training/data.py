@@ -16,9 +16,10 @@ import pyarrow as pa
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy import parallel
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.policy.job_kernels import kernels_of_job
 from nemotron_dpo.preferences.checks import check_ids, check_kinds, check_rewards, check_scores, check_vocabulary
 from nemotron_dpo.preferences.pairs import Pairs
-from nemotron_dpo.preferences.vocabulary import is_foreign, num_tokens
+from nemotron_dpo.preferences.vocabulary import vocab_size, warn_of_foreign
 from nemotron_dpo.sources import ModelSource
 from nemotron_dpo.streams import StreamInfo, open_reader
 
@@ -46,9 +47,9 @@ class DataRules:
         pairs, info = open_pairs(path, **needed, max_length=self.max_length, vocab_size=self._vocab_size, say=say)
         check_kinds([pairs], self._architecture().short_length, path)
         tokenizer = info.digests.get("tokenizer")
-        if self.own_tokenizer and is_foreign(self.policy.tokenizer_folder, tokenizer):
-            say(f"warning: {path}: was tokenized with another tokenizer than {self.policy.name} has")
-        by, ours = info.settings.get("kernels"), parallel.kernels_of_job()
+        if self.own_tokenizer:
+            warn_of_foreign(self.policy, tokenizer, path, say)
+        by, ours = info.settings.get("kernels"), kernels_of_job()
         if self.scored and by and by != ours:
             say(f"warning: {path}: was scored by other kernels ({by}) than train now ({ours}): they round otherwise")
         if self.own_reference:
@@ -56,9 +57,7 @@ class DataRules:
         return pairs
 
     def _vocab_size(self, tokenizer: str | None) -> int:
-        """Tokens of the policy; without its padding where `tokenizer`, the digest of that of the pairs, is its own."""
-        size = self._architecture().vocab_size
-        return min(size, num_tokens(self.policy.tokenizer_folder, tokenizer) or size)
+        return vocab_size(self._architecture().vocab_size, self.policy, tokenizer)
 
     def _architecture(self) -> Architecture:
         # It imports megatron-core, which takes seconds; a file that is damaged is refused before.

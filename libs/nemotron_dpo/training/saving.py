@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,14 @@ class Checkpoints:
         if parallel.any_rank(not _are_finite(policy.model)):
             raise UserError(f"step {step} left weights that are not finite; it is not saved", remedy=STRATEGY)
         target, temporary = self.folder / f"step_{step}", self.folder / f".step_{step}.tmp"
+        self._fill_whole(temporary, target, step, policy, info)
+        removed = self._publish(temporary, target, needed) if dist.get_rank() == 0 else {}
+        dist.barrier()
+        unmeasured = f"was not validated, and without {self.metric_name} it counts as worst"
+        return target, {old: f"not among the {self.kept}" if had else unmeasured for old, had in removed.items()}
+
+    def _fill_whole(self, temporary: Path, target: Path, step: int, policy: TrainablePolicy, info: TrainingInfo) -> None:
+        """Write the files of a step into `temporary`, all of them or none; errors name `target`."""
         try:
             if dist.get_rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -90,24 +98,24 @@ class Checkpoints:
             if isinstance(error, OSError):
                 raise machine_errors.at(error, target) from error
             raise
-        removed: dict[Path, bool] = {}
-        if dist.get_rank() == 0:
-            if target.exists():
-                remove_whole(target)
-            os.replace(temporary, target)
-            sync_folder(self.folder)
-            removed = prune(
-                self.folder,
-                self.keep_top_k,
-                self.metric_name,
-                higher_is_better=self.higher_is_better,
-                period=self.ranked_period,
-                keep_latest_k=self.keep_latest_k,
-                needed=needed,
-            )
-        dist.barrier()
-        unmeasured = f"was not validated, and without {self.metric_name} it counts as worst"
-        return target, {old: f"not among the {self.kept}" if had else unmeasured for old, had in removed.items()}
+
+    def _publish(
+        self, temporary: Path, target: Path, needed: Callable[[Sequence[int]], Collection[int]]
+    ) -> Mapping[Path, bool]:
+        """Put a written step in its place and delete those that do not stay: each with whether it had been measured."""
+        if target.exists():
+            remove_whole(target)
+        os.replace(temporary, target)
+        sync_folder(self.folder)
+        return prune(
+            self.folder,
+            self.keep_top_k,
+            self.metric_name,
+            higher_is_better=self.higher_is_better,
+            period=self.ranked_period,
+            keep_latest_k=self.keep_latest_k,
+            needed=needed,
+        )
 
     def good(self, step: int) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint up to `step`, None where there is none, and those that are later."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemotron_dpo.errors import UserError
+
 if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.preferences.pairs import Pairs
@@ -75,7 +77,8 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
     """What makes a run that starts from `policy` this one; digests are of the first rank alone, which compares them."""
     from nemotron_dpo.checkpoint.policy import read_architecture
     from nemotron_dpo.config import identity, objective_of
-    from nemotron_dpo.policy.parallel import kernels_of_job, rank
+    from nemotron_dpo.policy.job_kernels import kernels_of_job
+    from nemotron_dpo.policy.parallel import rank
     from nemotron_dpo.training.data import weights_digest
     from nemotron_dpo.training.resume import Identity, digest
 
@@ -88,6 +91,13 @@ def identity(run: RunConfig, policy: ModelSource, data: Pairs, sets: Mapping[str
     fixed, free = identity(run, has_routers=bool(routers), has_biases=any(router.expert_bias for router in routers))
     validation = {name: of(pairs) for name, pairs in sets.items()}
     return Identity(of(data), weights_digest(policy), fixed, free, validation, kernels_of_job())
+
+
+def check_goes_on(earlier: Path | None, num_steps: int, run_dir: Path) -> None:
+    """Raise UserError where a run of no steps would go on from the step folder `earlier`."""
+    if earlier and not num_steps:
+        message = "has steps of a run, and with dpo.max_num_steps=0 nothing goes on from them"
+        raise UserError(message, source=run_dir, remedy="name another folder")
 
 
 def resumed(earlier: Path, policy: ModelSource, identity: Identity, last: int, say: Callable[[str], None]) -> ResumeState:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from nemotron_dpo.errors import UserError
 from nemotron_dpo.wiring.data import reference_is_policy
 from nemotron_dpo.wiring.model import layout
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.config import RunConfig
     from nemotron_dpo.preferences.pairs import Pairs
     from nemotron_dpo.training.guards.watch import Watch
+    from nemotron_dpo.training.resume import ResumeState
     from nemotron_dpo.training.settings import BatchSettings, LoopSettings, ValidationSettings
 
 
@@ -42,13 +42,6 @@ def settings(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs]) -> LoopSett
         gate_precision=policy.precision if reference_is_policy(run) else None,
         token_metrics=run.logger.token_metrics,
     )
-
-
-def rates_before(run: RunConfig, data: Pairs, saved: Mapping[str, Any]) -> list[float]:
-    """The learning rates of a run that was to be as long as its settings `saved` say, all others being those of `run`."""
-    steps, epochs = saved.get("dpo.max_num_steps"), saved.get("dpo.max_num_epochs")
-    dpo = replace(run.dpo, max_num_steps=steps or run.dpo.max_num_steps, max_num_epochs=epochs or run.dpo.max_num_epochs)
-    return list(settings(replace(run, dpo=dpo), data, {}).updates.learning_rates)
 
 
 def watch(run: RunConfig, made: LoopSettings) -> Watch | None:
@@ -105,25 +98,6 @@ def save_by(run: RunConfig) -> float | None:
     return None if limit is None else seconds_until(limit)
 
 
-def check_own_objective(run: RunConfig) -> None:
-    """Raise UserError where the user's own objective is not the same on all ranks, or does not work on two made-up pairs."""
-    from nemotron_dpo.config import blamed, objective_of
-    from nemotron_dpo.objective.trial import problem
-    from nemotron_dpo.policy import parallel
-
-    own = run.dpo.own_objective
-    if own is None:
-        return
-    digests = parallel.gather(own.digest) if parallel.job_size() > 1 else [own.digest]
-    if len(set(digests)) > 1:
-        where = ", ".join(f"rank {rank}: {digest[:17]}" for rank, digest in enumerate(digests))
-        raise UserError(f"is not the same file on all ranks ({where})", source=own.entry.source, remedy="give all the same")
-    with blamed(own.entry.source):
-        found = problem(objective_of(run.dpo))
-    if found is not None:
-        raise UserError(f"{own.entry.name} {found}", source=own.entry.source)
-
-
 def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSettings) -> list[str]:
     """What `made`, the settings of `run`, come to on this data and on these processes, where that may surprise."""
     from nemotron_dpo.config import DpoConfig, ranking
@@ -147,3 +121,15 @@ def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSe
     if run.data.validation and not sets:
         lines.append("data.validation is not read here: give --validation NAME=FILE of scored pairs")
     return lines
+
+
+def remarks_on_rates(run: RunConfig, data: Pairs, made: LoopSettings, resumed: ResumeState) -> list[str]:
+    """Where the steps that were taken had other learning rates than they have in a run of the settings `made`."""
+    from nemotron_dpo.training.schedule import other_rates
+
+    saved = resumed.identity.free
+    steps, epochs = saved.get("dpo.max_num_steps"), saved.get("dpo.max_num_epochs")
+    dpo = replace(run.dpo, max_num_steps=steps or run.dpo.max_num_steps, max_num_epochs=epochs or run.dpo.max_num_epochs)
+    before = settings(replace(run, dpo=dpo), data, {}).updates.learning_rates
+    line = other_rates(before, made.updates.learning_rates, resumed.step)
+    return [line] if line else []

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from nemotron_dpo.training.resume import ResumeState
 
 
+def initial_policy(run: RunConfig, named: str) -> ModelSource:
+    """The policy that training starts from; `named` is what the command line names."""
+    from nemotron_dpo.sources import resolve, resolve_pretrained
+
+    pretrained = run.checkpointing.pretrained_checkpoint
+    return resolve_pretrained(pretrained.path, pretrained.format, named) if pretrained.path else resolve(named)
+
+
 def layout(run: RunConfig) -> Layout:
     """How the processes share the model and its tokens."""
     from nemotron_dpo.policy.layout import Layout

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 def checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
     """Where the checkpoints of a run in `run_dir` go."""
     return Path(run.checkpointing.checkpoint_dir or run_dir / "checkpoints")
+
+
+@contextlib.contextmanager
+def held_folders(run: RunConfig, run_dir: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Keep other runs out of the folders that this one writes; the first rank does it for all."""
+    from nemotron_dpo.policy import parallel
+    from nemotron_dpo.training.lock import only_run
+
+    own = [Path(run.checkpointing.checkpoint_dir)] if run.checkpointing.checkpoint_dir else []
+    folders = {folder.resolve(): folder for folder in (run_dir, *own)} if parallel.rank() == 0 else {}
+    with contextlib.ExitStack() as held:
+        parallel.agreed(lambda: [held.enter_context(only_run(folder, say)) for folder in folders.values()])
+        yield
 
 
 def checkpoints(

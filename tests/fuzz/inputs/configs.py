@@ -25,7 +25,8 @@ def _config_trees() -> list[Any]:
 
 def _read_config(folder: Path, content: bytes) -> object:
     from nemotron_dpo.config import load_run
-    from nemotron_dpo.config.load import dump_run, run_origins
+    from nemotron_dpo.config.dump import dump_run
+    from nemotron_dpo.config.load import run_origins
 
     path = put(folder, "a.yaml", content)
     for name in ("default", "tiny"):
@@ -63,7 +64,7 @@ def _overrides() -> list[Any]:
 
 def _read_overrides(folder: Path, content: bytes) -> object:
     from nemotron_dpo.config import load_run
-    from nemotron_dpo.config.load import dump_run
+    from nemotron_dpo.config.dump import dump_run
 
     words = content.decode(errors="replace").split("\n")
     return dump_run(load_run(STEP / "default.yaml", words, {}, with_run_env=True, shipped=STEP)[0])

@@ -10,7 +10,8 @@ import torch
 
 from nemotron_dpo.kernels.scores import Scores
 from nemotron_dpo.kernels.torch_ops import flash_attention
-from nemotron_dpo.kernels.torch_ops.block_attention import BLOCK, block_attention
+from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
+from nemotron_dpo.kernels.torch_ops.block_plan import BLOCK
 from nemotron_dpo.kernels.torch_ops.flash_attention import run_attention
 from nemotron_dpo.policy.rows import Cut, PackedRow
 from support.dense_attention import CASES, EDGE, LENGTHS, LONG, SCORES, check_scores, dense, visible_by_the_rule

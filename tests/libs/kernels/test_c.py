@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from nemotron_dpo.kernels.c import attention
 from nemotron_dpo.kernels.protocol import Kernels
 from nemotron_dpo.kernels.scores import Scores
-from nemotron_dpo.kernels.torch_ops.block_attention import BLOCK, block_attention
+from nemotron_dpo.kernels.torch_ops.block_attention import block_attention
+from nemotron_dpo.kernels.torch_ops.block_plan import BLOCK
 from nemotron_dpo.policy.rows import Cut, PackedRow
 from support.dense_attention import CASES, SCORES, check_scores
 from support.policy_rows import packed

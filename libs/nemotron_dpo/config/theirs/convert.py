@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_dpo.config.theirs import meanings, surroundings
 from nemotron_dpo.config.theirs.given import Given, Refusal, Written
-from nemotron_dpo.config.theirs.meanings import Run
+from nemotron_dpo.config.theirs.meanings import TheirRun
 from nemotron_dpo.config.theirs.objective import objective
 from nemotron_dpo.config.theirs.programs import given_of, program_of
 from nemotron_dpo.config.theirs.surroundings import Data
@@ -46,7 +46,7 @@ class Converted:
 
 def convert(tree: dict[str, Any], choices: Choices) -> Converted:
     """`tree`, a config as YAML gives it, in our keys. Raises UserError where two of its keys contradict each other."""
-    program, run = choices.program or program_of(tree), Run(choices.processes, choices.num_pairs)
+    program, run = choices.program or program_of(tree), TheirRun(choices.processes, choices.num_pairs)
     given = given_of(tree, program, list(choices.ignore), run)
     _refuse(given)
     _fill(given, run, Data(choices.train_data, choices.validation_data))
@@ -58,7 +58,7 @@ def convert(tree: dict[str, Any], choices: Choices) -> Converted:
     return Converted(program, given.written, given.refusals, idle, given.differs, unknown, ignored)
 
 
-def _fill(given: Given, run: Run, data: Data) -> None:
+def _fill(given: Given, run: TheirRun, data: Data) -> None:
     meanings.model(given, run)
     pairs = meanings.batch(given, run)
     steps = meanings.length(given, run, pairs)

@@ -19,21 +19,21 @@ _ALL = ("all", "all-linear", True)
 
 
 @dataclass(frozen=True)
-class Run:
+class TheirRun:
     """What a config does not say: how many processes train, and how many pairs there are (None: unknown)."""
 
     processes: int | None = None
     num_pairs: int | None = None
 
 
-def model(given: Given, run: Run) -> None:
+def model(given: Given, run: TheirRun) -> None:
     name = given.get("model_name_or_path")
     if name is None:
         given.refuse("model_name_or_path", "is not set", "say which model is trained")
     given.write("policy.model_name", name, "model_name_or_path")
 
 
-def batch(given: Given, run: Run) -> int:
+def batch(given: Given, run: TheirRun) -> int:
     """Writes the pairs of a step, which it returns, and the processes that train them."""
     processes = run.processes or int(given.get("num_processes") or 1)
     note = f"on {processes} processes" if run.processes or given.says("num_processes") else "on 1 process: say processes=N"
@@ -48,7 +48,7 @@ def batch(given: Given, run: Run) -> int:
     return pairs
 
 
-def length(given: Given, run: Run, pairs: int) -> int | None:
+def length(given: Given, run: TheirRun, pairs: int) -> int | None:
     """Writes epochs and steps; the number of steps where it is known."""
     steps, epochs = int(given.get("max_steps")), given.get("num_train_epochs")
     if steps > 0:
@@ -101,7 +101,7 @@ def _part(given: Given, key: str, steps: int | None) -> int:
     return math.ceil(steps * value)
 
 
-def every(given: Given, key: str, steps: int | None, pairs: int, run: Run) -> int:
+def every(given: Given, key: str, steps: int | None, pairs: int, run: TheirRun) -> int:
     """A period in steps, which may be given as a part of the run."""
     value = given.get(key)
     if value >= 1:
@@ -112,7 +112,7 @@ def every(given: Given, key: str, steps: int | None, pairs: int, run: Run) -> in
     return max(1, math.ceil(steps * value))
 
 
-def epoch_steps(given: Given, key: str, pairs: int, run: Run) -> int:
+def epoch_steps(given: Given, key: str, pairs: int, run: TheirRun) -> int:
     """The steps of an epoch, for what `key` asks once in each."""
     if run.num_pairs is None:
         given.refuse(key, f"is {given.get(key)}, and the steps of an epoch are not known", "say num_pairs=N, or give steps")

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nemotron_dpo.config.theirs.given import Given
-from nemotron_dpo.config.theirs.meanings import Run
+from nemotron_dpo.config.theirs.meanings import TheirRun
 from nemotron_dpo.config.theirs.tables import NAMES, OWN
 from nemotron_dpo.errors import UserError
 
@@ -18,7 +18,7 @@ def program_of(tree: dict[str, Any]) -> str:
     return "axolotl" if "base_model" in tree or "rl" in tree else "trl"
 
 
-def given_of(tree: dict[str, Any], program: str, ignored: list[str], run: Run) -> Given:
+def given_of(tree: dict[str, Any], program: str, ignored: list[str], run: TheirRun) -> Given:
     """`tree` by TRL's names. Raises UserError where two names of one key disagree."""
     names, own = NAMES[program], OWN.get(program, {})
     given = Given(program, {}, {}, frozenset(ignored))
@@ -37,10 +37,10 @@ def given_of(tree: dict[str, Any], program: str, ignored: list[str], run: Run) -
     return given
 
 
-def _nothing(given: Given, said: dict[str, Any], run: Run) -> None: ...
+def _nothing(given: Given, said: dict[str, Any], run: TheirRun) -> None: ...
 
 
-def _axolotl(given: Given, said: dict[str, Any], run: Run) -> None:
+def _axolotl(given: Given, said: dict[str, Any], run: TheirRun) -> None:
     _algorithm(given, "rl", said.get("rl"), {"dpo": None, "ipo": "ipo", "simpo": "simpo", "orpo": "orpo"})
     adapter = said.get("adapter")
     if adapter not in (None, "", "lora"):
@@ -68,7 +68,7 @@ def _axolotl(given: Given, said: dict[str, Any], run: Run) -> None:
         given.values["report_to"] = "wandb"
 
 
-def _per_epoch(given: Given, said: dict[str, Any], run: Run) -> None:
+def _per_epoch(given: Given, said: dict[str, Any], run: TheirRun) -> None:
     """evals_per_epoch and saves_per_epoch as steps, of the steps of one epoch."""
     processes = run.processes or 1
     pairs = int(given.get("per_device_train_batch_size") * given.get("gradient_accumulation_steps")) * processes
@@ -79,7 +79,7 @@ def _per_epoch(given: Given, said: dict[str, Any], run: Run) -> None:
             given.spelled[key], given.texts[key] = theirs, f"{theirs}: {said[theirs]}"
 
 
-def _llama_factory(given: Given, said: dict[str, Any], run: Run) -> None:
+def _llama_factory(given: Given, said: dict[str, Any], run: TheirRun) -> None:
     _algorithm(given, "stage", said.get("stage"), {"dpo": None})
     kind = said.get("finetuning_type", "lora")
     if kind not in ("lora", "full"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_dpo.config.theirs.given import Given
-from nemotron_dpo.config.theirs.meanings import UNLIMITED_STEPS, Run, epoch_steps, every
+from nemotron_dpo.config.theirs.meanings import UNLIMITED_STEPS, TheirRun, epoch_steps, every
 
 _TRACKERS = {"wandb": "logger.wandb_enabled", "tensorboard": "logger.tensorboard_enabled", "mlflow": "logger.mlflow_enabled",
              "swanlab": "logger.swanlab_enabled"}  # fmt: skip
@@ -73,7 +73,7 @@ def _one(given: Given, entry: dict[str, Any], split: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def validation(given: Given, run: Run, pairs: int, steps: int | None, named: Data) -> None:
+def validation(given: Given, run: TheirRun, pairs: int, steps: int | None, named: Data) -> None:
     strategy = str(given.get("eval_strategy"))
     given.write("dpo.val_period", _period(given, run, pairs, steps, strategy), "eval_strategy", "eval_steps")
     given.write("dpo.val_at_start", bool(given.get("eval_on_start")), "eval_on_start")
@@ -84,7 +84,7 @@ def validation(given: Given, run: Run, pairs: int, steps: int | None, named: Dat
     given.write("dpo.val_global_batch_size", size, "per_device_eval_batch_size")
 
 
-def _period(given: Given, run: Run, pairs: int, steps: int | None, strategy: str) -> int:
+def _period(given: Given, run: TheirRun, pairs: int, steps: int | None, strategy: str) -> int:
     if strategy == "no":
         return 0
     if strategy == "epoch":
@@ -92,7 +92,7 @@ def _period(given: Given, run: Run, pairs: int, steps: int | None, strategy: str
     return every(given, "eval_steps" if given.says("eval_steps") else "logging_steps", steps, pairs, run)
 
 
-def checkpoints(given: Given, run: Run, pairs: int, steps: int | None) -> None:
+def checkpoints(given: Given, run: TheirRun, pairs: int, steps: int | None) -> None:
     if given.get("output_dir"):
         given.write("checkpointing.checkpoint_dir", given.get("output_dir"), "output_dir")
     strategy = str(given.get("save_strategy"))

@@ -27,7 +27,7 @@ class Level:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class ChunkLayout:
     """The batch on one device.
 
     tokens_MQ: the token in each place; behind a chunk's last token it is repeated. is_token_MQ: where it is not.
@@ -59,7 +59,7 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=8)
-def layout_of(chunks: Chunks, num_tokens: int, device: torch.device) -> Layout:
+def layout_of(chunks: Chunks, num_tokens: int, device: torch.device) -> ChunkLayout:
     """The layout in a row of `num_tokens`; made once for all layers of a pass."""
     if num_tokens < chunks.num_tokens:
         raise ValueError(f"a row of {num_tokens} tokens has pieces up to token {chunks.num_tokens}")
@@ -74,7 +74,7 @@ def layout_of(chunks: Chunks, num_tokens: int, device: torch.device) -> Layout:
     is_covered_S[tokens_MQ[is_token_MQ]] = True
     covered = None if is_covered_S.all() else is_covered_S[:, None].to(device)
     tables = (tokens_MQ.to(device), is_token_MQ.to(device), places_S.to(device))
-    return Layout(*tables, covered, *_links(chunks, order, device))
+    return ChunkLayout(*tables, covered, *_links(chunks, order, device))
 
 
 def _order(chunks: Chunks) -> list[int]:

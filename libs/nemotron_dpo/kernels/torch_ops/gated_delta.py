@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.kernels.chunks import Chunks
-from nemotron_dpo.kernels.torch_ops.chunk_layout import Layout, layout_of
+from nemotron_dpo.kernels.torch_ops.chunk_layout import ChunkLayout, layout_of
 from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
 
 _SOLVED = 16  # rows of a triangular system that is solved; of larger ones the halves are
@@ -36,7 +36,7 @@ class Batch:
     1 + A.
     """
 
-    layout: Layout
+    layout: ChunkLayout
     num_groups: int
     q_MNQK: Tensor
     k_MNQK: Tensor
@@ -104,7 +104,7 @@ def batch_of(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: C
     return Batch(layout, k.shape[1], q_MNQK, k_MNQK, v_MNQD, rates_MNQ1, decays, left, decays[:, :, -1:], within, met, inverse)
 
 
-def tokens_of(layout: Layout, x: Tensor, dtype: torch.dtype) -> Tensor:
+def tokens_of(layout: ChunkLayout, x: Tensor, dtype: torch.dtype) -> Tensor:
     """[S, N, ...] -> [M, N, Q, ...], zero behind a chunk's last token."""
     mask = layout.is_token_MQ[(slice(None), None, slice(None), *(x.dim() - 2) * (None,))]
     return layout.gather(x).transpose(1, 2).to(dtype).contiguous().mul_(mask)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nemotron_dpo.kernels.chunks import Chunks
-from nemotron_dpo.kernels.torch_ops.chunk_layout import Layout, layout_of
+from nemotron_dpo.kernels.torch_ops.chunk_layout import ChunkLayout, layout_of
 from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
 
 
@@ -28,7 +28,7 @@ class Batch:
     The logarithms are float64: a token that forgets all makes them large, and the differences behind it are as small as ever.
     """
 
-    layout: Layout
+    layout: ChunkLayout
     x_MGQHD: Tensor
     steps_MGQH1: Tensor
     inputs_MGQHD: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels.chunks import Chunks
 from nemotron_dpo.kernels.protocol import ScanGradients
-from nemotron_dpo.kernels.torch_ops.chunk_layout import Layout
+from nemotron_dpo.kernels.torch_ops.chunk_layout import ChunkLayout
 from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
 from nemotron_dpo.kernels.torch_ops.mamba2 import Batch, batch_of, by_group, by_token, read_states, states_before
 
@@ -92,7 +92,7 @@ def _across(batch: Batch, grad_MGQHD: Tensor, of: _Gradients) -> None:
 
 def _end_gradients(batch: Batch, starts_WGKHD: Tensor) -> Tensor:
     """The gradients of inner chunks' last states [P, G, K, H, D], of what each chunk's tokens say of its first state."""
-    layout: Layout = batch.layout
+    layout: ChunkLayout = batch.layout
     across, first = batch.across(), layout.followers.start
     starts = torch.cat((starts_WGKHD, starts_WGKHD.new_zeros(1, *starts_WGKHD.shape[1:])))  # the last stands for no child
     ends = starts.new_empty(layout.num_inner, *starts.shape[1:])

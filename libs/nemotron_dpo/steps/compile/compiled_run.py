@@ -77,6 +77,15 @@ class CompiledRun:
         """Whether stages at the end are left out."""
         return self.choices[-1].stage != self.plan.stages[-1]
 
+    def idle_lines(self, *, verbose: bool) -> list[str]:
+        """How many keys have no meaning here, and where `verbose` which and why."""
+        if not self.idle:
+            return []
+        one = len(self.idle) == 1
+        how = "" if verbose else "; --verbose says why"
+        count = f"{len(self.idle)} key{'s' * (not one)} of the config {'has' if one else 'have'} no meaning here{how}"
+        return [*(self.idle if verbose else ()), count]
+
     def report(self, plan: Plan) -> str:
         """What came of the run, whose outputs lie where `plan` says, and what can be done next."""
         return self.planner.report(plan, self.config, ["nemotron-steps", *redact_argv(self.request.argv[1:])])

@@ -79,6 +79,16 @@ def planner_of(step: Step) -> Planner:
     return _PLANNERS[step.id]
 
 
+def key_lines(step: Step, pattern: str) -> list[str]:
+    """Lines on the keys of the configs of `step`. Raises UserError where none is like `pattern`."""
+    from nemotron_dpo.config.key_help import key_help
+
+    lines = key_help(planner_of(step).config, pattern)
+    if not lines:
+        raise UserError("no key is like that", source=f"--keys {pattern}", remedy=f"`show {step.id} --keys` shows all")
+    return lines
+
+
 _load_dpo = partial(load_run, with_run_env=True)
 _idle_dpo = partial(idle_keys, with_run_env=True)
 

@@ -14,25 +14,17 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora_targets import check_targets
 from nemotron_dpo.steps.estimate import flops, memory
+from nemotron_dpo.steps.estimate.budget import Budget, budget_of
 from nemotron_dpo.steps.estimate.disk import DiskNeed, checkpoints_folder, disk_need, free_bytes
 from nemotron_dpo.steps.estimate.policy_architecture import policy_architecture
+from nemotron_dpo.steps.estimate.quantities import rounded, scaled, spoken_seconds
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes, batch_tokens, kind_of_memory, sizes_of
 from nemotron_dpo.steps.estimate.speed import Speed, speed_of
 from nemotron_dpo.steps.profiles.profile import Profile
 from nemotron_dpo.steps.text import counted, table
 
-GPU_GIGABYTES = 80
 _LEFT_FREE = 0.1  # of the memory, for what the estimate does not count
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The memory of one rank, where that is known from, and whether it is a GPU's."""
-
-    bytes: float
-    source: str
-    is_gpu: bool
 
 
 _LONG = 1e14  # FLOP: some minutes of a CPU, for which its speed is worth the seconds that measuring it takes
@@ -48,7 +40,7 @@ def expected_time(run: RunConfig, profile: Profile, pairs: Path, *, is_scored: b
     if counted is None:
         return None
     try:
-        sizes = replace(sizes_of(run, counted[1]), **kind_of_memory(is_gpu=_budget(run, profile).is_gpu))
+        sizes = replace(sizes_of(run, counted[1]), **kind_of_memory(is_gpu=budget_of(run, profile).is_gpu))
         work = _work(run, policy_architecture(run), sizes, counted[1], counted[0])
     except (UserError, OSError):  # the policy is not here yet, or is none: the stages say so
         return None
@@ -62,7 +54,7 @@ def forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
     """Some lines for a person, or why there is no estimate; `pairs` is the tokenized training set where there is one."""
     counted = _count(pairs) if pairs is not None else None
     lengths = counted[1] if counted else Lengths(0, 2 * run.policy.max_total_sequence_length)
-    budget = _budget(run, profile)
+    budget = budget_of(run, profile)
     sizes = replace(sizes_of(run, lengths), **kind_of_memory(is_gpu=budget.is_gpu))
     try:
         architecture = policy_architecture(run)
@@ -85,8 +77,8 @@ def forecast(run: RunConfig, profile: Profile, pairs: Path | None) -> str:
 
 def _policy(architecture: Architecture, run: RunConfig) -> str:
     total, met = architecture.num_parameters(), architecture.num_parameters(met=True)
-    active = f", of which a token meets {_count_of(met)}" if met < total else ""
-    return f"{architecture.family}, {_count_of(total)} parameters{active}, trained in {run.policy.precision}"
+    active = f", of which a token meets {rounded(met)}" if met < total else ""
+    return f"{architecture.family}, {rounded(total)} parameters{active}, trained in {run.policy.precision}"
 
 
 def _pairs(counted: tuple[int, Lengths] | None, lengths: Lengths) -> str:
@@ -106,13 +98,13 @@ def short_of_disk(run: RunConfig) -> list[str]:
         return []
     if need is None or need.total <= free:
         return []
-    what = f"up to {need.most} checkpoints of {_scaled(need.checkpoint)}B and an export of {_scaled(need.export)}B"
+    what = f"up to {need.most} checkpoints of {scaled(need.checkpoint)}B and an export of {scaled(need.export)}B"
     remedy = "lower checkpointing.keep_top_k, or let checkpointing.checkpoint_dir name a larger disk"
-    return [f"{what} may not fit: {_scaled(free)}B are free in {checkpoints_folder(run).absolute()}: {remedy}"]
+    return [f"{what} may not fit: {scaled(free)}B are free in {checkpoints_folder(run).absolute()}: {remedy}"]
 
 
 @dataclass(frozen=True)
-class Work:
+class RunFlops:
     """FLOPs of a step, of the forward pass before it where there is one, of scoring a pair (0 where nothing is scored).
 
     `num_pairs` is None where the pairs are not tokenized yet, and `steps` the most that there can be.
@@ -130,57 +122,50 @@ class Work:
         return None if self.num_pairs is None else self.pair * self.num_pairs
 
 
-def _work(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None) -> Work:
+def _work(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, num_pairs: int | None) -> RunFlops:
     batch, steps, needs = run.policy.train_global_batch_size, run.dpo.max_num_steps, objective_of(run.dpo).needs
     if num_pairs is not None:
         steps = min(steps, run.dpo.max_num_epochs * (num_pairs // batch))
     scoring = flops.scoring(architecture, lengths)
     before = batch * scoring if needs.whole_batch else 0.0
     step = batch * flops.training(architecture, sizes, lengths) + before
-    return Work(step, before, scoring if needs.reference else 0.0, steps, num_pairs)
+    return RunFlops(step, before, scoring if needs.reference else 0.0, steps, num_pairs)
 
 
-def _flops(run: RunConfig, work: Work) -> Iterator[tuple[str, str]]:
+def _flops(run: RunConfig, work: RunFlops) -> Iterator[tuple[str, str]]:
     batch, most, names = run.policy.train_global_batch_size, _most(work), " and ".join(objective_names(run.dpo))
-    total = f"{_scaled(work.step * work.steps)}FLOP in {most}{counted(work.steps, 'step')}"
-    first = f"; {_scaled(work.before)}FLOP of a step are a forward pass before it, for {names}" if work.before else ""
-    yield "training", f"{_scaled(work.step)}FLOP a step of {counted(batch, 'pair')}, {total}{first}"
+    total = f"{scaled(work.step * work.steps)}FLOP in {most}{counted(work.steps, 'step')}"
+    first = f"; {scaled(work.before)}FLOP of a step are a forward pass before it, for {names}" if work.before else ""
+    yield "training", f"{scaled(work.step)}FLOP a step of {counted(batch, 'pair')}, {total}{first}"
     if work.pair:
-        total = f", {_scaled(work.scoring)}FLOP in all" if work.scoring is not None else ""
-        yield "reference", f"{_scaled(work.pair)}FLOP a pair{total}"
+        total = f", {scaled(work.scoring)}FLOP in all" if work.scoring is not None else ""
+        yield "reference", f"{scaled(work.pair)}FLOP a pair{total}"
     else:
         yield "reference", f"not scored: no reference is needed by {names}"
 
 
-def _most(work: Work) -> str:
+def _most(work: RunFlops) -> str:
     return "at most " if work.num_pairs is None else ""
 
 
-def _time(run: RunConfig, profile: Profile, work: Work) -> str:
+def _time(run: RunConfig, profile: Profile, work: RunFlops) -> str:
     """Of the FLOPs alone: loading, validating and saving come to it."""
     speed = speed_of(run, profile)
     return "not known: no speed of these devices is known here" if speed is None else _spoken_time(work, speed)
 
 
-def _spoken_time(work: Work, speed: Speed) -> str:
-    scoring = f" and {_spoken(work.scoring / speed.flops)} of scoring" if work.scoring else ""
-    training = f"{_most(work)}about {_spoken(work.step * work.steps / speed.flops)} of training"
+def _spoken_time(work: RunFlops, speed: Speed) -> str:
+    scoring = f" and {spoken_seconds(work.scoring / speed.flops)} of scoring" if work.scoring else ""
+    training = f"{_most(work)}about {spoken_seconds(work.step * work.steps / speed.flops)} of training"
     return f"{training}{scoring}, at {speed.source}"
-
-
-def _spoken(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _disk(run: RunConfig, profile: Profile, need: DiskNeed | None) -> str:
     if need is None:
         return "nothing is saved but the records of the run"
-    kept = f"{_scaled(need.checkpoint)}B a checkpoint, at most {need.most} at once, and {_scaled(need.export)}B of the export"
-    free = f"; {_scaled(free_bytes(checkpoints_folder(run)))}B are free" if profile.executor == "local" else ""
-    return f"{_scaled(need.total)}B: {kept}{free}"
+    kept = f"{scaled(need.checkpoint)}B a checkpoint, at most {need.most} at once, and {scaled(need.export)}B of the export"
+    free = f"; {scaled(free_bytes(checkpoints_folder(run)))}B are free" if profile.executor == "local" else ""
+    return f"{scaled(need.total)}B: {kept}{free}"
 
 
 def _memory(architecture: Architecture, sizes: Sizes) -> str:
@@ -193,13 +178,13 @@ def _memory(architecture: Architecture, sizes: Sizes) -> str:
         "logits": need.logits,
         "base": need.base,
     }
-    told = ", ".join(f"{name} {_scaled(size)}B" for name, size in parts.items())
-    return f"{_scaled(need.total)}B a rank in rows of {sizes.tokens} tokens: {told}"
+    told = ", ".join(f"{name} {scaled(size)}B" for name, size in parts.items())
+    return f"{scaled(need.total)}B a rank in rows of {sizes.tokens} tokens: {told}"
 
 
 def _largest(run: RunConfig, architecture: Architecture, sizes: Sizes, lengths: Lengths, budget: Budget) -> str:
     tokens = memory.largest_tokens(architecture, sizes, budget.bytes * (1 - _LEFT_FREE))
-    where = f"in {_scaled(budget.bytes)}B a rank ({budget.source}), a tenth left free"
+    where = f"in {scaled(budget.bytes)}B a rank ({budget.source}), a tenth left free"
     if tokens is None:
         return f"none fits {where}"
     whole = batch_tokens(run, lengths, sizes.copies)
@@ -225,35 +210,3 @@ def _count(pairs: Path) -> tuple[int, Lengths] | None:
     if not rows:
         return None
     return rows, Lengths(totals["prompt_ids"] / rows, (totals["chosen_ids"] + totals["rejected_ids"]) / rows)
-
-
-def _budget(run: RunConfig, profile: Profile) -> Budget:
-    stated = profile.settings.get("gpu_memory_gb")
-    if stated:
-        return Budget(1e9 * float(stated), f"gpu_memory_gb of profile {profile.name}", is_gpu=True)
-    if profile.executor != "local" or Path("/dev/nvidia0").exists():
-        source = f"assumed: {GPU_GIGABYTES} GB a GPU, unless a profile's gpu_memory_gb says otherwise"
-        return Budget(1e9 * GPU_GIGABYTES, source, is_gpu=True)
-    ranks = run.cluster.gpus_per_node
-    return Budget(_ram() / ranks, f"this machine's, over {ranks} rank{'s' * (ranks > 1)}", is_gpu=False)
-
-
-def _ram(path: Path = Path("/proc/meminfo")) -> float:
-    """Bytes of this machine's memory."""
-    (line,) = [line for line in path.read_text(encoding="ascii").splitlines() if line.startswith("MemTotal:")]
-    return 1024.0 * int(line.split()[1])
-
-
-def _count_of(number: float) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"
-
-
-def _scaled(number: float) -> str:
-    """Three digits and a unit's prefix."""
-    for size, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= 0.9995 * size:
-            return f"{float(f'{number / size:.3g}'):g} {prefix}"
-    return f"{number / 1e3:.0f} k"

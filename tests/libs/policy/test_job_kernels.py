@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.policy.parallel import mixed
+from nemotron_dpo.policy.job_kernels import mixed
 from nemotron_dpo.streams import open_reader
 from support import small
 from support.programs import check, command, execute_job
