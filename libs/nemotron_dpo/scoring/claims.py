@@ -1,9 +1,9 @@
 """Which pairs a run is scoring now, so that others that use the store at the same time score other ones.
 
 A run has a file with the ids of the pairs that it has begun and not published yet. A claim is a hint and no lock: where files
-or locks of others are not seen, a pair is scored twice, and nothing is lost. It counts as long as its process lives: a process
-of this kernel holds a lock on its file, and each one renews the time of its file, by the clock of the file system. So one that
-was killed, stopped or cut off is waited for no longer than a lease.
+of others are not seen, a pair is scored twice, and nothing is lost. It counts as long as its process gives signs of life, by
+the time of its file, of which the file system's clock is the judge, and by a lock on it. Other mounts or hosts may not see that
+lock, and who is stopped keeps it, so neither sign is enough.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_dpo import locks
-from nemotron_dpo.published import kernel
 
 FOLDER = ".claims"
-LEASE_SECONDS = 60.0  # after which a process that gives no sign of life is taken for dead
-_BEAT_SECONDS = 10.0
+LEASE_SECONDS = 60.0  # after which a process that does not renew its file is taken for dead
+UNLOCKED_SECONDS = 10.0  # the same where its file is not locked
+_BEAT_SECONDS = 2.0
 _TURN_SECONDS = 2.0  # how long one waits for another that writes its claims
 _ID_BYTES = 16
 
@@ -88,7 +88,7 @@ class Claims:
             os.close(self._file)
             self._file = None
         if self._file is None:
-            self._path = self.folder / f"{kernel()}-{os.urandom(8).hex()}"
+            self._path = self.folder / f"{os.getpid()}-{os.urandom(8).hex()}"
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             locks.lock(self._file, fcntl.LOCK_EX)
             self._write(self._own)
@@ -136,12 +136,11 @@ def _is_locked(file: int) -> bool:
 
 
 def _is_dead(path: Path, now: float) -> bool:
-    """Whether nobody gives a sign of life for it, or its process, of this kernel, has let go of its lock."""
+    """Whether nobody has renewed the file for long, or nobody locks it and for a while nobody renewed it."""
     file = os.open(path, os.O_RDONLY)
     try:
-        if now - os.fstat(file).st_mtime > LEASE_SECONDS:
-            return True
-        return path.name.startswith(kernel()) and locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        age = now - os.fstat(file).st_mtime
+        return age > LEASE_SECONDS or (age > UNLOCKED_SECONDS and locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
     except OSError:  # it is locked
         return False
     finally:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo.published import kernel
 from nemotron_dpo.scoring import claims, shared
 from nemotron_dpo.scoring.claims import Claims
 from nemotron_dpo.scoring.scores import WindowScores
@@ -35,20 +34,24 @@ def test_a_pair_is_one_processs_until_it_drops_it(tmp_path: Path) -> None:
 
 
 def test_who_gives_no_sign_of_life_is_not_waited_for(tmp_path: Path) -> None:
-    """A killed process of this kernel at once; one that is stopped, or of another host, after a lease; it may come back."""
+    """A killed process for seconds; one that is stopped, and holds its lock, for a lease. It may come back."""
+
+    def taken_after(one: Claims, path: Path, seconds: float) -> bool:
+        then = time.time() - seconds
+        os.utime(path, (then, then))
+        return one.take(IDS[:2]) == [True] * 2
+
     one, other = Claims(tmp_path), Claims(tmp_path)
-    killed, far = tmp_path / f"{kernel()}-1", tmp_path / "00000000-1"
-    for path in (killed, far):
-        path.write_bytes(b"".join(IDS[:2]))
-    assert one.take(IDS[:2]) == [False, False], "that of another host may live"
+    killed = tmp_path / "1-1"
+    killed.write_bytes(b"".join(IDS[:2]))
+    assert [taken_after(one, killed, age) for age in (claims.UNLOCKED_SECONDS - 5, claims.UNLOCKED_SECONDS + 5)] == [
+        False,
+        True,
+    ]
     assert not killed.exists()
-    long_ago = time.time() - claims.LEASE_SECONDS - 5
-    os.utime(far, (long_ago, long_ago))
-    assert one.take(IDS) == [True] * 6
-    (own,) = (path for path in tmp_path.glob("[!.]*"))
-    os.utime(own, (long_ago, long_ago))
-    assert other.take(IDS[:4]) == [True] * 4, "it holds its lock, and yet is stopped"
-    assert one.take(IDS) == [False] * 4 + [True] * 2
+    (own,) = tmp_path.glob("[!.]*")
+    assert [taken_after(other, own, age) for age in (claims.LEASE_SECONDS - 5, claims.LEASE_SECONDS + 5)] == [False, True]
+    assert one.take(IDS) == [False] * 2 + [True] * 4
     assert len(list(tmp_path.glob("[!.]*"))) == 2
 
 
