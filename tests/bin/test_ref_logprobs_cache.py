@@ -248,6 +248,16 @@ def test_shards_are_merged_and_none_may_be_missing(pairs_file: Path, undisturbed
     done = check("ref-logprobs", "merge", pairs_file, *parts, "-o", tmp_path / "merged.arrow")
     assert done.stderr.decode() == "ref-logprobs: 60 pairs merged from 3 parts, each of them once\n"
     assert (tmp_path / "merged.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
+    tokens = small.random_pairs(60, seed=21)
+    few = small.write_pairs(tmp_path / "few.arrow", small.Tokens(tokens.prompts[:7], tokens.chosen[:7], tokens.rejected[:7]))
+    done = check("ref-logprobs", "merge", few, *parts, "-o", tmp_path / "of-few.arrow")
+    assert sorted(done.stderr.decode().splitlines()) == [
+        "ref-logprobs: 7 pairs merged from 3 parts, each of them once",
+        *(
+            f"ref-logprobs: warning: {tmp_path}/{number}.arrow: has {left} pairs that {few} has not: they are left out"
+            for number, left in ((1, 17), (2, 18), (3, 18))
+        ),
+    ]
     done = run("ref-logprobs", "merge", pairs_file, *parts[:2], "-o", tmp_path / "lacks.arrow")
     line = f"{pairs_file}: has 20 pairs that no part has, the first line 1 of the input: score the shard that is missing, or"
     assert error_line(done, "ref-logprobs").startswith(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import windows
 from nemotron_dpo.scoring.reused import EarlierScores
 from nemotron_dpo.scoring.scores import WindowScores, scored_batch
+from nemotron_dpo.scoring.shard import ids_of, rows_of
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader
 
 OWN = ("reference_policy", "reference_precision", "kernels")  # settings that scoring adds to those of its input
@@ -49,7 +50,7 @@ def merged(
     """What describes the pairs of `reader` scored by `parts`, and what yields them in the order of `reader`.
 
     Raises UserError where parts are of different policies or precisions, where a score is none, and, when they are yielded,
-    where a pair has no score in any part. Parts that were scored by different kernels are said.
+    where a pair has no score in any part. Said are parts that were scored by different kernels, and pairs that `reader` has not.
     """
     found, infos = [], []
     for path in parts:
@@ -59,17 +60,18 @@ def merged(
         check_ids(pairs, path)
         check_scores(pairs, path)
         found.append(EarlierScores.of(pairs))
-    return _info(reader, parts, infos, say), lambda: _rows(reader, found)
+    return _info(reader, parts, infos, say), lambda: _rows(reader, dict(zip(parts, found, strict=True)), say)
 
 
-def _rows(reader: Reader, parts: Sequence[EarlierScores]) -> Iterator[pa.RecordBatch]:
-    num_missing, first = 0, ""
+def _rows(reader: Reader, parts: Mapping[str, EarlierScores], say: Callable[[str], object]) -> Iterator[pa.RecordBatch]:
+    num_missing, first, wanted = 0, "", [np.zeros((0, 2), "<u8")]
     for window in windows.windows(reader, _WINDOW_TOKENS):
         pairs = Pairs.of(window)
         check_ids(pairs, reader.source)
         scores, known = WindowScores.of(pairs), np.zeros(len(pairs), bool)
-        for part in parts:
+        for part in parts.values():
             part.fill(pairs, scores, known)
+        wanted.append(ids_of(pairs.pair_ids.column))
         missing = np.flatnonzero(~known)
         if len(missing):
             num_missing, first = num_missing + len(missing), first or pairs.place(int(missing[0]))
@@ -78,6 +80,15 @@ def _rows(reader: Reader, parts: Sequence[EarlierScores]) -> Iterator[pa.RecordB
     if num_missing:
         remedy = "score the shard that is missing, or score them with --reuse"
         raise UserError(f"has {num_missing} pairs that no part has, the first {first}", source=reader.source, remedy=remedy)
+    _say_foreign(np.concatenate(wanted), reader.source, parts, say)
+
+
+def _say_foreign(wanted: np.ndarray, source: str, parts: Mapping[str, EarlierScores], say: Callable[[str], object]) -> None:
+    """Say of each part how many pairs it has that are none of the `wanted` ids, uint64 [N, 2]."""
+    order = np.argsort(wanted[:, 0], kind="stable")
+    for path, part in parts.items():
+        if num_foreign := int((rows_of(wanted, part.ids, order) < 0).sum()):
+            say(f"warning: {path}: has {num_foreign} pairs that {source} has not: they are left out")
 
 
 def _info(reader: Reader, parts: Sequence[str], infos: Sequence[StreamInfo], say: Callable[[str], object]) -> StreamInfo:
