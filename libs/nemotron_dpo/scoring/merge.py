@@ -50,7 +50,7 @@ def merged(
     """What describes the pairs of `reader` scored by `parts`, and what yields them in the order of `reader`.
 
     Raises UserError where parts are of different policies or precisions, where a score is none, and, when they are yielded,
-    where a pair has no score in any part. Said are parts that were scored by different kernels, and pairs that `reader` has not.
+    where a pair has no score in any part. Said are parts scored by different kernels, and pairs that `reader` has not.
     """
     found, infos = [], []
     for path in parts:
