@@ -15,9 +15,10 @@ INPUT and -o take a path or "-". The reference is the policy that training start
 train with. Scores do not depend on the objective, beta or the learning rate, so one pass serves any number of runs.
 --reuse takes pairs that the same policy scored at the same precision from earlier outputs and computes only the new
 ones. --cache does so from a store that any number of runs and hosts share and add to: what a killed run had scored is not
-scored again. Policies are known by their weights, in whatever form and place they lie. Under torchrun the pairs are
-divided over the processes. A policy too large for one of them is divided first: --tensor-parallel N divides each layer,
---pipeline-parallel N the layers, --context-parallel N the tokens of a row, --expert-parallel N the experts of a mixture.
+scored again, and runs at the same time divide what they have in common. Policies are known by their weights, in
+whatever form and place they lie. Under torchrun the pairs are divided over the processes. A policy too large for one
+of them is divided first: --tensor-parallel N divides each layer, --pipeline-parallel N the layers, --context-parallel
+N the tokens of a row, --expert-parallel N the experts of a mixture.
 
 NEMOTRON_DPO_KERNELS=torch|c|gpu in the environment chooses what computes; without it that is the fastest the machine has.
 """
@@ -193,7 +194,7 @@ def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: 
     from nemotron_dpo.scoring.known import Known, read_earlier, store_of
 
     store = store_of(cache, context, SAY)
-    return Known(store, read_earlier(reuse, context, lambda digest: is_digest_of(digest, policy), store, SAY))
+    return Known.of(store, read_earlier(reuse, context, lambda digest: is_digest_of(digest, policy), store, SAY))
 
 
 def _say_done(num_pairs: int, num_new: int, seconds: float, *, reuses: bool) -> None:

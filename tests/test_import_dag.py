@@ -66,7 +66,7 @@ ALLOWED = {
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
-    "scoring": {"errors", "policy", "preferences", "published", "streams"},
+    "scoring": {"errors", "locks", "policy", "preferences", "published", "streams"},
     "checkpoint": {
         "scoring",
         "streams",

@@ -144,7 +144,7 @@ def _place_beside(target: Path) -> Iterator[Path]:
 def _locked_place(target: Path) -> tuple[Path, int]:
     """A new folder and a descriptor of the lock in it. Who sweeps may have taken either before it was locked."""
     while True:
-        place = target.parent / f".{_short(target.name)}.{_kernel()}-{os.urandom(8).hex()}.tmp"
+        place = target.parent / f".{_short(target.name)}.{_mount(target.parent)}-{os.urandom(8).hex()}.tmp"
         place.mkdir()
         try:
             file = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -183,13 +183,13 @@ def _sweep(folder: Path, now: float) -> None:
     with contextlib.suppress(OSError):
         for place in places(folder):
             found = _PLACE.fullmatch(place.name)
-            _remove_dead(place, now, is_ours=found is not None and found[1] == _kernel())
+            _remove_dead(place, now, is_ours=found is not None and found[1] == _mount(folder))
 
 
 def _remove_dead(place: Path, now: float, *, is_ours: bool) -> None:
     """Remove `place` where no process holds its lock.
 
-    Locks of one kernel are sure. Another's may not be seen on a shared file system: there it must have lain for days, too.
+    Locks of one mount are sure. Another's may not be seen on a shared file system: there it must have lain for days, too.
     """
     try:
         file = os.open(place / _LOCK, os.O_RDWR)
@@ -228,12 +228,17 @@ def _remove(place: Path, lock: int | None = None) -> None:
         place.rmdir()
 
 
-def _kernel() -> str:
-    """Eight digits that name the running kernel, which knows all processes that hold its locks; containers share one."""
+def _mount(folder: Path) -> str:
+    """Eight digits that name the file system of `folder` in the running kernel, which knows all who hold locks there.
+
+    Containers share a kernel, but may have mounted a file server's folder each for itself, and see no locks of each other's.
+    """
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:  # no Linux
         name = platform.node().encode()
+    with contextlib.suppress(OSError):  # where there is no such folder nothing can be made in it, which is said then
+        name += b" %d" % folder.stat().st_dev
     return sha256(name).hexdigest()[:8]
 
 

