@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.weights_file import COMPLETE, opened
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-COMPLETE = "is the download complete?"
 FLOAT8, SCALES = "F8_E4M3", "_scale_inv"  # of a weight in blocks of 8 bits; a factor a block stands under its name and this
 WHOLE = 1 << 40, 1 << 40  # rows and columns of the one block where a weight in 8 bits has one factor
 ACTIVATION_SCALE = ".activation_scale"  # by which some programs round what goes into such a weight, which is not done here
@@ -156,13 +156,8 @@ def _is_ahead(folder: Path) -> Callable[[str], bool]:
 
 def _headers(path: Path) -> dict[str, str]:
     """Name of each tensor of a file -> safetensors' word for its precision."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - safetensors' file is no dict
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot be read ({error})", source=path, remedy=COMPLETE) from None
+    with opened(path, "numpy") as file:
+        return {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - safetensors' file is no dict
 
 
 def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -31,6 +33,7 @@ _REMEDIES = {
     errno.ENODEV: "is the device there?",
 }  # fmt: skip
 
+NOT_THERE = (FileNotFoundError, NotADirectoryError)  # nothing stands under the name; all else may hide what does
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # never of what is read
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # so its libraries end what they say of an error of the machine
 
@@ -41,7 +44,21 @@ def as_user_error(error: OSError | MemoryError) -> UserError:
         return UserError("out of memory", remedy=_REMEDIES[errno.ENOMEM])
     if error.errno is None:
         return UserError(" ".join(str(error).split()) or type(error).__name__)
-    return UserError(os.strerror(error.errno).lower(), source=error.filename, remedy=_REMEDIES.get(error.errno))
+    place = error.filename or _file_read(error)
+    return UserError(os.strerror(error.errno).lower(), source=place, remedy=_REMEDIES.get(error.errno))
+
+
+_OPEN = (io.BufferedReader, io.FileIO, io.TextIOWrapper)
+
+
+def _file_read(error: OSError) -> str | None:
+    """The file that was read as `error` came: the system names no open file. It is that of the innermost function with one."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        held = [value for value in frame.f_locals.values() if isinstance(value, _OPEN)]
+        names = {str(file.name) for file in held if getattr(file, "mode", "") in ("r", "rb")}
+        found = names.pop() if len(names) == 1 else found
+    return found
 
 
 def behind(error: BaseException) -> UserError | None:
@@ -74,6 +91,12 @@ def at(error: OSError, path: str | Path) -> OSError:
     if error.errno is None:
         return OSError(f"{path}: {error}")
     return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def places(error: OSError) -> list[str]:
+    """The files that `error` may be of: of a copy the source is named first, also where it is the copy that finds no room."""
+    of_copy = error.filename2 if error.errno in OF_WRITING else None
+    return [str(name) for name in (error.filename, of_copy) if name]
 
 
 def named_file(file: BinaryIO, path: str | Path) -> BinaryIO:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file
+from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file, places
 
 
 def test_every_number_has_its_line():
@@ -38,6 +38,36 @@ def test_the_innermost_place_counts():
     assert other.value.filename == "/no/such/file"
     with pytest.raises(UserError, match=r"^kept$"), named("outer"):
         raise UserError("kept")
+
+
+def test_an_error_of_reading_is_of_the_file_that_was_open():
+    """The system names none; Linux gives nobody the first page of a process's memory."""
+    memory = Path("/proc/self/mem")
+
+    def by_open(path: Path) -> bytes:
+        with Path(os.devnull).open("wb"), path.open("rb") as file:
+            return file.read()
+
+    def unbuffered(path: Path) -> bytes:
+        with path.open("rb", buffering=0) as file:
+            return file.read(8)
+
+    for read in (Path.read_bytes, Path.read_text, by_open, unbuffered):
+        with pytest.raises(OSError, match="Input") as caught:
+            read(memory)
+        assert caught.value.filename is None
+        line = "/proc/self/mem: input/output error: does the disk, or its server, work?"
+        assert str(as_user_error(caught.value)) == line
+
+
+def test_of_a_copy_the_source_is_named_and_where_there_is_no_room_the_copy():
+    def error(number: int, *names: str) -> OSError:
+        return OSError(number, "x", *(names[:1] if len(names) < 2 else (names[0], None, names[1])))
+
+    assert places(error(errno.EIO)) == []
+    assert places(error(errno.EIO, "from")) == ["from"]
+    assert places(error(errno.EIO, "from", "to")) == ["from"]
+    assert places(error(errno.ENOSPC, "from", "to")) == ["from", "to"]
 
 
 class _Failing:

@@ -16,12 +16,13 @@ from typing import Any
 
 import orjson
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nemotron_dpo import hf_folder, machine_errors
 from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.weights_file import opened
 
 SHARD_BYTES = 5_000_000_000
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
@@ -161,15 +162,9 @@ class Weights:
         return list(places)
 
     def _file(self, name: str) -> Any:
-        path = self.folder / name
-        try:
-            if name not in self._open:
-                self._open[name] = safe_open(path, framework="pt")
-            return self._open[name]
-        except FileNotFoundError:
-            raise UserError("is missing", source=path, remedy=hf_folder.COMPLETE) from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
+        if name not in self._open:
+            self._open[name] = opened(self.folder / name, "pt")
+        return self._open[name]
 
 
 def _said(blocks: tuple[int, int]) -> str:
