@@ -48,17 +48,20 @@ def as_user_error(error: OSError | MemoryError) -> UserError:
     return UserError(os.strerror(error.errno).lower(), source=place, remedy=_REMEDIES.get(error.errno))
 
 
-_OPEN = (io.BufferedReader, io.FileIO, io.TextIOWrapper)
+_OPEN = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO, io.TextIOWrapper)
 
 
 def _file_read(error: OSError) -> str | None:
-    """The file that was read as `error` came: the system names no open file. It is that of the innermost function with one."""
+    """The file that was read as `error` came, for the system names no open file: that of the innermost function with any.
+
+    None where this has several open, or writes.
+    """
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        held = [value for value in frame.f_locals.values() if isinstance(value, _OPEN)]
-        names = {str(file.name) for file in held if getattr(file, "mode", "") in ("r", "rb")}
-        found = names.pop() if len(names) == 1 else found
-    return found
+        if held := {id(value): value for value in frame.f_locals.values() if isinstance(value, _OPEN)}:
+            only, *others = held.values()
+            found = str(only.name) if not others and getattr(only, "mode", "") in ("r", "rb") else None
+    return found if error.errno not in OF_WRITING else None
 
 
 def behind(error: BaseException) -> UserError | None:
@@ -77,12 +80,12 @@ def behind(error: BaseException) -> UserError | None:
 
 @contextlib.contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """In the block, and in files it opens, `path` is the place of an error of the machine that names none."""
+    """In the block, and in files it opens, `path` is the place of an error of the machine that has none of its own."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            raise at(error, path) from error
+            raise at(error, _file_read(error) or path) from error
         raise
 
 
@@ -96,7 +99,7 @@ def at(error: OSError, path: str | Path) -> OSError:
 def places(error: OSError) -> list[str]:
     """The files that `error` may be of: of a copy the source is named first, also where it is the copy that finds no room."""
     of_copy = error.filename2 if error.errno in OF_WRITING else None
-    return [str(name) for name in (error.filename, of_copy) if name]
+    return [str(name) for name in (error.filename or _file_read(error), of_copy) if name]
 
 
 def named_file(file: BinaryIO, path: str | Path) -> BinaryIO:

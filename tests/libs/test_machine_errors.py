@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -45,8 +46,12 @@ def test_an_error_of_reading_is_of_the_file_that_was_open():
     memory = Path("/proc/self/mem")
 
     def by_open(path: Path) -> bytes:
-        with Path(os.devnull).open("wb"), path.open("rb") as file:
+        def inner(file: BinaryIO) -> bytes:
             return file.read()
+
+        with Path(os.devnull).open("wb") as other, path.open("rb") as file:
+            assert other.writable()
+            return inner(file)
 
     def unbuffered(path: Path) -> bytes:
         with path.open("rb", buffering=0) as file:
@@ -58,6 +63,29 @@ def test_an_error_of_reading_is_of_the_file_that_was_open():
         assert caught.value.filename is None
         line = "/proc/self/mem: input/output error: does the disk, or its server, work?"
         assert str(as_user_error(caught.value)) == line
+        assert places(caught.value) == ["/proc/self/mem"]
+        with pytest.raises(OSError, match="Input") as placed, named("out"):
+            read(memory)
+        assert placed.value.filename == "/proc/self/mem"
+
+
+def test_an_error_of_writing_is_of_no_file_that_is_read(tmp_path: Path):
+    """/dev/full has no room, and the system names no place then either."""
+    (tmp_path / "a").write_text("x")
+
+    def copied(source: BinaryIO) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as target:
+            shutil.copyfileobj(source, target)
+
+    def written(source: BinaryIO) -> None:
+        assert source.readable()
+        with Path("/dev/full").open("wb") as target:
+            target.write(b"x")
+
+    for write in (copied, written):
+        with (tmp_path / "a").open("rb") as file, pytest.raises(OSError, match="space") as caught, named("out"):
+            write(file)
+        assert caught.value.filename == "out"
 
 
 def test_of_a_copy_the_source_is_named_and_where_there_is_no_room_the_copy():
