@@ -47,7 +47,7 @@ ALLOWED = {
     "published": {"errors", "locks", "machine_errors"},
     "streams": {"errors", "kernels", "launcher", "published"},
     "weights_file": {"errors", "machine_errors"},
-    "hf_folder": {"errors", "weights_file"},
+    "hf_folder": {"errors", "machine_errors", "weights_file"},
     "file_digests": {"errors"},
     "step_folders": {"documents", "errors", "machine_errors"},
     "run_state": {"machine_errors"},

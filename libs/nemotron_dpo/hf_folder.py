@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import NOT_THERE
 from nemotron_dpo.weights_file import COMPLETE, opened
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -149,7 +150,7 @@ def _is_ahead(folder: Path) -> Callable[[str], bool]:
         config = parsed_config((folder / "config.json").read_bytes())
         first, count = config["num_hidden_layers"], config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
         ahead = tuple(f"model.layers.{first + number}." for number in range(count))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever reads config.json says what is wrong with it
+    except (*NOT_THERE, ValueError, KeyError, TypeError, AttributeError):  # who reads config.json says what is wrong
         ahead = ()
     return lambda key: bool(_AHEAD.search(key)) or key.startswith(ahead)
 

@@ -43,3 +43,18 @@ def test_the_reason_is_the_systems(tmp_path: Path, framework: str) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert said == "too many open files: raise the limit: ulimit -n"
+
+
+def test_a_config_that_cannot_be_read_is_not_taken_for_one_that_says_nothing(tmp_path: Path) -> None:
+    """It counts the layers that are not read, and says in which blocks weights of 8 bits were scaled."""
+    from nemotron_dpo.checkpoint.hf_files import Weights
+    from nemotron_dpo.hf_folder import is_unread
+
+    save_file({"model.layers.2.a": np.arange(3.0, dtype=np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "num_nextn_predict_layers": 1}')
+    assert is_unread(tmp_path)("model.layers.2.a")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+    for read in (is_unread, Weights):
+        with pytest.raises(OSError, match="symbolic links"):
+            read(tmp_path)

@@ -174,7 +174,7 @@ def _said(blocks: tuple[int, int]) -> str:
 def _float8_blocks(folder: Path) -> tuple[int, int] | None:
     try:
         return hf_folder.float8_blocks(hf_folder.parsed_config((folder / "config.json").read_bytes()))
-    except (OSError, ValueError, AttributeError):  # whoever reads config.json says what is wrong with it
+    except (*machine_errors.NOT_THERE, ValueError, AttributeError):  # whoever reads config.json says what is wrong with it
         return None
 
 
