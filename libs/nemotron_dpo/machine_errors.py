@@ -60,7 +60,8 @@ def _file_read(error: OSError) -> str | None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if held := {id(value): value for value in frame.f_locals.values() if isinstance(value, _OPEN)}:
             only, *others = held.values()
-            found = str(only.name) if not others and getattr(only, "mode", "") in ("r", "rb") else None
+            is_read = getattr(only, "mode", "") in ("r", "rb") and not isinstance(only.name, int)  # a descriptor's number
+            found = str(only.name) if is_read and not others else None
     return found if error.errno not in OF_WRITING else None
 
 

@@ -14,8 +14,8 @@ COMPLETE = "is the download complete?"
 def opened(path: Path, framework: str, *, absent: str = COMPLETE) -> Any:
     """safetensors' reader of the file at `path`, whose tensors are those of `framework`.
 
-    It is looked at first: of a file that a disk or a server does not give, safetensors says that there is none. `absent` is
-    the remedy where there is none indeed. Raises UserError.
+    It is looked at first: of a file that a disk or a server does not give, safetensors (its issue 805) says that there is none.
+    `absent` is the remedy where there is none indeed. Raises UserError.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -69,6 +69,13 @@ def test_an_error_of_reading_is_of_the_file_that_was_open():
         assert placed.value.filename == "/proc/self/mem"
 
 
+def test_a_file_without_a_name_is_no_place():
+    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
+    with open(descriptor, "rb") as file, pytest.raises(OSError, match="Input") as caught:
+        file.read()
+    assert as_user_error(caught.value).source is None
+
+
 def test_an_error_of_writing_is_of_no_file_that_is_read(tmp_path: Path):
     """/dev/full has no room, and the system names no place then either."""
     (tmp_path / "a").write_text("x")
