@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.errors import UserError
 
 MOST_LEVELS = 50  # the deepest configs of this field have about ten
@@ -41,12 +42,15 @@ def parsed_yaml(text: str, source: object, loader: Any = None) -> Any:
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> Mapping[str, Any]:
-    """The mapping in a YAML file that is looked at in passing; empty where there is none, or none that can be read."""
+    """The mapping in a YAML file that is looked at in passing; empty where there is none, or no YAML.
+
+    Raises OSError where the machine cannot read it: what stands there is not known then.
+    """
     import yaml
 
     try:
         tree = parsed_yaml(path.read_text(encoding="utf-8"), path, loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, UserError):
+    except (*machine_errors.NOT_THERE, yaml.YAMLError, UnicodeDecodeError, UserError):
         return {}
     return tree if isinstance(tree, dict) else {}
 

@@ -56,6 +56,17 @@ def problem(folder: Path, name: str, digest: str) -> FileProblem | None:
     return None if _sha256(path) == digest else (str(path), f"is damaged: its sha256 is not the one in {NAME}", _REMEDY)
 
 
+def check(folder: Path, name: str) -> None:
+    """Raise UserError where the list of `folder` has another digest of the file `name`; it need not list it.
+
+    For what is read before all files are looked at: damaged text may say something else that can be read.
+    """
+    digest = listed(folder).get(name)
+    found = problem(folder, name, digest) if digest else None
+    if found is not None:
+        raise UserError(found[1], source=found[0], remedy=found[2])
+
+
 def unlisted(folder: Path, files: dict[str, str]) -> FileProblem | None:
     """A file that was added to a subfolder after `files` were listed. Subfolders of which nothing is listed are not checked."""
     for path in sorted(folder.rglob("*")):

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.machine_errors import NOT_THERE
+from nemotron_dpo.weights_file import COMPLETE, opened
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-COMPLETE = "is the download complete?"
 FLOAT8, SCALES = "F8_E4M3", "_scale_inv"  # of a weight in blocks of 8 bits; a factor a block stands under its name and this
 WHOLE = 1 << 40, 1 << 40  # rows and columns of the one block where a weight in 8 bits has one factor
 ACTIVATION_SCALE = ".activation_scale"  # by which some programs round what goes into such a weight, which is not done here
@@ -149,20 +150,15 @@ def _is_ahead(folder: Path) -> Callable[[str], bool]:
         config = parsed_config((folder / "config.json").read_bytes())
         first, count = config["num_hidden_layers"], config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
         ahead = tuple(f"model.layers.{first + number}." for number in range(count))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever reads config.json says what is wrong with it
+    except (*NOT_THERE, ValueError, KeyError, TypeError, AttributeError):  # who reads config.json says what is wrong
         ahead = ()
     return lambda key: bool(_AHEAD.search(key)) or key.startswith(ahead)
 
 
 def _headers(path: Path) -> dict[str, str]:
     """Name of each tensor of a file -> safetensors' word for its precision."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - safetensors' file is no dict
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot be read ({error})", source=path, remedy=COMPLETE) from None
+    with opened(path, "numpy") as file:
+        return {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - safetensors' file is no dict
 
 
 def _stored_precisions(folder: Path) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -31,6 +33,7 @@ _REMEDIES = {
     errno.ENODEV: "is the device there?",
 }  # fmt: skip
 
+NOT_THERE = (FileNotFoundError, NotADirectoryError)  # nothing stands under the name; all else may hide what does
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # never of what is read
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # so its libraries end what they say of an error of the machine
 
@@ -41,7 +44,25 @@ def as_user_error(error: OSError | MemoryError) -> UserError:
         return UserError("out of memory", remedy=_REMEDIES[errno.ENOMEM])
     if error.errno is None:
         return UserError(" ".join(str(error).split()) or type(error).__name__)
-    return UserError(os.strerror(error.errno).lower(), source=error.filename, remedy=_REMEDIES.get(error.errno))
+    place = error.filename or _file_read(error)
+    return UserError(os.strerror(error.errno).lower(), source=place, remedy=_REMEDIES.get(error.errno))
+
+
+_OPEN = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO, io.TextIOWrapper)
+
+
+def _file_read(error: OSError) -> str | None:
+    """The file that was read as `error` came, for the system names no open file: that of the innermost function with any.
+
+    None where this has several open, or writes.
+    """
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if held := {id(value): value for value in frame.f_locals.values() if isinstance(value, _OPEN)}:
+            only, *others = held.values()
+            is_read = getattr(only, "mode", "") in ("r", "rb") and not isinstance(only.name, int)  # a descriptor's number
+            found = str(only.name) if is_read and not others else None
+    return found if error.errno not in OF_WRITING else None
 
 
 def behind(error: BaseException) -> UserError | None:
@@ -60,12 +81,12 @@ def behind(error: BaseException) -> UserError | None:
 
 @contextlib.contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """In the block, and in files it opens, `path` is the place of an error of the machine that names none."""
+    """In the block, and in files it opens, `path` is the place of an error of the machine that has none of its own."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            raise at(error, path) from error
+            raise at(error, _file_read(error) or path) from error
         raise
 
 
@@ -74,6 +95,12 @@ def at(error: OSError, path: str | Path) -> OSError:
     if error.errno is None:
         return OSError(f"{path}: {error}")
     return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def places(error: OSError) -> list[str]:
+    """The files that `error` may be of: of a copy the source is named first, also where it is the copy that finds no room."""
+    of_copy = error.filename2 if error.errno in OF_WRITING else None
+    return [str(name) for name in (error.filename or _file_read(error), of_copy) if name]
 
 
 def named_file(file: BinaryIO, path: str | Path) -> BinaryIO:

@@ -52,9 +52,7 @@ def _made_beside(target: Path) -> Iterator[Path]:
             os.replace(made, target)
             sync_folder(target.parent)
     except OSError as error:
-        # of a copy the source is named first, also where it is the copy that finds no room; of a rename both are ours
-        of_copy = error.filename2 if error.errno in machine_errors.OF_WRITING else None
-        if any(_PLACE.fullmatch(part) for named in (error.filename, of_copy) for part in Path(str(named or "")).parts):
+        if any(_PLACE.fullmatch(part) for named in machine_errors.places(error) for part in Path(named).parts):
             raise machine_errors.at(error, target) from error
         raise
 

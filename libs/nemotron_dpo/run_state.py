@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
+from nemotron_dpo import machine_errors
 
 FILE = "run.json"
 
@@ -19,12 +22,22 @@ def read_facts(run: Path) -> Mapping[str, Any]:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty where there is none, or no such file."""
+    """The object in a JSON file; empty where there is none, or no such file. Raises OSError where it cannot be read."""
     try:
-        tree = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        tree = orjson.loads(_read(path))
+    except (*machine_errors.NOT_THERE, orjson.JSONDecodeError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file that may be replaced meanwhile: a file server then gives what has the name now, asked again."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    return path.read_bytes()
 
 
 def state_of(facts: Mapping[str, Any]) -> str:

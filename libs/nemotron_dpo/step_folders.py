@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.documents import read_yaml, yaml_mapping
 from nemotron_dpo.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
+RESUME = "resume.json"  # of a step that a run can go on from: it lists digests of the other files
 LAST, BEST = "last", "best"
 
 
@@ -44,12 +47,32 @@ def measured(folder: Path) -> Mapping[str, float | None]:
     path, step = folder / "training_info.json", step_of(folder)
     try:
         info = {name: None if value is None else float(value) for name, value in json.loads(path.read_bytes()).items()}
-    except (OSError, AttributeError, TypeError, ValueError, OverflowError, RecursionError):
+        info = info if is_as_saved(path) else {"total_steps": math.nan}
+    except (*machine_errors.NOT_THERE, AttributeError, TypeError, ValueError, OverflowError, RecursionError):
         info = {"total_steps": math.nan}
     if info.get("total_steps", step) != step:
         what = f"is damaged or not of {folder.name}, so the best checkpoints are unknown and none is removed"
         raise UserError(what, source=path, remedy=f"put it right, or move {folder.name} elsewhere")
     return info
+
+
+def is_as_saved(path: Path) -> bool:
+    """Whether a file that lies directly in a step folder, or is none, is what was saved with the step.
+
+    Only the list of resume.json can tell: without one, or where it does not name the file, it is. Raises OSError.
+    """
+    try:
+        digest = json.loads((path.parent / RESUME).read_bytes())["files"].get(path.name)
+        return digest is None or (path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest)
+    except (*machine_errors.NOT_THERE, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return True
+
+
+def refuse_changed(path: Path) -> None:
+    """Raise UserError where a file directly in a step folder is not what was saved with the step."""
+    if not is_as_saved(path):
+        what = f"is not what was saved with {path.parent.name}: it is damaged, was changed or is gone"
+        raise UserError(what, source=path, remedy=f"copy it again; without {RESUME} beside it nothing is compared")
 
 
 def policy_of(source: Path, which: str) -> Path | None:
@@ -76,7 +99,7 @@ def _elsewhere(run: Path) -> list[Path]:
     try:
         folder = yaml_mapping(job / "train.yaml")["checkpointing"]["checkpoint_dir"] if run.name == "run" else None
         return step_folders(Path(yaml_mapping(job / "job.yaml")["folder"]) / folder) if folder else []
-    except (OSError, KeyError, TypeError, ValueError):
+    except (*machine_errors.NOT_THERE, KeyError, TypeError, ValueError):
         return []
 
 
@@ -113,9 +136,10 @@ def ranking(folder: Path) -> tuple[str | None, bool]:
     import yaml
 
     path = folder / "config.yaml"
+    refuse_changed(path)
     try:
         keep: Any = read_yaml(path)["checkpointing"]
         name, higher = keep["metric_name"], keep["higher_is_better"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (*machine_errors.NOT_THERE, yaml.YAMLError, KeyError, TypeError, ValueError):
         raise UserError("does not say by what the run ranks its steps", source=path, remedy="name a step, or last") from None
     return (None if name is None else str(name)), bool(higher)

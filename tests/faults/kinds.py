@@ -37,10 +37,13 @@ KILLS, DISKS, PAIRS = 50, 10, 10
 def kills(trial: Trial, scratch: Path) -> list[Point]:
     """SIGKILL at file operations from the first to the last: before, half way through and after; of a pipeline whom in turn.
 
-    What is on the disk changes at file operations alone, so that a kill between two is as one at the next.
+    What is on the disk changes at file operations alone, so that a kill between two is as one at the next. Where there are few
+    of them, each is struck in each way.
     """
     total = _operations(trial, scratch)
     places = [1 + int(place * (total - 1) / (KILLS - 1)) for place in range(KILLS)]
+    if total * len(HOW) < KILLS:
+        places = [place for place in range(1, total + 1) for _ in HOW]
     whom = itertools.cycle(WHOM if trial.stage.holds_jobs else WHOM[:1])
     struck = enumerate(zip(places, itertools.cycle(HOW), whom, strict=False))
     return _mixed([Point(f"{n:02} {how} {who}", _kill(place, how, who, scratch)) for n, (place, how, who) in struck])
@@ -68,7 +71,8 @@ def _operations(trial: Trial, scratch: Path) -> int:
 
 def _mixed(points: Sequence[Point]) -> list[Point]:
     """The same in an order in which every part of them is spread over all."""
-    return [points[place * 7 % len(points)] for place in range(len(points))]  # there are 50, which 7 does not divide
+    step = 7 if len(points) % 7 else 1
+    return [points[place * step % len(points)] for place in range(len(points))]
 
 
 def _counter(scratch: Path) -> Path:

@@ -26,8 +26,7 @@ def table(found: Iterable[Result]) -> str:
     """Both tables, of faults at stages and of damage, in Markdown."""
     cells: dict[tuple[str, str], list[Result]] = {}
     for result in found:
-        if result.outcome != NOT_STRUCK:
-            cells.setdefault((result.kind, result.stage), []).append(result)
+        cells.setdefault((result.kind, result.stage), []).append(result)
     head = ["stage", *_KINDS]
     rows = [[stage, *(_cell(cells, kind, stage) for kind in _KINDS)] for stage in stages.STAGES]
     damaged = [[what, stage, *_damage(cells, f"damage of {what}", stage)] for what, (stage, _) in damage.READERS.items()]
@@ -43,7 +42,8 @@ def _cell(cells: Mapping[tuple[str, str], list[Result]], kind: str, stage: str) 
     if stage not in kinds.CELLS[kind]:
         return NO_CELL
     tried = cells.get((kind, stage), [])
-    return f"{sum(map(is_well, tried))} / {len(tried)}{_part(tried)}" if tried else NOT_RUN
+    struck = [result for result in tried if result.outcome != NOT_STRUCK]  # a disk that has room after all strikes nothing
+    return f"{sum(map(is_well, struck))} / {len(struck)}{_part(tried)}" if tried else NOT_RUN
 
 
 def _part(tried: list[Result]) -> str:

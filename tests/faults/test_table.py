@@ -29,6 +29,8 @@ def test_a_cell_counts_what_held_of_what_was_struck(tmp_path: Path) -> None:
         ("kill", "dpo-report", "00 before self", HELD),  # tried again: the last counts
         ("kill", "dpo-report", "01 half self", "half written: x", 50),
         ("kill", "dpo-report", "02 after self", NOT_STRUCK),
+        ("full disk", "dpo-report", "00 of 2", HELD, 2),
+        ("full disk", "dpo-report", "01 of 2", NOT_STRUCK, 2),
         ("damage of a policy of others", "ref-logprobs", "flip 0", f"{UNSEEN}: differ"),
         ("damage of a policy of others", "ref-logprobs", "cut 0", HELD),
         ("damage of pairs", "ref-logprobs", "flip 0", f"{UNSEEN}: differ"),
@@ -38,6 +40,8 @@ def test_a_cell_counts_what_held_of_what_was_struck(tmp_path: Path) -> None:
     lines = table.table(results.last_of_each(tmp_path / "results").values()).splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines if line}
     assert rows["dpo-report"][0] == "1 / 2 of 50"
+    disk = table._KINDS.index("full disk")
+    assert [rows[stage][disk] for stage in ("dpo-report", "dpo-train")] == ["1 / 1", "not run"]
     assert rows["dpo-train"][0] == "not run"
     assert [cell.strip(" |") for cell in rows["a policy of others"]] == ["ref-logprobs", "1 / 2", "1"]
     assert [cell.strip(" |") for cell in rows["pairs"]] == ["ref-logprobs", "0 / 1", "1"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file
+from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file, places
 
 
 def test_every_number_has_its_line():
@@ -38,6 +39,70 @@ def test_the_innermost_place_counts():
     assert other.value.filename == "/no/such/file"
     with pytest.raises(UserError, match=r"^kept$"), named("outer"):
         raise UserError("kept")
+
+
+def test_an_error_of_reading_is_of_the_file_that_was_open():
+    """The system names none; Linux gives nobody the first page of a process's memory."""
+    memory = Path("/proc/self/mem")
+
+    def by_open(path: Path) -> bytes:
+        def inner(file: BinaryIO) -> bytes:
+            return file.read()
+
+        with Path(os.devnull).open("wb") as other, path.open("rb") as file:
+            assert other.writable()
+            return inner(file)
+
+    def unbuffered(path: Path) -> bytes:
+        with path.open("rb", buffering=0) as file:
+            return file.read(8)
+
+    for read in (Path.read_bytes, Path.read_text, by_open, unbuffered):
+        with pytest.raises(OSError, match="Input") as caught:
+            read(memory)
+        assert caught.value.filename is None
+        line = "/proc/self/mem: input/output error: does the disk, or its server, work?"
+        assert str(as_user_error(caught.value)) == line
+        assert places(caught.value) == ["/proc/self/mem"]
+        with pytest.raises(OSError, match="Input") as placed, named("out"):
+            read(memory)
+        assert placed.value.filename == "/proc/self/mem"
+
+
+def test_a_file_without_a_name_is_no_place():
+    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
+    with open(descriptor, "rb") as file, pytest.raises(OSError, match="Input") as caught:
+        file.read()
+    assert as_user_error(caught.value).source is None
+
+
+def test_an_error_of_writing_is_of_no_file_that_is_read(tmp_path: Path):
+    """/dev/full has no room, and the system names no place then either."""
+    (tmp_path / "a").write_text("x")
+
+    def copied(source: BinaryIO) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as target:
+            shutil.copyfileobj(source, target)
+
+    def written(source: BinaryIO) -> None:
+        assert source.readable()
+        with Path("/dev/full").open("wb") as target:
+            target.write(b"x")
+
+    for write in (copied, written):
+        with (tmp_path / "a").open("rb") as file, pytest.raises(OSError, match="space") as caught, named("out"):
+            write(file)
+        assert caught.value.filename == "out"
+
+
+def test_of_a_copy_the_source_is_named_and_where_there_is_no_room_the_copy():
+    def error(number: int, *names: str) -> OSError:
+        return OSError(number, "x", *(names[:1] if len(names) < 2 else (names[0], None, names[1])))
+
+    assert places(error(errno.EIO)) == []
+    assert places(error(errno.EIO, "from")) == ["from"]
+    assert places(error(errno.EIO, "from", "to")) == ["from"]
+    assert places(error(errno.ENOSPC, "from", "to")) == ["from", "to"]
 
 
 class _Failing:

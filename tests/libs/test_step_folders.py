@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import orjson
@@ -68,6 +69,24 @@ def test_records_that_cannot_be_read_name_their_file(tmp_path: Path):
     (run / "checkpoints" / "step_20" / "config.yaml").write_text("[")
     with pytest.raises(UserError, match=r"step_20/config\.yaml: does not say by what the run ranks its steps"):
         policy_of(run, "best")
+
+
+def test_what_is_not_as_it_was_saved_ranks_no_step(tmp_path: Path):
+    """A digit of a metric that turned into another one is still a number: resume.json has the digests."""
+    run = make_run(tmp_path, {10: 0.1, 20: 0.2})
+    for name, damaged, what in (
+        ("training_info.json", b"0.9", r"training_info\.json: is damaged"),
+        ("config.yaml", b"higher_is_better: true", r"config\.yaml: is not what was saved with step_20: .* copy it again"),
+    ):
+        folder = run / "checkpoints" / "step_20"
+        content = (folder / name).read_bytes()
+        digests = {"files": {name: hashlib.sha256(content).hexdigest()}}
+        (folder / "resume.json").write_bytes(orjson.dumps(digests))
+        assert policy_of(run, "best") == run / "checkpoints" / "step_10" / "policy"
+        (folder / name).write_bytes(content.replace(b"0.2", damaged).replace(b"higher_is_better: false", damaged))
+        with pytest.raises(UserError, match=what):
+            policy_of(run, "best")
+        (folder / name).write_bytes(content)
 
 
 def test_numbers_that_are_none_are_damage(tmp_path: Path):

@@ -19,6 +19,8 @@ _RANDOM = [
     (r"\d{20}-[^/]*", "SCORES"),
     (r"(step|iter)_\d+", r"\1_N"),
     (r"__0_\d", "__0_N"),
+    (r"\d{8}-\d{6}-rl-nemo_rl-dpo(-\d+)?", "JOB"),
+    (r"[0-9a-f]{32}", "KEY"),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
-from nemotron_dpo import documents
+from nemotron_dpo import documents, file_digests
 from nemotron_dpo.checkpoint.run_config import NAME
 from nemotron_dpo.checkpoint.weights_digest import OF_FILES, is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
@@ -46,6 +46,7 @@ def read(source: ModelSource) -> Adapted | None:
     path = source.path / NAME
     if source.kind != "megatron" or not path.is_file():
         return None
+    file_digests.check(source.path, NAME)
     try:
         sections = documents.read_yaml(path)
         peft = sections.get("peft")

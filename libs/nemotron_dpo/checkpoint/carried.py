@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nemotron_dpo import hf_folder
@@ -23,6 +22,7 @@ from nemotron_dpo.checkpoint.hf_shards import WRITTEN, Planned, write_file
 from nemotron_dpo.checkpoint.run_config import with_coefficients
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
+from nemotron_dpo.weights_file import opened
 
 WEIGHTS, CONFIG = "carried.safetensors", "carried.json"
 _OF_ITS_OWN = "export from a checkpoint whose tokenizer folder has the files that were kept with it"
@@ -60,7 +60,7 @@ class Rest:
 
     def _read(self) -> Iterator[tuple[str, Tensor]]:
         for name, (path, stored) in self.places.items():
-            with safe_open(path, framework="pt") as file:
+            with opened(path, "pt") as file:
                 yield name, file.get_tensor(stored)
 
 
@@ -125,8 +125,5 @@ def _find(wrapper: Wrapper, source: Path | None) -> Rest | None:
 
 
 def _names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return sorted(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
+    with opened(path, "pt") as file:
+        return sorted(file.keys())

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nemotron_dpo import hf_folder
 from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.weights_file import opened
 
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
 _PACKED = re.compile(r"\.mlp\.experts\.(gate_up|down)_proj$")
@@ -139,15 +140,9 @@ class Weights:
         return list(places)
 
     def _file(self, name: str) -> Any:
-        path = self.folder / name
-        try:
-            if name not in self._open:
-                self._open[name] = safe_open(path, framework="pt")
-            return self._open[name]
-        except FileNotFoundError:
-            raise UserError("is missing", source=path, remedy=hf_folder.COMPLETE) from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot be read ({error})", source=path, remedy=hf_folder.COMPLETE) from None
+        if name not in self._open:
+            self._open[name] = opened(self.folder / name, "pt")
+        return self._open[name]
 
 
 def _said(blocks: tuple[int, int]) -> str:
@@ -157,7 +152,7 @@ def _said(blocks: tuple[int, int]) -> str:
 def _float8_blocks(folder: Path) -> tuple[int, int] | None:
     try:
         return hf_folder.float8_blocks(hf_folder.parsed_config((folder / "config.json").read_bytes()))
-    except (OSError, ValueError, AttributeError):  # whoever reads config.json says what is wrong with it
+    except (*machine_errors.NOT_THERE, ValueError, AttributeError):  # whoever reads config.json says what is wrong with it
         return None
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nemotron_dpo import hf_folder
@@ -27,6 +26,7 @@ from nemotron_dpo.checkpoint.peft_folder import CONFIG, WEIGHTS
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.model import PairPolicy
+from nemotron_dpo.weights_file import opened
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
 _COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.base_layer)?\.weight")
@@ -121,10 +121,9 @@ def _product(a: Tensor, b: Tensor, scales: _Scales, name: str, shape: torch.Size
 def _adapters(folder: Path, architecture: Architecture) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """Module, by its name in files -> its (A [r, I], B [O, r]); and -> the base's own weight, of which peft may save a copy."""
     try:
-        tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise UserError("is missing", source=folder / WEIGHTS, remedy="save the adapters as safetensors") from None
-    except (SafetensorError, OSError) as error:
+        with opened(folder / WEIGHTS, "pt", absent="save the adapters as safetensors") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safetensors' file is no dict
+    except SafetensorError as error:
         raise UserError(f"cannot be read ({error})", source=folder / WEIGHTS) from None
     found: dict[str, dict[str, Tensor]] = {}
     copies: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nemotron_dpo import documents
+from nemotron_dpo import documents, file_digests
 from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.checkpoint.families.wrappers import WRAPPERS
 from nemotron_dpo.checkpoint.field_kinds import checked
@@ -49,6 +49,8 @@ def read(folder: Path) -> Architecture:
     Raises UserError where the file is missing or damaged, or describes what is not supported.
     """
     path = folder / NAME
+    if path.is_file():
+        file_digests.check(folder, NAME)
     try:
         sections = documents.read_yaml(path)
         refuse_absurd(sections["model"])

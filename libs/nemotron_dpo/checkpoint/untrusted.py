@@ -108,6 +108,8 @@ def read_metadata(folder: Path) -> Metadata:
             metadata = _MetadataUnpickler(file).load()
     except FileNotFoundError:
         raise UserError("is missing", source=path, remedy="is the copy complete?") from None
+    except OSError:
+        raise
     except Exception as error:  # unpickling a damaged file raises anything
         _refuse(path, f"cannot be read safely ({_line(error)})")
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):

@@ -123,19 +123,20 @@ def _parameters(source: ModelSource, architecture: Architecture) -> Iterator[tup
         for place in places(architecture, rule):
             name = rule.megatron.format(*place)
             if weights is not None:
-                yield name, _merged(rule, layer_at(architecture, place), [weights.read(key.format(*place)) for key in rule.hf])
+                parts = [weights.read(key.format(*place)) for key in rule.hf]
+                yield name, _merged(rule, layer_at(architecture, place), parts, source.path)
             elif stored is not None:
                 tensor = stored.read(name)
                 yield name, tensor[: architecture.vocab_size] if name in _OVER_VOCABULARY else tensor
 
 
-def _merged(rule: Rule, layer: Layer | None, parts: list[Any]) -> Any:
+def _merged(rule: Rule, layer: Layer | None, parts: list[Any], folder: Path) -> Any:
     try:
         return rule.merge(layer, parts)
     except RuntimeError:
         shapes = " and ".join(f"{key} {tuple(part.shape)}" for key, part in zip(rule.hf, parts, strict=True))
         what = f"{shapes} cannot make {rule.megatron}"
-        raise UserError(what, remedy="does config.json belong to these weights?") from None
+        raise UserError(what, source=folder, remedy="does config.json belong to these weights?") from None
 
 
 _OVER_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")  # Megatron-LM pads them

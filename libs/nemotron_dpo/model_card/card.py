@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from nemotron_dpo import machine_errors
 from nemotron_dpo.model_card.origin import Origin
 from nemotron_dpo.run_state import how_extended
 
@@ -56,7 +57,7 @@ def sees(folder: Path, form: str) -> bool:
             modules = json.loads((folder / "adapter_config.json").read_bytes())["target_modules"]
             return any(name.startswith("model.language_model.") for name in modules)
         return "vision_config" in json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*machine_errors.NOT_THERE, ValueError, KeyError, TypeError):
         return False
 
 
@@ -66,7 +67,7 @@ def precision_of(folder: Path, form: str) -> str | None:
         config = json.loads((folder / "config.json").read_bytes())
         found = config.get("dtype") or config.get("torch_dtype")
         return None if found is None or form == "peft" else str(found)
-    except (OSError, ValueError):
+    except (*machine_errors.NOT_THERE, ValueError):
         return None
 
 

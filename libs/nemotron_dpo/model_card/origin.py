@@ -10,7 +10,7 @@ from typing import Any
 from nemotron_dpo.documents import yaml_mapping
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.run_state import read_facts
-from nemotron_dpo.step_folders import measured, policy_of, step_of
+from nemotron_dpo.step_folders import RESUME, measured, policy_of, refuse_changed, step_of
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,16 @@ class Origin:
 
 
 def origin_of(policy: Path) -> Origin:
-    """The origin of the policy in the folder `policy`: one of a step, or one that a job exported. Empty for any other."""
+    """The origin of the policy in the folder `policy`: one of a step, or one that a job exported. Empty for any other.
+
+    Raises UserError where what was saved with the step can be told to be damaged.
+    """
     step = _step_folder(policy.resolve())
     if step is None:
         return Origin()
     run = step.parent.parent if step.parent.name == "checkpoints" else step.parent
+    for name in ("config.yaml", "training_info.json"):
+        refuse_changed(step / name)
     settings = yaml_mapping(step / "config.yaml")
     try:
         figures = measured(step)
@@ -51,7 +56,8 @@ def origin_of(policy: Path) -> Origin:
 def _step_folder(policy: Path) -> Path | None:
     """The step_N folder that holds `policy`, or that of the run of the job that holds it."""
     for folder in (policy, *policy.parents[:3]):
-        if folder.name.removeprefix("step_").isdigit() and (folder / "training_info.json").is_file():
+        says = any((folder / name).is_file() for name in ("training_info.json", RESUME))
+        if folder.name.removeprefix("step_").isdigit() and says:
             return folder
         number = policy.name.removeprefix("iter_")
         if (folder / "job.yaml").is_file() and number.isdigit():

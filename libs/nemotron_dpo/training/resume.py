@@ -15,13 +15,15 @@ import orjson
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.sources import TRACKER, ModelSource, resolve
-from nemotron_dpo.step_folders import step_folders
+from nemotron_dpo.step_folders import RESUME, step_folders
 from nemotron_dpo.training.record import Totals
 
-FILE = "resume.json"
-_FORMAT = 4
-# in format 2, totals are without the state of an objective, which none had then; in 3, without what guards remember
-_READ = (2, 3, _FORMAT)
+FILE = RESUME
+_FORMAT = 5
+# in format 2, totals are without the state of an objective, which none had then; in 3, without what guards remember; up to 4
+# there are no digests of what is written for others to read
+_READ = (2, 3, 4, _FORMAT)
+_SINCE_5 = ("config.yaml", "policy/latest_train_state.pt")
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,14 @@ def _are_like(given: Totals | Identity, usual: Totals | Identity) -> bool:
 
 def _tied(folder: Path) -> list[Path]:
     """The files whose digests tie a step together; some of them list the digests of all others."""
-    wanted = ("training_info.json", f"policy/{TRACKER}", "policy/iter_*/integrity.json", "optimizer/integrity.json")
+    wanted = ("training_info.json", f"policy/{TRACKER}", "policy/iter_*/integrity.json", "optimizer/integrity.json", *_SINCE_5)
     return sorted(path for pattern in wanted for path in folder.glob(pattern))
 
 
 def _check_files(folder: Path, saved: Mapping[str, str], step: int, remedy: str) -> None:
     """Raise UserError unless the files of a step folder are those that were saved together, and no others."""
     found = {str(path.relative_to(folder)): path for path in _tied(folder)}
-    for name in sorted({*saved, *found}):
+    for name in sorted({*saved, *(found.keys() - _SINCE_5)}):
         if name not in found:
             raise UserError("is missing", source=folder / name, remedy=remedy)
         if name not in saved or _sha256(found[name]) != saved[name]:

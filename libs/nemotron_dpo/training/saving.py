@@ -95,7 +95,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, UserError):
                 error.source = str(target)
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and _is_below(error, temporary):
                 raise machine_errors.at(error, target) from error
             raise
 
@@ -133,6 +133,12 @@ class Checkpoints:
             if self.identity is not None:
                 ResumeState(folder, step, info.totals, self.identity).write()
             sync_tree(folder)
+
+
+def _is_below(error: OSError, folder: Path) -> bool:
+    """Whether `error` names a file below `folder`, or none: the tokenizer's files are copied from elsewhere."""
+    named = machine_errors.places(error)
+    return not named or any(Path(name).is_relative_to(folder) for name in named)
 
 
 def _are_finite(model: nn.Module) -> bool:

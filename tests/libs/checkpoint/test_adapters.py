@@ -186,6 +186,9 @@ def test_a_damaged_description_is_named(section: str, key: str, value: Any, mess
     said = yaml.safe_load(path.read_text())
     said[section] = {**said[section], key: value} if value else {k: v for k, v in said[section].items() if k != key}
     path.write_text(yaml.safe_dump(said))
+    with pytest.raises(UserError, match=r"run_config\.yaml: is damaged: its sha256 is not the one in integrity\.json"):
+        adapters.read(source)
+    (source.path / "integrity.json").unlink()
     with pytest.raises(UserError, match=message):
         adapters.read(source)
 

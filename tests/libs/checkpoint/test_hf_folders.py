@@ -288,6 +288,7 @@ def test_the_tensors_of_a_checkpoint_say_its_precision(base: Path, tmp_path: Pat
     said = {name: (folder / "run_config.yaml").read_text() for name, folder in stored.items()}
     for name, other in zip(stored, reversed(stored), strict=True):
         (stored[name] / "run_config.yaml").write_text(said[other])
+        (stored[name] / "integrity.json").unlink()
         assert read_architecture(resolve(stored[name])).dtype == name
 
 

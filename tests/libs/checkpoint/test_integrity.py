@@ -87,7 +87,7 @@ def emptied(path: Path) -> None:
         (emptied, "metadata.json", "metadata.json: is damaged"),
         (removed, "metadata.json", "metadata.json: is missing"),
         (removed, "run_config.yaml", "run_config.yaml: is missing"),
-        (cut, "run_config.yaml", "run_config.yaml: does not describe a model"),
+        (cut, "run_config.yaml", "run_config.yaml: is damaged: its sha256 is not the one in integrity.json"),
         (emptied, "integrity.json", "integrity.json: is damaged"),
     ],
 )

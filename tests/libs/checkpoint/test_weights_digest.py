@@ -224,5 +224,5 @@ def test_damage_is_one_line(untied_llama: Path, tmp_path: Path) -> None:
         digest(wrong)
     shape = shutil.copytree(untied_llama, tmp_path / "shape")
     _config(num_key_value_heads=4)(shape)
-    with pytest.raises(UserError, match=r"cannot make .*linear_qkv.*: does config.json belong to these weights"):
+    with pytest.raises(UserError, match=rf"^{shape}: .* cannot make .*linear_qkv.*: does config.json belong to these weights"):
         digest(shape)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.model_card import card
 from nemotron_dpo.model_card.origin import Origin, origin_of
 
@@ -53,6 +57,31 @@ def test_a_policy_knows_the_run_that_it_is_of(tmp_path: Path) -> None:
             assert (found.setting("policy.model_name"), found.measured["total_steps"]) == ("acme/base", step)
             assert found.facts["versions"] == ["torch 2.13.0"]
             assert found.record["argv"][1] == "run"
+
+
+def test_a_card_of_damaged_records_is_not_written(tmp_path: Path) -> None:
+    """Where resume.json has their digests, or the machine does not give them; without either nothing can be told."""
+    step = _job(tmp_path / "job") / "run" / "checkpoints" / "step_5"
+    policy = step / "policy" / "iter_0000005"
+    names = ("config.yaml", "training_info.json")
+    digests = {name: hashlib.sha256((step / name).read_bytes()).hexdigest() for name in names}
+    (step / "resume.json").write_text(json.dumps({"files": digests}))
+    for name, change in itertools.product(names, (lambda path: path.write_text("{}"), Path.unlink)):
+        content = (step / name).read_bytes()
+        change(step / name)
+        with pytest.raises(UserError, match=rf"/step_5/{re.escape(name)}: is not what was saved with step_5"):
+            origin_of(policy)
+        (step / name).write_bytes(content)
+    (step / "resume.json").unlink()
+    for path in (step / "config.yaml", step.parents[1] / "run.json"):
+        content = path.read_bytes()
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(IsADirectoryError, match=path.name):
+            origin_of(policy)
+        path.rmdir()
+        path.write_bytes(content)
+    assert origin_of(policy).step == 5
 
 
 def test_the_card_is_read_by_huggingface_hub_and_has_what_is_known(tmp_path: Path) -> None:

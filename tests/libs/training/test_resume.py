@@ -21,7 +21,8 @@ from support.objective_runs import Shifted
 def saved(run: Path, step: int) -> Path:
     """A step folder, with a line that tells the step in each of its small files."""
     folder = run / f"step_{step}"
-    for name in (f"policy/iter_{step:07d}/integrity.json", "optimizer/integrity.json", "training_info.json"):
+    lists = (f"policy/iter_{step:07d}/integrity.json", "optimizer/integrity.json")
+    for name in (*lists, "training_info.json", "config.yaml", "policy/latest_train_state.pt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"of step {step}")
     (folder / "policy" / "latest_checkpointed_iteration.txt").write_text(str(step))
@@ -56,6 +57,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "optimizer of another step": (swapped("optimizer"), "optimizer/integrity.json: is not what was saved with step 2"),
     "policy of another step": (swapped("policy"), "policy/iter_0000002/integrity.json: is missing"),
     "training_info of another step": (swapped("training_info.json"), "training_info.json: is not what was saved with step 2"),
+    "config of another step": (swapped("config.yaml"), "config.yaml: is not what was saved with step 2"),
+    "no config": (lambda folder: (folder / "config.yaml").unlink(), "config.yaml: is missing"),
+    "the train state of another step": (
+        swapped("policy/latest_train_state.pt"),
+        "policy/latest_train_state.pt: is not what was saved with step 2",
+    ),
     "a second iteration": (
         lambda folder: shutil.copytree(folder.parent / "step_4/policy/iter_0000004", folder / "policy/iter_0000004"),
         "policy/iter_0000004/integrity.json: is not what was saved with step 2",
@@ -74,7 +81,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no digest": (edited("resume.json", lambda tree: tree.pop("digest")), "resume.json: is damaged"),
     "an earlier format": (
         edited("resume.json", lambda tree: tree.update(format=1)),
-        "resume.json: has format 1; this program reads 2 to 4: resume it with the version that saved it",
+        "resume.json: has format 1; this program reads 2 to 5: resume it with the version that saved it",
     ),
     "no object": (lambda folder: (folder / "resume.json").write_text("[]"), "resume.json: is damaged"),
     "cut": (
@@ -124,6 +131,16 @@ def test_a_step_of_format_2_is_read_and_has_no_state(tmp_path: Path) -> None:
     (folder / "resume.json").write_bytes(orjson.dumps(tree))
     state = ResumeState.read(folder)
     assert (state.step, state.totals.state) == (2, {})
+
+
+def test_a_step_of_format_4_is_read_whatever_it_does_not_list(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 2)
+    tree = orjson.loads((folder / "resume.json").read_bytes())
+    tree["format"] = 4
+    del tree["digest"], tree["files"]["config.yaml"], tree["files"]["policy/latest_train_state.pt"]
+    tree["digest"] = hashlib.sha256(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    (folder / "resume.json").write_bytes(orjson.dumps(tree))
+    assert ResumeState.read(folder).step == 2
 
 
 def test_a_state_of_another_objective_is_refused() -> None:

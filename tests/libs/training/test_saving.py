@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -44,3 +45,34 @@ def test_weights_that_are_not_finite_are_not_saved(
     }
     assert {str(path.relative_to(saved)) for path in saved.rglob("*")} | {"."} <= before
     assert synced[-1] == str(tmp_path / "checkpoints")
+
+
+def test_an_error_of_the_machine_names_the_step_or_the_file_that_is_copied_into_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemotron_dpo.checkpoint.policy import open_policy
+    from nemotron_dpo.policy.trainable import Optimization, TrainablePolicy
+    from nemotron_dpo.sources import resolve
+    from nemotron_dpo.training import saving
+    from nemotron_dpo.training.record import TrainingInfo
+
+    policy = TrainablePolicy(open_policy(resolve(llama), "float32"), Optimization(lr=1e-3))
+    steps = tmp_path / "checkpoints"
+    ours, theirs = str(steps / ".step_3.tmp" / "policy" / "tokenizer.json"), str(llama / "tokenizer.json")
+    for names, number, place in [
+        ((), errno.EIO, steps / "step_3"),
+        ((ours,), errno.EIO, steps / "step_3"),
+        ((theirs,), errno.EIO, theirs),
+        ((theirs, None, ours), errno.EIO, theirs),
+        ((theirs, None, ours), errno.ENOSPC, steps / "step_3"),
+    ]:
+        error = OSError(number, os.strerror(number), *names)
+
+        def fail(*_: object, error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(saving.megatron, "save", fail)
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            saving.Checkpoints(steps, "a: 1\n").save(3, policy, TrainingInfo(1, 1))
+        assert (caught.value.filename or str(steps / "step_3")) == str(place), (names, number)
+        assert list(steps.iterdir()) == []

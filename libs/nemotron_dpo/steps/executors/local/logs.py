@@ -1,4 +1,7 @@
-"""Copy what a stage says to stderr into a log file, while its progress bar still finds a terminal where there is one."""
+"""Copy what a stage says to stderr into a log file, while its progress bar still finds a terminal where there is one.
+
+A stage does not end because a line of its log has no room on the disk: that is said once, and the stage goes on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
+
+from nemotron_dpo import machine_errors
 
 # A process that outlives its stage may hold the other end open; what it says is not waited for.
 _LAST_WORDS_SECONDS = 5
@@ -18,10 +24,14 @@ _LAST_WORDS_SECONDS = 5
 
 @contextlib.contextmanager
 def tee_stderr(log: Path) -> Iterator[int]:
-    """A descriptor to give a child as its stderr; what it writes appears on ours and, but for lines drawn anew, in `log`."""
+    """A descriptor to give a child as its stderr; what it writes appears on ours and, but for lines drawn anew, in `log`.
+
+    Raises OSError where there can be no such file.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("ab", buffering=0)
     reader, writer = _terminal() if sys.stderr.isatty() else os.pipe()
-    pump = threading.Thread(target=_copy, args=(reader, log), daemon=True)
+    pump = threading.Thread(target=_copy, args=(reader, file), daemon=True)
     pump.start()
     try:
         yield writer
@@ -46,19 +56,31 @@ def _fit(descriptor: int) -> None:
         fcntl.ioctl(descriptor, termios.TIOCSWINSZ, fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8)))
 
 
-def _copy(reader: int, log: Path) -> None:
-    line = b""
-    with open(reader, "rb", buffering=0) as source, log.open("ab", buffering=0) as file:
+def _copy(reader: int, file: FileIO) -> None:
+    line, is_whole = b"", True
+    with open(reader, "rb", buffering=0) as source, file:
         while chunk := _read(source.fileno()):
             _show(chunk)
             _fit(reader)
             *whole, line = (line + chunk).split(b"\n")
             for text in whole:
-                file.write(_last_drawn(text) + b"\n")
+                is_whole = _kept(_last_drawn(text), file, is_whole)
         if b"\r" not in line and line:
-            file.write(line + b"\n")
+            _kept(line, file, is_whole)
         elif _last_drawn(line).strip():  # of a program that was killed: what is said next gets a line of its own
             _show(b"\n")
+
+
+def _kept(line: bytes, file: FileIO, is_whole: bool) -> bool:
+    """Whether the log is whole still, with this line. The first that it lacks is said."""
+    try:
+        file.write(line + b"\n")
+    except OSError as error:
+        if is_whole:
+            what = machine_errors.as_user_error(machine_errors.at(error, str(file.name)))
+            _show(f"nemotron-steps: warning: {what.source}: lacks lines of what was said here ({what.message})\n".encode())
+        return False
+    return is_whole
 
 
 def _read(descriptor: int) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_dpo.steps.executors.local.logs import tee_stderr
 from support.terminal import in_terminal
 
 STAGE = """
@@ -48,3 +49,17 @@ def test_the_last_words_of_a_stage_without_an_end_of_line_are_in_its_log(tmp_pat
     program += "with tee_stderr(Path(sys.argv[1])) as stderr: os.write(stderr, b'one\\ntwo')"
     subprocess.run([sys.executable, "-c", program, str(log)], check=True, env=dict(os.environ), stderr=subprocess.PIPE)
     assert log.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_log_without_room_ends_no_stage_and_one_that_cannot_be_begins_none(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.symlink_to("/dev/full")  # it opens, and has no room
+    program = "from pathlib import Path; import os, sys; from nemotron_dpo.steps.executors.local.logs import tee_stderr\n"
+    program += "with tee_stderr(Path(sys.argv[1])) as stderr: [os.write(stderr, b'%d\\n' % n) for n in range(3)]"
+    done = subprocess.run([sys.executable, "-c", program, str(log)], check=True, stderr=subprocess.PIPE)
+    lines = done.stderr.decode().splitlines()
+    assert [line for line in lines if line.isdigit()] == ["0", "1", "2"]
+    warning = f"nemotron-steps: warning: {log}: lacks lines of what was said here (no space left on device)"
+    assert [line for line in lines if not line.isdigit()] == [warning]
+    with pytest.raises(IsADirectoryError), tee_stderr(tmp_path):
+        pytest.fail("the stage began")
