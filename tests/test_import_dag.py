@@ -44,12 +44,13 @@ ALLOWED = {
     "documents": {"errors"},
     "machine_errors": {"errors"},
     "locks": {"errors", "machine_errors"},
-    "published": {"errors", "locks", "machine_errors"},
+    "processes": set(),
+    "published": {"errors", "locks", "machine_errors", "processes"},
     "streams": {"errors", "kernels", "launcher", "published"},
     "hf_folder": {"errors"},
     "file_digests": {"errors"},
     "step_folders": {"documents", "errors"},
-    "run_state": set(),
+    "run_state": {"processes"},
     "sources": {"documents", "errors", "hf_folder", "step_folders"},
     "config": {"documents", "errors", "paths", "objective"},
     "preferences": {
@@ -83,6 +84,7 @@ ALLOWED = {
     "training": {
         "locks",
         "machine_errors",
+        "processes",
         "published",
         "run_state",
         "step_folders",
@@ -100,6 +102,8 @@ ALLOWED = {
     "model_card": {"documents", "errors", "run_state", "step_folders"},
     "jobs": {"documents", "errors", "outcome", "run_state", "steps"},
     "steps": {
+        "locks",
+        "processes",
         "run_state",
         "documents",
         "machine_errors",

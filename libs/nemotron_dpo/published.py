@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from nemotron_dpo import locks, machine_errors
+from nemotron_dpo import locks, machine_errors, processes
 from nemotron_dpo.errors import UserError
 
 _LOCK = ".lock"
@@ -144,7 +142,7 @@ def _place_beside(target: Path) -> Iterator[Path]:
 def _locked_place(target: Path) -> tuple[Path, int]:
     """A new folder and a descriptor of the lock in it. Who sweeps may have taken either before it was locked."""
     while True:
-        place = target.parent / f".{_short(target.name)}.{_kernel()}-{os.urandom(8).hex()}.tmp"
+        place = target.parent / f".{_short(target.name)}.{processes.kernel()}-{os.urandom(8).hex()}.tmp"
         place.mkdir()
         try:
             file = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -183,7 +181,7 @@ def _sweep(folder: Path, now: float) -> None:
     with contextlib.suppress(OSError):
         for place in places(folder):
             found = _PLACE.fullmatch(place.name)
-            _remove_dead(place, now, is_ours=found is not None and found[1] == _kernel())
+            _remove_dead(place, now, is_ours=found is not None and found[1] == processes.kernel())
 
 
 def _remove_dead(place: Path, now: float, *, is_ours: bool) -> None:
@@ -226,15 +224,6 @@ def _remove(place: Path, lock: int | None = None) -> None:
         os.close(lock)
     with contextlib.suppress(OSError):
         place.rmdir()
-
-
-def _kernel() -> str:
-    """Eight digits that name the running kernel, which knows all processes that hold its locks; containers share one."""
-    try:
-        name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:  # no Linux
-        name = platform.node().encode()
-    return sha256(name).hexdigest()[:8]
 
 
 def _short(name: str) -> str:

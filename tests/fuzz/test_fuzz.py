@@ -40,6 +40,7 @@ FOUND: list[tuple[str, Any]] = [
     ("metrics.jsonl", b'{"step": 1, "train/loss": "low"}\n[1]\n7\n{"step": null, "train/loss": 1}\n{"step": true, "train/loss": 1}\n'),
     ("metrics.jsonl", b'{"step": 1, "train/loss": 1, "train/accuracy": {"a": 1}}\n{"step": -1, "validation-default/loss": 0.5}\n'),
     ("metrics.jsonl", b'{"step": 1, "train/loss": 1}\n{"step": 1, "validation-default/loss": 1, "validation-default/accuracy": 7, "validation-default/num_valid_samples": -3}\n'),
+    ("metrics.jsonl", b'{"step": 1, "train/loss": 1}\n{"step": 1, "validation-default/loss": 1, "validation-default/accuracy": 0.5, "validation-default/num_valid_samples": 1.7e308}\n'),
     ("job.yaml", b"a: !!int abc\n"),
     ("job.yaml", b"a: " + DEEP),
     ("step.toml", b'[step]\nid = 1\nname = "n"\ncategory = "c"\ndescription = "d"\n'),

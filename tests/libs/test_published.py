@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_dpo import locks, published
+from nemotron_dpo import locks, processes, published
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.published import published_file, published_folder, replacing
 
@@ -122,7 +122,7 @@ def test_a_file_server_that_keeps_open_files_under_another_name_is_left_nothing(
         for path in tmp_path.rglob(".nfs0001"):
             unlink(path)
 
-    dead = tmp_path / f".c.{published._kernel()}-{'1' * 16}.tmp"
+    dead = tmp_path / f".c.{processes.kernel()}-{'1' * 16}.tmp"
     dead.mkdir()
     (dead / ".lock").touch()
     monkeypatch.setattr(Path, "unlink", rename)
@@ -149,9 +149,9 @@ def test_what_only_looks_like_a_place_stays(tmp_path: Path):
     mine = [f".a.{'0' * 8}-{'1' * 16}.tmp", ".a.1234.tmp", "a.tmp", ".tmp"]
     for name in mine:
         (tmp_path / name).write_text("mine")
-    (tmp_path / f".l.{published._kernel()}-{'1' * 16}.tmp").symlink_to(tmp_path)
+    (tmp_path / f".l.{processes.kernel()}-{'1' * 16}.tmp").symlink_to(tmp_path)
     _write(tmp_path / "b")
-    assert {path.name for path in tmp_path.iterdir()} == {*mine, "b", f".l.{published._kernel()}-{'1' * 16}.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "b", f".l.{processes.kernel()}-{'1' * 16}.tmp"}
 
 
 def test_a_place_that_is_swept_before_it_is_locked_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

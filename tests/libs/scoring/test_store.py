@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nemotron_dpo import published
+from nemotron_dpo import processes, published
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import shard, store, upkeep
 from nemotron_dpo.scoring.scores import WindowScores
@@ -247,7 +247,7 @@ def test_what_was_computed_is_described_for_people(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     one = filled(tmp_path, [1, 2])
-    dead = one.folder / f".0-host-1.arrow.{published._kernel()}-{'1' * 16}.tmp"
+    dead = one.folder / f".0-host-1.arrow.{processes.kernel()}-{'1' * 16}.tmp"
     dead.mkdir()
     (dead / ".lock").touch()
     (dead / "0-host-1.arrow").write_bytes(bytes(10))
