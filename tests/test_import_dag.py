@@ -44,13 +44,14 @@ ALLOWED = {
     "documents": {"errors", "machine_errors"},
     "machine_errors": {"errors"},
     "locks": {"errors", "machine_errors"},
-    "published": {"errors", "locks", "machine_errors"},
+    "processes": set(),
+    "published": {"errors", "locks", "machine_errors", "processes"},
     "streams": {"errors", "kernels", "launcher", "published"},
     "weights_file": {"errors", "machine_errors"},
     "hf_folder": {"errors", "machine_errors", "weights_file"},
     "file_digests": {"errors"},
     "step_folders": {"documents", "errors", "machine_errors"},
-    "run_state": {"machine_errors"},
+    "run_state": {"machine_errors", "processes"},
     "sources": {"documents", "errors", "hf_folder", "step_folders"},
     "config": {"documents", "errors", "paths", "objective"},
     "preferences": {
@@ -85,6 +86,7 @@ ALLOWED = {
     "training": {
         "locks",
         "machine_errors",
+        "processes",
         "published",
         "run_state",
         "step_folders",
@@ -102,6 +104,8 @@ ALLOWED = {
     "model_card": {"documents", "errors", "machine_errors", "run_state", "step_folders"},
     "jobs": {"documents", "errors", "outcome", "run_state", "steps"},
     "steps": {
+        "locks",
+        "processes",
         "run_state",
         "documents",
         "machine_errors",

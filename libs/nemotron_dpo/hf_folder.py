@@ -190,11 +190,15 @@ def parsed_config(content: bytes) -> Any:
         if not re.search(rb"\b(Infinity|NaN)\b", content):
             raise
     try:
-        return json.loads(content)
+        tree = json.loads(content)
+        json.dumps(tree, ensure_ascii=False).encode()
     except RecursionError:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    except UnicodeEncodeError:  # which orjson refuses, too
+        raise json.JSONDecodeError("half a character (a surrogate)", "", 0) from None
     except UnicodeDecodeError as error:
         raise json.JSONDecodeError(f"not UTF-8 at byte {error.start}", "", 0) from None
+    return tree
 
 
 def honoured_config(folder: Path) -> bytes:

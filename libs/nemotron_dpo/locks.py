@@ -13,7 +13,9 @@ from pathlib import Path
 from nemotron_dpo import machine_errors
 from nemotron_dpo.errors import UserError
 
+OF_FOLDER = ".lock"  # of a folder that one process at a time works in
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -32,6 +34,21 @@ def held(path: Path, of: Path, refusal: Callable[[str], UserError], without: Cal
     finally:
         path.unlink(missing_ok=True)  # before unlocking: who locks this file next sees that it lost its name
         os.close(file)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file `path`, as far as this host can see."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except OSError:  # none, or none of ours
+        return False
+    try:
+        lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _HELD
+    finally:
+        os.close(file)
+    return False
 
 
 def is_named(file: int, path: Path) -> bool:
@@ -61,7 +78,10 @@ def _locked(path: Path, refusal: Callable[[str], UserError], without: Callable[[
             if not lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 without()
                 return file
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                os.close(file)
+                raise
             holder = os.pread(file, 200, 0).decode(errors="replace").strip()
             os.close(file)
             raise refusal(holder or "it has just begun") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from nemotron_dpo import locks, machine_errors
+from nemotron_dpo import locks, machine_errors, processes
 from nemotron_dpo.errors import UserError
 
 _LOCK = ".lock"
@@ -231,10 +230,7 @@ def _mount(folder: Path) -> str:
 
     Containers share a kernel, but may have mounted a file server's folder each for itself, and see no locks of each other's.
     """
-    try:
-        name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:  # no Linux
-        name = platform.node().encode()
+    name = processes.kernel().encode()
     with contextlib.suppress(OSError):  # where there is no such folder nothing can be made in it, which is said then
         name += b" %d" % folder.stat().st_dev
     return sha256(name).hexdigest()[:8]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from nemotron_dpo import machine_errors
+from nemotron_dpo import machine_errors, processes
 
 FILE = "run.json"
 
@@ -47,17 +45,8 @@ def state_of(facts: Mapping[str, Any]) -> str:
 
 
 def is_alive(facts: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote `facts`, its `pid` and `host`, may still live; of another machine nobody here knows."""
-    pid = facts.get("pid")
-    if facts.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    """Whether the process that wrote `facts` (what `processes.this_one` says) may still live; of others nobody here knows."""
+    return processes.may_live(facts)
 
 
 def how_extended(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nemotron_dpo import hf_folder
+from nemotron_dpo import hf_folder, machine_errors
 from nemotron_dpo.checkpoint import mxfp4
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.weights_file import opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -102,9 +103,13 @@ def _value(node: Any, parts: Sequence[str]) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _composed(text: str) -> Any:
-    from yaml import SafeLoader, compose
+    """The nodes of `text`; None where only another parser reads it: that in C takes tabs that Python's refuses."""
+    import yaml
 
-    return compose(text, Loader=SafeLoader)
+    for loader in (getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader):
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.compose(text, Loader=loader)
+    return None
 
 
 def _line(text: str, parts: Sequence[str]) -> int | None:

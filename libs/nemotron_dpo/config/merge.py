@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS, ROW_FORMS
@@ -90,13 +90,13 @@ def _make_room(below: Any, tree: Any, layer: ConfigLayer) -> None:
     """Remove from `below` what `layer`, whose tree is `tree`, says anew as a whole. Raises UserError for a part of nothing."""
     from omegaconf import OmegaConf
 
-    old, new = (OmegaConf.select(config, "dpo") for config in (below, tree))
+    old, new = (_selected(config, "dpo") for config in (below, tree))
     if not OmegaConf.is_dict(new):
         return
     path, key = ("" if layer.is_file else layer.text.partition("=")[0].strip()), "dpo.preference_loss"
     for name in replaced(new, path) if OmegaConf.is_dict(old) else ():
         old.pop(name, None)
-    if path.startswith(f"{key}.") and not OmegaConf.is_dict(OmegaConf.select(below, key)):
+    if path.startswith(f"{key}.") and not OmegaConf.is_dict(_selected(below, key)):
         remedy = f"give all of it: {key}={{NAME: WEIGHT, NAME: WEIGHT}}"
         raise UserError("leads into a mixture, and none is below", source=layer.source, field=path, remedy=remedy)
 
@@ -106,7 +106,7 @@ def _name_single_sets(*configs: Any) -> None:
     from omegaconf import OmegaConf
 
     sets = [(config, found) for config in configs if OmegaConf.is_dict(found := _selected(config, "data.validation")) and found]
-    named = [all(OmegaConf.is_config(value) for value in found.values()) for _, found in sets]
+    named = [all(OmegaConf.is_config(_item(found, name)) for name in found) for _, found in sets]
     for (config, found), is_named in zip(sets, named, strict=True):
         if not is_named and any(named):
             config.data.validation = {"default": found}
@@ -123,7 +123,7 @@ def _forget_rows(below: Any, tree: Any) -> None:
         old, new = _selected(below, key), _selected(tree, key)
         if not OmegaConf.is_dict(old) or not OmegaConf.is_dict(new):
             continue
-        if new.get("split_from_train") is not None:
+        if _item(new, "split_from_train") is not None:
             old.clear()  # another set altogether: it has no rows of its own
         names = [name for name in _PLACES if _selected(new, name) is not None and not _is_form(_selected(new, name))]
         for name in (*_PLACES, *HELD_OUT_KEYS) if names else ():
@@ -138,10 +138,20 @@ def _is_form(name: Any) -> bool:
 def _selected(config: Any, key: str) -> Any:
     """What the dotted `key` leads to in `config`; None where it leads nowhere, as where its section is no mapping."""
     from omegaconf import OmegaConf
+
+    return _if_any(lambda: OmegaConf.select(config, key))
+
+
+def _item(mapping: Any, name: str) -> Any:
+    """What `mapping` has under `name`; None where it has nothing, or names what is not there."""
+    return _if_any(lambda: mapping.get(name))
+
+
+def _if_any(look: Callable[[], Any]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.select(config, key)
+        return look()
     except OmegaConfBaseException:
         return None
 

@@ -52,7 +52,7 @@ def chance_of_worse(difference_P: np.ndarray) -> float:
 
 def share_interval(hits: int, count: int) -> Interval:
     """A share of `count` pairs, with Wilson's interval: it is right for few pairs, and for all or none of them too."""
-    z, share = 1.959964, hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    z, share, size = 1.959964, hits / count, float(count)  # as an integer twice as many may be more than a float can be
+    middle = (share + z * z / (2 * size)) / (1 + z * z / size)
+    half = z * sqrt(share * (1 - share) / size + z * z / (4 * size * size)) / (1 + z * z / size)
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))

@@ -9,8 +9,6 @@ from pathlib import Path
 from nemotron_dpo import locks
 from nemotron_dpo.errors import UserError
 
-NAME = ".lock"
-
 
 @contextlib.contextmanager
 def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
@@ -28,7 +26,7 @@ def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     warning = f"warning: {folder}: its file system has no locks: no other run may work in it"
     try:
-        with locks.held(folder / NAME, folder, refusal, lambda: say(warning)):
+        with locks.held(folder / locks.OF_FOLDER, folder, refusal, lambda: say(warning)):
             yield
     finally:
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.training.lock import NAME, only_run
+from nemotron_dpo.locks import OF_FOLDER as NAME
+from nemotron_dpo.training.lock import only_run
 
 HOLD = """
 import sys
@@ -88,3 +90,16 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch):
     with only_run(tmp_path, said.append):
         pass
     assert said == [f"warning: {tmp_path}: its file system has no locks: no other run may work in it"]
+
+
+def test_an_error_of_the_machine_is_not_taken_for_another_run(tmp_path: Path, monkeypatch):
+    import errno
+    import fcntl
+
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as failure, only_run(tmp_path, _quiet):
+        pass
+    assert (failure.value.errno, failure.value.filename) == (errno.EIO, str(tmp_path))

@@ -34,7 +34,7 @@ def objective(given: Given) -> None:
 def _numbers(given: Given, weights: Any) -> list[float]:
     try:
         return [float(weight) for weight in _listed(weights)]
-    except ValueError:
+    except (ValueError, OverflowError):
         given.refuse("loss_weights", f"is {weights} where numbers are due")
         return []
 

@@ -27,6 +27,7 @@ FACTS = np.dtype(
     ]
 )  # fmt: skip
 CUT_CHOSEN, CUT_REJECTED, CUT_PROMPT = 1, 2, 4
+_FIRST_ROOM = 4096
 REWRITTEN, SPACE_ALONE, EMPTY, REWARDED, INVERTED, TIED = 1, 2, 4, 8, 16, 32
 _BESIDE_CONTENT = ("role", "content", "name")
 
@@ -71,10 +72,13 @@ def _digest(text: str) -> int:
 
 @dataclass
 class FactTable:
-    """The facts about all pairs, in their order, with the file of each. It takes FACTS.itemsize bytes a pair."""
+    """The facts about all pairs, in their order, with the file of each. It takes FACTS.itemsize bytes a pair.
+
+    They lie in one array from the beginning, with at most an eighth of room: to join many at the end would take as much again.
+    """
 
     reward_columns: list[str] = field(default_factory=list)
-    _parts: list[np.ndarray] = field(default_factory=list)
+    _room: np.ndarray = field(default_factory=lambda: np.empty(_FIRST_ROOM, FACTS))
     _sources: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)
     _num_pairs: int = 0
@@ -94,14 +98,21 @@ class FactTable:
         if not self._sources or self._sources[-1] != source:
             self._sources.append(source)
             self._firsts.append(self._num_pairs)
-        self._parts.append(facts)
-        self._num_pairs += len(facts)
+        end = self._num_pairs + len(facts)
+        if end > len(self._room):
+            self._make_room(max(end, len(self._room) * 9 // 8))
+        self._room[self._num_pairs : end] = facts
+        self._num_pairs = end
+
+    def _make_room(self, size: int) -> None:
+        try:
+            self._room.resize(size)  # in place, where it is large: the kernel moves pages, and copies none
+        except ValueError:  # somebody looks at it
+            self._room = np.concatenate([self._room, np.empty(size - len(self._room), FACTS)])
 
     def all(self) -> np.ndarray:
         """One array of FACTS of all pairs."""
-        if len(self._parts) != 1:
-            self._parts = [np.concatenate([np.empty(0, FACTS), *self._parts])]
-        return self._parts[0]
+        return self._room[: self._num_pairs]
 
     @property
     def num_files(self) -> int:

@@ -2,13 +2,11 @@
 
 `status` is `running`, `submitted` (to a cluster), `done`, `failed` or `stopped` (by a person or a signal), `reason` says by
 what, `stage` names the last stage that began. `made` has the cache's key of each stage's outputs. A job that was killed leaves
-`running`: `pid` and `host` say whom to look for.
+`running`: `host`, `pid` and `process` say whom to look for.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from nemotron_dpo import processes
 from nemotron_dpo.published import replacing
 from nemotron_dpo.steps.compile.stages import Stage
 
@@ -35,8 +34,7 @@ class JobState:
             "stage": None,
             "started": _now(),
             "updated": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            **processes.this_one(),
             "made": {},
         }
         self._write()

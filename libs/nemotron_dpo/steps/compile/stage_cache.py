@@ -19,7 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from nemotron_dpo import file_digests
+from nemotron_dpo import file_digests, locks
 from nemotron_dpo.published import replacing
 
 CACHE = Path(".nemotron") / "cache"
@@ -101,10 +101,13 @@ def note_start(key: str, folder: Path) -> None:
 
 
 def interrupted(key: str) -> Path | None:
-    """The folder where the stage of `key` worked last, if it is still there; only one of a job is believed."""
+    """The folder where the stage of `key` worked last, if it is still there; only one of a job is believed.
+
+    Where another process, here or on another host, still works in it, nothing was interrupted.
+    """
     try:
         folder = Path(os.fsdecode((CACHE / f"{key}.started").read_bytes()))
-        return folder if is_of_job(folder) else None
+        return folder if is_of_job(folder) and not locks.is_held(folder / locks.OF_FOLDER) else None
     except (FileNotFoundError, ValueError):  # ValueError: a damaged note need not be a path
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import orjson
 
+from nemotron_dpo import processes
 from nemotron_dpo.outcome import margin, outcome, read_metrics
 from nemotron_dpo.published import replacing
 from nemotron_dpo.run_state import read_json, state_of
@@ -53,8 +53,7 @@ def _as_data(job: PointJob) -> dict[str, object]:
 def job_of(pid: int, since: frozenset[str]) -> Path | None:
     """The job that process `pid` of this machine made, none of those before, named `since`. Another sweep may share a name."""
     new = (path for path in JOBS.glob("*") if path.name not in since)
-    whose = {"pid": pid, "host": socket.gethostname()}
-    return next((path for path in new if whose.items() <= read_json(path / STATE).items()), None)
+    return next((path for path in new if processes.is_ours(read_json(path / STATE), pid)), None)
 
 
 def state(job: Path) -> Mapping[str, object]:

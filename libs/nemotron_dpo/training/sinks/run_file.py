@@ -2,14 +2,12 @@
 
 `status` is `running`, `done`, `stopped` (by a signal or the time limit, with a checkpoint, or by dpo.on_divergence) or
 `failed`; `reason` says by what. `alarms` has what the guards said: kind, step, pairs, what to try, and the last step that was
-good. A process that was killed leaves `running`: `pid` and `host` say whom to look for, and the run that goes on from there
-lists it under `earlier` as `killed`.
+good. A process that was killed leaves `running`: `host`, `pid` and `process` say whom to look for, and the run that goes on
+from there lists it under `earlier` as `killed`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 import time
 from datetime import UTC, datetime
@@ -18,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from nemotron_dpo import published
+from nemotron_dpo import processes, published
 from nemotron_dpo.run_state import read_json
 from nemotron_dpo.streams import published_file
 from nemotron_dpo.training.record import Record
@@ -44,8 +42,7 @@ class RunFile:
             "step": run.done,
             "started": _now(),
             "updated": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            **processes.this_one(),
             "folder": str(Path.cwd()),
             **run.facts,
             "lineage": dict(run.lineage),

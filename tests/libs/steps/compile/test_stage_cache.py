@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_dpo import locks
 from nemotron_dpo.steps.compile import stage_cache as cache
+from nemotron_dpo.training.lock import only_run
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +172,10 @@ def test_unknown_key():
 def test_interrupted_work_is_found_where_it_was_noted():
     folder = _folder(str(cache.JOBS / "job1" / "run"))
     cache.note_start("key", folder)
+    with only_run(folder, print):  # as dpo-train does, of another nemotron-steps
+        assert cache.interrupted("key") is None
+    assert cache.interrupted("key") == folder
+    (folder / locks.OF_FOLDER).touch()  # as a killed one leaves it
     assert cache.interrupted("key") == folder
     cache.record("key", "stage", [folder])
     assert cache.interrupted("key") is None

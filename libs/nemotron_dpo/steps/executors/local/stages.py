@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nemotron_dpo import launcher, parent
+from nemotron_dpo import launcher, locks, parent
 from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.steps.compile import beginnings, stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
@@ -161,7 +161,7 @@ def run_stage(stage: Stage, env: Mapping[str, str], log: Path | None = None) -> 
 
 
 def _run_prelude(prelude: Prelude, job: Path, env: Mapping[str, str], say: Callable[[str], object]) -> None:
-    with _only_one(prelude.target):
+    with _only_one(prelude.target, say):
         if prelude.is_cached:
             return
         say(f"fine-tuning a random policy of a million parameters on the sample pairs, once: {prelude.target}")
@@ -212,9 +212,15 @@ def _descendants(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _only_one(target: Path) -> Iterator[None]:
-    """Hold the lock beside `target`: a second run waits for the first one's result instead of making it again."""
+def _only_one(target: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock beside `target`: a second run, here or on another host, waits for the first one's result."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{target.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            has_locks = locks.lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{target}: another run is making it: waits for it")
+            has_locks = locks.lock(file.fileno(), fcntl.LOCK_EX)
+        if not has_locks:
+            say(f"warning: {target.parent}: its file system has no locks: no other run may make {target.name}")
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pty
 import signal
@@ -20,7 +22,7 @@ from nemotron_dpo.steps.compile.job_state import JobState
 from nemotron_dpo.steps.compile.stage_choice import choose
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage
 from nemotron_dpo.steps.compile.tiny_sft import Prelude
-from nemotron_dpo.steps.executors.local.stages import StageFailed, run_plan, run_stage
+from nemotron_dpo.steps.executors.local.stages import StageFailed, _only_one, run_plan, run_stage
 
 FAILURES = [
     ("exit 7", 7, "work failed (exit 7); it said why above"),
@@ -177,6 +179,33 @@ def test_cache_entry_is_made_once_from_a_clean_start(tmp_path: Path):
         _run(_plan(tmp_path, prelude=Prelude(target, scratch, commands)))
     assert (tmp_path / "count").read_text() == "made\n"
     assert (target / "checkpoint_megatron").is_dir()
+
+
+def test_a_run_that_waits_for_another_says_so_and_one_without_locks_that_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target = tmp_path / "policy"
+    real, asked, said = fcntl.flock, [], []
+
+    def held_at_first(file: int, how: int) -> None:
+        asked.append(how)
+        if how & fcntl.LOCK_NB:
+            raise BlockingIOError(errno.EAGAIN, "held")
+        real(file, how)
+
+    def no_locks(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for flock, line in (
+        (held_at_first, f"{target}: another run is making it: waits for it"),
+        (no_locks, f"warning: {tmp_path}: its file system has no locks: no other run may make policy"),
+    ):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        said.clear()
+        with _only_one(target, said.append):
+            pass
+        assert said == [line]
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
 
 
 RUNNER = """
