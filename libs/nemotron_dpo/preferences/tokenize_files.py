@@ -87,14 +87,19 @@ def tokenize_files(
             shown.advance(amount, f"{len(tally.table)} pairs")
             if not job.is_written and sink.picker.is_done:
                 break
-        for file in (file for file, old, new in zip(files, before, states(files), strict=True) if old != new):
-            raise UserError("was changed while it was read", source=file)
+        _check_unchanged(files, before)
         sink.finish(tally)
         if not tally.num_pairs:
             raise UserError(f"no pair is left: {tally.closing_line()}", source=", ".join(job.inputs))
         if job.stats:
             _write_json(job.stats, tally.report(info.digests, info.settings))
     return tally
+
+
+def _check_unchanged(files: list[str], before: list[Any]) -> None:
+    """Raise UserError for the first of `files` that is not in the state that it had `before`."""
+    for file in (file for file, old, new in zip(files, before, states(files), strict=True) if old != new):
+        raise UserError("was changed while it was read", source=file)
 
 
 def _outputs(job: Tokenization) -> dict[str, str | None]:
