@@ -141,7 +141,7 @@ def _place_beside(target: Path) -> Iterator[Path]:
 def _locked_place(target: Path) -> tuple[Path, int]:
     """A new folder and a descriptor of the lock in it. Who sweeps may have taken either before it was locked."""
     while True:
-        place = target.parent / f".{_short(target.name)}.{_mount(target.parent)}-{os.urandom(8).hex()}.tmp"
+        place = target.parent / f".{_short(target.name)}.{mount_of(target.parent)}-{os.urandom(8).hex()}.tmp"
         place.mkdir()
         try:
             file = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -180,7 +180,7 @@ def _sweep(folder: Path, now: float) -> None:
     with contextlib.suppress(OSError):
         for place in places(folder):
             found = _PLACE.fullmatch(place.name)
-            _remove_dead(place, now, is_ours=found is not None and found[1] == _mount(folder))
+            _remove_dead(place, now, is_ours=found is not None and found[1] == mount_of(folder))
 
 
 def _remove_dead(place: Path, now: float, *, is_ours: bool) -> None:
@@ -225,7 +225,7 @@ def _remove(place: Path, lock: int | None = None) -> None:
         place.rmdir()
 
 
-def _mount(folder: Path) -> str:
+def mount_of(folder: Path) -> str:
     """Eight digits that name the file system of `folder` in the running kernel, which knows all who hold locks there.
 
     Containers share a kernel, but may have mounted a file server's folder each for itself, and see no locks of each other's.

@@ -110,9 +110,9 @@ def test_a_clock_that_runs_ahead_makes_no_place_of_another_kernel_old(tmp_path: 
 
 def test_a_folder_that_is_mounted_twice_is_another_to_each():
     """Containers of one node that mount a file server each for itself see no locks of each other's, and share a kernel."""
-    devices = {path.stat().st_dev: published._mount(path) for path in map(Path, ("/proc", "/dev", "/sys", "/"))}
+    devices = {path.stat().st_dev: published.mount_of(path) for path in map(Path, ("/proc", "/dev", "/sys", "/"))}
     assert len(set(devices.values())) == len(devices) > 1
-    assert published._mount(Path("/proc/self")) == published._mount(Path("/proc"))
+    assert published.mount_of(Path("/proc/self")) == published.mount_of(Path("/proc"))
 
 
 def test_a_file_server_that_keeps_open_files_under_another_name_is_left_nothing(
@@ -129,7 +129,7 @@ def test_a_file_server_that_keeps_open_files_under_another_name_is_left_nothing(
         for path in tmp_path.rglob(".nfs0001"):
             unlink(path)
 
-    dead = tmp_path / f".c.{published._mount(tmp_path)}-{'1' * 16}.tmp"
+    dead = tmp_path / f".c.{published.mount_of(tmp_path)}-{'1' * 16}.tmp"
     dead.mkdir()
     (dead / ".lock").touch()
     monkeypatch.setattr(Path, "unlink", rename)
@@ -156,9 +156,9 @@ def test_what_only_looks_like_a_place_stays(tmp_path: Path):
     mine = [f".a.{'0' * 8}-{'1' * 16}.tmp", ".a.1234.tmp", "a.tmp", ".tmp"]
     for name in mine:
         (tmp_path / name).write_text("mine")
-    (tmp_path / f".l.{published._mount(tmp_path)}-{'1' * 16}.tmp").symlink_to(tmp_path)
+    (tmp_path / f".l.{published.mount_of(tmp_path)}-{'1' * 16}.tmp").symlink_to(tmp_path)
     _write(tmp_path / "b")
-    assert {path.name for path in tmp_path.iterdir()} == {*mine, "b", f".l.{published._mount(tmp_path)}-{'1' * 16}.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "b", f".l.{published.mount_of(tmp_path)}-{'1' * 16}.tmp"}
 
 
 def test_a_place_that_is_swept_before_it_is_locked_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

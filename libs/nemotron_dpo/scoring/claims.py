@@ -2,8 +2,8 @@
 
 A run has a file with the ids of the pairs that it has begun and not published yet. A claim is a hint and no lock: where files
 of others are not seen, a pair is scored twice, and nothing is lost. It counts as long as its process gives signs of life, by
-the time of its file, of which the file system's clock is the judge, and by a lock on it. Other mounts or hosts may not see that
-lock, and who is stopped keeps it, so neither sign is enough.
+the time of its file, of which the file system's clock is the judge, and by a lock on it. Other mounts or hosts may not see
+that lock, and who is stopped keeps it, so neither sign is enough; within one mount a lock that is free is.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_dpo import locks
+from nemotron_dpo.published import mount_of
 
 FOLDER = ".claims"
 LEASE_SECONDS = 60.0  # after which a process that does not renew its file is taken for dead
-UNLOCKED_SECONDS = 10.0  # the same where its file is not locked
+UNLOCKED_SECONDS = 10.0  # the same where its file is not locked, as seen from another mount or host
 _BEAT_SECONDS = 2.0
 _TURN_SECONDS = 2.0  # how long one waits for another that writes its claims
 _ID_BYTES = 16
@@ -88,7 +89,7 @@ class Claims:
             os.close(self._file)
             self._file = None
         if self._file is None:
-            self._path = self.folder / f"{os.getpid()}-{os.urandom(8).hex()}"
+            self._path = self.folder / f"{mount_of(self.folder)}-{os.urandom(8).hex()}"
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             locks.lock(self._file, fcntl.LOCK_EX)
             self._write(self._own)
@@ -140,7 +141,8 @@ def _is_dead(path: Path, now: float) -> bool:
     file = os.open(path, os.O_RDONLY)
     try:
         age = now - os.fstat(file).st_mtime
-        return age > LEASE_SECONDS or (age > UNLOCKED_SECONDS and locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        sees_locks = path.name.startswith(mount_of(path.parent)) or age > UNLOCKED_SECONDS
+        return age > LEASE_SECONDS or (sees_locks and locks.lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
     except OSError:  # it is locked
         return False
     finally:

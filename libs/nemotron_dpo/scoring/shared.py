@@ -6,6 +6,7 @@ of it. Nobody waits for one who waits for him, since who waits has published all
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Shared:
 
     def publish_when_due(self) -> None:
         """Publish once a killed process would lose much, or others may wait for long."""
-        if self.store.is_due(_PUBLISH_SECONDS if self.claims.has_company else None):
+        if self.store.is_due(_PUBLISH_SECONDS if self.claims.has_company else math.inf):
             self._publish()
 
     def close(self) -> None:

@@ -135,10 +135,10 @@ class Store:
         """Whether the folder has taken all that was to be published."""
         return self._takes
 
-    def is_due(self, seconds: float | None = None) -> bool:
+    def is_due(self, seconds: float = PUBLISH_SECONDS) -> bool:
         """Whether records have waited as long as they may, or for so many seconds."""
         waited = time.monotonic() - self._published
-        return waited >= (PUBLISH_SECONDS if seconds is None else seconds) or len(self._pending) >= _MOST_PENDING
+        return waited >= min(PUBLISH_SECONDS, seconds) or len(self._pending) >= _MOST_PENDING
 
     def publish(self) -> None:
         """Write what is pending to the disk under a name of its own."""

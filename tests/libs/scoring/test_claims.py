@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_dpo.published import mount_of
 from nemotron_dpo.scoring import claims, shared
 from nemotron_dpo.scoring.claims import Claims
 from nemotron_dpo.scoring.scores import WindowScores
@@ -34,7 +35,7 @@ def test_a_pair_is_one_processs_until_it_drops_it(tmp_path: Path) -> None:
 
 
 def test_who_gives_no_sign_of_life_is_not_waited_for(tmp_path: Path) -> None:
-    """A killed process for seconds; one that is stopped, and holds its lock, for a lease. It may come back."""
+    """A killed process not at all, of another host for seconds; one that is stopped, and holds its lock, for a lease. It may come back."""
 
     def taken_after(one: Claims, path: Path, seconds: float) -> bool:
         then = time.time() - seconds
@@ -42,7 +43,11 @@ def test_who_gives_no_sign_of_life_is_not_waited_for(tmp_path: Path) -> None:
         return one.take(IDS[:2]) == [True] * 2
 
     one, other = Claims(tmp_path), Claims(tmp_path)
-    killed = tmp_path / "1-1"
+    near, killed = tmp_path / f"{mount_of(tmp_path)}-1", tmp_path / "00000000-1"
+    near.write_bytes(b"".join(IDS[:2]))
+    assert one.take(IDS[:2]) == [True] * 2
+    one.drop()
+    assert not near.exists()
     killed.write_bytes(b"".join(IDS[:2]))
     assert [taken_after(one, killed, age) for age in (claims.UNLOCKED_SECONDS - 5, claims.UNLOCKED_SECONDS + 5)] == [
         False,

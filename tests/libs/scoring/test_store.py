@@ -241,7 +241,7 @@ def test_what_was_computed_is_described_for_people(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     one = filled(tmp_path, [1, 2])
-    dead = one.folder / f".0-host-1.arrow.{published._mount(one.folder)}-{'1' * 16}.tmp"
+    dead = one.folder / f".0-host-1.arrow.{published.mount_of(one.folder)}-{'1' * 16}.tmp"
     dead.mkdir()
     (dead / ".lock").touch()
     (dead / "0-host-1.arrow").write_bytes(bytes(10))
