@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.programs import check, command, error_line, run
+from support.programs import check, command, error_line, run, torchrun
 
 pytestmark = pytest.mark.slow  # every test starts programs, some of them several
 
@@ -81,13 +81,7 @@ def test_waiting_for_others_is_said_and_ends_by_signal(tmp_path: Path, pairs: Pa
 
 @pytest.mark.multiprocess
 def test_processes_that_no_torchrun_started_meet(tmp_path: Path, pairs: Path, policy: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    argv = command("ref-logprobs", pairs, "-o", tmp_path / "two.arrow", "--policy", policy, "--precision", "float32")
-    processes = [subprocess.Popen(argv, env=_environment(RANK=str(rank), **job)) for rank in (1, 0)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    torchrun(2, "ref-logprobs", pairs, "-o", tmp_path / "two.arrow", "--policy", policy, "--precision", "float32")
     check("ref-logprobs", pairs, "-o", tmp_path / "one.arrow", "--policy", policy, "--precision", "float32")
     assert _scores(tmp_path / "two.arrow") == pytest.approx(_scores(tmp_path / "one.arrow"), abs=1e-5)
 

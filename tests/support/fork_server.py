@@ -1,9 +1,10 @@
-"""`python fork_server.py FD`: import once what the programs import, and fork a process for each that is asked for.
+"""`python fork_server.py FD [MODULE...]`: import once what programs import, and fork a process for each that is asked for.
 
 Starting a program takes three CPU seconds of imports, and the tests start hundreds. What a forked process inherits and a
 started one would not have (descriptors, signal handlers, random states, the number of threads) `_become` puts right; an
 environment that is read while Python starts or torch is imported cannot be put right, so `programs` starts such a program
-itself. Nothing here computes: threads of a parallel operation would not survive a fork.
+itself. Nothing here computes: threads of a parallel operation would not survive a fork. Each MODULE is a package whose own
+modules read the environment: what they import is here, and they themselves are imported anew.
 
 Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and four descriptors: stdin,
 stdout, stderr, and a socket that gets the process id and, when the process has ended, its status.
@@ -35,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export", "nemotron-steps", "nemotron")
+PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "dpo-torchrun", "ckpt-export", "nemotron-steps", "nemotron")
 # what a program imports where it first needs it: to train, torch imports its compiler, which takes longer than a tiny run
 LATER = (
     "omegaconf._impl",
@@ -47,20 +48,24 @@ LATER = (
     "numpy.ma",
     "pyarrow.compute",
     "torch._dynamo",
+    "torch.distributed.run",
     "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config",
 )
+# of torchrun what starts our programs, and has a name of its own for Popen
+STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
 LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
 
 
-def main(requests: socket.socket) -> None:
+def main(requests: socket.socket, *anew: str) -> None:
     """Serve until the tests are gone."""
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
     _import_everything()
-    gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     _start_own_programs_by_fork()
+    _import_for(anew)
+    gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     request = _next_in_child(requests)
     if request is not None:
         os.chdir(request["cwd"])
@@ -80,6 +85,15 @@ def _import_everything() -> None:
         for name in (*ours, *LATER):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+
+
+def _import_for(packages: Sequence[str]) -> None:
+    """Import what these packages import, and forget themselves."""
+    for package in packages:
+        importlib.import_module(package)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
 
 
 def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
@@ -121,29 +135,31 @@ def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
 
 
 def _start_own_programs_by_fork() -> None:
-    """Let what a program starts with subprocess, where it is one of ours, be a fork too: nemotron-steps starts the stages."""
+    """Let what a program starts with subprocess, where it is one of ours, be a fork too: a stage, a rank of torchrun's."""
     start = subprocess.Popen
 
-    def popen(argv: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
+    def popen(args: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
         environment = options.get("env") or dict(os.environ)
-        if _script(argv) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
-            options["preexec_fn"] = lambda: _become([str(word) for word in argv], environment)
-        return start(argv, *positional, **options)
+        if _script(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
+            options["preexec_fn"] = lambda: _become([str(word) for word in args], environment)
+        return start(args, *positional, **options)
 
     subprocess.Popen = popen  # type: ignore[misc, assignment] - a stand-in of the same arguments
+    sys.modules[STARTER].Popen = popen  # type: ignore[attr-defined] - the same name
 
 
-def can_be_honoured(environment: Mapping[str, str]) -> bool:
-    """Whether a fork can have `environment`: what a Python, a C library or torch reads when it starts is the same here."""
+def can_be_honoured(environment: Mapping[str, str], here: Mapping[str, str] = os.environ) -> bool:
+    """Whether a fork can have `environment`: what a Python, a C library or torch reads when it starts is the same `here`."""
     threads = environment.get("OMP_NUM_THREADS", "1")
-    return threads.isdigit() and int(threads) > 0 and read_at_start(environment) == read_at_start(os.environ)
+    return threads.isdigit() and int(threads) > 0 and read_at_start(environment) == read_at_start(here)
 
 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of `environment` that is read once, by an interpreter or a library that starts."""
     families = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ATEN_",
                 "TORCH_", "PYTORCH_", "CUDA_", "NPY_", "NUMPY_")  # fmt: skip
-    return {name: value for name, value in environment.items() if name.startswith(families) and name != "OMP_NUM_THREADS"}
+    later = ("OMP_NUM_THREADS", "TORCH_NCCL_")  # torchrun sets one of NCCL's, which are read where groups of it are made
+    return {name: value for name, value in environment.items() if name.startswith(families) and not name.startswith(later)}
 
 
 def _script(argv: Sequence[str]) -> str | None:
@@ -232,4 +248,4 @@ def _end(script: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:])
