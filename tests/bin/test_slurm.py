@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.forking_python import forks_first
 from support.programs import check, losses, run
 from support.slurm_cluster import Cluster
 from support.slurm_runs import PROGRAM, SECRET, error_lines, local_job
@@ -27,7 +28,8 @@ def test_two_nodes_train_the_local_curve(here: Path, tmp_path_factory: pytest.Te
     tiny = ["run", "dpo", "-c", "tiny", "dpo.max_num_steps=3", "data.train.limit=48", "data.validation=null"]
     check(PROGRAM, *tiny, "cluster.gpus_per_node=2", env=env)
     local = local_job(here)
-    done = check(PROGRAM, *tiny, "-r", "two", env=env)
+    with forks_first(here / "forks"):  # programs of the nodes; those of the other tests start cold
+        done = check(PROGRAM, *tiny, "-r", "two", env=env)
     job = next(folder for folder in local.parent.iterdir() if folder != local)
     assert len(losses(job / "run")) == 3
     assert losses(job / "run") == pytest.approx(losses(local / "run"), rel=1e-6)

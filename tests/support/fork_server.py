@@ -6,14 +6,15 @@ environment that is read while Python starts or torch is imported cannot be put 
 itself. Nothing here computes: threads of a parallel operation would not survive a fork. Each MODULE is a package whose own
 modules read the environment: what they import is here, and they themselves are imported anew.
 
-Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and four descriptors: stdin,
-stdout, stderr, and a socket that gets the process id and, when the process has ended, its status.
+Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and descriptors: stdin, stdout,
+stderr, a socket that gets the process id and, when the process has ended, its status, and namespaces that it is to be in.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import io
@@ -54,6 +55,7 @@ LATER = (
 )
 # of torchrun what starts our programs, and has a name of its own for Popen
 STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
+NAMESPACES = ("net", "uts", "mnt")
 LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
 
@@ -110,16 +112,17 @@ def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
                 with contextlib.suppress(OSError), reply:
                     reply.send(WORD.pack(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
                 continue
-            message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
+            message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4 + len(NAMESPACES))
             if not message:
                 for pid, _ in ends.values():
                     os.kill(pid, signal.SIGKILL)
                 return None
             pid = os.fork()
-            reply = socket.socket(fileno=descriptors.pop())
+            reply = socket.socket(fileno=descriptors.pop(3))
             if pid == 0:
-                for target, source in enumerate(descriptors):
+                for target, source in enumerate(descriptors[:3]):
                     os.dup2(source, target)
+                _enter(descriptors[3:])
                 asked = json.loads(message)
                 if asked["leads"]:
                     os.setpgid(0, 0)
@@ -132,6 +135,14 @@ def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
             end = os.pidfd_open(pid)
             ends[end] = pid, reply
             poll.register(end, select.POLLIN)
+
+
+def _enter(namespaces: Sequence[int]) -> None:
+    """Move to these, of NAMESPACES each, where they are others: a test host is made of them."""
+    for kind, namespace in zip(NAMESPACES, namespaces, strict=False):
+        elsewhere = os.fstat(namespace).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
+        if elsewhere and ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter another {kind}")
 
 
 def _start_own_programs_by_fork() -> None:

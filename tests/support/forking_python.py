@@ -1,7 +1,7 @@
 """Programs for shell scripts that are forks too: executables that give their command to the tests' fork server.
 
 As a program, `python -IS forking_python.py SOCKET ARGV...` is what these executables run: it sends ARGV, its environment,
-folder and standard streams over SOCKET, waits, and ends with the status that comes back.
+folder, standard streams and namespaces (it may be on a test host) over SOCKET, waits, and ends with the status that comes back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+NAMESPACES = ("net", "uts", "mnt")
 LARGEST = 1 << 20
 WORD = struct.Struct("q")
 ASK = """exec "{python}" -IS "{here}" "{socket}" "{program}" "$@\""""
@@ -24,6 +25,16 @@ PYTHON = """case $1 in
 *.py) {ask} ;;
 esac
 exec "{python}" "$@\""""
+
+
+@contextlib.contextmanager
+def forks_first(folder: Path) -> Iterator[str]:
+    """A shell command by which a job finds our programs as executables in `folder` first, where forking can be had."""
+    from support import forks
+
+    folder.mkdir()
+    with forking_programs(folder) if forks.can_fork(os.environ) else contextlib.nullcontext():
+        yield f'export PATH="{folder}:$PATH"'
 
 
 @contextlib.contextmanager
@@ -65,10 +76,10 @@ def _fork(connection: socket.socket) -> None:
     from support import forks
 
     with connection:
-        message, descriptors, _, _ = socket.recv_fds(connection, LARGEST, 3)
-        asked = json.loads(message)
+        message, descriptors, _, _ = socket.recv_fds(connection, LARGEST, 3 + len(NAMESPACES))
+        asked, streams, namespaces = json.loads(message), descriptors[:3], descriptors[3:]
         try:
-            fork = forks.start(asked["argv"], *descriptors, cwd=asked["cwd"], env=asked["env"])
+            fork = forks.start(asked["argv"], *streams, cwd=asked["cwd"], env=asked["env"], namespaces=namespaces)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -81,7 +92,8 @@ def main(place: str, *argv: str) -> int:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
         connection.connect(place)
         asked = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd()}
-        socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
+        namespaces = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in NAMESPACES]
+        socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2, *namespaces])
         (status,) = WORD.unpack(connection.recv(WORD.size))
     return status if status >= 0 else 128 - status
 

@@ -72,16 +72,19 @@ def can_fork(environment: Mapping[str, str], python: Python = OURS) -> bool:
 
 def start(
     argv: Sequence[str], stdin: int, stdout: int, stderr: int, *, cwd: object = None, env: Mapping[str, str] | None = None,
-    leads: bool = False, python: Python = OURS,
+    leads: bool = False, python: Python = OURS, namespaces: Sequence[int] = (),
 ) -> Fork:  # fmt: skip
-    """Start `argv`, a Python file of ours and its arguments, on those descriptors; one that `leads` in a process group."""
+    """Start `argv`, a Python file of ours and its arguments, on those descriptors; one that `leads` in a process group.
+
+    `namespaces` are those of fork_server.NAMESPACES that it is to be in.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = dict(os.environ if env is None else env)
     request = {"argv": list(argv), "env": environment, "cwd": str(cwd or Path.cwd()), "leads": leads}
     with theirs:
         with _ONE_STARTS_IT:
             server = _server(environment.get("LD_PRELOAD", ""), python)
-        socket.send_fds(server.requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno()])
+        socket.send_fds(server.requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno(), *namespaces])
     (pid,) = fork_server.WORD.unpack(ours.recv(fork_server.WORD.size))
     return Fork(argv, pid, ours)
 

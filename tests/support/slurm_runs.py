@@ -25,6 +25,7 @@ env_vars = {{ MY_WORD = "{secret}", OMP_NUM_THREADS = "1" }}
 extends = "base"
 nodes = 2
 ntasks_per_node = 1
+startup_commands = ['export PATH="{folder}/forks:$PATH"']
 [slow]
 extends = "base"
 startup_commands = ["sleep 120"]
