@@ -51,6 +51,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
+def everyones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test session have in common."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
+
+
+@pytest.fixture(scope="session")
 def megatron() -> Iterator[None]:
     """megatron-core's process groups for this one process."""
     from nemotron_dpo.policy import parallel

@@ -1,7 +1,8 @@
 """Programs for shell scripts that are forks too: executables that give their command to the tests' fork server.
 
 As a program, `python -IS forking_python.py SOCKET ARGV...` is what these executables run: it sends ARGV, its environment,
-folder, standard streams and namespaces (it may be on a test host) over SOCKET, waits, and ends with the status that comes back.
+folder, standard streams and namespaces (it may be on a test host) over SOCKET, hands on what signals it gets, and ends with
+the status that comes back.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAMESPACES = ("net", "uts", "mnt")
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 LARGEST = 1 << 20
 WORD = struct.Struct("q")
 ASK = """exec "{python}" -IS "{here}" "{socket}" "{program}" "$@\""""
@@ -83,17 +86,23 @@ def _fork(connection: socket.socket) -> None:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+        connection.send(WORD.pack(fork.pid))
         connection.send(WORD.pack(fork.wait(300)))
 
 
 def main(place: str, *argv: str) -> int:
     """Ask for `argv`; a status as a shell has it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # until it is known to whom they go
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
         connection.connect(place)
         asked = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd()}
         namespaces = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in NAMESPACES]
         socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2, *namespaces])
+        (program,) = WORD.unpack(connection.recv(WORD.size))
+        for number in HANDED_ON:
+            signal.signal(number, lambda number, _: os.kill(program, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
         (status,) = WORD.unpack(connection.recv(WORD.size))
     return status if status >= 0 else 128 - status
 
