@@ -134,7 +134,7 @@ def test_detached_run_says_how_to_follow_and_cancel(runs: Runs, tokenize: list[s
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str], number: int, status: int, word: str) -> None:
+def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str], number: signal.Signals, status: int, word: str) -> None:
     started = runs.start(*tokenize, "-r", "slow", until="steps: preference-tokenize\n")
     started.process.send_signal(number)
     assert started.wait() == status

@@ -53,12 +53,13 @@ def torch_alone() -> Iterator[None]:
 
 @functools.cache
 def _built(cpu: str, folder: Path) -> ctypes.CDLL:
-    library = folder / f"kernels-{cpu}.so"
-    with library.with_suffix(".lock").open("w") as lock:  # one worker builds it, the others wait
+    place = folder / f"kernels-{cpu}"  # of its own: objects lie beside the library
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:  # one worker builds it, the others wait
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            build.build(library, _compiler(), cpu)
-    return build.load(library)
+        if not (place / "kernels.so").exists():
+            build.build(place / "kernels.so", _compiler(), cpu)
+    return build.load(place / "kernels.so")
 
 
 def _compiler() -> list[str]:
