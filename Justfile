@@ -13,6 +13,9 @@ hybrid := cache / "tiny-hybrid"
 trl := cache / "trl-venv"
 # What the tests of a file share is made once, by the worker that has the file; tests/conftest.py says which files are first
 by_file := "--dist loadfile --no-loadscope-reorder"
+# What Python compiles of the tests and of ours it keeps, even where the environment forbids it, as containers do: every worker and
+# program would compile it anew
+compile_once := "PYTHONDONTWRITEBYTECODE="
 
 # List the recipes
 [private]
@@ -49,11 +52,11 @@ dpo-smollm2 DATA: setup
 
 # Run every test (15 to 20 minutes on two cores); one worker more than cores, as tests wait for Slurm's clock and for servers
 test *ARGS: setup
-    @{{ python }} -m pytest -n 3 {{ by_file }} {{ ARGS }}
+    @{{ compile_once }} {{ python }} -m pytest -n 3 {{ by_file }} {{ ARGS }}
 
 # Run the tests that take seconds
 test-quick *ARGS: setup
-    @{{ python }} -m pytest -n 2 {{ by_file }} -m "not slow and not real and not multiprocess" {{ ARGS }}
+    @{{ compile_once }} {{ python }} -m pytest -n 2 {{ by_file }} -m "not slow and not real and not multiprocess" {{ ARGS }}
 
 # Time ours and TRL's DPO on the same pairs, in turns: NEMOTRON_DPO_HH=<HH file> just bench [...]; or any objective: just bench --objective NAME
 bench *ARGS: setup

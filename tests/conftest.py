@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import forks, order  # and torch not yet: pytest_configure says what its threads do
+from support import fork_server, forks, order  # and torch not yet: pytest_configure says what its threads do
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes longer than the 0.2 s an example has
 hypothesis.settings.load_profile("any machine")
@@ -38,8 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure() -> None:
     """Programs that the tests start shall hear Ctrl-C, even where these run in the background of a shell, which ignores it.
 
-    And threads that wait for each other shall sleep: while they spin, another worker or process does not get the CPU.
+    And threads that wait for each other shall sleep: while they spin, another worker or process does not get the CPU. Nor do
+    the tests themselves wait for the disk.
     """
+    fork_server.wait_for_no_disk()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,6 +50,13 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     """Leave no process behind."""
     forks.stop()
+
+
+@pytest.fixture(scope="session")
+def everyones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test session have in common."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
 
 
 @pytest.fixture(scope="session")

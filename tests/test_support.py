@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from nemotron_dpo.streams import open_reader
 from support import forks, order, small
 from support.cases import each
+from support.forking_python import forks_first
 from support.programs import check, execute, metrics
 
 forking = pytest.mark.skipif(not forks.can_fork(os.environ), reason="programs start cold here")
@@ -155,6 +158,24 @@ def test_the_longest_files_are_first(request: pytest.FixtureRequest) -> None:
     assert all((order.TESTS / name).is_file() for name in order.LONGEST)
     places = [order.place(item) for item in request.session.items]
     assert places == sorted(places)
+
+
+@forking
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a host of its own needs root and unshare")
+def test_an_executable_that_forks_is_on_the_host_that_asks_and_hands_signals_on(tmp_path: Path) -> None:
+    (tmp_path / "where.py").write_text("import socket; print(socket.gethostname(), socket.if_nameindex(), flush=True)\n")
+    (tmp_path / "ends.py").write_text(
+        "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(9))\nprint('waits', flush=True)\nsignal.pause()\n"
+    )
+    with forks_first(tmp_path / "forks") as find:
+        alone = ["unshare", "-n", "-u", "sh", "-c", f"hostname elsewhere; {find}; python {tmp_path / 'where.py'}"]
+        assert subprocess.check_output(alone, text=True) == "elsewhere [(1, 'lo')]\n"
+        argv = [str(tmp_path / "forks" / "python"), str(tmp_path / "ends.py")]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as waits:
+            assert waits.stdout
+            assert waits.stdout.readline() == b"waits\n"
+            waits.send_signal(signal.SIGUSR1)
+            assert waits.wait(60) == 9
 
 
 PARENT = """

@@ -11,6 +11,7 @@ import pytest
 
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.tiny_policy import write_policy
+from support.forking_python import forks_first
 from support.slurm_cluster import Cluster, slurm_cluster
 from support.slurm_runs import PROFILES, SECRET
 
@@ -26,10 +27,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(everyones: Path) -> Path:
     """One cache for all workers of a test session."""
-    root = tmp_path_factory.getbasetemp()
-    return (root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "cache"
+    return everyones / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +52,13 @@ def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def forks_on_nodes(here: Path) -> Iterator[None]:
+    """What jobs of the profiles `forked`, `two` and `split` run are forks; programs of the others start cold."""
+    with forks_first(here / "forks"):
+        yield
 
 
 @pytest.fixture

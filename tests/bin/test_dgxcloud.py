@@ -13,6 +13,7 @@ import pytest
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import fake_containers
 from support.cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
+from support.forking_python import forks_first
 from support.launch_venv import launch_environment, launch_python
 
 PROFILES = """
@@ -31,6 +32,7 @@ env_vars = {{ MY_WORD = "{secret}", OMP_NUM_THREADS = "1", NEMOTRON_LINGER_SECON
 extends = "one"
 nodes = 2
 nprocs_per_node = 1
+startup_commands = ['export PATH="{folder}/forks:$PATH"']
 [slow]
 extends = "one"
 startup_commands = ["sleep 120"]
@@ -168,7 +170,8 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(
 @pytest.mark.multiprocess
 def test_two_nodes_score_together(runs: Runs, policy: Path) -> None:
     data = ["data.limit=6", f"data.path={DATA}", f"policy.model_name={policy}"]
-    done = runs.run("run", "eval/preference_score", *data, "-r", "two")
+    with forks_first(runs.folder / "forks"):
+        done = runs.run("run", "eval/preference_score", *data, "-r", "two")
     assert done.returncode == 0, done.stderr.decode()
     (folder,) = (runs.folder / "storage" / "nemo-run").iterdir()
     assert (folder / "scores.json").is_file()

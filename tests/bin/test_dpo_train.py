@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ import pytest
 from nemotron_dpo.policy.load_balancing import METRICS as ROUTERS
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
-from support.programs import ROOT, check, command, error_line, losses, metrics, records, run
+from support.programs import ROOT, check, command, error_line, execute_job, losses, metrics, records, run
 
 COMMON = (
     "policy.precision=float32",
@@ -392,8 +390,7 @@ def test_what_one_of_two_processes_refuses_ends_both_with_one_line(
         arguments = (source, "--policy", policy, "--run-dir", tmp_path / "run", *COMMON)
         alone = error_line(run("dpo-train", *arguments), "dpo-train")
         assert alone.startswith(message)
-        job = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-        done = subprocess.run([sys.executable, *job, *command("dpo-train", *arguments)[1:]], capture_output=True, timeout=300)
+        done = execute_job(2, command("dpo-train", *arguments), launched=True)
         ours = [line for line in done.stderr.decode().splitlines() if line.startswith("dpo-train: ")]
         assert ours == [f"dpo-train: error: {alone}"]
         assert done.returncode == 1

@@ -13,6 +13,7 @@ import pytest
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import fake_containers
 from support.cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
+from support.forking_python import forks_first
 from support.launch_venv import launch_environment, launch_python
 from support.programs import run
 from support.two_hosts import two_hosts
@@ -31,6 +32,7 @@ env_vars = {{ MY_WORD = "{secret}", OMP_NUM_THREADS = "1", NEMOTRON_LINGER_SECON
 extends = "lepton_rl_nemo_rl_dpo"
 nodes = 2
 nprocs_per_node = 1
+startup_commands = ['export PATH="{folder}/forks:$PATH"']
 [slow]
 extends = "lepton_rl_nemo_rl_dpo"
 startup_commands = ["sleep 120"]
@@ -132,7 +134,7 @@ def test_detached_run_says_how_to_follow_and_cancel(runs: Runs, tokenize: list[s
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str], number: int, status: int, word: str) -> None:
+def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str], number: signal.Signals, status: int, word: str) -> None:
     started = runs.start(*tokenize, "-r", "slow", until="steps: preference-tokenize\n")
     started.process.send_signal(number)
     assert started.wait() == status
@@ -170,6 +172,7 @@ def test_two_nodes_score_together(tmp_path: Path, policy: Path) -> None:
         url = held.enter_context(fake_containers.running(*where))
         (tmp_path / "run").mkdir()
         runs = runs_in(tmp_path / "run", url, service)
+        held.enter_context(forks_first(tmp_path / "run" / "forks"))
         data = ["data.limit=6", f"data.path={DATA}", f"policy.model_name={policy}"]
         done = runs.run("run", "eval/preference_score", *data, "-r", "two")
     said = done.stderr.decode()

@@ -7,12 +7,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from support.programs import check, command, error_line, run
+from support.forking_python import forks_first
+from support.programs import check, command, error_line, run, torchrun
 
 pytestmark = pytest.mark.slow  # every test starts programs, some of them several
 
@@ -81,13 +83,7 @@ def test_waiting_for_others_is_said_and_ends_by_signal(tmp_path: Path, pairs: Pa
 
 @pytest.mark.multiprocess
 def test_processes_that_no_torchrun_started_meet(tmp_path: Path, pairs: Path, policy: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    argv = command("ref-logprobs", pairs, "-o", tmp_path / "two.arrow", "--policy", policy, "--precision", "float32")
-    processes = [subprocess.Popen(argv, env=_environment(RANK=str(rank), **job)) for rank in (1, 0)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    torchrun(2, "ref-logprobs", pairs, "-o", tmp_path / "two.arrow", "--policy", policy, "--precision", "float32")
     check("ref-logprobs", pairs, "-o", tmp_path / "one.arrow", "--policy", policy, "--precision", "float32")
     assert _scores(tmp_path / "two.arrow") == pytest.approx(_scores(tmp_path / "one.arrow"), abs=1e-5)
 
@@ -113,11 +109,12 @@ def test_two_processes_on_a_machine_whose_name_means_nothing(tmp_path: Path, pol
     other = {"127.0.0.1": "::1/128", "::1": "127.0.0.1/8"}[loopback]
     (tmp_path / "rows.jsonl").write_text(ROWS)
     data = (f"data.path={tmp_path}/rows.jsonl", f"policy.model_name={policy}", "precision=float32", "cluster.gpus_per_node=2")
-    argv = command("nemotron-steps", "run", "eval/preference_score", *data)
-    script = f'ip link set lo up; ip addr del {other} dev lo; hostname no-such-host-here; exec "$@"'
-    done = subprocess.run(
-        ["unshare", "-n", "-u", "sh", "-c", script, "sh", *argv], cwd=tmp_path, capture_output=True, timeout=200
-    )
+    argv = ["run", "eval/preference_score", *data]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = f'ip link set lo up; ip addr del {other} dev lo; hostname no-such-host-here; {{find}}; nemotron-steps "$@"'
+    with forks_first(tmp_path / "forks") as find:
+        alone = ["unshare", "-n", "-u", "sh", "-c", script.format(find=find), "sh", *argv]
+        done = subprocess.run(alone, cwd=tmp_path, capture_output=True, timeout=200, env=_environment(PATH=path))
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert b"ref-logprobs: 4 pairs scored" in done.stderr
 

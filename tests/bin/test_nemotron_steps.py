@@ -20,6 +20,7 @@ import yaml
 from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.streams import open_reader
+from support.forking_python import forks_first
 from support.programs import check, error_line, losses, metrics, run
 
 PROGRAM = "nemotron-steps"
@@ -262,7 +263,9 @@ def test_printed_plan_can_be_pasted(tmp_path: Path, cache: Path):
     first = _job(tmp_path)
     shown = check(PROGRAM, *TINY, *small, "-d", cwd=tmp_path, env=env).stdout.decode()
     script = shown[shown.index("\n# job folder") :]
-    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    with forks_first(tmp_path / "forks") as find:
+        lines = f"{find}\n{script}"
+        done = subprocess.run(["bash", "-euc", lines], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pasted = next(job for job in first.parent.iterdir() if job != first)
     assert losses(first / "run") == losses(pasted / "run")

@@ -39,7 +39,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 # a real model wants smaller steps than a random one, and takes longer over everything
 QUICKER = ("checkpointing.enabled=false", "dpo.val_period=0", "dpo.val_at_start=false", "dpo.val_at_end=false")
-SETTINGS = {"smollm2": ("policy.optimizer.lr=1e-5", "dpo.max_num_steps=2", *QUICKER)}
+SETTINGS = {"smollm2": ("policy.optimizer.lr=1e-5", "policy.train_global_batch_size=2", "dpo.max_num_steps=2", *QUICKER)}
+PAIRS = {"smollm2": 4}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not folder.exists():
             folder.mkdir()
             MODELS[model](folder / "policy")
-            small.write_pairs(folder / "pairs.arrow", small.random_pairs(24, seed=11))
+            small.write_pairs(folder / "pairs.arrow", small.random_pairs(PAIRS.get(model, 24), seed=11))
             policy = ("--policy", folder / "policy")
             check("ref-logprobs", folder / "pairs.arrow", "-o", folder / "scored.arrow", *policy, *SCORING)
             scored = folder / "scored.arrow"
@@ -95,7 +96,7 @@ LAYOUTS = [
     ("mixtral", 2, "expert_model_parallel_size=2"),
     ("smollm2", 3, "tensor_model_parallel_size=3"),
 ]
-COLD = ("",)  # under torchrun itself; so are jobs of test_resume, test_two_hosts and test_machines
+LAUNCHED = ("",)  # under torchrun's own agent; so are jobs of test_resume, test_dpo_train, test_two_hosts and test_machines
 REAL = {"smollm2": pytest.mark.real}
 
 
@@ -115,7 +116,7 @@ def test_several_processes_equal_one(
     scored, settings = one / "scored.arrow", [f"policy.megatron_cfg.{word}" for word in layout.split()]
     settings = [*COMMON, *SETTINGS.get(model, ()), *settings]
     arguments = (*policy, "--run-dir", tmp_path / "run", "--validation", scored, *settings)
-    torchrun(processes, "dpo-train", scored, *arguments, cold=layout in COLD)
+    torchrun(processes, "dpo-train", scored, *arguments, launched=layout in LAUNCHED)
     for ours, theirs in zip(metrics(tmp_path / "run"), metrics(one / "run"), strict=True):
         assert ours.keys() == theirs.keys()
         for name in theirs:

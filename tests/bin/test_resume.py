@@ -80,17 +80,17 @@ def test_a_closed_terminal_and_ctrl_c_end_a_run_as_sigterm_does(
     assert done.stderr.decode().endswith(f"dpo-train: ended after step 1 of 6 by {name}: the same command resumes it\n")
 
 
-def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, cold: bool = False) -> Done:
+def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, launched: bool = False) -> Done:
     """Run a program until `signal` strikes `rank` in `step`."""
     strike = map(str, (ROOT / "tests" / "support" / "struck.py", signal, step, rank))
     argv = [sys.executable, *strike, *command(str(arguments[0]), *arguments[1:])[1:]]
-    return execute_job(processes, argv, cold=cold) if processes > 1 else execute(argv)
+    return execute_job(processes, argv, launched=launched) if processes > 1 else execute(argv)
 
 
-def resume(run_dir: Path, *arguments: object, processes: int = 1, cold: bool = False) -> str:
+def resume(run_dir: Path, *arguments: object, processes: int = 1) -> str:
     """Run dpo-train to its end and return what it said of the resumption."""
     argv = command("dpo-train", *arguments, "--run-dir", run_dir)
-    done = execute_job(processes, argv, cold=cold) if processes > 1 else execute(argv)
+    done = execute_job(processes, argv) if processes > 1 else execute(argv)
     assert done.returncode == 0, done.stderr.decode()
     (line,) = [line for line in done.stderr.decode().splitlines() if ": resuming after " in line]
     return line.removeprefix(f"dpo-train: {run_dir}/checkpoints/")
@@ -195,8 +195,8 @@ def test_one_process_resumes_as_two(layout: tuple[str, ...], base, whole: Path, 
 )
 def test_two_processes_resume_as_one(layout: tuple[str, ...], base, whole: Path, tmp_path: Path) -> None:
     """SIGTERM strikes one rank, and both end; then one process goes on, with what of the layout is not the processes."""
-    arguments, cold = (*base, "--run-dir", tmp_path, *COMMON, *layout), layout == TP2
-    done = struck("SIGTERM", 3, "dpo-train", *arguments, rank=1, processes=2, cold=cold)
+    arguments, launched = (*base, "--run-dir", tmp_path, *COMMON, *layout), layout == TP2
+    done = struck("SIGTERM", 3, "dpo-train", *arguments, rank=1, processes=2, launched=launched)
     assert b"dpo-train: ended after step 3 of 6 by SIGTERM" in done.stderr, done.stderr.decode()
     assert done.returncode != 0
     optimizer = layout[1:] if layout else ()

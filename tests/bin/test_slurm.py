@@ -20,9 +20,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.multiprocess
-def test_two_nodes_train_the_local_curve(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.getbasetemp()
-    cache = (root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "cache"
+@pytest.mark.usefixtures("forks_on_nodes")
+def test_two_nodes_train_the_local_curve(here: Path, cache: Path) -> None:
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
     tiny = ["run", "dpo", "-c", "tiny", "dpo.max_num_steps=3", "data.train.limit=48", "data.validation=null"]
     check(PROGRAM, *tiny, "cluster.gpus_per_node=2", env=env)
@@ -155,6 +154,7 @@ def test_an_image_that_cannot_be_imported_ends_the_job(here: Path, tokenize: lis
     assert list((here / "remote").glob("*.sqsh*")) == [here / "remote" / "nvcr_io_nvidia_nemo_25_11.sqsh.log"]
 
 
+@pytest.mark.usefixtures("forks_on_nodes")
 def test_a_sweep_of_dpo_holds_gpus_for_models_alone(here: Path, cluster: Cluster, policy: Path) -> None:
     """One reference pass, each part an array. The batch of one point is larger than its data: the other goes on."""
     dpo = ["run", "dpo", "-c", "tiny", f"policy.model_name={policy}", "data.train.limit=16", "data.validation=null"]

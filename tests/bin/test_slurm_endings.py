@@ -130,6 +130,7 @@ def test_out_of_time_with_nothing_saved_is_the_end(here: Path, cluster: Cluster,
     assert "nothing was saved before time was up: raise time in the profile" in text
 
 
+@pytest.mark.usefixtures("forks_on_nodes")
 def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster: Cluster, policy: Path) -> None:
     """The second is by a job of a partition that comes first, where jobs of this one have a minute to end."""
     dpo = ["run", "dpo", "-c", "tiny", f"policy.model_name={policy}", "data.train.limit=48", "data.validation=null"]
@@ -139,7 +140,7 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
         "checkpointing.save_optimizer=true",
         "checkpointing.save_period=100",
     ]
-    process, job_id, said = started(*dpo, "-r", "base", until="steps: dpo-train")
+    process, job_id, said = started(*dpo, "-r", "forked", until="steps: dpo-train")
     _steps_more(3)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # what Slurm's clock sends in the test before
     _goes_on(said, 1)

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemotron_dpo.steps.catalogue.manifest import configs_root
+from support import forks
 from support.launch_venv import launch_environment, launch_python
 from support.programs import BIN
 
@@ -32,21 +34,28 @@ class Runs:
     def command(self, *arguments: object) -> list[str]:
         return [launch_python(), str(BIN / "nemotron_steps.py"), *map(str, arguments)]
 
-    def options(self, **env: str) -> dict[str, object]:
+    def options(self, **env: str) -> dict[str, Any]:
         secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
         inherited = {name: value for name, value in os.environ.items() if name not in secrets}
         own = {"HF_TOKEN_PATH": "/nonexistent", "NEMORUN_HOME": str(self.folder / "nemo_run")}
         return {"cwd": self.folder, "env": {**inherited, **launch_environment(), **own, **self.env, **env}}
 
     def run(self, *arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
-        argv = self.command(*arguments)
-        return subprocess.run(argv, capture_output=True, timeout=200, stdin=subprocess.DEVNULL, **self.options(**env))  # type: ignore[call-overload] - options are those of the call
+        argv, options, python = self.command(*arguments), self.options(**env), _python()
+        if forks.can_fork(options["env"], python):
+            return forks.run(argv, input=b"", timeout=200, python=python, **options)
+        return subprocess.run(argv, capture_output=True, timeout=200, stdin=subprocess.DEVNULL, **options)
 
     def start(self, *arguments: object, until: str) -> Started:
         """An attached run that has said `until`."""
-        argv = self.command(*arguments)
-        options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-        started = Started(subprocess.Popen(argv, **options, **self.options()))  # type: ignore[call-overload] - options are those of the call
+        argv, options, python = self.command(*arguments), self.options(), _python()
+        out, err = os.pipe()
+        with open(err, "wb") as stderr, open(os.devnull, "r+b") as nothing:
+            if forks.can_fork(options["env"], python):
+                descriptors = (nothing.fileno(), nothing.fileno(), err)
+                started = Started(forks.start(argv, *descriptors, python=python, **options), out)
+            else:
+                started = Started(subprocess.Popen[bytes](argv, stdin=nothing, stdout=nothing, stderr=stderr, **options), out)
         wait_until(lambda: until in started.said())
         return started
 
@@ -61,15 +70,23 @@ class Runs:
         return list(jobs.iterdir()) if jobs.exists() else []
 
 
+def _python() -> forks.Python:
+    """That of the environment. NeMo-Run and Lepton's client look at variables where they are imported, and log by loguru."""
+    return forks.Python(launch_python(), tuple(launch_environment().items()), ("nemo_run", "leptonai", "loguru"))
+
+
 class Started:
     """A run that goes on, and what it says."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | forks.Fork, stderr: int) -> None:
         self.process = process
         self._lines: list[bytes] = []
-        assert process.stderr
-        self._reader = threading.Thread(target=lambda: self._lines.extend(process.stderr or ()), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(stderr,), daemon=True)
         self._reader.start()
+
+    def _read(self, stderr: int) -> None:
+        with open(stderr, "rb") as lines:
+            self._lines.extend(lines)
 
     def said(self) -> str:
         return b"".join(self._lines).decode()

@@ -1,18 +1,20 @@
-"""`python fork_server.py FD`: import once what the programs import, and fork a process for each that is asked for.
+"""`python fork_server.py FD [MODULE...]`: import once what programs import, and fork a process for each that is asked for.
 
 Starting a program takes three CPU seconds of imports, and the tests start hundreds. What a forked process inherits and a
 started one would not have (descriptors, signal handlers, random states, the number of threads) `_become` puts right; an
 environment that is read while Python starts or torch is imported cannot be put right, so `programs` starts such a program
-itself. Nothing here computes: threads of a parallel operation would not survive a fork.
+itself. Nothing here computes: threads of a parallel operation would not survive a fork. Each MODULE is a package whose own
+modules read the environment: what they import is here, and they themselves are imported anew.
 
-Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and four descriptors: stdin,
-stdout, stderr, and a socket that gets the process id and, when the process has ended, its status.
+Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and descriptors: stdin, stdout,
+stderr, a socket that gets the process id and, when the process has ended, its status, and namespaces that it is to be in.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import io
@@ -35,7 +37,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "ckpt-export", "nemotron-steps", "nemotron")
+PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "dpo-torchrun", "ckpt-export", "nemotron-steps", "nemotron")
 # what a program imports where it first needs it: to train, torch imports its compiler, which takes longer than a tiny run
 LATER = (
     "omegaconf._impl",
@@ -47,24 +49,43 @@ LATER = (
     "numpy.ma",
     "pyarrow.compute",
     "torch._dynamo",
+    "torch.distributed.run",
     "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config",
 )
+# of torchrun what starts our programs, and has a name of its own for Popen
+STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
+NAMESPACES = ("net", "uts", "mnt")
 LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
 
 
-def main(requests: socket.socket) -> None:
+def main(requests: socket.socket, *anew: str) -> None:
     """Serve until the tests are gone."""
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
+    if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
+        wait_for_no_disk()
     _import_everything()
-    gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     _start_own_programs_by_fork()
+    _import_for(anew)
+    gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     request = _next_in_child(requests)
     if request is not None:
         os.chdir(request["cwd"])
         _become(request["argv"], request["env"])
+
+
+def wait_for_no_disk() -> None:
+    """Let fsync return at once: tests cut no power, and those of tests/faults that think of it preload what looks at it.
+
+    A checkpoint or a step's line waits 10 ms for each, and the tests write thousands.
+    """
+
+    def fsync(file: Any) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())
+
+    os.fsync = fsync
 
 
 def _import_everything() -> None:
@@ -82,6 +103,15 @@ def _import_everything() -> None:
                 importlib.import_module(name)
 
 
+def _import_for(packages: Sequence[str]) -> None:
+    """Import what these packages import, and forget themselves."""
+    for package in packages:
+        importlib.import_module(package)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
+
+
 def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
     """Fork for every request and return it in the child; None when the tests have hung up."""
     ends: dict[int, tuple[int, socket.socket]] = {}  # of each running program, by its pidfd: (process id, where to report)
@@ -96,16 +126,17 @@ def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
                 with contextlib.suppress(OSError), reply:
                     reply.send(WORD.pack(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
                 continue
-            message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
+            message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4 + len(NAMESPACES))
             if not message:
                 for pid, _ in ends.values():
                     os.kill(pid, signal.SIGKILL)
                 return None
             pid = os.fork()
-            reply = socket.socket(fileno=descriptors.pop())
+            reply = socket.socket(fileno=descriptors.pop(3))
             if pid == 0:
-                for target, source in enumerate(descriptors):
+                for target, source in enumerate(descriptors[:3]):
                     os.dup2(source, target)
+                _enter(descriptors[3:])
                 asked = json.loads(message)
                 if asked["leads"]:
                     os.setpgid(0, 0)
@@ -120,30 +151,40 @@ def _next_in_child(requests: socket.socket) -> dict[str, Any] | None:
             poll.register(end, select.POLLIN)
 
 
+def _enter(namespaces: Sequence[int]) -> None:
+    """Move to these, of NAMESPACES each, where they are others: a test host is made of them."""
+    for kind, namespace in zip(NAMESPACES, namespaces, strict=False):
+        elsewhere = os.fstat(namespace).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
+        if elsewhere and ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter another {kind}")
+
+
 def _start_own_programs_by_fork() -> None:
-    """Let what a program starts with subprocess, where it is one of ours, be a fork too: nemotron-steps starts the stages."""
+    """Let what a program starts with subprocess, where it is one of ours, be a fork too: a stage, a rank of torchrun's."""
     start = subprocess.Popen
 
-    def popen(argv: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
+    def popen(args: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
         environment = options.get("env") or dict(os.environ)
-        if _script(argv) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
-            options["preexec_fn"] = lambda: _become([str(word) for word in argv], environment)
-        return start(argv, *positional, **options)
+        if _script(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
+            options["preexec_fn"] = lambda: _become([str(word) for word in args], environment)
+        return start(args, *positional, **options)
 
     subprocess.Popen = popen  # type: ignore[misc, assignment] - a stand-in of the same arguments
+    sys.modules[STARTER].Popen = popen  # type: ignore[attr-defined] - the same name
 
 
-def can_be_honoured(environment: Mapping[str, str]) -> bool:
-    """Whether a fork can have `environment`: what a Python, a C library or torch reads when it starts is the same here."""
+def can_be_honoured(environment: Mapping[str, str], here: Mapping[str, str] = os.environ) -> bool:
+    """Whether a fork can have `environment`: what a Python, a C library or torch reads when it starts is the same `here`."""
     threads = environment.get("OMP_NUM_THREADS", "1")
-    return threads.isdigit() and int(threads) > 0 and read_at_start(environment) == read_at_start(os.environ)
+    return threads.isdigit() and int(threads) > 0 and read_at_start(environment) == read_at_start(here)
 
 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of `environment` that is read once, by an interpreter or a library that starts."""
     families = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ATEN_",
                 "TORCH_", "PYTORCH_", "CUDA_", "NPY_", "NUMPY_")  # fmt: skip
-    return {name: value for name, value in environment.items() if name.startswith(families) and name != "OMP_NUM_THREADS"}
+    later = ("OMP_NUM_THREADS", "TORCH_NCCL_")  # torchrun sets one of NCCL's, which are read where groups of it are made
+    return {name: value for name, value in environment.items() if name.startswith(families) and not name.startswith(later)}
 
 
 def _script(argv: Sequence[str]) -> str | None:
@@ -232,4 +273,4 @@ def _end(script: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:])

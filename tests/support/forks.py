@@ -1,6 +1,6 @@
 """Programs as forks of a process that has imported all they need (`fork_server.py`), one such process a test worker.
 
-Programs with a library to preload are forks of one that has preloaded it.
+Programs with a library to preload are forks of one that has preloaded it, and those of another Python forks of that.
 
 Where forking cannot be had (no Linux, or a GPU, whose driver does not survive it) `can_fork` says so.
 """
@@ -20,6 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support import fork_server
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter, variables that it is started with, and packages that every program of it imports for itself."""
+
+    path: str = sys.executable
+    variables: tuple[tuple[str, str], ...] = ()
+    anew: tuple[str, ...] = ()
+
+
+OURS = Python()
 
 
 @dataclass(frozen=True)
@@ -52,36 +64,40 @@ class _Server:
     requests: socket.socket
 
 
-def can_fork(environment: Mapping[str, str]) -> bool:
+def can_fork(environment: Mapping[str, str], python: Python = OURS) -> bool:
     """Whether a fork can be what a program started with `environment` is."""
-    return hasattr(os, "pidfd_open") and not Path("/dev/nvidiactl").exists() and fork_server.can_be_honoured(environment)
+    same = fork_server.can_be_honoured(environment, {**os.environ, **dict(python.variables)})
+    return same and hasattr(os, "pidfd_open") and not Path("/dev/nvidiactl").exists()
 
 
 def start(
     argv: Sequence[str], stdin: int, stdout: int, stderr: int, *, cwd: object = None, env: Mapping[str, str] | None = None,
-    leads: bool = False,
+    leads: bool = False, python: Python = OURS, namespaces: Sequence[int] = (),
 ) -> Fork:  # fmt: skip
-    """Start `argv`, a Python file of ours and its arguments, on those descriptors; one that `leads` in a process group."""
+    """Start `argv`, a Python file of ours and its arguments, on those descriptors; one that `leads` in a process group.
+
+    `namespaces` are those of fork_server.NAMESPACES that it is to be in.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = dict(os.environ if env is None else env)
     request = {"argv": list(argv), "env": environment, "cwd": str(cwd or Path.cwd()), "leads": leads}
     with theirs:
         with _ONE_STARTS_IT:
-            server = _server(environment.get("LD_PRELOAD", ""))
-        socket.send_fds(server.requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno()])
+            server = _server(environment.get("LD_PRELOAD", ""), python)
+        socket.send_fds(server.requests, [json.dumps(request).encode()], [stdin, stdout, stderr, theirs.fileno(), *namespaces])
     (pid,) = fork_server.WORD.unpack(ours.recv(fork_server.WORD.size))
     return Fork(argv, pid, ours)
 
 
 def run(
     argv: Sequence[str], *, input: bytes | None = None, timeout: float = 300, cwd: object = None,
-    env: Mapping[str, str] | None = None, leads: bool = False,
+    env: Mapping[str, str] | None = None, leads: bool = False, python: Python = OURS,
 ) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
     """What subprocess.run with capture_output gives: `input` through a pipe, and what comes out of two others."""
     pipes = [os.pipe() for _ in range(3)]
     (stdin, feed), (out, stdout), (err, stderr) = pipes
     try:
-        program = start(argv, 0 if input is None else stdin, stdout, stderr, cwd=cwd, env=env, leads=leads)
+        program = start(argv, 0 if input is None else stdin, stdout, stderr, cwd=cwd, env=env, leads=leads, python=python)
     finally:
         for descriptor in (stdin, stdout, stderr):
             os.close(descriptor)
@@ -101,24 +117,24 @@ def stop() -> None:
 
 
 _ONE_STARTS_IT = threading.Lock()  # the ranks of a job are started from threads at once
-_SERVERS: dict[str, _Server] = {}  # by what they have preloaded
+_SERVERS: dict[tuple[str, Python], _Server] = {}  # by what they have preloaded, and of which Python
 
 
-def _server(preload: str) -> _Server:
-    if preload not in _SERVERS:
-        _SERVERS[preload] = _started(preload)
-    return _SERVERS[preload]
+def _server(preload: str, python: Python) -> _Server:
+    if (preload, python) not in _SERVERS:
+        _SERVERS[preload, python] = _started(preload, python)
+    return _SERVERS[preload, python]
 
 
-def _started(preload: str) -> _Server:
+def _started(preload: str, python: Python) -> _Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, fork_server.LARGEST_REQUEST)
-    argv = [sys.executable, fork_server.__file__, str(theirs.fileno())]
+    argv = [python.path, fork_server.__file__, str(theirs.fileno()), *python.anew]
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LD_PRELOAD")}
     preloads = {"LD_PRELOAD": preload} if preload else {}
     with theirs:
-        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], env={**environment, **preloads})
+        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], env={**environment, **dict(python.variables), **preloads})
     return _Server(process, ours)
 
 

@@ -50,24 +50,24 @@ def check(program: str, *arguments: object, **options: Any) -> Done:
     return done
 
 
-def torchrun(processes: int, program: str, *arguments: object, cold: bool = False) -> None:
+def torchrun(processes: int, program: str, *arguments: object, launched: bool = False) -> None:
     """Run `program` as that many local processes, as `execute_job` does, and let it succeed."""
-    done = execute_job(processes, command(program, *arguments), cold=cold)
+    done = execute_job(processes, command(program, *arguments), launched=launched)
     assert done.returncode == 0, done.stderr.decode()
 
 
 def execute_job(
-    processes: int, argv: Sequence[str], *, cold: bool = False, own: Mapping[int, Mapping[str, str]] | None = None
+    processes: int, argv: Sequence[str], *, launched: bool = False, own: Mapping[int, Mapping[str, str]] | None = None
 ) -> Done:
     """Run `argv` as that many processes of a job: its first status that is not 0, and what all of them said.
 
-    `cold` is under torchrun itself; else the processes, forks where that can be, hear of each other as from any other launcher,
-    and a rank may have variables of its `own`.
+    `launched` is under torchrun's own agent; else the processes hear of each other as from any other launcher, and a rank may
+    have variables of its `own`.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it
-    if cold:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return execute([sys.executable, *launch, *argv[1:]], cold=True, env=environment)
+    if launched:
+        job = ("--standalone", "--nproc-per-node", processes, "--no-python")
+        return execute(command("dpo-torchrun", *job, *argv), env=environment)
     environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [

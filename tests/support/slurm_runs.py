@@ -21,8 +21,11 @@ executor = "slurm"
 account = "test"
 time = 00:10:00
 env_vars = {{ MY_WORD = "{secret}", OMP_NUM_THREADS = "1" }}
-[two]
+[forked]
 extends = "base"
+startup_commands = ['export PATH="{folder}/forks:$PATH"']
+[two]
+extends = "forked"
 nodes = 2
 ntasks_per_node = 1
 [slow]
@@ -54,7 +57,7 @@ account = "none"
 extends = "far"
 startup_commands = ["sleep 120"]
 [split]
-extends = "base"
+extends = "forked"
 gpus_per_node = 1
 cpus_per_task = 1
 cpu_partition = "interactive"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +24,14 @@ CPUS = {"native": "", "x86-64-v4": "avx512vl", "x86-64-v3": "avx2", "x86-64": "s
 
 
 @pytest.fixture(params=CPUS)
-def c_library(request: pytest.FixtureRequest) -> ctypes.CDLL:
+def c_library(request: pytest.FixtureRequest, everyones: Path) -> ctypes.CDLL:
     """The library as it is built for one kind of CPU."""
     if shutil.which(_compiler()[0]) is None:
         pytest.skip("no C compiler")
     needed = CPUS[request.param]
     if needed and needed not in Path("/proc/cpuinfo").read_text().split():
         pytest.skip(f"this CPU has no {needed}")
-    return _built(request.param)
+    return _built(request.param, everyones)
 
 
 @pytest.fixture
@@ -52,13 +52,14 @@ def torch_alone() -> Iterator[None]:
 
 
 @functools.cache
-def _built(cpu: str) -> ctypes.CDLL:
-    folder = Path(tempfile.mkdtemp(prefix="kernels-"))
-    build.build(folder / "kernels.so", _compiler(), cpu)
-    try:
-        return build.load(folder / "kernels.so")
-    finally:
-        shutil.rmtree(folder)  # what is loaded stays
+def _built(cpu: str, folder: Path) -> ctypes.CDLL:
+    place = folder / f"kernels-{cpu}"  # of its own: objects lie beside the library
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:  # one worker builds it, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "kernels.so").exists():
+            build.build(place / "kernels.so", _compiler(), cpu)
+    return build.load(place / "kernels.so")
 
 
 def _compiler() -> list[str]:

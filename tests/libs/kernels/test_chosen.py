@@ -30,6 +30,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     chosen.use(before)
 
 
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built in a third of the time, by flags that make slow kernels of the same sources."""
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-O0"))
+
+
 def said(lines: list[str]) -> str:
     """The one line that is said when kernels are chosen."""
     chosen.choose("bfloat16", lines.append)
@@ -57,6 +63,7 @@ def test_built_once_and_said_never(cache: Path) -> None:
     assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [before]
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_cpu_without_wide_vectors_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = choice.cpu()
     assert choice.has_wide_vectors() == ("avx2" in flags.split())
@@ -64,6 +71,7 @@ def test_a_cpu_without_wide_vectors_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert said([]) == "warning: kernels: c in vectors of 4 numbers, and so of no known speed: this CPU has no AVX2"
 
 
+@pytest.mark.usefixtures("quickly")
 def test_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     table = chosen.choose()
     monkeypatch.setenv(VARIABLE, "torch")
@@ -116,6 +124,7 @@ def test_a_cache_that_cannot_be_written_is_said(cache: Path) -> None:
     assert "is not kept or not loaded: [Errno 17]" in said([])
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_library_that_is_damaged_is_said(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen.choose()
     (made,) = cache.iterdir()
