@@ -6,8 +6,9 @@
 The peer pads batches of 8 sequences, prompt and response, in inference mode and at the same precision, and gathers the
 log-probs of the response; once with torch's products as they come, once with those that ours takes. Ratios are of CPU seconds;
 OMP_NUM_THREADS=1 keeps threads from waiting for one another in them. Contestants take turns over the same pairs, because other
-work on the machine comes and goes. A run with known scores is a process of its own, of which seconds and peak memory are
-printed.
+work on the machine comes and goes. The share of the limit is the products' FLOPs of ours (attention not counted) over its
+seconds and over the rate of products of 1024 x 1024 x 4096 in the same precision, which is measured before and after. A run
+with known scores is a process of its own, of which seconds and peak memory are printed.
 """
 
 from __future__ import annotations
@@ -83,8 +84,11 @@ def against_transformers(source: Path, policy: str, precision: str, num_pairs: i
     ours = open_policy(resolve(policy), precision).eval()
     theirs = AutoModelForCausalLM.from_pretrained(policy, dtype=DTYPES[precision]).eval()
     ratios, apart = [], 0.0
+    flops, shares = _product_flops(ours, pairs), []
     for _ in range(rounds):
+        rate = _product_rate(DTYPES[precision])
         mine, seconds = _timed(lambda: _ours(ours, pairs))
+        shares.append(flops / seconds / max(rate, _product_rate(DTYPES[precision])))
         other, with_our_products = _timed(lambda: _theirs(theirs, pairs))
         with _products_as_torch_comes():
             _, as_it_comes = _timed(lambda: _theirs(theirs, pairs))
@@ -93,6 +97,29 @@ def against_transformers(source: Path, policy: str, precision: str, num_pairs: i
     as_it_comes, with_our_products = np.median(ratios, 0)
     rates = f"{as_it_comes:.2f} x, {with_our_products:.2f} x with our products"
     print(f"transformers, padded batches of {PADDED}: {rates}, on {len(pairs)} pairs, {apart:.2g} nats apart")
+    print(f"ours: {np.median(shares):.2f} of the limit of products ({', '.join(f'{share:.2f}' for share in shares)})")
+
+
+def _product_flops(model: PairPolicy, pairs: Pairs) -> float:
+    """Of the linear layers for each token of the pairs, whose responses share a prompt, and of the output where one follows."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2}
+    output = next(weight for name, weight in weights.items() if "embedding" in name)
+    layers = sum(weight.numel() for name, weight in weights.items() if "embedding" not in name and "output_layer" not in name)
+    responses = int(pairs.chosen.lengths.sum() + pairs.rejected.lengths.sum())
+    tokens = int(pairs.prompt.lengths.sum()) + responses
+    return 2.0 * tokens * layers + 2.0 * (responses - len(pairs)) * output.numel()
+
+
+def _product_rate(dtype: torch.dtype) -> float:
+    """FLOPs a CPU second, of the fastest of some products."""
+    left, right = torch.randn(1024, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
+
+    def one() -> list[np.ndarray]:
+        for _ in range(4):
+            torch.mm(left, right)
+        return []
+
+    return 4 * 2.0 * 1024 * 1024 * 4096 / min(_timed(one)[1] for _ in range(5))
 
 
 def _timed(work: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:
