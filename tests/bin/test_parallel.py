@@ -84,7 +84,6 @@ LAYOUTS = [
     ("llama", 2, "distributed_data_parallel_config.use_distributed_optimizer=false"),
     ("llama", 2, "tensor_model_parallel_size=2"),
     ("llama", 2, "tensor_model_parallel_size=2 sequence_parallel=true"),
-    ("nine-heads", 3, "tensor_model_parallel_size=3"),
     ("nine-heads", 3, "tensor_model_parallel_size=3 sequence_parallel=true"),
     ("llama", 4, "tensor_model_parallel_size=4"),  # two ranks to each key/value head
     ("llama", 2, "pipeline_model_parallel_size=2"),

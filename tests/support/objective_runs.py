@@ -1,6 +1,6 @@
 """Short runs of objectives on a small random policy, in this process or as the ranks of a job, to see what divides them.
 
-As a program (`execute_job` starts it): FOLDER LAYOUT PAIRS_PER_ROW. It trains each of `OBJECTIVES` on FOLDER/scored.arrow from
+As a program (`execute_job` starts it): FOLDER LAYOUT PAIRS_PER_ROW. It trains each of `DIVIDED` on FOLDER/scored.arrow from
 FOLDER/policy, and the first rank prints the records of all as JSON.
 """
 
@@ -89,6 +89,7 @@ def _objectives() -> dict[str, Objective]:
 
 
 OBJECTIVES = _objectives()
+DIVIDED = tuple(name for name in OBJECTIVES if name not in ("dpo", "aot", "bco"))  # the mixture has these as terms
 
 
 def write(folder: Path, scores: Sequence[Sequence[np.ndarray]] | None = None) -> Path:
@@ -188,7 +189,7 @@ def main(folder: Path, layout: Layout, packing: Packing) -> None:
 
     with parallel.joined():
         parallel.initialize(layout)
-        curves = {name: list(records(folder, objective, packing)) for name, objective in OBJECTIVES.items()}
+        curves = {name: list(records(folder, OBJECTIVES[name], packing)) for name in DIVIDED}
         if parallel.rank() == 0:
             sys.stdout.write(orjson.dumps(curves).decode())
 

@@ -23,8 +23,7 @@ LAYOUTS: list[tuple[str, int, dict[str, Any]]] = [
     ("dense", 2, {**PIPELINE, "first_stage_layers": 3}),
     ("dense", 2, CONTEXT),
     ("mixed", 2, SEQUENCE),
-    ("mixed", 4, EVERY),
-]
+]  # every way at once is where a run goes on, below
 # two key/value heads over four ranks, which share each: of its four queries, each rank has one and its gate
 SHARED_HEADS = {"linear_num_key_heads": 4, "layer_types": ["full_attention", "linear_attention"], "num_hidden_layers": 2}
 

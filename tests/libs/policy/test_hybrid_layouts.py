@@ -26,10 +26,8 @@ LAYOUTS: list[tuple[str, int, dict[str, Any]]] = [
     (DENSE, 2, {**UNEVEN}),
     (DENSE, 4, {**TENSOR, **CONTEXT}),
     (EXPERTS, 2, SEQUENCE),
-    (EXPERTS, 2, EXPERT),
     (EXPERTS, 2, CONTEXT),
-    (EXPERTS, 4, {**SEQUENCE, **EXPERT, **PIPELINE, "expert_tensor": 1}),
-]
+]  # divided experts, and every way at once, are where a run goes on, below
 
 
 @pytest.fixture(scope="module")
