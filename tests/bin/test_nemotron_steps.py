@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.streams import open_reader
 from support.forking_python import forks_first
-from support.programs import check, error_line, losses, metrics, run
+from support.programs import check, command, error_line, losses, metrics, run
 
 PROGRAM = "nemotron-steps"
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data"
@@ -120,6 +121,20 @@ def test_rows_are_checked_and_counted(tmp_path: Path, policy: Path):
     assert "preference_audit: " in shown
     rejects = (_job(tmp_path) / "rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [2, 3]
+
+
+def test_a_job_is_done_where_nobody_reads_its_report(tmp_path: Path, policy: Path):
+    """`nemotron-steps run ... | head`: the stages are over when the report finds no reader."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = command(PROGRAM, "run", "preference_tokenize", f"data.path={data}", f"tokenizer={policy}")
+    done = subprocess.run(argv, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, timeout=300)
+    os.close(writer)
+    assert done.returncode == -signal.SIGPIPE, done.stderr.decode()
+    state = json.loads((_job(tmp_path) / "state.json").read_text())
+    assert (state["status"], state["reason"], state["exit"]) == ("done", None, 0)
 
 
 def test_only_what_changed_is_done_again(tmp_path: Path, policy: Path):
