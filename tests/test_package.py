@@ -127,6 +127,7 @@ def test_metadata_says_what_pyproject_says(wheel: Path):
     assert set(said.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
 
 
+@pytest.mark.slow
 def test_programs_have_their_manuals_and_find_their_configs(installed: Path, tmp_path: Path):
     env = _shell(installed, tmp_path)
     for program in PROJECT["scripts"]:

@@ -76,6 +76,7 @@ ENDINGS = [  # how a program ends, its status
 
 
 @forking
+@pytest.mark.slow
 def test_a_forked_program_finds_what_a_started_one_finds(tmp_path: Path) -> None:
     script = tmp_path / "folder" / "probe.py"
     script.parent.mkdir()

@@ -51,6 +51,7 @@ def small_files_only() -> None:
 
 
 @pytest.mark.parametrize("form", ["megatron", "hf"])
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(form: str, llama: Path, tmp_path: Path) -> None:
     done = run("ckpt-export", llama, "-o", tmp_path / "out", "--to", form, preexec_fn=small_files_only)
     assert error_line(done, "ckpt-export").startswith(f"{tmp_path / 'out'}: cannot be written (")

@@ -38,6 +38,7 @@ def _page(folder: Path, tmp_path: Path, *options: str) -> str:
     return target.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_page_is_one_file_that_names_no_address(tmp_path: Path) -> None:
     write_run(tmp_path / "run", usual_rows(500))
     write_log(tmp_path / "run", [sightings(step, "validation-default", _margins(step)) for step in (0, 500)])
@@ -73,6 +74,7 @@ def test_runs_in_every_state(
     assert "wrote no pairs_log.arrow" in page  # as runs of earlier versions
 
 
+@pytest.mark.slow
 def test_records_that_are_cut_or_damaged_are_used_and_said(tmp_path: Path) -> None:
     run = _logged(tmp_path / "run", whole=False)
     with (run / "metrics.jsonl").open("ab") as file:
@@ -106,6 +108,7 @@ def test_an_extended_run_says_what_to_run_first(tmp_path: Path) -> None:
     assert "run it with dpo.max_num_steps=10 first." in _page(run, tmp_path)
 
 
+@pytest.mark.slow
 def test_every_format(tmp_path: Path) -> None:
     run = _logged(tmp_path / "run")
     programs.check(PROGRAM, run, "-o", tmp_path / "a.md")
@@ -124,6 +127,7 @@ def test_every_format(tmp_path: Path) -> None:
     assert programs.check(PROGRAM, run, "-o", "-").stdout == (tmp_path / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_texts_are_in_the_page_unless_these_are_not_wanted(tmp_path: Path) -> None:
     run = _logged(tmp_path / "run")
     settings = [*report_runs.SETTINGS, "--validation", "scored.arrow"]

@@ -54,6 +54,7 @@ def test_points_are_jobs_on_one_reference_pass_and_one_that_fails_is_said(tmp_pa
     assert len(losses(tmp_path / points[0]["job"] / "run")) == 1
 
 
+@pytest.mark.slow
 def test_mistakes_are_found_before_any_point_is_run(tmp_path: Path, policy: Path) -> None:
     given = ("run", "rl/nemo_rl/dpo", "-c", "tiny", f"policy.model_name={policy}")
     beta = "dpo.reference_policy_kl_penalty"

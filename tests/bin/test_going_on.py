@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from nemotron_dpo.sources import resolve
 from support import small
 from support.programs import check, losses
@@ -26,6 +28,7 @@ def _job(folder: Path, *arguments: object) -> tuple[Path, list[str]]:
     return job, [line for line in done.stderr.decode().splitlines() if line.startswith(("nemotron-steps: ", "dpo-train: "))]
 
 
+@pytest.mark.slow
 def test_a_longer_job_goes_on_from_a_shorter_one_and_exports_anew(tmp_path: Path, policy: Path) -> None:
     given = f"policy.model_name={policy}"
     short, _ = _job(tmp_path, given, "dpo.max_num_steps=2")

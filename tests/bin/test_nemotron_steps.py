@@ -43,6 +43,7 @@ def _job(folder: Path) -> Path:
     return job
 
 
+@pytest.mark.slow
 def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, policy: Path, broken_data: Path):
     arguments = [f"data.train.prompt_file={broken_data}", "data.validation=null", f"policy.model_name={policy}"]
     secret = [f"policy.env_vars.WANDB_API_KEY={SECRET}", f"logger.wandb.name={SECRET}"]
@@ -137,6 +138,7 @@ def test_a_job_is_done_where_nobody_reads_its_report(tmp_path: Path, policy: Pat
     assert (state["status"], state["reason"], state["exit"]) == ("done", None, 0)
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_done_again(tmp_path: Path, policy: Path):
     arguments = [
         *TINY,

@@ -100,6 +100,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_no_objective_is_one_line(scored: Path, llama: Path, tmp_path: Path) -> None:
     for number, (text, name, words) in enumerate(WRONG):
         (tmp_path / f"{number}.py").write_text(text)

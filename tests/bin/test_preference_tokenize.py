@@ -551,6 +551,7 @@ FUZZED = st.one_of(st.binary(max_size=60), OBJECTS)
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(FUZZED, min_size=1, max_size=4))
+@pytest.mark.slow
 def test_no_row_brings_a_traceback(tmp_path: Path, tokenizer: Path, lines: list[bytes]) -> None:
     """In this process, for speed: anything but a UserError would be a traceback for a user."""
     (tmp_path / "fuzzed").write_bytes(b"\n".join(lines))

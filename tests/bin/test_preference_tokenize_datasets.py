@@ -89,6 +89,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_sets_are_read_as_datasets_lays_them_out(place: Path, tmp_path: Path) -> None:
     for number, (arguments, lines) in enumerate(CASES):
         done = tokenize(place, out := tmp_path / f"{number}.arrow", *arguments)
@@ -113,6 +114,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_one_line(place: Path, tmp_path: Path) -> None:
     for arguments, expected in REFUSED:
         done = tokenize(place, tmp_path / "out.arrow", *arguments)

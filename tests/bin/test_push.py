@@ -84,6 +84,7 @@ def _environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, s
     return {**plain, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), **({"HF_TOKEN": token} if token else {})}
 
 
+@pytest.mark.slow
 def test_a_folder_is_uploaded_with_its_card(hub: Hub, policy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = (policy, "-o", out, "--to", "hf", "--push-to", "me/aligned")
@@ -104,6 +105,7 @@ def test_a_folder_is_uploaded_with_its_card(hub: Hub, policy: Path, tmp_path: Pa
     assert yaml.safe_load(front)["library_name"] == "transformers"
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line(hub: Hub, policy: Path, tmp_path: Path) -> None:
     arguments = (policy, "-o", tmp_path / "out", "--to", "hf", "--push-to")
     for name, token, status, line in [

@@ -75,6 +75,7 @@ def test_reuse_scores_only_what_is_new(scored: Path, llama: Path, tmp_path: Path
     assert read(tmp_path / "out.arrow").slice(0, 12).to_pylist() == read(scored).to_pylist()
 
 
+@pytest.mark.slow
 def test_kernels_are_chosen_by_the_environment_recorded_and_said(
     scored: Path, pairs_file: Path, llama: Path, tmp_path: Path
 ) -> None:

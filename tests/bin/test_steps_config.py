@@ -24,6 +24,7 @@ DRY = [
 
 
 @pytest.mark.parametrize("arguments", DRY)
+@pytest.mark.slow
 def test_dry_run_touches_nothing(tmp_path: Path, arguments: list[str]):
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     shown = check(PROGRAM, *arguments, cwd=tmp_path, env=env).stdout.decode()

@@ -21,6 +21,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["errno in turn", "errno of reading", "kill"])
+@pytest.mark.slow
 def test_tokenizing_under_faults(inputs: Path, tmp_path: Path, kind: str) -> None:
     trial = trial_of("preference-tokenize", inputs, tmp_path / "OUT")
     points = kinds.KINDS[kind](trial, tmp_path)

@@ -54,6 +54,7 @@ CASES: list[tuple[str, list[str], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_every_program_ends_in_one_line(tmp_path: Path):
     (tmp_path / "rows").write_bytes(b"\0\xff")
     _pickled_model(tmp_path)

@@ -20,6 +20,7 @@ def _run(argv: Sequence[str], folder: Path, *, loopback: bool = False) -> subpro
     return subprocess.run([*ALONE, *up, *argv], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_chain_without_a_network(tmp_path: Path) -> None:
     try:
         usable = _run(["true"], tmp_path).returncode == 0

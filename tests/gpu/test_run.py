@@ -46,6 +46,7 @@ def test_every_check_runs_on_a_cpu(python: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text().count("\n| ") == len(names) + 2
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_or_does_not_end(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import sys\nsys.exit('check failed: seven is not eight')\n")
     (tmp_path / "endless.py").write_text("import time\ntime.sleep(60)\n")

@@ -124,6 +124,7 @@ def _spelled(value: object) -> str:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(sorted(_SECTIONS)).flatmap(lambda key: st.tuples(st.just(key), _SECTIONS[key])), max_size=8))
+@pytest.mark.slow
 def test_overrides_merge_as_omegaconf_does_and_the_last_is_the_origin(given_: list[tuple[str, object]]):
     from omegaconf import OmegaConf
 

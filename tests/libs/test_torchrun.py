@@ -72,6 +72,7 @@ def test_options_are_those_of_torchrun():
     assert (done.stderr.decode(), done.returncode) == (line, 2)
 
 
+@pytest.mark.slow
 def test_a_signal_goes_on_to_the_processes_which_end_as_they_like(tmp_path: Path):
     program = tmp_path / "program.py"
     program.write_text(
@@ -90,6 +91,7 @@ def test_a_signal_goes_on_to_the_processes_which_end_as_they_like(tmp_path: Path
     assert (said, running.returncode) == (b"", 57)
 
 
+@pytest.mark.slow
 def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path):
     program = tmp_path / "program.py"
     program.write_text(

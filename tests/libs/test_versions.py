@@ -66,6 +66,7 @@ def _export(policy: Path, folder: Path, output: Path) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.decode().splitlines()
 
 
+@pytest.mark.slow
 def test_a_program_says_so_and_goes_on(llama: Path, pretend: Pretend, tmp_path: Path):
     status, said = _export(llama, pretend(megatron_core="0.15.3"), tmp_path / "out")
     assert status == 0

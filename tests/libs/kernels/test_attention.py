@@ -40,6 +40,7 @@ def test_values_and_gradients_follow_the_rule(attend: Any, lengths: tuple[tuple[
 
 
 @pytest.mark.parametrize("attend", [block_attention, run_attention])
+@pytest.mark.slow
 def test_windows_caps_and_sinks_follow_the_rule(attend: Any) -> None:
     for lengths in CASES:
         for number, scores in enumerate(SCORES):

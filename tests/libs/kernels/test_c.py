@@ -45,6 +45,7 @@ def part(of: Three, mine: slice) -> Three:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("lengths", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.slow
 def test_attention_and_its_gradient(
     c_kernels: Kernels, lengths: tuple, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> None:

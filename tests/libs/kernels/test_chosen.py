@@ -49,6 +49,7 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_built_once_and_said_never(cache: Path) -> None:
     lines: list[str] = []
     table = chosen.choose("bfloat16", lines.append)
@@ -64,6 +65,7 @@ def test_built_once_and_said_never(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
+@pytest.mark.slow
 def test_a_cpu_without_wide_vectors_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = choice.cpu()
     assert choice.has_wide_vectors() == ("avx2" in flags.split())
@@ -72,6 +74,7 @@ def test_a_cpu_without_wide_vectors_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("quickly")
+@pytest.mark.slow
 def test_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     table = chosen.choose()
     monkeypatch.setenv(VARIABLE, "torch")

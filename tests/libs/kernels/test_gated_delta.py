@@ -50,6 +50,7 @@ def test_it_is_the_recurrence(shape: tuple[int, int, int, int]) -> None:
                 assert off(ours, theirs) <= BACKWARD, (name, pieces, chunk)
 
 
+@pytest.mark.slow
 def test_gradcheck() -> None:
     chunks = plan(FORESTS["a path"], 3)
     q, k, v, g, beta = gated_delta_inputs(num_tokens(FORESTS["a path"]), SHAPES[1])

@@ -55,6 +55,7 @@ def test_mamba2_is_the_recurrence(shape: tuple[int, int, int, int]) -> None:
                 assert off(ours, theirs) <= BACKWARD, (name, pieces, chunk)
 
 
+@pytest.mark.slow
 def test_gradcheck() -> None:
     pieces = FORESTS["a path"]
     of = mamba2_inputs(num_tokens(pieces), SHAPES[1])

@@ -37,6 +37,7 @@ def linear_part(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch
 
 
 @pytest.mark.parametrize("name", delta_nets.MODELS)
+@pytest.mark.slow
 def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, name, pad_token_id=None)  # whose embedding transformers would give no gradient
     ours, pairs = opened(folder), small.random_pairs(4, seed=7, longest=90)
@@ -52,6 +53,7 @@ def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(n
         assert near(parameter.grad, gradients[name]), name
 
 
+@pytest.mark.slow
 def test_a_policy_scores_bit_for_bit_as_its_reference_did_and_as_its_neighbours_let_it(tmp_path: Path) -> None:
     """With gradients and without, in either precision: the first loss is ln 2. Other pairs of the row change rounding alone."""
     folder, pairs = write_model(tmp_path, "experts"), small.random_pairs(4, seed=7, longest=90)

@@ -74,6 +74,7 @@ def counted(model: Any) -> list[torch.Tensor]:
     return counts
 
 
+@pytest.mark.slow
 def test_a_step_moves_biases_by_the_counts_of_sequences_however_they_are_packed() -> None:
     theirs = hybrids.theirs("E*E")
     before = [tensor.clone() for name, tensor in theirs.named_buffers() if name.endswith("correction_bias")]

@@ -33,6 +33,7 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 
 @pytest.mark.usefixtures("megatron")
 @pytest.mark.parametrize("model_type", CHANGES)
+@pytest.mark.slow
 def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(model_type: str, tmp_path: Path) -> None:
     for number, changes in enumerate(CHANGES[model_type]):
         folder = families.write_model(tmp_path / str(number), model_type, num_hidden_layers=3, **changes)

@@ -168,6 +168,7 @@ def trained(model: Any, kind: Kind, **cutting: Any) -> tuple[dict[str, torch.Ten
 
 @pytest.mark.parametrize("kind", ["aux_loss", "seq_aux_loss", "global_aux_loss", "transformers_aux_loss"])
 @pytest.mark.parametrize(("family", "top_k"), [("mixtral", 2), ("qwen3_moe", 3)])
+@pytest.mark.slow
 def test_the_auxiliary_loss_is_that_of_transformers_however_the_batch_is_cut(
     family: str, top_k: int, kind: Kind, tmp_path: Path
 ) -> None:

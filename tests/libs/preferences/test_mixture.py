@@ -88,6 +88,7 @@ def test_a_part_is_rounded_from_the_weight_as_it_is_written(tmp_path: Path, coun
     assert max(times) - min(times) <= 1
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed_and_the_name_and_nothing_else(tmp_path: Path) -> None:
     """Not the place, the batches, or what else is mixed. The same stream twice gives other pairs; more includes less."""
     (tmp_path / "other").mkdir()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,6 +168,7 @@ def outcome(path: Path) -> list[Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(rows=sets_of(STRINGS) | sets_of(MESSAGES | WHOLE))
+@pytest.mark.slow
 def test_any_container_gives_the_same_ids(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = {path.name: outcome(path) for path in write_all(rows, Path(folder))}

@@ -64,6 +64,7 @@ def _told(overrides: Sequence[str], folder: Path, profile: Profile) -> str:
 
 @settings(max_examples=60, deadline=None)
 @given(KEYS, TOKENS)
+@pytest.mark.slow
 def test_value_that_looks_like_a_secret(key: str, value: str):
     assert _secret_part(value) not in _everything([f"{key}={value}"], Profile("local", "local"))
 

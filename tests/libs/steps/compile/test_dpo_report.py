@@ -58,6 +58,7 @@ def test_paths_with_spaces_are_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shlex.split(export) == ["ckpt-export", trained, "-o", "my job/checkpoint_hf", "--to", "hf"]
 
 
+@pytest.mark.slow
 def test_the_page_is_named_and_where_it_fails_the_run_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fails where there is no such program, where the program says why, where it crashes, and where it takes too long."""
     monkeypatch.chdir(tmp_path)

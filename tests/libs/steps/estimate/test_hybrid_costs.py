@@ -103,6 +103,7 @@ def test_ranks_hold_parts_and_adapters_know_every_linear_layer() -> None:
 
 
 @pytest.mark.usefixtures("megatron")
+@pytest.mark.slow
 def test_flops_and_kept_bytes_are_what_torch_counts_and_keeps() -> None:
     """In bfloat16, of whose gradients of weights torch counts the products. Attention's kernels take whole blocks of keys."""
     from torch.utils.flop_counter import FlopCounterMode

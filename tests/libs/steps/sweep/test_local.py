@@ -64,6 +64,7 @@ def _order(folder: Path) -> list[str]:
     return (folder / "order.txt").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_one_after_the_other_and_a_failure_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     statuses, said = _sweep(monkeypatch, tmp_path, "0 3 9 0", local.Slots(1))
     assert statuses == ["done", "failed", "failed", "done"]

@@ -108,6 +108,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.slow
 def test_a_fault_is_said_once_and_ends_nothing_else(
     name: str, more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

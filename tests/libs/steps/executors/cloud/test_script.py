@@ -126,6 +126,7 @@ def test_what_a_stopped_stage_made_is_not_in_its_way(tmp_path: Path, before: boo
     assert [path.name for path in target.iterdir()] == (["mine"] if before else [])
 
 
+@pytest.mark.slow
 def test_nodes_wait_for_the_first_and_learn_where_it_is(tmp_path: Path):
     """With a stand-in for torchrun that says how it was called, and takes longer than a look at the first node."""
     folder = written(tmp_path, shell("one", "sleep 0.5"), shell("two", ":", launched=True), num_nodes=2)
