@@ -94,6 +94,7 @@ def test_a_forked_program_finds_what_a_started_one_finds(tmp_path: Path) -> None
 
 
 @forking
+@pytest.mark.slow
 def test_a_forked_program_ends_as_a_started_one(tmp_path: Path) -> None:
     (tmp_path / "end.py").write_text("import atexit, os, signal, sys, threading\nexec(sys.argv[1])\n")
     for how, status in ENDINGS:

@@ -89,6 +89,7 @@ def test_records_that_are_cut_or_damaged_are_used_and_said(tmp_path: Path) -> No
     assert "step 20" in _page(run, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_is_its_run_with_its_commands(tmp_path: Path) -> None:
     job = tmp_path / "20261126-job"
     _logged(job / "run")

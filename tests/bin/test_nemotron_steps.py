@@ -70,6 +70,7 @@ def test_failing_stage_stops_the_run_and_leaves_its_record(tmp_path: Path, polic
     assert SECRET not in everything
 
 
+@pytest.mark.slow
 def test_profile_reaches_the_stages(tmp_path: Path, policy: Path, broken_data: Path):
     profile = f'[here]\nexecutor = "local"\nnproc_per_node = 2\nmounts = ["/a:/a"]\nenv_vars = {{WANDB_API_KEY = "{SECRET}"}}\n'
     (tmp_path / "env.toml").write_text(profile)

@@ -31,6 +31,7 @@ def test_tokenizing_under_faults(inputs: Path, tmp_path: Path, kind: str) -> Non
     assert {name: outcome for name, outcome in outcomes.items() if outcome} == {}
 
 
+@pytest.mark.slow
 def test_a_fault_that_strikes_is_seen(inputs: Path, tmp_path: Path) -> None:
     """That the stage holds says something only if its operations are struck, and what is half written is told."""
     trial = trial_of("preference-tokenize", inputs, tmp_path / "OUT")

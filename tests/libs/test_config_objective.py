@@ -291,6 +291,7 @@ def test_names_of_elsewhere_lead_to_what_there_is():
     assert find("aot").name == "aot_paired"
 
 
+@pytest.mark.slow
 def test_identity_is_of_what_is_trained():
     """An alias and a default that is written out change nothing; everything else that the objective reads does."""
 

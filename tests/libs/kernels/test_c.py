@@ -63,6 +63,7 @@ def test_attention_and_its_gradient(
         assert (ours.float() - theirs).norm() <= bound * theirs.norm()
 
 
+@pytest.mark.slow
 def test_windows_caps_and_sinks_follow_the_rule(c_kernels: Kernels) -> None:
     for lengths in CASES:
         for number, scores in enumerate(SCORES):

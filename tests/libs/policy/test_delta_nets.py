@@ -84,6 +84,7 @@ def test_parameters_and_flops_are_those_of_the_layers(tmp_path: Path) -> None:
     assert flops.mixing(model.architecture, Lengths(5, 8)) == (13 * mixing, 3 * 13 * mixing)
 
 
+@pytest.mark.slow
 def test_a_row_of_padding_alone_has_no_gradient(tmp_path: Path) -> None:
     model = opened(write_model(tmp_path, "mixed"))
     logps_R = model(pack_row([], [], [], Cut(tokens_together=4)))

@@ -91,6 +91,7 @@ def test_a_step_moves_biases_by_the_counts_of_sequences_however_they_are_packed(
         assert all(torch.equal(a, b) for a, b in zip(biases(model), due, strict=True))
 
 
+@pytest.mark.slow
 def test_without_a_rate_and_under_adapters_biases_stay() -> None:
     from nemotron_dpo.policy.lora import Adapted, Base, adapt
     from nemotron_dpo.policy.lora_targets import Lora

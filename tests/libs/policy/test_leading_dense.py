@@ -41,6 +41,7 @@ def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(m
 
 
 @pytest.mark.usefixtures("megatron")
+@pytest.mark.slow
 def test_yarn_reaches_channels_without_positions_through_the_scale_of_scores(tmp_path: Path) -> None:
     from nemotron_dpo.checkpoint import hf
     from nemotron_dpo.checkpoint.policy import read_architecture

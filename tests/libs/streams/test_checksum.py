@@ -17,6 +17,7 @@ from nemotron_dpo.streams.reader import Reader
 from support.stream_rows import INFO, batch, lines_read, unannounced, write
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_one_line_or_changes_nothing(tmp_path: Path) -> None:
     """1000 random bits of a stream, those of Arrow's own headers included, from a file and through a pipe."""
     path, rng = write(tmp_path / "a", batch(2), batch(5, 2)), random.Random(0)

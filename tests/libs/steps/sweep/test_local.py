@@ -84,6 +84,7 @@ def test_one_after_the_other_and_a_failure_does_not_stop_the_rest(tmp_path: Path
     assert [line.split() for line in shown.splitlines()][1] == ["k=1", "waiting", "-", "-", "-", "-"]
 
 
+@pytest.mark.slow
 def test_several_at_once_each_with_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     statuses, _ = _sweep(monkeypatch, tmp_path, "0 0 0", local.Slots(2, ("0", "1", "2", "3"), each=2))
     assert statuses == ["done"] * 3

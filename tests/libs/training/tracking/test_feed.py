@@ -134,6 +134,7 @@ def test_a_fault_is_said_once_and_ends_nothing_else(
         assert sorted(log.read_text().splitlines()) == ["also so", "your key? ", '{"failed": 1}']  # buffered, in any order
 
 
+@pytest.mark.slow
 def test_records_that_find_no_room_are_counted(more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe takes 64 KiB, a reader's buffer 8, a queue five; records have more than 70 bytes each."""
     (more / "hangs.py").write_text(HEAD + START.format("time.sleep(600)"))

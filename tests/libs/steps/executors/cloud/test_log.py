@@ -58,6 +58,7 @@ def test_what_the_log_tells_counts(name: str, told: int | None, wanted: tuple[st
     assert (state.name, state.code) == wanted
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_read_is_said_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(log, "_LAST_SECONDS", 2)
     monkeypatch.setattr(log, "_MANY_FAILURES", 3)
