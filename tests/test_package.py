@@ -109,6 +109,7 @@ def test_a_wheel_has_the_program_and_its_configs_and_nothing_else(wheel: Path):
     } <= set(names)
 
 
+@pytest.mark.slow
 def test_an_sdist_has_the_tests_too_and_makes_the_same_wheel(wheel: Path, tmp_path: Path):
     with tarfile.open(_build(ROOT, "sdist", tmp_path)) as archive:
         archive.extractall(tmp_path, filter="data")

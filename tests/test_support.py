@@ -105,6 +105,7 @@ def test_a_forked_program_ends_as_a_started_one(tmp_path: Path) -> None:
 
 
 @forking
+@pytest.mark.slow
 def test_what_a_fork_cannot_honour_starts_cold(tmp_path: Path) -> None:
     (tmp_path / "look.py").write_text("import sys; print('torch' in sys.modules, sys.stdout.encoding, end='')\n")
     argv = [sys.executable, str(tmp_path / "look.py")]

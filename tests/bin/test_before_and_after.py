@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from nemotron_dpo.streams import open_reader
 from support.programs import check, error_line, run
 
 
+@pytest.mark.slow
 def test_the_pairs_that_changed_most_end_the_step(policy: Path, tmp_path: Path) -> None:
     other = shutil.copytree(policy, tmp_path / "other")
     weights = load_file(other / "model.safetensors")

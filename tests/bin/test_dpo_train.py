@@ -73,6 +73,7 @@ def test_it_starts_at_ln_2_learns_and_leaves_what_it_promises(single: Path, scor
     assert told["inputs"] == {"train": str(scored), "validation-default": str(scored)}
 
 
+@pytest.mark.slow
 def test_loss_curve_equals_transformers_and_torch_adamw(single: Path, scored: Path, llama: Path) -> None:
     """Steps 1-6 by plain transformers forwards, autograd and torch.optim.AdamW, in the order of the sampler.
 

@@ -84,6 +84,7 @@ def test_profile_reaches_the_stages(tmp_path: Path, policy: Path, broken_data: P
     assert "torchrun" in record["stages"][-2]["command"]
 
 
+@pytest.mark.slow
 def test_detached_run_goes_on_in_the_background(tmp_path: Path, policy: Path, broken_data: Path):
     (tmp_path / "env.toml").write_text('[here]\nexecutor = "local"\n')
     arguments = [f"data.train.prompt_file={broken_data}", f"policy.model_name={policy}"]
@@ -167,6 +168,7 @@ def test_only_what_changed_is_done_again(tmp_path: Path, policy: Path):
     assert jobs[0].read_bytes() == jobs[-1].read_bytes()
 
 
+@pytest.mark.slow
 def test_data_sets_with_weights_are_one_set(tmp_path: Path, policy: Path):
     """Three rows twice and one of two; another weight tokenizes nothing anew."""
     for name, numbers in (("a", range(3)), ("b", range(3, 5))):

@@ -71,6 +71,7 @@ def test_windows_caps_and_sinks_follow_the_rule(c_kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("scores", [Scores(0.2, 40), Scores(0.2, softcap=1.5)], ids=["window", "cap"])
+@pytest.mark.slow
 def test_in_bfloat16_they_are_those_of_float32_rounded_once(c_kernels: Kernels, scores: Scores) -> None:
     row = packed(*LONG)
     of = inputs(row, HEADS[1], torch.bfloat16)

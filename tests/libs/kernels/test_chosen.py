@@ -128,6 +128,7 @@ def test_a_cache_that_cannot_be_written_is_said(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
+@pytest.mark.slow
 def test_a_library_that_is_damaged_is_said(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen.choose()
     (made,) = cache.iterdir()

@@ -93,6 +93,7 @@ def test_a_row_of_padding_alone_has_no_gradient(tmp_path: Path) -> None:
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_bit_of_a_gradient(tmp_path: Path) -> None:
     folder, pairs = write_model(tmp_path, "mixed"), small.random_pairs(3, seed=7, longest=50)
     row, due = pack_row(pairs.prompts, pairs.chosen, pairs.rejected), {}

@@ -22,6 +22,7 @@ def build(pattern: str, dtype: torch.dtype = torch.float32, recompute: Recompute
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.slow
 def test_packed_shared_prompts_and_their_gradients_equal_two_separate_forwards(pattern: str) -> None:
     ours, theirs = build(pattern), hybrids.theirs(pattern)
     hybrids.fill(ours, theirs.state_dict())

@@ -96,6 +96,7 @@ def test_several_at_once_each_with_its_own_gpus(tmp_path: Path, monkeypatch: pyt
     assert devices["s-k=2"] in ("0,1", "2,3")
 
 
+@pytest.mark.slow
 def test_a_job_of_the_same_name_that_another_sweep_made_meanwhile_is_not_the_point_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 @settings(max_examples=40, deadline=None)
 @given(words=st.lists(st.one_of(WORDS, st.sampled_from(HOSTILE)), max_size=5), said=st.one_of(WORDS, st.sampled_from(HOSTILE)))
 @pytest.mark.usefixtures("_no_login")
+@pytest.mark.slow
 def test_words_and_variables_arrive_as_they_were_typed(words: list[str], said: str):
     with tempfile.TemporaryDirectory(prefix="it's a $HOME; ") as folder:
         root = Path(folder)
