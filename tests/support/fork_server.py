@@ -224,9 +224,6 @@ def _forget_the_forker() -> None:
     """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
     weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
     sys.modules["concurrent.futures.thread"]._threads_queues.clear()  # its pools, whose threads are not here
-    mapping = sys.modules["nemotron_dpo.policy.device"]._active  # of the names of GPUs, which torch has by thread
-    if mapping is not None and not sys.modules["torch.overrides"]._get_current_function_mode_stack():
-        mapping.__enter__()
 
 
 def _forget_signals() -> None:

@@ -26,9 +26,20 @@ class Patch:
 _CUDA_ALONE = "megatron-core asks torch for its accelerator instead of naming CUDA"
 _NO_APEX = "megatron-core adds gradients up in place without Apex"
 
+# what makes a tensor on the device that it is told
+_FUNCTIONS = ("arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace", "ones",
+              "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "tensor", "tril_indices",
+              "triu_indices", "zeros", "zeros_like")  # fmt: skip
+_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
+MAKERS = (*(f"torch:{name}" for name in _FUNCTIONS), *(f"torch:Tensor.{name}" for name in _METHODS))
+
 # "module:name", in megatron-core 0.16 to 0.19 alike unless it says otherwise
 PATCHES = {
     "torch:compile": Patch("its kernels differ with and without gradients", "all fusions are options of the config"),
+    **dict.fromkeys(MAKERS, Patch('tensors are made on the device "cuda"', _CUDA_ALONE)),
+    "torch:Tensor.cuda": Patch("they are moved there", _CUDA_ALONE),
+    "torch:Tensor.to": Patch("the same", _CUDA_ALONE),
+    "torch:Tensor.type": Patch("optimizers take torch.cuda.FloatTensor, by that name", _CUDA_ALONE),
     "torch.cuda:current_device": Patch("buffers and counts are made there", _CUDA_ALONE),
     "torch.cuda:current_stream": Patch("asked for by gradient buffers, from 0.19 on", _CUDA_ALONE),
     "torch.cuda:synchronize": Patch("called around checkpoints and gradient norms", _CUDA_ALONE),
