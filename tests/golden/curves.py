@@ -63,6 +63,7 @@ class Curve:
         return f"{self.precision}-{self.divided}{'' if self.kernels else '-torch'}"
 
 
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what chooses the order of sums, in torch and in our C
 PRECISIONS = ("float32", "bfloat16")
 CURVES = [Curve(precision, divided) for precision in PRECISIONS for divided in ("single", "tp2", "dp2")]
 CURVES += [Curve(precision, kernels=False) for precision in PRECISIONS]
@@ -72,14 +73,12 @@ def machine() -> dict[str, str]:
     """What must be alike for two runs to round alike."""
     from importlib import metadata
 
-    cpu = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    said = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    cpu, flags = ({name.strip(): value.strip() for name, _, value in said}.get(name, "") for name in ("model name", "flags"))
+    vectors = " ".join(name for name in VECTORS if name in flags.split())  # the host of a virtual machine may show it without
     compiler = subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
     versions = {package: metadata.version(package) for package in ("torch", "megatron-core")}
-    return {"cpu": f"{platform.machine()} {cpu[0] if cpu else ''}", "compiler": "".join(compiler), **versions}
+    return {"cpu": f"{platform.machine()} {cpu}", "vectors": vectors, "compiler": "".join(compiler), **versions}
 
 
 def record(curve: Curve, inputs: Path, folder: Path) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def redirect() -> None:
     overwrite("torch.cuda:empty_cache", lambda: None)
     overwrite("torch.cuda:get_rng_state", lambda device="cuda": torch.get_rng_state())
     overwrite("torch.cuda:set_rng_state", lambda new_state, device="cuda": torch.set_rng_state(new_state))
+    with torch.device("meta"):
+        torch.empty(0)  # now torch knows its own makers by identity: to what it does not know it gives no default device
     for target in MAKERS:
         overwrite(target, _on_cpu(functools.reduce(getattr, target.removeprefix("torch:").split("."), torch)))
     overwrite("torch:Tensor.cuda", lambda tensor, *_, **__: tensor)

@@ -72,6 +72,15 @@ def test_it_holds_in_every_thread():
         assert pool.submit(torch.zeros, 1, device="cuda").result().device.type == "cpu"
 
 
+def test_a_default_device_is_heeded_still():
+    """transformers makes its models on "meta" so, and fills them later."""
+    for target in MAKERS:
+        due = "meta" if "_like" not in target and "Tensor." not in target else "cpu"
+        with torch.device("meta"):
+            assert _maker(target)().device.type == due, target
+            assert _maker(target)(device="cuda").device.type == "cpu", target
+
+
 def test_gradients_pass_through_what_is_moved():
     start = torch.ones(2, requires_grad=True)
     (start.to("cuda", torch.float64) * torch.tensor([2.0, 3.0], device="cuda")).sum().backward()
