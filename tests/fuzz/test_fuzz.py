@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import types
 
 from fuzz.attempts import attempt, judged
 from fuzz.edits import Edits
@@ -34,6 +37,25 @@ def test_a_number_makes_one_input_and_others_make_others():
     assert Edits(3).content(b"plain", ALL["stream"].written) != Edits(4).content(b"plain", ALL["stream"].written)
 
 
+def _null_not_nullable(nested: Callable[[pa.Field], pa.DataType]) -> bytes:
+    """A stream of rows with a column `nested` of a field of nulls that says it has none, as pyarrow reads and makes not."""
+    values, field = pa.nulls(1), pa.field("a", pa.null(), metadata={"a": "b"})
+    rows = pa.record_batch([values.cast(nested(field))], schema=pa.schema([pa.field("odd", nested(field))]))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    sound = bytearray(sink.getvalue())
+    for place in (place for place, value in enumerate(sound) if value == 1):
+        odd = bytes(sound[:place] + b"\0" + sound[place + 1 :])
+        try:
+            kind = pa.ipc.open_stream(odd).schema.field(0).type
+        except (pa.ArrowException, OSError, IndexError):  # what else is 1
+            continue
+        if kind.num_fields == 1 and types.is_null(kind.field(0).type) and not kind.field(0).nullable:
+            return odd
+    raise AssertionError("no byte says whether the field may be null")
+
+
 # What the long search found: the kind, and what is changed of its first sound input, or the input itself.
 DEEP = b"[" * 3000
 FOUND: list[tuple[str, Any]] = [
@@ -41,6 +63,8 @@ FOUND: list[tuple[str, Any]] = [
     ("metrics.jsonl", b'{"step": 1, "train/loss": 1, "train/accuracy": {"a": 1}}\n{"step": -1, "validation-default/loss": 0.5}\n'),
     ("metrics.jsonl", b'{"step": 1, "train/loss": 1}\n{"step": 1, "validation-default/loss": 1, "validation-default/accuracy": 7, "validation-default/num_valid_samples": -3}\n'),
     ("metrics.jsonl", b'{"step": 1, "train/loss": 1}\n{"step": 1, "validation-default/loss": 1, "validation-default/accuracy": 0.5, "validation-default/num_valid_samples": 1.7e308}\n'),
+    ("rows.stream", _null_not_nullable(lambda field: pa.struct([field]))),
+    ("rows.stream", _null_not_nullable(pa.list_)),
     ("job.yaml", b"a: !!int abc\n"),
     ("job.yaml", b"a: " + DEEP),
     ("step.toml", b'[step]\nid = 1\nname = "n"\ncategory = "c"\ndescription = "d"\n'),

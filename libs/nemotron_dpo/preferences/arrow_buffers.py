@@ -32,6 +32,8 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     if types.is_struct(kind):
         return pa.struct([_field(kind.field(number)) for number in range(kind.num_fields)])
     if types.is_map(kind):
+        if types.is_null(kind.key_type):
+            return kind  # as pyarrow makes none; nor does it have entries
         return pa.map_(_field(kind.key_field), _field(kind.item_field), keys_sorted=kind.keys_sorted)
     if types.is_fixed_size_list(kind):
         return pa.list_(_field(kind.value_field), kind.list_size)
@@ -43,7 +45,8 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
 
 def _field(field: pa.Field) -> pa.Field:
     kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
-    return pa.field(field.name, _as_bytes(kind), field.nullable)
+    nullable = field.nullable or types.is_null(kind)  # what was damaged may say otherwise, and pyarrow makes no such field
+    return pa.field(field.name, _as_bytes(kind), nullable)
 
 
 def _there(names: dict[str, str]) -> list[tuple]:
