@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from nemotron_dpo import cli, launcher
+from nemotron_dpo import cli, collector, launcher
 
 if TYPE_CHECKING:
     from nemotron_dpo.sources import ModelSource
@@ -121,6 +121,7 @@ def _export(found: ModelSource, target: Path, form: str, precision: str | None, 
         from nemotron_dpo.checkpoint import adapters
         from nemotron_dpo.checkpoint.export import export
 
+        collector.collect_as_usual()
         difference = export(found, target, form, precision, verify, _card_of(found, form))
         is_unchecked = adapters.names_no_weights(found)
     finally:

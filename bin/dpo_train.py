@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from nemotron_dpo import cli, hf_folder, launcher, wiring
+from nemotron_dpo import cli, collector, hf_folder, launcher, wiring
 from nemotron_dpo.errors import DIVERGED, UserError
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def _train(
     progress = _progress(settings.num_steps, done)
     trainable = wiring.open_trainable(run, policy, resumed)
     keep_freed_memory()
+    collector.collect_as_usual()
     recorded = wiring.recorded(run, run_dir, policy, pairs.files, done, SAY) if cli.is_first_rank() else None
     with _signals_noted(checkpoints) as terminated, wiring.blamed(run.dpo.own_objective):
         stop = Stop(save_by, terminated)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from nemotron_dpo import cli, launcher
+from nemotron_dpo import cli, collector, launcher
 
 if TYPE_CHECKING:
     from nemotron_dpo.policy.architecture import Architecture
@@ -166,7 +166,9 @@ def _score(
 
         if parallel.job_size() == 1:
             join()
-        return open_policy(policy, context.precision).eval()
+        opened = open_policy(policy, context.precision).eval()
+        collector.collect_as_usual()
+        return opened
 
     def num_ids(architecture: Architecture) -> int:
         return vocab_size(architecture.vocab_size, policy, reader.info.digests.get("tokenizer"))

@@ -26,11 +26,13 @@ ALLOWED = {
     "ages": {"errors"},
     "standard_streams": set(),
     "parent": set(),
+    "collector": set(),
     "progress": {"standard_streams"},
     "terminal_text": set(),
     "outcome": set(),
     "torchrun": {"errors", "parent"},
     "cli": {
+        "collector",
         "errors",
         "launcher",
         "machine_errors",
@@ -55,6 +57,7 @@ ALLOWED = {
     "sources": {"documents", "errors", "hf_folder", "step_folders"},
     "config": {"documents", "errors", "paths", "objective"},
     "preferences": {
+        "collector",
         "documents",
         "machine_errors",
         "paths",

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from nemotron_dpo import launcher, machine_errors, parent, standard_streams, versions
+from nemotron_dpo import collector, launcher, machine_errors, parent, standard_streams, versions
 from nemotron_dpo.cli import completion, signals
 from nemotron_dpo.cli.complaints import complain, complain_of_another, complain_of_call, lost_another_process
 from nemotron_dpo.errors import UserError
@@ -25,6 +25,7 @@ def run(command: click.Command, program: str, *, joins_job: bool = False, called
 
     With `joins_job` the process belongs to the job that the environment describes; without, it works alone.
     """
+    collector.collect_rarely()  # until there are tensors
     standard_streams.read_names_as_utf8()
     standard_streams.open_missing()
     for stream in (sys.stdout, sys.stderr):

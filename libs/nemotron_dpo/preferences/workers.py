@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from nemotron_dpo import collector
 from nemotron_dpo.errors import UserError
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def _rare_collection() -> Iterator[None]:
     """
     threshold = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    collector.collect_rarely()
     try:
         yield
     finally:
