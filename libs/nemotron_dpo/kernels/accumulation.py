@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels.chosen import kernels
 from nemotron_dpo.kernels.scratch import scratch
+from nemotron_dpo.kernels.torch_ops.bfloat16_matmul import rounded_product
 
 _ADDS_WIDE = hasattr(torch.ops.aten.addmm, "dtype_out")  # from torch 2.8 on
 _BLOCK_ROWS = 4096  # of a gradient: as much of a product as stays in a CPU's cache until it is added
@@ -25,8 +26,8 @@ def add_product(total_NK: Tensor, grad_SN: Tensor, x_SK: Tensor) -> None:
         return
     rows, where = len(total_NK) if total_NK.is_cuda else _BLOCK_ROWS, total_NK.device
     for part, columns in zip(total_NK.split(rows), grad_SN.split(rows, dim=1), strict=True):
-        product = torch.mm(columns.t(), x_SK, out=scratch("product", *part.shape, dtype=x_SK.dtype, device=where))
-        kernels().add_rounded(part, product)
+        product = scratch("product", *part.shape, dtype=x_SK.dtype, device=where)
+        kernels().add_rounded(part, rounded_product(columns.t(), x_SK, product))
 
 
 def add_rows(total_VH: Tensor, places_S: Tensor, rows_SH: Tensor) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemotron_dpo.policy.patches import MAKERS, overwrite
+from nemotron_dpo.kernels.torch_ops.bfloat16_matmul import by_float32, is_slow
+from nemotron_dpo.policy.patches import MAKERS, PRODUCTS, overwrite, present
 from nemotron_dpo.versions import require_triton
 
 _CPU = torch.device("cpu")
@@ -76,7 +77,9 @@ def redirect() -> None:
     with torch.device("meta"):
         torch.empty(0)  # now torch knows its own makers by identity: to what it does not know it gives no default device
     for target in MAKERS:
-        overwrite(target, _on_cpu(functools.reduce(getattr, target.removeprefix("torch:").split("."), torch)))
+        overwrite(target, _on_cpu(present(target)))
+    for target in PRODUCTS if is_slow() else ():
+        overwrite(target, by_float32(present(target)))
     overwrite("torch:Tensor.cuda", lambda tensor, *_, **__: tensor)
     overwrite("torch:Tensor.to", _moved(torch.Tensor.to))
     overwrite("torch:Tensor.type", _typed(torch.Tensor.type))

@@ -33,10 +33,15 @@ _FUNCTIONS = ("arange", "as_tensor", "empty", "empty_like", "empty_strided", "ey
 _METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 MAKERS = (*(f"torch:{name}" for name in _FUNCTIONS), *(f"torch:Tensor.{name}" for name in _METHODS))
 
+PRODUCTS = ("torch:matmul", "torch:Tensor.matmul", "torch:Tensor.__matmul__", "torch.nn.functional:linear")
+
 # "module:name", in megatron-core 0.16 to 0.19 alike unless it says otherwise
 PATCHES = {
     "torch:compile": Patch("its kernels differ with and without gradients", "all fusions are options of the config"),
     **dict.fromkeys(MAKERS, Patch('tensors are made on the device "cuda"', _CUDA_ALONE)),
+    **dict.fromkeys(
+        PRODUCTS, Patch("of bfloat16 they are slow on CPUs without AVX512", "torch has kernels for these, as for others")
+    ),
     "torch:Tensor.cuda": Patch("they are moved there", _CUDA_ALONE),
     "torch:Tensor.to": Patch("the same", _CUDA_ALONE),
     "torch:Tensor.type": Patch("optimizers take torch.cuda.FloatTensor, by that name", _CUDA_ALONE),
@@ -79,17 +84,35 @@ PATCHES = {
 
 def overwrite(target: str, value: Any) -> None:
     """Put `value` in the place of `target`, a name of PATCHES. Raises UserError where there is no such name."""
-    patch = PATCHES[target]
+    owner, name = _owner(target)
+    if not PATCHES[target].adds:
+        present(target)
+    setattr(owner, name, value)
+
+
+def present(target: str) -> Any:
+    """What `target` names now, "module:name". Raises UserError where there is no such name."""
+    owner, name = _owner(target)
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        raise _gone(target) from None
+
+
+def _owner(target: str) -> tuple[Any, str]:
+    """The module or class that has the name, and the last part of the name."""
     module, _, path = target.partition(":")
     *owners, name = path.split(".")
     try:
         owner: Any = importlib.import_module(module)
         for part in owners:
             owner = getattr(owner, part)
-        if not patch.adds:
-            getattr(owner, name)
     except (ImportError, AttributeError):
-        package = "torch" if module.startswith("torch") else "megatron-core"
-        message = f"{versions.called(package)} has no {module}.{path}, in whose place something of ours has to be"
-        raise UserError(message, remedy=versions.remedy(package)) from None
-    setattr(owner, name, value)
+        raise _gone(target) from None
+    return owner, name
+
+
+def _gone(target: str) -> UserError:
+    package = "torch" if target.startswith("torch") else "megatron-core"
+    message = f"{versions.called(package)} has no {target.replace(':', '.')}, in whose place something of ours has to be"
+    return UserError(message, remedy=versions.remedy(package))
