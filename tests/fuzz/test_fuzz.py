@@ -14,6 +14,7 @@ from pyarrow import types
 from fuzz.attempts import attempt, judged
 from fuzz.edits import Edits
 from fuzz.inputs import ALL
+from fuzz.inputs.models import as_safetensors
 
 INPUTS = 12  # of each kind: the long search is `run.py`
 MEMORY = 1 << 19  # KiB
@@ -93,6 +94,10 @@ FOUND: list[tuple[str, Any]] = [
     ("run_config.yaml", b"model: {num_layers: .inf}\npeft: {dim: .inf}\nnemotron_dpo: {base_weights_digest: a}\ncheckpoint: {pretrained_checkpoint: b}\n"),
     ("adapter_config.json", DEEP),
     ("integrity.json", {"files": {"a" * 300: "00"}}),
+    *(
+        ("safetensors", as_safetensors({name: {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}}))
+        for name in ("a[b", "a[1]", "[", "a[]", "[2]")
+    ),
     ("safetensors index", {"weight_map": {"a.weight": "a" * 300}}),
     ("tokenizer.json", b'{"model": {"type": "BPE", "continuing_subword_prefix": "${a}", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}'),
     *(("tokenizer_config.json", {key: value}) for key, value in (

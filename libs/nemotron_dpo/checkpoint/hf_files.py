@@ -20,6 +20,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.weights_file import opened
 
 _MAPPED_BYTES = 8_000_000  # until a mapped file is closed, the pages read count as memory of this process
+_ONE_OF_A_STACK = re.compile(r"(.+)\[([0-9]{1,9})\]")
 _PACKED = re.compile(r"\.mlp\.experts\.(gate_up|down)_proj$")
 
 
@@ -65,11 +66,12 @@ class Weights:
         bits it is dequantized. What is in blocks of 8 bits is given as bfloat16. Raises UserError where the tensor is missing,
         cut short or no plain float, as other quantized weights are.
         """
-        name, _, number = key.partition("[")
-        if number and {name + mxfp4.BLOCKS, name + mxfp4.SCALES} <= self._stored_as.keys():
-            blocks, scales = (self._stored(name + part, int(number[:-1])) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+        one = _ONE_OF_A_STACK.fullmatch(key) if key not in self._stored_as else None  # a stranger's names may have brackets
+        name, number = (one[1], int(one[2])) if one else (key, None)
+        if one and {name + mxfp4.BLOCKS, name + mxfp4.SCALES} <= self._stored_as.keys():
+            blocks, scales = (self._stored(name + part, number) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
             return mxfp4.dequantized(blocks, scales).t()
-        tensor = self._stored(name, int(number[:-1]) if number else None)
+        tensor = self._stored(name, number)
         if self.is_in_8_bits(name):
             tensor = self._in_bfloat16(name, tensor, self._stored(name + hf_folder.SCALES))
         if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
