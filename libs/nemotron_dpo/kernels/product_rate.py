@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from nemotron_dpo.kernels.torch_ops.bfloat16_matmul import by_float32, is_slow
 from nemotron_dpo.kernels.torch_ops.float32_matmul import prefer_onednn
 
 _TOKENS, _INPUTS, _OUTPUTS = 1024, 1024, 4096
@@ -19,13 +20,14 @@ _TOKENS, _INPUTS, _OUTPUTS = 1024, 1024, 4096
 def product_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOP/s of products in `dtype`: the best of those made in so many seconds, after one that is not counted."""
     prefer_onednn()
+    multiply = by_float32(torch.nn.functional.linear) if is_slow() else torch.nn.functional.linear
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     left, right = torch.randn(_TOKENS, _INPUTS, dtype=dtype), torch.randn(_OUTPUTS, _INPUTS, dtype=dtype)
     times, ends = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < ends:
         started = time.thread_time()
-        torch.nn.functional.linear(left, right)
+        multiply(left, right)
         times.append(time.thread_time() - started)
     return threads * 2 * _TOKENS * _INPUTS * _OUTPUTS / min(times[1:])
 
