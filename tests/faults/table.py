@@ -1,7 +1,7 @@
 """Write the table of README.md from the results of the matrix: `python tests/faults/table.py RESULTS.jsonl`.
 
 A row a stage, a column a kind of fault, in it how many points held of those that were tried (and of how many, where not all
-were). A cell that was not run says so.
+were). A cell without results keeps what stands in README.md; one that was never run says so.
 """
 
 from __future__ import annotations
@@ -22,20 +22,33 @@ NOT_RUN, NO_CELL = "not run", ""
 _KINDS = tuple(kind for kind in kinds.CELLS if not kind.startswith("damage"))
 
 
-def table(found: Iterable[Result]) -> str:
-    """Both tables, of faults at stages and of damage, in Markdown."""
+def table(found: Iterable[Result], before: str = "") -> str:
+    """Both tables, of faults at stages and of damage, in Markdown; `before` is what they were."""
     cells: dict[tuple[str, str], list[Result]] = {}
     for result in found:
         cells.setdefault((result.kind, result.stage), []).append(result)
     head = ["stage", *_KINDS]
-    rows = [[stage, *(_cell(cells, kind, stage) for kind in _KINDS)] for stage in stages.STAGES]
-    damaged = [[what, stage, *_damage(cells, f"damage of {what}", stage)] for what, (stage, _) in damage.READERS.items()]
+    kept = _rows(before)
+    rows = [
+        [there if cell == NOT_RUN else cell for cell, there in zip(row, kept.get(row[0], row), strict=True)]
+        for row in ([stage, *(_cell(cells, kind, stage) for kind in _KINDS)] for stage in stages.STAGES)
+    ]
+    damaged = [
+        kept.get(row[0], row) if NOT_RUN in row else row
+        for row in ([what, of, *_damage(cells, f"damage of {what}", of)] for what, (of, _) in damage.READERS.items())
+    ]
     faults = _markdown(head, [row for row in rows if any(row[1:])])
     return faults + "\n" + _markdown(["damage of", "read by", "held", "unseen"], damaged)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def _rows(written: str) -> dict[str, list[str]]:
+    """The rows of tables in Markdown by their first cells."""
+    lines = (line.removeprefix("| ").removesuffix(" |").split(" | ") for line in written.splitlines())
+    return {row[0]: row for row in lines}
 
 
 def _cell(cells: Mapping[tuple[str, str], list[Result]], kind: str, stage: str) -> str:
@@ -67,7 +80,9 @@ def written() -> str:
 def main(file: str) -> None:
     """Put the table of the results in `file` in its place."""
     before, rest = README.read_text().split(BEGIN + "\n")
-    README.write_text(f"{before}{BEGIN}\n{table(results.last_of_each(Path(file)).values())}{END}{rest.split(END)[1]}")
+    README.write_text(
+        f"{before}{BEGIN}\n{table(results.last_of_each(Path(file)).values(), written())}{END}{rest.split(END)[1]}"
+    )
 
 
 if __name__ == "__main__":

@@ -49,6 +49,31 @@ def test_a_cell_counts_what_held_of_what_was_struck(tmp_path: Path) -> None:
     assert not results.is_well(Result("damage of pairs", "ref-logprobs", "", f"{UNSEEN}: x"))
 
 
+def test_what_was_not_run_again_stays():
+    once = [
+        Result("kill", "dpo-report", "00 before self", HELD),
+        Result("kill", "dpo-train", "00 before self", HELD, 50),
+        Result("damage of pairs", "ref-logprobs", "flip 0", HELD),
+        Result("damage of a run", "dpo-report", "flip 0", HELD),
+    ]
+    again = [
+        Result("kill", "dpo-train", "01 half self", HELD),
+        Result("damage of a run", "dpo-report", "flip 0", f"{UNSEEN}: x"),
+    ]
+    assert table.table([], table.table(once)) == table.table(once)
+    lines = table.table(again, table.table(once)).splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines if line}
+    assert [rows[stage][0] for stage in ("dpo-report", "dpo-train", "ref-logprobs")] == ["1 / 1", "1 / 1", "not run"]
+    assert [cell.strip(" |") for cell in rows["pairs"] + rows["a run"]] == [
+        "ref-logprobs",
+        "1 / 1",
+        "0",
+        "dpo-report",
+        "0 / 1",
+        "1",
+    ]
+
+
 @pytest.mark.parametrize("kind", list(table.kinds.KINDS))
 def test_every_kind_has_cells(kind: str) -> None:
     assert table.kinds.CELLS[kind]
