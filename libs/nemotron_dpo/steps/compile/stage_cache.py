@@ -20,7 +20,7 @@ from pathlib import Path
 import orjson
 
 from nemotron_dpo import file_digests, locks
-from nemotron_dpo.published import replacing
+from nemotron_dpo.published import is_place, replacing
 
 CACHE = Path(".nemotron") / "cache"
 JOBS = Path(".nemotron") / "jobs"
@@ -76,7 +76,10 @@ def bring(entry: CacheEntry, stage: str, outputs: Sequence[Path]) -> None:
 
 
 def copy_folder(place: Path, target: Path) -> None:
-    """A copy of a folder that shares the weights of its checkpoints, where integrity.json has their digests."""
+    """A copy of a folder that shares the weights of its checkpoints, where integrity.json has their digests.
+
+    What a killed process was making there is left out.
+    """
     checked = {path.parent for path in place.rglob(file_digests.NAME)}
 
     def copy(source: str, new: str) -> None:
@@ -85,7 +88,10 @@ def copy_folder(place: Path, target: Path) -> None:
         else:
             _copy_own(Path(source), Path(new))
 
-    shutil.copytree(place, target, copy_function=copy, symlinks=True)
+    def unfinished(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if is_place(name)]
+
+    shutil.copytree(place, target, copy_function=copy, symlinks=True, ignore=unfinished)
 
 
 def note(file: Path, content: bytes) -> None:
