@@ -158,12 +158,9 @@ def _locked_place(target: Path) -> tuple[Path, int]:
 
 def places(folder: Path) -> list[Path]:
     """The places that lie in `folder`, of processes that live and of dead ones."""
-    return [Path(entry.path) for entry in os.scandir(folder) if is_place(entry.name) and entry.is_dir(follow_symlinks=False)]
-
-
-def is_place(name: str) -> bool:
-    """Whether a folder of that name is where something is made that has not appeared yet."""
-    return _PLACE.fullmatch(name) is not None
+    return [
+        Path(entry.path) for entry in os.scandir(folder) if _PLACE.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    ]
 
 
 def sweep(folder: Path) -> None:

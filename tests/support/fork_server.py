@@ -226,6 +226,8 @@ def _forget_the_forker() -> None:
     """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
     weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
     sys.modules["concurrent.futures.thread"]._threads_queues.clear()  # its pools, whose threads are not here
+    if published := sys.modules.get("nemotron_dpo.published"):
+        published._swept.clear()  # folders in which it, and not this process, looked for what dead processes left
 
 
 def _forget_signals() -> None:

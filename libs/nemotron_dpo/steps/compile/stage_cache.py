@@ -20,7 +20,7 @@ from pathlib import Path
 import orjson
 
 from nemotron_dpo import file_digests, locks
-from nemotron_dpo.published import is_place, replacing
+from nemotron_dpo.published import replacing
 
 CACHE = Path(".nemotron") / "cache"
 JOBS = Path(".nemotron") / "jobs"
@@ -76,10 +76,7 @@ def bring(entry: CacheEntry, stage: str, outputs: Sequence[Path]) -> None:
 
 
 def copy_folder(place: Path, target: Path) -> None:
-    """A copy of a folder that shares the weights of its checkpoints, where integrity.json has their digests.
-
-    What a killed process was making there is left out.
-    """
+    """A copy of a folder that shares the weights of its checkpoints, where integrity.json has their digests."""
     checked = {path.parent for path in place.rglob(file_digests.NAME)}
 
     def copy(source: str, new: str) -> None:
@@ -88,10 +85,7 @@ def copy_folder(place: Path, target: Path) -> None:
         else:
             _copy_own(Path(source), Path(new))
 
-    def unfinished(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if is_place(name)]
-
-    shutil.copytree(place, target, copy_function=copy, symlinks=True, ignore=unfinished)
+    shutil.copytree(place, target, copy_function=copy, symlinks=True)
 
 
 def note(file: Path, content: bytes) -> None:

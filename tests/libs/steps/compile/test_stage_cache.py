@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo import locks
-from nemotron_dpo.published import replacing
 from nemotron_dpo.steps.compile import stage_cache as cache
 from nemotron_dpo.training.lock import only_run
 
@@ -59,20 +57,6 @@ def test_folder_is_taken_from_the_newest_job_and_shares_only_its_weights(monkeyp
     with Path("job3/metrics.jsonl").open("a") as file:
         file.write("2\n")
     assert Path("job1/metrics.jsonl").read_text() == "1\n"
-
-
-def test_what_a_killed_process_was_making_stays_behind():
-    folder = _folder("job1/run")
-    for target in (folder / "run.json", folder / "deep" / "step_2"):
-        aside, names = target.with_name("aside"), []
-        with contextlib.suppress(FileNotFoundError), replacing(target) as made:
-            names.append(made.parent.name)
-            made.parent.rename(aside)  # so that it outlives the block
-        aside.rename(target.with_name(names[0]))
-    assert len([path for path in folder.rglob("*.tmp") if path.is_dir()]) == 2
-    cache.copy_folder(folder, Path("job2/run"))
-    found = sorted(path.name for path in Path("job2/run").rglob("*"))
-    assert found == ["deep", "integrity.json", "metrics.jsonl", "weights.distcp"]
 
 
 def test_weights_without_digests_are_each_jobs_own(monkeypatch: pytest.MonkeyPatch):
