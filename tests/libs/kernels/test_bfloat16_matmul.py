@@ -56,6 +56,16 @@ def test_other_precisions_and_places_are_left_alone():
     assert [dtypes[0] for dtypes in seen] == [torch.float32, torch.float16, torch.bfloat16, torch.bfloat16]
     with pytest.raises(RuntimeError, match="dtype"):
         product(X, W.t().float())
+    assert torch.equal(by_float32(torch.matmul)(input=X, other=W.t()), torch.matmul(X, W.t()))
+    assert torch.equal(by_float32(F.linear)(X, weight=W), F.linear(X, weight=W))
+
+
+def test_what_is_no_tensor_has_its_own_product():
+    class Mine:
+        def __rmatmul__(self, left: object) -> str:
+            return "mine"
+
+    assert by_float32(torch.Tensor.__matmul__)(X, Mine()) is NotImplemented
 
 
 @pytest.mark.parametrize("is_slow", [False, True])

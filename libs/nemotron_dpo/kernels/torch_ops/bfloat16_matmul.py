@@ -22,16 +22,22 @@ def is_slow() -> bool:
 
 
 def by_float32(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`multiply`, of two tensors and perhaps a bias, by float32 copies of tensors of bfloat16 on the CPU."""
+    """`multiply`, of two tensors and perhaps a bias, by float32 copies where all are of bfloat16 and on the CPU.
+
+    What is called by keywords is left to `multiply`, as is what it has to refuse.
+    """
 
     @functools.wraps(multiply)
-    def product(left: Tensor, right: Tensor, *bias: Tensor | None, **options: Any) -> Tensor:
-        if left.dtype is not torch.bfloat16 or right.dtype is not torch.bfloat16 or left.device.type != "cpu" or options:
-            return multiply(left, right, *bias, **options)
-        wide = (one if one is None else one.float() for one in bias)
-        return multiply(left.float(), right.float(), *wide).bfloat16()
+    def product(*factors: Any, **options: Any) -> Tensor:
+        if options or not all(one is None or _is_of_bfloat16(one) for one in factors):
+            return multiply(*factors, **options)
+        return multiply(*(one if one is None else one.float() for one in factors)).bfloat16()
 
     return product
+
+
+def _is_of_bfloat16(factor: object) -> bool:
+    return isinstance(factor, Tensor) and factor.dtype is torch.bfloat16 and factor.device.type == "cpu"
 
 
 def rounded_product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
