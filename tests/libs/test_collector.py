@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -44,3 +46,13 @@ def test_what_exists_by_then_is_looked_at_no_more():
     made = [[] for _ in range(100)]
     collector.collect_as_usual()
     assert gc.get_freeze_count() >= frozen + len(made)
+
+
+def test_every_program_begins_so():
+    code = (
+        "import gc, click; from nemotron_dpo import cli\n"
+        "before = gc.get_threshold()[0]\n"
+        "cli.run(click.command()(lambda: print(before, gc.get_threshold()[0])), 'program')"
+    )
+    before, within = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split())
+    assert before < 10_000 < within
