@@ -8,6 +8,20 @@ here=$(cd "$(dirname "$0")" && pwd) controller=$subnet.1
 mkdir -p "$root"/{etc,state,log,run,spool}
 chmod 755 "$root"
 
+# answers WHAT COMMAND...: wait until the command succeeds, for two minutes at most: beside other work a database is slow to rise.
+answers() {
+  local what=$1 end=$((SECONDS + 120)); shift
+  until "$@" >/dev/null 2>&1; do
+    if ((SECONDS > end)); then
+      echo "slurm_up.sh: $what did not answer in 120 s:"
+      "$@" || true
+      tail -n 20 "$root"/log/*.log "$root"/munge-log/*.log
+      exit 1
+    fi
+    sleep 0.1
+  done
+}
+
 socket=$root/munge-run/munge.socket.2
 install -d -m 700 -o munge -g munge "$root/munge-etc" "$root/munge-log"
 install -d -m 755 -o munge -g munge "$root/munge-run"
@@ -15,14 +29,14 @@ dd if=/dev/urandom of="$root/munge-etc/munge.key" bs=128 count=1 status=none
 chown munge:munge "$root/munge-etc/munge.key" && chmod 400 "$root/munge-etc/munge.key"
 setpriv --reuid=munge --regid=munge --clear-groups /usr/sbin/munged --force --num-threads=2 \
   --key-file="$root/munge-etc/munge.key" --socket="$socket" --pid-file="$root/munge-run/munged.pid" \
-  --log-file="$root/munge-log/munged.log" --seed-file="$root/munge-log/munged.seed" 2>/dev/null
+  --log-file="$root/munge-log/munged.log" --seed-file="$root/munge-log/munged.seed"
 
 install -d -m 755 -o mysql -g mysql "$root/db" "$root/dbrun"
-sql() { mariadb --no-defaults --socket="$root/dbrun/mysqld.sock" -uroot -e "$1" 2>/dev/null; }
+sql() { mariadb --no-defaults --socket="$root/dbrun/mysqld.sock" -uroot -e "$1"; }
 [ -d "$root/db/mysql" ] || mariadb-install-db --no-defaults --user=mysql --datadir="$root/db" --auth-root-authentication-method=socket --skip-test-db >"$root/log/dbinstall.log" 2>&1
 setsid /usr/sbin/mariadbd --no-defaults --user=mysql --datadir="$root/db" --socket="$root/dbrun/mysqld.sock" --pid-file="$root/dbrun/mysqld.pid" \
   --bind-address=127.0.0.1 --port=$((port + 2)) --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 >"$root/log/mariadbd.log" 2>&1 </dev/null &
-for _ in $(seq 100); do sql "select 1" >/dev/null && break; sleep 0.1; done
+answers mariadbd sql "select 1"
 for from in localhost 127.0.0.1; do sql "create database if not exists slurm_acct; create user if not exists 'slurm'@'$from' identified by 'slurm'; grant all on slurm_acct.* to 'slurm'@'$from';"; done
 
 cat >"$root/etc/slurmdbd.conf" <<CONF
@@ -92,7 +106,7 @@ for i in 0 1; do [ -e "$root/gpu$i" ] || mknod "$root/gpu$i" c 1 3; done
 echo "Name=gpu File=$root/gpu[0-1]" >"$root/etc/gres.conf"
 export SLURM_CONF=$root/etc/slurm.conf
 /usr/sbin/slurmdbd
-for _ in $(seq 100); do sacctmgr -n -i show cluster >/dev/null 2>&1 && break; sleep 0.1; done
+answers slurmdbd sacctmgr -n -i show cluster
 sacctmgr -i add cluster "c$port" >/dev/null 2>&1 || true
 sacctmgr -i add account test Cluster="c$port" >/dev/null 2>&1 || true
 sacctmgr -i add user root Account=test >/dev/null 2>&1 || true
@@ -100,5 +114,5 @@ sacctmgr -i add user root Account=test >/dev/null 2>&1 || true
 for i in $(seq "$nodes"); do
   "$here/in_host.sh" "$prefix" "$i" /usr/sbin/slurmd -N "node$i"
 done
-for _ in $(seq 100); do [ "$(sinfo -h -p batch -o %T 2>/dev/null)" = idle ] && break; sleep 0.1; done
-[ "$(sinfo -h -p batch -o %T)" = idle ]
+idle() { local states; states=$(sinfo -h -p batch -o %T) && echo "the states of batch are: $states" && [ "$states" = idle ]; }
+answers slurmctld idle
