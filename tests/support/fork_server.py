@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "dpo-torchrun", "ckpt-export", "nemotron-steps", "nemotron")
-# what a program imports where it first needs it: to train, torch imports its compiler, which takes longer than a tiny run
+# what a program imports where it first needs it
 LATER = (
     "omegaconf._impl",
     "megatron.core.dist_checkpointing.strategies.torch",
@@ -48,7 +48,6 @@ LATER = (
     "numpy.fft",
     "numpy.ma",
     "pyarrow.compute",
-    "torch._dynamo",
     "torch.distributed.run",
     "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config",

@@ -5,12 +5,13 @@ device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimiz
 stream, synchronisation, and the CUDA random state. Each function that takes such a name is overwritten; otherwise the same
 code runs on a CPU and on GPUs. A torch function mode would do it in one place, and costs two microseconds at every operation
 and attribute of a tensor, a tenth of a small policy's step. torch.compile, which megatron-core applies to small fusions on
-import, is switched off on both. Where a CPU multiplies bfloat16 slowly, its products go by float32 copies.
+import, is switched off on both, and never imported. Where a CPU multiplies bfloat16 slowly, its products go by float32 copies.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import resource
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from nemotron_dpo.kernels.torch_ops.bfloat16_matmul import by_float32, is_slow
-from nemotron_dpo.policy.patches import MAKERS, PRODUCTS, overwrite, present
+from nemotron_dpo.policy.patches import MAKERS, PRODUCTS, SHIELDED, STEPS, overwrite, present
 from nemotron_dpo.versions import require_triton
 
 _CPU = torch.device("cpu")
@@ -59,14 +60,18 @@ def redirect() -> None:
     Raises UserError if torch lacks a function that is to be replaced, or if Triton, which megatron-core needs, is missing.
     """
     global _redirected
+    if _redirected:
+        return
     require_triton()
+    _redirected = True
     overwrite("torch:compile", _eager)  # compiling would also double the time to start
+    for target in SHIELDED:
+        overwrite(target, inspect.unwrap(present(target)))
+    for target in STEPS:
+        overwrite(target, torch.no_grad()(inspect.unwrap(present(target))))  # as the wrapper has it
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
         return
-    if _redirected:
-        return
-    _redirected = True
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # hides its note on missing CUDA tools
     overwrite("torch.cuda:current_device", lambda: _CPU)
     overwrite("torch.cuda:current_stream", lambda device=None: None)

@@ -35,9 +35,17 @@ MAKERS = (*(f"torch:{name}" for name in _FUNCTIONS), *(f"torch:Tensor.{name}" fo
 
 PRODUCTS = ("torch:matmul", "torch:Tensor.matmul", "torch:Tensor.__matmul__", "torch.nn.functional:linear")
 
+# torch keeps its compiler away from these, and imports it in order to
+_SHIELDED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+SHIELDED = tuple(f"torch.optim.optimizer:Optimizer.{name}" for name in _SHIELDED)
+STEPS = ("torch.optim.adam:Adam.step", "torch.optim.sgd:SGD.step")
+
 # "module:name", in megatron-core 0.16 to 0.19 alike unless it says otherwise
 PATCHES = {
     "torch:compile": Patch("its kernels differ with and without gradients", "all fusions are options of the config"),
+    **dict.fromkeys(
+        (*SHIELDED, *STEPS), Patch("they import the compiler: a quarter of a start", "torch asks whether it is imported")
+    ),
     **dict.fromkeys(MAKERS, Patch('tensors are made on the device "cuda"', _CUDA_ALONE)),
     **dict.fromkeys(
         PRODUCTS, Patch("of bfloat16 they are slow on CPUs without AVX512", "torch has kernels for these, as for others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -91,3 +92,17 @@ def test_gradients_pass_through_what_is_moved():
 def test_no_operation_passes_through_python():
     """A torch function mode would be asked at each operation and each attribute of a tensor."""
     assert not torch.overrides._get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimizer_does_not_import_the_compiler(kind: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # to import it is an error
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = kind([weight], lr=0.5)
+    weight.sum().backward()
+    optimizer.step()
+    assert weight.requires_grad
+    assert weight.lt(0.6).all()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert weight.grad is None
