@@ -62,6 +62,11 @@ class IdColumn:
 
         return pc.sum(pc.is_in(self.column, value_set=others.column.combine_chunks())).as_py() or 0  # type: ignore[attr-defined] - pyarrow's stubs do not know the functions it generates
 
+    def joined(self) -> bytes:
+        """All ids, one after another."""
+        ids = [(chunk.offset * _ID, len(chunk) * _ID, chunk.buffers()[1]) for chunk in self.column.chunks]
+        return b"".join(memoryview(buffer or b"")[start : start + size] for start, size, buffer in ids)
+
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self.column.chunks:
             for start in range(0, len(chunk), _IDS_AT_ONCE):
@@ -92,6 +97,7 @@ class NameColumn:
         return dict(zip(named.field("values").to_pylist(), named.field("counts").to_pylist(), strict=True))
 
 
+_ID = 16  # bytes
 _IDS_AT_ONCE = 4096  # how many ids an iteration converts to Python objects at once, to bound its memory
 
 
