@@ -14,7 +14,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
-from nemotron_dpo.policy.sublayers.rotary import Linear, Rotary
+from nemotron_dpo.policy.sublayers.rotary import LinearScaling, Rotary
 
 _MODULES = {"gemma2": "gemma2", "gemma3_text": "gemma3"}  # family -> what Bridge calls its text model
 FAMILIES = frozenset(_MODULES)
@@ -93,7 +93,7 @@ def _read_3(attention: Attention, model: Mapping[str, Any]) -> tuple[list[str], 
     factor = float(model.get("rope_scaling_factor") or 1.0)
     attention = replace(attention, scale=_scale(attention))
     attention = replace(attention, qk_norm=True)  # whatever qk_layernorm says: Bridge 0.3 wrote False, and has them
-    everywhere = replace(attention, rotary=Rotary(float(base), scaling=None if factor == 1.0 else Linear(factor)))
+    everywhere = replace(attention, rotary=Rotary(float(base), scaling=None if factor == 1.0 else LinearScaling(factor)))
     windowed = replace(attention, rotary=Rotary(float(local_base)), window=int(model["window_size"]))
     if not isinstance(pattern[0], str):
         local, rest = pattern
@@ -134,7 +134,7 @@ def _gemma_3(architecture: Architecture) -> dict[str, Any]:
     found = {FULL: Rotary(1e6), SLIDING: Rotary(1e4)}  # of kinds that no layer is of
     found |= {kind: each.rotary for kind, each in zip(kinds, architecture.attentions, strict=True) if each.rotary}
     scaling = found[FULL].scaling
-    if not (scaling is None or isinstance(scaling, Linear)) or found[SLIDING].scaling is not None:
+    if not (scaling is None or isinstance(scaling, LinearScaling)) or found[SLIDING].scaling is not None:
         raise UserError("Megatron-Bridge's Gemma scales the positions of global layers alone, and linearly")
     return {
         "interleaved_attn_pattern": [5, 1] if kinds == one_in(6, len(kinds)) else kinds,  # a list the newest Bridge alone reads

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Scaling, Yarn
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, LinearScaling, Llama3Scaling, LongRope, Scaling, Yarn
 
 NAME = "rope_scaling"  # in what run_config.py stores apart
-_KINDS: Mapping[str, Any] = {kind.__name__: kind for kind in (Dynamic, Linear, Llama3Scaling, LongRope, Yarn)}
+_KINDS: Mapping[str, Any] = {kind.__name__: kind for kind in (Dynamic, LinearScaling, Llama3Scaling, LongRope, Yarn)}
 # field of Yarn -> the provider's
 _YARN = {
     "factor": "yarn_rotary_scaling_factor",
@@ -33,7 +33,7 @@ def to_provider(scaling: Scaling | None) -> dict[str, Any]:
         "rope_scaling": isinstance(scaling, Llama3Scaling),
         "rope_scaling_factor": factor,
     }
-    if isinstance(scaling, Linear):
+    if isinstance(scaling, LinearScaling):
         return {**fields, "seq_len_interpolation_factor": scaling.factor}
     if isinstance(scaling, Yarn):
         own = {key: getattr(scaling, field) for field, key in _YARN.items()}
@@ -46,7 +46,7 @@ def beside_provider(scaling: Scaling | None) -> dict[str, Any]:
     if scaling is None:
         return {}
     is_known = (
-        isinstance(scaling, Linear)
+        isinstance(scaling, LinearScaling)
         or (isinstance(scaling, Llama3Scaling) and scaling == Llama3Scaling(scaling.factor))
         or (isinstance(scaling, Yarn) and scaling.attention_factor is None and scaling.query_growth is None)
     )
@@ -62,7 +62,7 @@ def from_provider(model: Mapping[str, Any], extra: Mapping[str, Any]) -> Scaling
     if model.get("position_embedding_type") == "yarn":
         return _yarn(model)
     if model.get("seq_len_interpolation_factor"):
-        return Linear(float(model["seq_len_interpolation_factor"]))
+        return LinearScaling(float(model["seq_len_interpolation_factor"]))
     return Llama3Scaling(float(model["rope_scaling_factor"])) if model.get("rope_scaling") else None
 
 

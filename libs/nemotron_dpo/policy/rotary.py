@@ -18,7 +18,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.kernels.rotary import rotate
 from nemotron_dpo.policy.device import to_device
 from nemotron_dpo.policy.rows import PackedRow
-from nemotron_dpo.policy.sublayers.rotary import Linear, Llama3Scaling, LongRope, Rotary, Yarn
+from nemotron_dpo.policy.sublayers.rotary import LinearScaling, Llama3Scaling, LongRope, Rotary, Yarn
 
 
 def turned(x_LND: Tensor, row: PackedRow, rotary: Rotary | None) -> Tensor:
@@ -79,7 +79,7 @@ def frequencies(rotary: Rotary, head_size: int, *, is_long: bool = False) -> Ten
     size = rotary.size(head_size)
     waves_F = rotary.base ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     match rotary.scaling:
-        case Linear(factor):
+        case LinearScaling(factor):
             return 1.0 / waves_F / factor
         case Llama3Scaling() as scaling:
             return _llama3(1.0 / waves_F, scaling)

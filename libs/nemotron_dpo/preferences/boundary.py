@@ -25,7 +25,7 @@ _MARKER = "@@RESPONSE-7f3a9c51@@"
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class RenderedPair:
     """A rendered pair: the prompt that a server would feed, and the two responses that the model would write after it.
 
     `rewritten`: whether the template rewrote the prompt once a response followed.
@@ -51,7 +51,7 @@ class Splitter:
     added_tokens: re.Pattern[str]
     closing: str | None = None
 
-    def split(self, prompt: list[Message], responses: Iterable[Message], tools: Any, kwargs: dict[str, Any]) -> Texts:
+    def split(self, prompt: list[Message], responses: Iterable[Message], tools: Any, kwargs: dict[str, Any]) -> RenderedPair:
         """The texts of `prompt` and of its two responses, each of which is one assistant message.
 
         If `prompt` ends with an assistant's message, the responses continue that message. `tools` and `kwargs` are passed
@@ -65,7 +65,7 @@ class Splitter:
             message = _joined(prompt[-1], response) if prefilled else response
             parts.append(self._response(prefix, history, message, tools, kwargs))
         (chosen, moved), (rejected, moved_too) = parts
-        return Texts(prefix, chosen, rejected, moved or moved_too)
+        return RenderedPair(prefix, chosen, rejected, moved or moved_too)
 
     def end_of_turn(self) -> str | None:
         """The token with which this template ends an assistant's turn; None where it writes no such token.

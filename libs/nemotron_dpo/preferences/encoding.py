@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from nemotron_dpo.preferences.boundary import Texts
+from nemotron_dpo.preferences.boundary import RenderedPair
 from nemotron_dpo.preferences.problems import RowProblem, drop
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Encoder:
     responses: Tokenizer
     bos_id: int | None = None
 
-    def encode(self, texts: Iterable[Texts]) -> Iterator[PairIds | RowProblem]:
+    def encode(self, texts: Iterable[RenderedPair]) -> Iterator[PairIds | RowProblem]:
         """The token ids of the pairs, in order; a problem in place of a pair that the tokenizer gives up on.
 
         The tokenizer encodes many texts at once in its own threads. Its results take some 200 bytes a token, far more than
@@ -66,7 +66,7 @@ class Encoder:
                 ids = map(self._alone, group)
             yield from ids
 
-    def _alone(self, pair: Texts) -> PairIds | RowProblem:
+    def _alone(self, pair: RenderedPair) -> PairIds | RowProblem:
         try:
             return self._encode([pair])[0]
         except BaseException as error:
@@ -74,7 +74,7 @@ class Encoder:
                 raise
             return RowProblem("tokenizer error", f"the tokenizer gives up on it: {str(error).splitlines()[0]}")
 
-    def _encode(self, texts: list[Texts]) -> list[PairIds]:
+    def _encode(self, texts: list[RenderedPair]) -> list[PairIds]:
         if self.prompts is self.responses:
             flat = [t for pair in texts for t in (pair.prompt, pair.chosen, pair.rejected)]
             ids = [e.ids for e in self.prompts.encode_batch_fast(flat, add_special_tokens=False)]
@@ -135,9 +135,9 @@ def _cut_prompt(ids: PairIds, max_length: int, longest: int, bos_id: int | None)
     return PairIds([*head, *ids.prompt[-keep:]], ids.chosen, ids.rejected, prompt_truncated=True)
 
 
-def _groups(texts: Iterable[Texts]) -> Iterator[list[Texts]]:
+def _groups(texts: Iterable[RenderedPair]) -> Iterator[list[RenderedPair]]:
     """`texts` in lists, each of which ends with the pair that brings it to MAX_CALL_CHARACTERS characters."""
-    group: list[Texts] = []
+    group: list[RenderedPair] = []
     num_characters = 0
     for pair in texts:
         group.append(pair)

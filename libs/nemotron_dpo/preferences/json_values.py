@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from nemotron_dpo.preferences.lines import Damaged, TooLong
+from nemotron_dpo.preferences.lines import DamagedFile, TooLong
 
 _BLOCK = 1 << 18
 _MOST_LEVELS = 1100  # orjson takes 1024
@@ -33,7 +33,7 @@ def elements(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
     """The elements of the JSON array in `file`; TooLong stands for one of more than `max_bytes` bytes.
 
     An empty element, as in [1,,2], is not JSON. The comma or bracket that ends it is yielded in its place, so that its
-    parser refuses it. Raises Damaged where the array has no end or more text follows it.
+    parser refuses it. Raises DamagedFile where the array has no end or more text follows it.
     """
     held, marked = _Held(max_bytes), _marked(file)
     depth, is_first = 0, True
@@ -53,9 +53,9 @@ def elements(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
         if mark == b"]":
             break
     else:
-        raise Damaged("its JSON array has no end")
+        raise DamagedFile("its JSON array has no end")
     if any((text + mark).strip() for text, mark in marked):
-        raise Damaged("more follows after its JSON array")
+        raise DamagedFile("more follows after its JSON array")
 
 
 def objects(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
@@ -72,9 +72,9 @@ def objects(file: BinaryIO, max_bytes: int) -> Iterator[bytes | TooLong]:
 
 
 def _checked(depth: int) -> int:
-    """`depth`. Raises Damaged beyond what any parser of JSON takes: a small file may unpack to brackets without end."""
+    """`depth`. Raises DamagedFile beyond what any parser of JSON takes: a small file may unpack to brackets without end."""
     if depth > _MOST_LEVELS:
-        raise Damaged(f"its JSON is nested more than {_MOST_LEVELS} levels deep")
+        raise DamagedFile(f"its JSON is nested more than {_MOST_LEVELS} levels deep")
     return depth
 
 

@@ -15,11 +15,11 @@ ROW_BYTES = 4 << 20  # of a row, unless a user says otherwise: about a million t
 MOST_ROW_BYTES = 64 << 20  # a tokenizer takes some 200 times the bytes of a row, and ends the process where it gets no memory
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """A file that ends too early or goes on too long."""
 
 
-DAMAGED = (Damaged, EOFError, zlib.error, lzma.LZMAError, OSError)  # decompressors raise all but Damaged
+DAMAGED = (DamagedFile, EOFError, zlib.error, lzma.LZMAError, OSError)  # decompressors raise all but the first
 
 
 @dataclass(frozen=True, slots=True)

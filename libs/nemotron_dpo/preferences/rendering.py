@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.preferences.boundary import Splitter, Texts
+from nemotron_dpo.preferences.boundary import RenderedPair, Splitter
 from nemotron_dpo.preferences.chat_template import compile_template
 from nemotron_dpo.preferences.completeness import Completeness
 from nemotron_dpo.preferences.messages import ROLES, Message, argument_texts, refuse_placeholders, with_parsed_arguments
@@ -42,7 +42,7 @@ class Renderer:
     template_kwargs: dict[str, Any]
     template_source: str
 
-    def render(self, preference: Preference) -> Texts:
+    def render(self, preference: Preference) -> RenderedPair:
         """The texts of `preference`.
 
         Raises RowProblem where prompt and response cannot be split exactly, where the template leaves a text out, where a text
@@ -59,7 +59,7 @@ class Renderer:
             raise RowProblem("wrong type", f"sets {' and '.join(kwargs.keys() & _GIVEN)}", field="chat_template_kwargs")
         return self._complete(prompt, responses, preference.tools, kwargs)
 
-    def _complete(self, prompt: list[Message], responses: list[Message], tools: Any, kwargs: dict[str, Any]) -> Texts:
+    def _complete(self, prompt: list[Message], responses: list[Message], tools: Any, kwargs: dict[str, Any]) -> RenderedPair:
         """The texts of the messages. Raises RowProblem where the template did not write all that the messages say."""
         assert self.splitter is not None
         assert self.completeness is not None
@@ -72,7 +72,7 @@ class Renderer:
         changed.update(f'template variable "{name}" not used' for name in kwargs if not self._uses(name))
         return replace(texts, changed=frozenset(changed)) if changed else texts
 
-    def _plain(self, preference: Preference) -> Texts:
+    def _plain(self, preference: Preference) -> RenderedPair:
         texts = (preference.prompt, preference.chosen, preference.rejected)
         for what, given in (("tools", preference.tools), ("chat_template_kwargs", preference.template_kwargs)):
             if given:
@@ -84,7 +84,7 @@ class Renderer:
         prompt, chosen, rejected = texts
         system = preference.beside.system or self.system_prompt
         head = system + "\n\n" if system else ""
-        return Texts(f"{head}{prompt}", f"{chosen}{self.eos_token}", f"{rejected}{self.eos_token}")
+        return RenderedPair(f"{head}{prompt}", f"{chosen}{self.eos_token}", f"{rejected}{self.eos_token}")
 
     def _with_system(self, prompt: list[Message], column: str | None) -> list[Message]:
         own = prompt[0].get("content") if prompt and prompt[0]["role"] == "system" else None
@@ -149,7 +149,9 @@ def make_renderer(
     )
 
 
-def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict[str, Any]) -> tuple[Texts, list[Message]]:
+def _split(
+    splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict[str, Any]
+) -> tuple[RenderedPair, list[Message]]:
     """The texts of a prompt and its two responses, and the messages that were rendered.
 
     The last two of `messages` are the responses, those before them the prompt. The arguments of tool calls stay text where the
@@ -171,7 +173,7 @@ def _split(splitter: Splitter, messages: list[Message], tools: Any, kwargs: dict
 
 def _as_they_are(
     splitter: Splitter, messages: list[Message], arguments: list[str], tools: Any, kwargs: dict[str, Any]
-) -> Texts | None:
+) -> RenderedPair | None:
     """The rendered texts where the template writes `arguments` unquoted; None where it quotes, changes or refuses them."""
     try:
         split = splitter.split(messages[:-2], messages[-2:], tools, kwargs)

@@ -26,7 +26,7 @@ _MOST = float.fromhex("0x1.fffffep+127")  # the largest that float32 holds
 
 
 @dataclass(frozen=True, slots=True)
-class Rewards:
+class RowRewards:
     """The rewards of both responses, or of neither.
 
     `columns` are the two columns of the row where they were looked for, `of` names these to a person; both are empty where the
@@ -39,7 +39,7 @@ class Rewards:
     columns: tuple[str, ...] = ()
 
 
-NONE = Rewards()
+NONE = RowRewards()
 
 
 class RewardKeys(Protocol):
@@ -52,7 +52,7 @@ class RewardKeys(Protocol):
     def rejected_reward(self) -> str | None: ...
 
 
-def read_rewards(row: Mapping[str, Any], row_format: str, keys: RewardKeys) -> Rewards:
+def read_rewards(row: Mapping[str, Any], row_format: str, keys: RewardKeys) -> RowRewards:
     """The rewards of `row`, which is known to be a pair of the form `row_format`.
 
     Raises RowProblem where a column that the user named is missing or holds no finite number.
@@ -63,26 +63,26 @@ def read_rewards(row: Mapping[str, Any], row_format: str, keys: RewardKeys) -> R
     if keys.chosen_reward is not None and keys.rejected_reward is not None:
         values = (_asked(row, keys.chosen_reward, "chosen"), _asked(row, keys.rejected_reward, "rejected"))
         columns = (keys.chosen_reward, keys.rejected_reward)
-        return Rewards(*values, ", ".join(dict.fromkeys(columns)), columns)
+        return RowRewards(*values, ", ".join(dict.fromkeys(columns)), columns)
     if row_format == "helpsteer3":
         strength = _number(abs(row["overall_preference"]))
-        return Rewards(strength, strength and 0.0, "overall_preference")
+        return RowRewards(strength, strength and 0.0, "overall_preference")
     return next((_of_columns(row, names) for names in RECOGNISED if names[0] in row and names[1] in row), NONE)
 
 
-def _of_completions(chosen: Mapping[str, Any], rejected: Mapping[str, Any], keys: RewardKeys) -> Rewards:
+def _of_completions(chosen: Mapping[str, Any], rejected: Mapping[str, Any], keys: RewardKeys) -> RowRewards:
     if keys.chosen_reward is not None and keys.rejected_reward is not None:
         values = (_asked(chosen, keys.chosen_reward, "chosen"), _asked(rejected, keys.rejected_reward, "rejected"))
-        return Rewards(*values, f"completions[].{keys.chosen_reward}")
+        return RowRewards(*values, f"completions[].{keys.chosen_reward}")
     if "reward" not in chosen and "reward" not in rejected:
         return NONE
     values = (_number(chosen.get("reward")), _number(rejected.get("reward")))
-    return Rewards(*(values if None not in values else (None, None)), "completions[].reward")
+    return RowRewards(*(values if None not in values else (None, None)), "completions[].reward")
 
 
-def _of_columns(row: Mapping[str, Any], names: tuple[str, str]) -> Rewards:
+def _of_columns(row: Mapping[str, Any], names: tuple[str, str]) -> RowRewards:
     values = (_number(row[names[0]]), _number(row[names[1]]))
-    return Rewards(*(values if None not in values else (None, None)), ", ".join(names), names)
+    return RowRewards(*(values if None not in values else (None, None)), ", ".join(names), names)
 
 
 def _asked(row: Mapping[str, Any], key: str, side: str) -> float:

@@ -18,7 +18,7 @@ from nemotron_dpo.preferences import row_fields
 from nemotron_dpo.preferences.beside import NOTHING, Beside, joined_input, read_beside
 from nemotron_dpo.preferences.messages import Message, messages_of_json_text, read_tools
 from nemotron_dpo.preferences.problems import RowProblem, drop, missing, wrong_type
-from nemotron_dpo.preferences.rewards import NONE, RECOGNISED, Rewards, read_rewards
+from nemotron_dpo.preferences.rewards import NONE, RECOGNISED, RowRewards, read_rewards
 from nemotron_dpo.preferences.row_fields import Row, Text
 from nemotron_dpo.preferences.transcripts import is_transcript, parse_prompt, parse_transcript
 
@@ -65,7 +65,7 @@ class Preference:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
     beside: Beside = NOTHING
-    rewards: Rewards = NONE
+    rewards: RowRewards = NONE
 
 
 def recognise(row: Row, keys: Keys) -> str:

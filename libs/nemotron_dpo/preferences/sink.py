@@ -46,7 +46,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Sink:
+class PairFiles:
     """Open files, and who looks at the pairs that are written. `apart` is None where nothing is held out."""
 
     files: Files
@@ -97,7 +97,7 @@ class Sink:
 
 
 @contextlib.contextmanager
-def open_sink(files: Files, info: StreamInfo, picker: Picker) -> Iterator[Sink]:
+def open_sink(files: Files, info: StreamInfo, picker: Picker) -> Iterator[PairFiles]:
     """The sink of `files`, which appear whole when the block ends well, and not at all when it does not."""
     held_out = files.held_out
     with contextlib.ExitStack() as stack:
@@ -108,7 +108,7 @@ def open_sink(files: Files, info: StreamInfo, picker: Picker) -> Iterator[Sink]:
         if files.needs_all:
             nameless = stack.enter_context(tempfile.TemporaryFile(dir=_folder(files.output)))
             waiting = Waiting(nameless, has_rows=rejects is not None)
-        yield Sink(files, picker, writer, apart, rejects, waiting)
+        yield PairFiles(files, picker, writer, apart, rejects, waiting)
 
 
 def _part(info: StreamInfo, held_out: HeldOut | None, part: str) -> StreamInfo:

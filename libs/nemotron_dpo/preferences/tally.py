@@ -12,7 +12,7 @@ import numpy as np
 
 from nemotron_dpo.preferences.audit import figures, spoken
 from nemotron_dpo.preferences.audit.facts import REWRITTEN, SIDES, FactTable
-from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS, Finding, findings
+from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS, OddPairs, findings
 from nemotron_dpo.preferences.notes import Notes, reported, reward_notes
 from nemotron_dpo.preferences.notes import spoken as spoken_notes
 from nemotron_dpo.preferences.problems import Reject
@@ -74,7 +74,7 @@ class Tally:
         return len(self.table) - (0 if self._left_out is None else len(self._left_out))
 
     @cached_property
-    def found(self) -> dict[str, Finding]:
+    def found(self) -> dict[str, OddPairs]:
         """What is odd about the pairs, those that are left out among them; once all results are added."""
         return findings(self.table.all())
 

@@ -23,7 +23,7 @@ _WIDE = re.compile(r"\d{7,}|\*")  # in a format, a width that is no page's
 _PADDING = frozenset(("ljust", "rjust", "center", "zfill", "expandtabs", "indent"))
 
 
-class TooLong(BaseException):
+class TemplateTooLong(BaseException):
     """Raised within a template that computes too long. Nothing that a template calls may take it for an error of its own."""
 
 
@@ -97,7 +97,7 @@ def watched(does: str) -> Iterator[None]:
         finally:
             with _lock:
                 _computing.pop(thread, None)
-    except TooLong:
+    except TemplateTooLong:
         raise RowProblem("template error", f"the chat template {does} for more than {SECONDS:.0f} s") from None
 
 
@@ -116,7 +116,7 @@ def _watch() -> None:
             for thread, until in list(_computing.items()):
                 if _own_time(thread) > until:
                     del _computing[thread]
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooLong))
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TemplateTooLong))
 
 
 def _own_time(thread: int) -> float:

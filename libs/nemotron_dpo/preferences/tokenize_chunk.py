@@ -17,14 +17,14 @@ import pyarrow as pa
 from nemotron_dpo.preferences.audit.facts import FACTS, fact, oddities
 from nemotron_dpo.preferences.audit.findings import OF_ONE_PAIR
 from nemotron_dpo.preferences.beside import refuse_repeated_keys
-from nemotron_dpo.preferences.boundary import Texts
+from nemotron_dpo.preferences.boundary import RenderedPair
 from nemotron_dpo.preferences.columns import Row, pair_id, to_batches
 from nemotron_dpo.preferences.encoding import Encoder, PairIds, Truncation, make_encoder, truncate
 from nemotron_dpo.preferences.lines import ROW_BYTES, Chunk, TooLong
 from nemotron_dpo.preferences.notes import Notes, note_changes, note_columns
 from nemotron_dpo.preferences.problems import Reject, RowProblem, describe, drop
 from nemotron_dpo.preferences.rendering import Renderer, make_renderer
-from nemotron_dpo.preferences.rewards import Rewards
+from nemotron_dpo.preferences.rewards import RowRewards
 from nemotron_dpo.preferences.row_formats import Keys, Preference, read_row
 from nemotron_dpo.preferences.tokenizer_folder import TokenizerFolder
 
@@ -64,7 +64,7 @@ class Result:
     batches: list[pa.RecordBatch]
     rejects: list[Reject]
     facts: np.ndarray
-    shown: list[tuple[Texts, PairIds]]
+    shown: list[tuple[RenderedPair, PairIds]]
     notes: Notes = field(default_factory=Counter)
     reward_columns: list[str] = field(default_factory=list)
     rows: list[bytes] = field(default_factory=list)
@@ -78,9 +78,9 @@ class _Rendered:
     """A row that the chat template has written out."""
 
     line: int
-    texts: Texts
+    texts: RenderedPair
     odd: int
-    rewards: Rewards
+    rewards: RowRewards
     row: Any
 
 
@@ -109,7 +109,7 @@ class Worker:
             except RowProblem as problem:
                 rejects.append(self._reject(chunk.source, line, problem, row))
         facts: list[tuple[Any, ...]] = []
-        shown: list[tuple[Texts, PairIds]] = []
+        shown: list[tuple[RenderedPair, PairIds]] = []
         columns: dict[str, int] = {"": 0}
         rows: list[bytes] = []
 
@@ -230,7 +230,7 @@ def _broken(line: bytes, error: orjson.JSONDecodeError) -> RowProblem:
     return RowProblem("broken JSON", f"is broken JSON at column {error.colno}: {what}")
 
 
-def _check_letters(texts: Texts, most: int) -> None:
+def _check_letters(texts: RenderedPair, most: int) -> None:
     """Raise RowProblem for a text of more letters than a line may have bytes: one of a table, or that a template blew up."""
     letters = len(texts.prompt) + len(texts.chosen) + len(texts.rejected)
     if letters > most:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from nemotron_dpo.preferences.audit.facts import CUT_PROMPT, FactTable
-from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS, Finding, dropped
+from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS, OddPairs, dropped
 from nemotron_dpo.preferences.held_out import HeldOut, draw
 from nemotron_dpo.preferences.problems import Reject
 from nemotron_dpo.preferences.tokenize_chunk import Result, row_digest
@@ -29,7 +29,7 @@ _BATCH_BYTES = 1 << 20
 class Fates:
     """What becomes of all pairs: those in `left_out` (by the names of --drop) go, those of `held_out` (bool [P]) go apart."""
 
-    left_out: dict[str, Finding]
+    left_out: dict[str, OddPairs]
     held_out: np.ndarray
 
     @property

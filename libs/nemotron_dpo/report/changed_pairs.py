@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nemotron_dpo.report.document import ListedPair, Listing, Section, is_coloured
-from nemotron_dpo.report.pair_log import Change
+from nemotron_dpo.report.pair_log import PairChanges
 from nemotron_dpo.report.pairs_section import where
 from nemotron_dpo.report.run_report import Run
 from nemotron_dpo.report.texts import PairText, Texts, texts
@@ -62,7 +62,7 @@ def _within_budget(listed: list[ListedPair]) -> tuple[tuple[ListedPair, ...], in
     return tuple(kept), plain
 
 
-def _chosen(change: Change) -> dict[str, np.ndarray]:
+def _chosen(change: PairChanges) -> dict[str, np.ndarray]:
     """Rows by kind, the strongest first. A pair that gained is never listed as one that regressed."""
     last = change.last.margin
     wrong = np.argsort(last, kind="stable")
@@ -75,7 +75,7 @@ def _chosen(change: Change) -> dict[str, np.ndarray]:
     return {"improved": up[moved[up] > 0][:_EACH], "regressed": down[moved[down] < 0][:_EACH], "wrong": wrong}
 
 
-def _listed(change: Change, kind: str, row: int, found: Texts) -> ListedPair:
+def _listed(change: PairChanges, kind: str, row: int, found: Texts) -> ListedPair:
     last = change.last
     source = visible(last.files[last.file[row]] or last.sources[last.source[row]]) or "line"
     pair = last.ids[last.pair[row]]

@@ -77,7 +77,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Token:
+class ScoredToken:
     """A piece of a response, and how much more probable training made it, in nats."""
 
     text: str
@@ -87,12 +87,12 @@ class Token:
 STRONGEST = 2.0  # nats: a token that changed by more has the full colour
 
 
-def shade_of(token: Token) -> int:
+def shade_of(token: ScoredToken) -> int:
     """How strongly `token` is coloured, 0 to 4."""
     return min(4, round(4 * abs(token.change) / STRONGEST))
 
 
-def is_coloured(token: Token) -> bool:
+def is_coloured(token: ScoredToken) -> bool:
     """Whether its change is large enough to be seen."""
     return shade_of(token) > 0
 
@@ -109,8 +109,8 @@ class ListedPair:
     prompt: str | None = None
     chosen: str | None = None
     rejected: str | None = None
-    chosen_tokens: tuple[Token, ...] = ()
-    rejected_tokens: tuple[Token, ...] = ()
+    chosen_tokens: tuple[ScoredToken, ...] = ()
+    rejected_tokens: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_dpo import __version__
 from nemotron_dpo.report import drawing
-from nemotron_dpo.report.document import Figure, ListedPair, Page, Token, shade_of
+from nemotron_dpo.report.document import Figure, ListedPair, Page, ScoredToken, shade_of
 from nemotron_dpo.report.visible import number
 
 _HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ def _short(value: float) -> float | int:
     return int(short) if short.is_integer() and abs(short) < 1e9 else short
 
 
-def _shade(token: Token) -> str:
+def _shade(token: ScoredToken) -> str:
     """The class of a token's colour: `u1` to `u4` where it became more probable, `d1` to `d4` where less, else none."""
     level = shade_of(token)
     return f"{'u' if token.change > 0 else 'd'}{level}" if level else ""

@@ -65,7 +65,7 @@ class Sightings:
 
 
 @dataclass(frozen=True)
-class Change:
+class PairChanges:
     """Each pair once, P of them: as it was seen first and as it was seen last, in the same order.
 
     split: where. was_seen_twice: whether there are two sightings of each; if not, `first` is `last`.
@@ -84,7 +84,7 @@ class PairLog:
     splits: dict[str, Sightings]
     problem: str = ""
 
-    def change(self) -> Change | None:
+    def change(self) -> PairChanges | None:
         """What training did to pairs: of a validation set where one was measured twice, else of the pairs trained on twice."""
         held = sorted((name for name in self.splits if name != "train"), key=lambda name: (name != "validation-default", name))
         for name in (*held, "train"):
@@ -133,18 +133,18 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def _change(split: str, seen: Sightings) -> Change | None:
+def _change(split: str, seen: Sightings) -> PairChanges | None:
     """None where no pair was seen at two steps. Pairs that were seen once are left out."""
     last, first = _ends(seen)
     twice = seen.step[last] > seen.step[first]
     if not twice.any():
         return None
-    return Change(split, seen.take(first[twice]), seen.take(last[twice]), True)
+    return PairChanges(split, seen.take(first[twice]), seen.take(last[twice]), True)
 
 
-def _once(split: str, seen: Sightings) -> Change:
+def _once(split: str, seen: Sightings) -> PairChanges:
     last = seen.take(_ends(seen)[0])
-    return Change(split, last, last, False)
+    return PairChanges(split, last, last, False)
 
 
 def _ends(seen: Sightings) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 from nemotron_dpo.report.bootstrap import share_interval
 from nemotron_dpo.report.distributions import histograms, scatter, shares
 from nemotron_dpo.report.document import Figure, Section
-from nemotron_dpo.report.pair_log import Change, Sightings, by_bins, correlation
+from nemotron_dpo.report.pair_log import PairChanges, Sightings, by_bins, correlation
 from nemotron_dpo.report.run_report import Run
 from nemotron_dpo.report.visible import counted, number, percent, shortened, visible
 
@@ -33,7 +33,7 @@ def where(split: str) -> str:
     return "trained on" if split == "train" else "held out" if split == "validation-default" else f"of {visible(split)}"
 
 
-def _lead(change: Change) -> str:
+def _lead(change: PairChanges) -> str:
     count = counted(len(change.last), "pair")
     if not change.was_seen_twice:
         return f"{count} {where(change.split)}, each seen once, so there is a margin for each and no change."
@@ -42,7 +42,7 @@ def _lead(change: Change) -> str:
     return f"{count} {where(change.split)}, as they were first and last, between steps {steps}. {moved} of them gained."
 
 
-def _margins(change: Change) -> Figure | None:
+def _margins(change: PairChanges) -> Figure | None:
     last, groups = change.last.margin, {}
     caption = "Shares of pairs by margin. Left of 0 the policy prefers the rejected response."
     if change.was_seen_twice and change.first.margin.std() > 0:
@@ -55,7 +55,7 @@ def _margins(change: Change) -> Figure | None:
     return histograms("margins", "Margins, first and last" if len(groups) > 1 else "Margins", caption, said, groups)
 
 
-def _length(change: Change) -> Figure | None:
+def _length(change: PairChanges) -> Figure | None:
     last = change.last
     related = correlation(last.margin, last.longer)
     rows = np.arange(len(last))
@@ -75,7 +75,7 @@ def _quartiles(seen: Sightings, rows: np.ndarray) -> tuple[float, ...]:
     return (float(np.median(seen.longer[rows])), *(float(v) for v in np.quantile(seen.margin[rows], [0.25, 0.5, 0.75])))
 
 
-def _by_length(change: Change) -> Figure | None:
+def _by_length(change: PairChanges) -> Figure | None:
     last = change.last
     longest = np.maximum(last.chosen_tokens, last.rejected_tokens)
     bins = by_bins(longest, lambda own: own, 5 if len(last) >= 40 else 3)
@@ -87,7 +87,7 @@ def _by_length(change: Change) -> Figure | None:
     return shares("by-length", "Accuracy by length", caption, _said("length", rows), rows)
 
 
-def _by_source(change: Change) -> Figure | None:
+def _by_source(change: PairChanges) -> Figure | None:
     last = change.last
     counts = np.bincount(last.source, minlength=len(last.sources))
     order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]

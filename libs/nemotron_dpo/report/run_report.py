@@ -12,7 +12,7 @@ import numpy as np
 from nemotron_dpo.report import measured, pair_log
 from nemotron_dpo.report.bootstrap import Interval, interval
 from nemotron_dpo.report.measured import Measured
-from nemotron_dpo.report.pair_log import Change, PairLog, Sightings
+from nemotron_dpo.report.pair_log import PairChanges, PairLog, Sightings
 from nemotron_dpo.report.run_folder import METRICS, RunFolder, open_run
 
 
@@ -23,7 +23,7 @@ class Run:
     given: RunFolder
     measured: Measured
     log: PairLog | None
-    change: Change | None
+    change: PairChanges | None
 
     @property
     def final(self) -> Sightings | None:
@@ -70,11 +70,11 @@ def final_intervals(run: Run) -> dict[str, Interval]:
     return found | ({"loss": interval(final.loss)} if np.isfinite(final.loss).all() else {})
 
 
-def _finite(change: Change | None) -> Change | None:
+def _finite(change: PairChanges | None) -> PairChanges | None:
     """Without pairs that have no margin, as those of an objective that compares no responses."""
     if change is None:
         return None
     good = np.flatnonzero(np.isfinite(change.first.margin) & np.isfinite(change.last.margin))
     if not len(good):
         return None
-    return Change(change.split, change.first.take(good), change.last.take(good), change.was_seen_twice)
+    return PairChanges(change.split, change.first.take(good), change.last.take(good), change.was_seen_twice)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.report.document import Token
+from nemotron_dpo.report.document import ScoredToken
 from nemotron_dpo.report.run_folder import RunFolder
 from nemotron_dpo.report.visible import visible
 from nemotron_dpo.step_folders import step_folders
@@ -33,8 +33,8 @@ class PairText:
     prompt: str
     chosen: str
     rejected: str
-    chosen_tokens: tuple[Token, ...] = ()
-    rejected_tokens: tuple[Token, ...] = ()
+    chosen_tokens: tuple[ScoredToken, ...] = ()
+    rejected_tokens: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
     return visible(tokenizer.decode(ids, skip_special_tokens=False), lines=True)
 
 
-def _changes(tokenizer: Tokenizer, side: str, row: Mapping[str, Any], after: Mapping[str, Any] | None) -> tuple[Token, ...]:
+def _changes(
+    tokenizer: Tokenizer, side: str, row: Mapping[str, Any], after: Mapping[str, Any] | None
+) -> tuple[ScoredToken, ...]:
     """Pieces of a response with their change of log-probability; tokens that share a character are one piece."""
     scored = after or {}
     before, now = row.get(f"ref_{side}_logps"), scored.get(f"{side}_logps", scored.get(f"ref_{side}_logps"))
@@ -142,10 +144,10 @@ def _changes(tokenizer: Tokenizer, side: str, row: Mapping[str, Any], after: Map
         piece = tokenizer.decode(ids, skip_special_tokens=False)
         if piece.endswith("\ufffd") and len(ids) < 8:
             continue
-        pieces.append(Token(visible(piece, lines=True), change))
+        pieces.append(ScoredToken(visible(piece, lines=True), change))
         length += len(piece)
         if length > RESPONSE_CHARACTERS:
-            pieces.append(Token(_cut(row[f"{side}_ids"]), 0.0))
+            pieces.append(ScoredToken(_cut(row[f"{side}_ids"]), 0.0))
             break
         ids, change = [], 0.0
     return tuple(pieces)

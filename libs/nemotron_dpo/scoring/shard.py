@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Damaged(Exception):
+class DamagedShard(Exception):
     """The file is no shard, or no whole one."""
 
 
@@ -109,23 +109,23 @@ def write(path: Path, about: str, batch: pa.RecordBatch, replaces: Sequence[str]
 
 
 def open_shard(path: Path, about: str) -> Shard:
-    """Map the file. Raises Damaged where it is cut, of another form, or of other scores than `about` says; OSError."""
+    """Map the file. Raises DamagedShard where it is cut, of another form, or of other scores than `about` says; OSError."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         with pa.ipc.open_stream(pa.py_buffer(mapped)) as stream:
             metadata, schema = stream.schema.metadata or {}, stream.schema
             if metadata.get(_ABOUT, b"").decode(errors="replace") != about or not schema.equals(SCHEMA):
-                raise Damaged("it is of other scores or of another form")
+                raise DamagedShard("it is of other scores or of another form")
             batch = stream.read_next_batch()
             batch.validate()
             replaces = frozenset(json.loads(metadata.get(_REPLACES, b"[]")))
             list(stream)  # the end of the stream must be there
     except (pa.ArrowException, StopIteration, ValueError, MemoryError, OverflowError) as error:
-        raise Damaged(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        raise DamagedShard(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     sides = [_views(batch.column(name)) for name in ("chosen_logps", "rejected_logps")]
     if any(offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(values) for values, offsets in sides):
-        raise Damaged("its offsets are wrong")
+        raise DamagedShard("its offsets are wrong")
     # not those of the mapped file, whose pages are fetched anew for every few records
     crcs = batch.column("crc32").to_numpy().copy()
     mapped.madvise(mmap.MADV_DONTNEED)

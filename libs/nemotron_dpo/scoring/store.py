@@ -31,7 +31,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.published import clock_of
 from nemotron_dpo.scoring import shard
 from nemotron_dpo.scoring.scores import WindowScores
-from nemotron_dpo.scoring.shard import SUFFIX, Damaged, Shard, ids_of
+from nemotron_dpo.scoring.shard import SUFFIX, DamagedShard, Shard, ids_of
 from nemotron_dpo.streams import published_file
 
 FOLDER, CONTEXT = "scores", "context.json"
@@ -89,7 +89,7 @@ class Store:
                 self._shards[name] = shard.open_shard(self.folder / name, self.context.key)
             except FileNotFoundError:  # packed and removed meanwhile
                 continue
-            except (Damaged, OSError) as error:
+            except (DamagedShard, OSError) as error:
                 self._ignored.add(name)
                 self.say(f"warning: {self.folder / name}: is left out: it is damaged ({error})")
         packed = {name for one in self._shards.values() for name in one.replaces}

@@ -12,7 +12,7 @@ import numpy as np
 
 from nemotron_dpo import published
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.scoring.shard import SUFFIX, Damaged, Shard, open_shard
+from nemotron_dpo.scoring.shard import SUFFIX, DamagedShard, Shard, open_shard
 from nemotron_dpo.scoring.store import FOLDER, Context, contexts
 
 _CHECKED_AT_ONCE = 4096  # records, before the memory they lie in is given back
@@ -101,5 +101,5 @@ def _shards(folder: Path, context: Context) -> Iterator[tuple[Path, Shard | str]
             yield path, open_shard(path, context.key)
         except FileNotFoundError:
             continue
-        except (Damaged, OSError) as error:
+        except (DamagedShard, OSError) as error:
             yield path, str(error)

@@ -12,9 +12,9 @@ from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Experts, Router
-from nemotron_dpo.policy.sublayers.rotary import Linear, Rotary
+from nemotron_dpo.policy.sublayers.rotary import LinearScaling, Rotary
 
-ROTARY = Rotary(10000, scaling=Linear(2))  # whole numbers where fractions are due, as people write them
+ROTARY = Rotary(10000, scaling=LinearScaling(2))  # whole numbers where fractions are due, as people write them
 MIXER, DENSE, ROUTER = Attention(4, 2, 8, ROTARY), Dense(48), Router(8, 2)
 MODEL = Architecture(
     (Layer(MIXER, DENSE), Layer(MIXER, Experts(ROUTER, DENSE)), Layer(None, DENSE)),

@@ -17,7 +17,7 @@ from nemotron_dpo.checkpoint.families import config
 from nemotron_dpo.checkpoint.families.deepseek import scaling_of_latent
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.attention import Attention
-from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, Rotary, Yarn
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, LinearScaling, Llama3Scaling, Rotary, Yarn
 from support import families, programs
 
 # as in the repositories that publishers have, the fields that count
@@ -189,7 +189,7 @@ def test_yarn_beside_latent_attention_is_megatrons_in_run_config(tmp_path: Path)
         (Yarn(40.0, 4096, mscale=0.707), "YaRN with one of mscale and mscale_all_dim"),
         (Yarn(40.0, 4096, mscale_all_dim=1.0), "YaRN with one of mscale and mscale_all_dim"),
         (Yarn(40.0, 4096, truncate=False), "this rope scaling is not supported beside latent attention"),
-        (Linear(2.0), "this rope scaling is not supported beside latent attention"),
+        (LinearScaling(2.0), "this rope scaling is not supported beside latent attention"),
     ):
         with pytest.raises(UserError, match=message):
             scaling_of_latent(refused)
@@ -198,7 +198,7 @@ def test_yarn_beside_latent_attention_is_megatrons_in_run_config(tmp_path: Path)
 def test_scaled_positions_of_heads_come_back_from_run_config(tmp_path: Path) -> None:
     """Those for which Bridge has fields, and those that are stored apart, under a class that it does not know."""
     plain = read(AIR)
-    scalings = (Yarn(4.0, 32768), Linear(2.0), Llama3Scaling(8.0), Yarn(4.0, 32768, attention_factor=1.5), Dynamic(2.0))
+    scalings = (Yarn(4.0, 32768), LinearScaling(2.0), Llama3Scaling(8.0), Yarn(4.0, 32768, attention_factor=1.5), Dynamic(2.0))
     for scaling, is_known in zip(scalings, (True, True, True, False, False), strict=True):
         mixers = [replace(cast("Attention", layer.mixer), rotary=Rotary(1e6, 0.5, scaling)) for layer in plain.layers]
         layers = tuple(replace(layer, mixer=mixer) for layer, mixer in zip(plain.layers, mixers, strict=True))

@@ -16,7 +16,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.sublayers.attention import Attention
 from nemotron_dpo.policy.sublayers.dense import Dense
 from nemotron_dpo.policy.sublayers.experts import Router
-from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Rotary, Scaling, Yarn
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, LinearScaling, Llama3Scaling, LongRope, Rotary, Scaling, Yarn
 from nemotron_dpo.policy.uniform import UniformDecoder, flat
 
 LLAMA = UniformDecoder(
@@ -39,7 +39,7 @@ DECODERS = {
     "llama": LLAMA,
     "llama3.1": replace(LLAMA, rope_scaling=Llama3Scaling(8.0), dtype="float32"),
     "llama3 of other numbers": replace(LLAMA, rope_scaling=Llama3Scaling(8.0, 2.0, 5.0, 4096)),
-    "linear": replace(LLAMA, rope_scaling=Linear(4.0)),
+    "linear": replace(LLAMA, rope_scaling=LinearScaling(4.0)),
     "dynamic": replace(LLAMA, rope_scaling=Dynamic(4.0)),
     "yarn": replace(LLAMA, family="qwen2", qkv_bias=True, rope_scaling=Yarn(4.0, 32, mscale=0.7, beta_fast=16.0)),
     "yarn with its factor": replace(LLAMA, rope_scaling=Yarn(4.0, 32, attention_factor=1.5, truncate=False)),
@@ -114,7 +114,7 @@ def test_the_family_is_told_from_the_fields(name: str, tmp_path: Path) -> None:
     assert read == replace(DECODERS[name], bos_token_id=None, eos_token_id=None)  # which Bridge does not record
 
 
-_LINEAR, _YARN = Linear(2.0), Yarn(4.0, 32)
+_LINEAR, _YARN = LinearScaling(2.0), Yarn(4.0, 32)
 # family, the kinds of its layers, and how positions of all or of global layers are scaled; whether a provider of Bridge says so
 SCALED: list[tuple[str, str, Scaling, bool]] = [
     ("gemma2", "sf", _LINEAR, False),
@@ -238,7 +238,7 @@ GEMMA_3 = {  # as Bridge's Gemma3ModelProvider has it
 def test_a_gemma_of_bridge_has_windows_and_positions_by_layer(tmp_path: Path) -> None:
     """Five local layers, then a global one; a list of names says the same. Its window counts the query's own token."""
     local = Attention(4, 2, 32, Rotary(1e4), qk_norm=True, window=512, scale=0.0625, norm_after=True)
-    everywhere = replace(local, window=None, rotary=Rotary(1e6, scaling=Linear(8.0)))
+    everywhere = replace(local, window=None, rotary=Rotary(1e6, scaling=LinearScaling(8.0)))
     kinds = [local] * 5 + [everywhere] + [local] * 2
     named = ["full_attention" if kind == everywhere else "sliding_attention" for kind in kinds]
     for pattern in ([5, 1], named):

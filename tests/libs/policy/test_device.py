@@ -95,7 +95,7 @@ def test_no_operation_passes_through_python():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_an_optimizer_does_not_import_the_compiler(kind: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch):
+def test_an_optimizer_does_not_import_the_compiler(kind: Callable[..., torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # to import it is an error
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = kind([weight], lr=0.5)

@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.rotary import angles, frequencies, grown
 from nemotron_dpo.policy.sublayers.attention import Attention
-from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Rotary, Scaling, Yarn
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, LinearScaling, Llama3Scaling, LongRope, Rotary, Scaling, Yarn
 from support.policy_rows import packed
 
 ORIGINAL = "original_max_position_embeddings"
@@ -21,7 +21,7 @@ LISTS = {"short_factor": [1.0 + i / 7 for i in range(12)], "long_factor": [2.0 +
 LONGROPE = LongRope(tuple(LISTS["short_factor"]), tuple(LISTS["long_factor"]), 16.0, 4096)
 LLAMA3 = {"low_freq_factor": 2.0, "high_freq_factor": 5.0}
 CASES: list[tuple[Scaling, dict[str, Any]]] = [
-    (Linear(3.0), {"rope_type": "linear", "factor": 3.0}),
+    (LinearScaling(3.0), {"rope_type": "linear", "factor": 3.0}),
     (Dynamic(2.5), {"rope_type": "dynamic", "factor": 2.5}),
     (Llama3Scaling(8.0, 2.0, 5.0, 512), {"rope_type": "llama3", "factor": 8.0, **LLAMA3, ORIGINAL: 512}),
     (Yarn(4.0, 8192), {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 8192}),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nemotron_dpo.preferences.encoding import PairIds, make_encoder, truncate
 from nemotron_dpo.preferences.lines import Chunk
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.rendering import Texts
+from nemotron_dpo.preferences.rendering import RenderedPair
 from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
 from support.chat_templates import TEMPLATES
@@ -60,7 +60,7 @@ def test_ids_give_the_text_back(name: str, history: list[tuple[str, str]], promp
 
 @given(prompt=st.text("xabcd", min_size=1), chosen=st.text("xabcd"), rejected=st.text("xabcd"))
 def test_different_responses_never_become_equal(prompt: str, chosen: str, rejected: str) -> None:
-    (ids,) = make_encoder(merging(), plain=True).encode([Texts(prompt, chosen, rejected)])
+    (ids,) = make_encoder(merging(), plain=True).encode([RenderedPair(prompt, chosen, rejected)])
     assert not isinstance(ids, RowProblem)
     assert (ids.chosen == ids.rejected) == (chosen == rejected)
 

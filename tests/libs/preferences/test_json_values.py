@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nemotron_dpo.preferences import json_values
 from nemotron_dpo.preferences.json_values import elements, objects
-from nemotron_dpo.preferences.lines import Damaged, TooLong
+from nemotron_dpo.preferences.lines import DamagedFile, TooLong
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('a\\"[]{},:\n\u20ac'), max_size=6)
 VALUES = st.recursive(
@@ -62,7 +62,7 @@ def test_what_is_no_array_is_told_and_what_was_whole_is_kept() -> None:
         try:
             for row in elements(file(text), 99):
                 found.append(row)
-        except Damaged as error:
+        except DamagedFile as error:
             told = str(error)
         assert (found, told) == (expected, damage), what
     assert list(objects(file('{"a":1}\n{"b":'), 99)) == [b'{"a":1}', b'{"b":']

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.policy.sublayers.rotary import Dynamic, Linear, Llama3Scaling, LongRope, Scaling, Yarn
+from nemotron_dpo.policy.sublayers.rotary import Dynamic, LinearScaling, Llama3Scaling, LongRope, Scaling, Yarn
 
 _ORIGINAL = "original_max_position_embeddings"
 QUERY_GROWTH = "llama_4_scaling_beta"
@@ -42,7 +42,7 @@ def write(scaling: Scaling | None, max_positions: int) -> tuple[dict[str, Any], 
 
 def _written(scaling: Scaling, max_positions: int) -> tuple[str, dict[str, Any]]:
     match scaling:
-        case Linear(factor):
+        case LinearScaling(factor):
             return "linear", {"factor": factor}
         case Dynamic(factor):
             return "dynamic", {"factor": factor}
@@ -69,8 +69,8 @@ def _written(scaling: Scaling, max_positions: int) -> tuple[str, dict[str, Any]]
             return "longrope", {"short_factor": list(scaling.short), "long_factor": list(scaling.long), **own}
 
 
-def _linear(value: _Value, max_positions: int) -> Linear:
-    return Linear(_number(value, "factor"))
+def _linear(value: _Value, max_positions: int) -> LinearScaling:
+    return LinearScaling(_number(value, "factor"))
 
 
 def _dynamic(value: _Value, max_positions: int) -> Dynamic:

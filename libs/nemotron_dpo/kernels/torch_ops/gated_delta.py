@@ -28,7 +28,7 @@ _SOLVED = 16  # rows of a triangular system that is solved; of larger ones the h
 
 
 @dataclass(frozen=True)
-class Batch:
+class DeltaChunks:
     """A row's chunks, zero behind a chunk's last token.
 
     rates: beta. decays: what is left at each token of the state before the chunk. left: what is left of each token at the
@@ -85,7 +85,7 @@ class _GatedDelta(torch.autograd.Function):
         return *gradients(grads[0], q, k, v, g, beta, ctx.chunks), None
 
 
-def batch_of(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: Chunks) -> Batch:
+def batch_of(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: Chunks) -> DeltaChunks:
     """The batch, with all that does not depend on states."""
     layout, heads = layout_of(chunks, len(v), v.device), v.shape[1] // k.shape[1]
     dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
@@ -101,7 +101,9 @@ def batch_of(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: C
     decays, left = logs_MNQ1.exp().to(dtype), (logs_MNQ1[:, :, -1:] - logs_MNQ1).exp().to(dtype)
     q_MNQK, k_MNQK = (x.repeat_interleave(heads, 1) if heads > 1 else x for x in (q_MGQK, k_MGQK))
     inverse = _inverse((met * rates_MNQ1).flatten(0, 1)).view_as(met)
-    return Batch(layout, k.shape[1], q_MNQK, k_MNQK, v_MNQD, rates_MNQ1, decays, left, decays[:, :, -1:], within, met, inverse)
+    return DeltaChunks(
+        layout, k.shape[1], q_MNQK, k_MNQK, v_MNQD, rates_MNQ1, decays, left, decays[:, :, -1:], within, met, inverse
+    )
 
 
 def tokens_of(layout: ChunkLayout, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,7 +126,7 @@ def _inverse(below: Tensor) -> Tensor:
     return whole
 
 
-def written(batch: Batch) -> tuple[Tensor, Tensor]:
+def written(batch: DeltaChunks) -> tuple[Tensor, Tensor]:
     """What each token writes [M, N, Q, D], and the state that each chunk with a parent begins with [W, N, K, D]."""
     layout, values_MNQD = batch.layout, batch.v_MNQD * batch.rates_MNQ1
     w_MNQD, size = torch.empty_like(values_MNQD), (batch.k_MNQK.shape[-1], values_MNQD.shape[-1])
@@ -147,12 +149,12 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, times: float = 1, *, is_fir
     total.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), beta=0 if is_first else 1, alpha=times)
 
 
-def scores(batch: Batch) -> Tensor:
+def scores(batch: DeltaChunks) -> Tensor:
     """How much each token reads of what each before it wrote [M, N, Q, Q]."""
     return (batch.q_MNQK @ batch.k_MNQK.mT).mul_(batch.within_MNQQ)
 
 
-def _read(batch: Batch, w_MNQD: Tensor, starts_WNKD: Tensor) -> Tensor:
+def _read(batch: DeltaChunks, w_MNQD: Tensor, starts_WNKD: Tensor) -> Tensor:
     of = batch.layout.followers
     y_MNQD = scores(batch) @ w_MNQD
     y_MNQD[of].addcmul_(batch.decays_MNQ1[of], batch.q_MNQK[of] @ starts_WNKD)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nemotron_dpo.kernels.chunks import Chunks
 from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
-from nemotron_dpo.kernels.torch_ops.gated_delta import Batch, add_product, batch_of, scores, tokens_of, written
+from nemotron_dpo.kernels.torch_ops.gated_delta import DeltaChunks, add_product, batch_of, scores, tokens_of, written
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: Chunks) -> tuple[Tensor, ...]:
@@ -29,7 +29,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Te
     return dq, dk, dv, dg[..., 0], dbeta[..., 0]
 
 
-def _gradients(batch: Batch, grad_MNQD: Tensor, w_MNQD: Tensor, starts_WNKD: Tensor) -> tuple[Tensor, ...]:
+def _gradients(batch: DeltaChunks, grad_MNQD: Tensor, w_MNQD: Tensor, starts_WNKD: Tensor) -> tuple[Tensor, ...]:
     layout, inner, of = batch.layout, slice(0, batch.layout.num_inner), batch.layout.followers
     q, k, rates, decays, left = batch.q_MNQK, batch.k_MNQK, batch.rates_MNQ1, batch.decays_MNQ1, batch.left_MNQ1
     scores_MNQQ = scores(batch)
@@ -68,7 +68,7 @@ def _of_differences(products_MNQQ: Tensor) -> Tensor:
     return products_MNQQ.sum(-1, keepdim=True) - products_MNQQ.sum(-2, keepdim=True).mT
 
 
-def _through_states(batch: Batch, grad_MNQD: Tensor, scores_MNQQ: Tensor) -> tuple[Tensor, Tensor]:
+def _through_states(batch: DeltaChunks, grad_MNQD: Tensor, scores_MNQQ: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of beta * v [M, N, Q, D], and of the states at the ends of inner chunks."""
     layout, of = batch.layout, batch.layout.followers
     solved_MNQD = torch.empty_like(grad_MNQD)

@@ -22,7 +22,7 @@ from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
 
 
 @dataclass(frozen=True)
-class Batch:
+class MambaChunks:
     """A row's chunks. steps: dt, zero behind a chunk's last token. inputs: dt * x. logs: the sum of dt * A up to each token.
 
     The logarithms are float64: a token that forgets all makes them large, and the differences behind it are as small as ever.
@@ -66,7 +66,7 @@ class Batch:
         return (self.C_MGQK @ self.B_MGQK.mT)[:, :, None]
 
 
-def batch_of(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Tensor, chunks: Chunks) -> Batch:
+def batch_of(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Tensor, chunks: Chunks) -> MambaChunks:
     """Gather a row's chunks."""
     layout = layout_of(chunks, len(x_SND), x_SND.device)
     dtype = torch.float64 if x_SND.dtype is torch.float64 else torch.float32
@@ -76,7 +76,7 @@ def batch_of(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Te
     steps_MGQH1 = by_group(steps.unflatten(2, (num_groups, heads)))[..., None]
     logs_MGQH1 = (steps_MGQH1.double() * A_N.double().view(num_groups, 1, heads, 1)).cumsum(2)
     B_MGQK, C_MGQK = (by_group(layout.gather(of)).to(dtype) for of in (B_SGK, C_SGK))
-    return Batch(layout, x_MGQHD, steps_MGQH1, x_MGQHD * steps_MGQH1, logs_MGQH1, B_MGQK, C_MGQK)
+    return MambaChunks(layout, x_MGQHD, steps_MGQH1, x_MGQHD * steps_MGQH1, logs_MGQH1, B_MGQK, C_MGQK)
 
 
 def scan(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Tensor, D_N: Tensor, chunks: Chunks) -> Tensor:
@@ -90,13 +90,13 @@ def scan(x_SND: Tensor, dt_SN: Tensor, A_N: Tensor, B_SGK: Tensor, C_SGK: Tensor
     return batch.layout.spread(by_token(y_MGQHD)).to(x_SND.dtype)
 
 
-def _mixed(batch: Batch) -> Tensor:
+def _mixed(batch: MambaChunks) -> Tensor:
     """What each token takes of its chunk's inputs: [M, G, Q, H, D]."""
     mixing_MGHQQ = batch.decays().mul_(batch.scores())
     return (mixing_MGHQQ @ batch.inputs_MGQHD.transpose(2, 3)).transpose(2, 3).contiguous()
 
 
-def states_before(batch: Batch) -> Tensor:
+def states_before(batch: MambaChunks) -> Tensor:
     """The state that each chunk with a parent starts with: [W, G, K, H, D]."""
     layout, num_inner = batch.layout, batch.layout.num_inner
     inputs = batch.inputs_MGQHD[:num_inner] * batch.until_end()
@@ -109,7 +109,7 @@ def states_before(batch: Batch) -> Tensor:
     return states_PGKHD.index_select(0, layout.parents_W)
 
 
-def read_states(batch: Batch, states_WGKHD: Tensor) -> Tensor:
+def read_states(batch: MambaChunks, states_WGKHD: Tensor) -> Tensor:
     """What each token of a chunk with a parent reads in the state at its start, undecayed: [W, G, Q, H, D]."""
     read = batch.C_MGQK[batch.layout.followers] @ states_WGKHD.flatten(3)
     return read.unflatten(3, states_WGKHD.shape[3:])

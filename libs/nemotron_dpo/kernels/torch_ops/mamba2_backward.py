@@ -18,7 +18,7 @@ from nemotron_dpo.kernels.chunks import Chunks
 from nemotron_dpo.kernels.protocol import ScanGradients
 from nemotron_dpo.kernels.torch_ops.chunk_layout import ChunkLayout
 from nemotron_dpo.kernels.torch_ops.float32_matmul import tf32_allowed
-from nemotron_dpo.kernels.torch_ops.mamba2 import Batch, batch_of, by_group, by_token, read_states, states_before
+from nemotron_dpo.kernels.torch_ops.mamba2 import MambaChunks, batch_of, by_group, by_token, read_states, states_before
 
 
 def scan_backward(
@@ -60,7 +60,7 @@ class _Gradients:
     C: Tensor
 
 
-def _within(batch: Batch, grad_MGQHD: Tensor) -> _Gradients:
+def _within(batch: MambaChunks, grad_MGQHD: Tensor) -> _Gradients:
     """Through what tokens read of others of their chunk."""
     grad_MGHQD, inputs_MGHQD = grad_MGQHD.transpose(2, 3), batch.inputs_MGQHD.transpose(2, 3)
     decays, scores = batch.decays(), batch.scores()
@@ -72,7 +72,7 @@ def _within(batch: Batch, grad_MGQHD: Tensor) -> _Gradients:
     return _Gradients(dinputs, dlogs, dscores_MGQQ.mT @ batch.C_MGQK, dscores_MGQQ @ batch.B_MGQK)
 
 
-def _across(batch: Batch, grad_MGQHD: Tensor, of: _Gradients) -> None:
+def _across(batch: MambaChunks, grad_MGQHD: Tensor, of: _Gradients) -> None:
     """Add what goes through the states between chunks."""
     layout, inner = batch.layout, slice(batch.layout.num_inner)
     states, since_start, until_end = states_before(batch), batch.since_start(), batch.until_end()
@@ -90,7 +90,7 @@ def _across(batch: Batch, grad_MGQHD: Tensor, of: _Gradients) -> None:
     of.logs[through] += kept * batch.across()[through].squeeze(-1)
 
 
-def _end_gradients(batch: Batch, starts_WGKHD: Tensor) -> Tensor:
+def _end_gradients(batch: MambaChunks, starts_WGKHD: Tensor) -> Tensor:
     """The gradients of inner chunks' last states [P, G, K, H, D], of what each chunk's tokens say of its first state."""
     layout: ChunkLayout = batch.layout
     across, first = batch.across(), layout.followers.start

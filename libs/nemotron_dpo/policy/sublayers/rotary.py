@@ -20,7 +20,7 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearScaling:
     """Positions divided by `factor`."""
 
     factor: float
@@ -89,7 +89,7 @@ class LongRope:
         return 1.0 if self.factor <= 1 else math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
 
 
-Scaling = Llama3Scaling | Linear | Dynamic | Yarn | LongRope
+Scaling = Llama3Scaling | LinearScaling | Dynamic | Yarn | LongRope
 
 
 @dataclass(frozen=True)

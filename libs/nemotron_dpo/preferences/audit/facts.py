@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from nemotron_dpo.preferences.boundary import Texts
+from nemotron_dpo.preferences.boundary import RenderedPair
 from nemotron_dpo.preferences.encoding import PairIds
 from nemotron_dpo.preferences.messages import Message
-from nemotron_dpo.preferences.rewards import Rewards
+from nemotron_dpo.preferences.rewards import RowRewards
 
 SIDES = ("prompt", "chosen", "rejected")
 # Of each side its tokens as written, its tokens before truncation, and a 64-bit digest of its text, by which repeats are found.
@@ -32,7 +32,7 @@ REWRITTEN, SPACE_ALONE, EMPTY, REWARDED, INVERTED, TIED = 1, 2, 4, 8, 16, 32
 _BESIDE_CONTENT = ("role", "content", "name")
 
 
-def oddities(texts: Texts, chosen: str | list[Message], rejected: str | list[Message], rewards: Rewards) -> int:
+def oddities(texts: RenderedPair, chosen: str | list[Message], rejected: str | list[Message], rewards: RowRewards) -> int:
     """The flags of a pair: how it was rendered, what its responses are, how its rewards stand to the choice."""
     odd = REWRITTEN * texts.rewritten | EMPTY * (is_empty(chosen) or is_empty(rejected))
     odd |= SPACE_ALONE * differ_in_space_alone(texts.chosen, texts.rejected)
@@ -57,7 +57,7 @@ def _has_more(message: Message) -> bool:
     return any(value for name, value in message.items() if name not in _BESIDE_CONTENT)
 
 
-def fact(line: int, texts: Texts, odd: int, rewards_of: int, whole: PairIds, ids: PairIds) -> tuple[Any, ...]:
+def fact(line: int, texts: RenderedPair, odd: int, rewards_of: int, whole: PairIds, ids: PairIds) -> tuple[Any, ...]:
     """The row of FACTS of one pair, of `whole` ids before and `ids` after truncation."""
     cut = CUT_CHOSEN * ids.chosen_truncated | CUT_REJECTED * ids.rejected_truncated | CUT_PROMPT * ids.prompt_truncated
     lengths = (len(ids.prompt), len(ids.chosen), len(ids.rejected), len(whole.prompt), len(whole.chosen), len(whole.rejected))

@@ -16,12 +16,12 @@ from nemotron_dpo.preferences.audit.facts import (
     TIED,
     FactTable,
 )
-from nemotron_dpo.preferences.audit.findings import Finding
+from nemotron_dpo.preferences.audit.findings import OddPairs
 
 _PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
-def report(table: FactTable, facts: np.ndarray, found: dict[str, Finding]) -> dict[str, Any]:
+def report(table: FactTable, facts: np.ndarray, found: dict[str, OddPairs]) -> dict[str, Any]:
     """What --stats says of the pairs: figures of `facts`, of those that are written, and the places of all odd ones."""
     return {
         "tokens": {side: distribution(facts[side]) for side in SIDES},
@@ -33,7 +33,7 @@ def report(table: FactTable, facts: np.ndarray, found: dict[str, Finding]) -> di
     }
 
 
-def _places(table: FactTable, finding: Finding) -> list[Any]:
+def _places(table: FactTable, finding: OddPairs) -> list[Any]:
     """FILE:LINE of each pair; of a pair that repeats or contradicts another one, also the place of that."""
     if finding.others is None:
         return [table.place(row) for row in finding.rows]

@@ -42,21 +42,21 @@ def parse_names(text: str) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Finding:
+class OddPairs:
     """The pairs `rows` (ascending) that are odd in one way; `others` are the pairs that they repeat or contradict."""
 
     rows: np.ndarray
     others: np.ndarray | None = None
 
 
-def findings(facts: np.ndarray) -> dict[str, Finding]:
+def findings(facts: np.ndarray) -> dict[str, OddPairs]:
     """What is odd, by the names of --drop, and which pairs were cut."""
-    odd = {name: Finding(np.flatnonzero(facts["odd"] & flag)) for name, (flag, _) in OF_ONE_PAIR.items()}
-    cut = {name: Finding(np.flatnonzero(facts["cut"] & flag)) for name, flag in _CUT.items()}
+    odd = {name: OddPairs(np.flatnonzero(facts["odd"] & flag)) for name, (flag, _) in OF_ONE_PAIR.items()}
+    cut = {name: OddPairs(np.flatnonzero(facts["cut"] & flag)) for name, flag in _CUT.items()}
     return {**odd, **repeats(facts), **cut}
 
 
-def repeats(facts: np.ndarray) -> dict[str, Finding]:
+def repeats(facts: np.ndarray) -> dict[str, OddPairs]:
     """Pairs that came before, and pairs whose responses are also there the other way round; digests are compared.
 
     Of a pair that is there both ways round, every occurrence either way is found, with the first one the other way.
@@ -68,10 +68,10 @@ def repeats(facts: np.ndarray) -> dict[str, Finding]:
     turned = _mixed(prompt, rejected, chosen)
     place = np.minimum(np.searchsorted(distinct, turned), max(len(distinct) - 1, 0))
     both = np.flatnonzero(distinct[place] == turned) if len(facts) else np.empty(0, np.int64)
-    return {"both-ways": Finding(both, first[place[both]]), "duplicates": Finding(again, firsts[again])}
+    return {"both-ways": OddPairs(both, first[place[both]]), "duplicates": OddPairs(again, firsts[again])}
 
 
-def dropped(facts: np.ndarray, names: frozenset[str]) -> dict[str, Finding]:
+def dropped(facts: np.ndarray, names: frozenset[str]) -> dict[str, OddPairs]:
     """Of the repeats in `names` what is to be left out: contradictions first, then what is repeated among the rest."""
     left = np.arange(len(facts))
     out = {}
@@ -80,7 +80,7 @@ def dropped(facts: np.ndarray, names: frozenset[str]) -> dict[str, Finding]:
             continue
         found = repeats(facts[left])[name]
         assert found.others is not None
-        out[name] = Finding(left[found.rows], left[found.others])
+        out[name] = OddPairs(left[found.rows], left[found.others])
         left = np.delete(left, found.rows)
     return out
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nemotron_dpo.preferences.audit.facts import SIDES, FactTable
 from nemotron_dpo.preferences.audit.figures import length_bias, truncation
-from nemotron_dpo.preferences.audit.findings import Finding
+from nemotron_dpo.preferences.audit.findings import OddPairs
 
 _FIRST = 4
 _SHOWN = (5, 50, 95, 100)
@@ -23,7 +23,7 @@ _WORDS = {
 _LEAST_SUSPECT = 4  # pairs with rewards, before most of them say anything about the columns
 
 
-def audit_lines(table: FactTable, found: dict[str, Finding], without: frozenset[str]) -> Iterator[str]:
+def audit_lines(table: FactTable, found: dict[str, OddPairs], without: frozenset[str]) -> Iterator[str]:
     """The lines. `without` are the names of what is left out, by --drop."""
     facts = table.all()
     yield f"audit of {len(facts)} pairs, in tokens before truncation:"
@@ -52,7 +52,7 @@ def _lengths(facts: np.ndarray) -> Iterator[str]:
         yield f"  {side:>9}{numbers}{cut[side]:>9}{share}"
 
 
-def _places(table: FactTable, finding: Finding) -> str:
+def _places(table: FactTable, finding: OddPairs) -> str:
     """The first places: lines where there is one file, else FILE:LINE."""
 
     def named(row: int) -> str:

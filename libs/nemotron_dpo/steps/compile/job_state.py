@@ -22,7 +22,7 @@ from nemotron_dpo.steps.compile.stages import Stage
 FILE = "state.json"
 
 
-class JobState:
+class JobStateFile:
     """Writes the file anew, whole each time, at each change."""
 
     def __init__(self, job: Path, status: str = "running") -> None:
@@ -62,9 +62,9 @@ class JobState:
 
 
 @contextmanager
-def stands(job: Path) -> Iterator[JobState]:
+def stands(job: Path) -> Iterator[JobStateFile]:
     """The state of a job that runs here for the block; how it ends is noted, where the block has not done so."""
-    state = JobState(job)
+    state = JobStateFile(job)
     try:
         yield state
     except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.preferences.problems import RowProblem
-from nemotron_dpo.preferences.rewards import RECOGNISED, Rewards, read_rewards
+from nemotron_dpo.preferences.rewards import RECOGNISED, RowRewards, read_rewards
 
 _LOOKED_AT = 8  # rows, because single ones may be dropped
 _COMPARED = 200
@@ -68,7 +68,7 @@ def _has_rewards(row: Mapping[str, Any]) -> bool:
     return rewards is None or rewards.chosen is not None
 
 
-def _rewards(row: Mapping[str, Any], keys: _Recognised) -> Rewards | None:
+def _rewards(row: Mapping[str, Any], keys: _Recognised) -> RowRewards | None:
     """The rewards of a row; None where it is no such row, which preference-tokenize says."""
     row_format = "ranked" if "completions" in row else "helpsteer3" if "overall_preference" in row else "pair"
     try:

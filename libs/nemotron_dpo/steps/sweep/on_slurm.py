@@ -9,7 +9,7 @@ from pathlib import Path
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import job_record
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun
-from nemotron_dpo.steps.compile.job_state import JobState
+from nemotron_dpo.steps.compile.job_state import JobStateFile
 from nemotron_dpo.steps.executors.shared.environment import without_values
 from nemotron_dpo.steps.executors.slurm.array import JobArray
 from nemotron_dpo.steps.executors.slurm.parts import MAIN
@@ -56,7 +56,7 @@ def write_records(
     sweep.mkdir(parents=True)
     for run in (*runs, *([scoring] if scoring else [])):
         job_record.write_job(run.plan, replace(run.provenance, profile=without_values(run.profile)), run.created)
-        JobState(run.plan.job, "submitted")
+        JobStateFile(run.plan.job, "submitted")
     jobs = [record.PointJob(point, run.plan.job, "submitted") for point, run in zip(grid, runs, strict=True)]
     record.write(sweep, command, jobs)
 

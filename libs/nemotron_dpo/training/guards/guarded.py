@@ -14,7 +14,7 @@ from nemotron_dpo.training.stopping import Stop
 KEY = "dpo.on_divergence"
 
 
-class Kept(Protocol):
+class KeptCheckpoints(Protocol):
     """The checkpoints of a run, as far as it matters here."""
 
     def good(self, step: int) -> tuple[Path | None, list[Path]]:
@@ -58,7 +58,7 @@ class Guarded:
             first.setdefault(alarm["kind"].replace("_", " "), alarm["step"])
         return [f"warned of {', '.join(f'{kind} (step {step})' for kind, step in first.items())}: see above"] if first else []
 
-    def ending(self, last: int, checkpoints: Kept | None) -> str:
+    def ending(self, last: int, checkpoints: KeptCheckpoints | None) -> str:
         """How the run, of `last` steps, was ended by a finding, and what of it is good."""
         assert self._watch is not None
         found = self._watch.fatal

@@ -21,7 +21,7 @@ FILE = "trackers.json"
 
 
 @dataclass(frozen=True)
-class Memory:
+class TrackerMemory:
     """What is remembered of a run's trackers. experiment: the name of its folder in the log folder. known: by tracker."""
 
     path: Path
@@ -31,7 +31,7 @@ class Memory:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def of(cls, run_folder: Path, log_dir: Path, *, resumed: bool, say: Callable[[str], object]) -> Memory:
+    def of(cls, run_folder: Path, log_dir: Path, *, resumed: bool, say: Callable[[str], object]) -> TrackerMemory:
         """That of the run in `run_folder`, read where it is `resumed`, else begun; its folder in `log_dir` exists then."""
         path = run_folder / FILE
         memory = _read(path, say) if resumed and path.is_file() else None
@@ -53,14 +53,14 @@ class Memory:
             file.write(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
 
 
-def _read(path: Path, say: Callable[[str], object]) -> Memory | None:
+def _read(path: Path, say: Callable[[str], object]) -> TrackerMemory | None:
     try:
         tree = orjson.loads(path.read_bytes())
         experiment, started, known = str(tree["experiment"]), float(tree["started"]), dict(tree["trackers"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         say(f"warning: {path}: is damaged: the trackers begin new runs")
         return None
-    return Memory(path, experiment, started, known)
+    return TrackerMemory(path, experiment, started, known)
 
 
 def _next_experiment(log_dir: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_dpo.training.record import Record
 from nemotron_dpo.training.tracking.feed import Feed
 from nemotron_dpo.training.tracking.host import CLOSE_SECONDS
-from nemotron_dpo.training.tracking.memory import Memory
+from nemotron_dpo.training.tracking.memory import TrackerMemory
 from nemotron_dpo.training.tracking.monitor import Monitor
 
 # What trackers of a run have that failed or was interrupted. Somebody waits for its end, or something: between SIGTERM and
@@ -64,7 +64,7 @@ def open_trackers(
     logger: the `logger.*` settings. facts: `config` and `lineage` of the run. is_hurried: whether the run ends early.
     """
     log_dir = Path(logger["log_dir"] or folder / "logs").absolute()
-    memory = Memory.of(folder, log_dir, resumed=done > 0, say=say)
+    memory = TrackerMemory.of(folder, log_dir, resumed=done > 0, say=say)
 
     def feed(name: str) -> Feed:
         own = log_dir / memory.experiment / name

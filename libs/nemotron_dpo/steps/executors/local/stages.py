@@ -17,7 +17,7 @@ from nemotron_dpo import launcher, locks, parent
 from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.steps.compile import beginnings, stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
-from nemotron_dpo.steps.compile.job_state import JobState
+from nemotron_dpo.steps.compile.job_state import JobStateFile
 from nemotron_dpo.steps.compile.stage_choice import StageChoice, StageDecision, decide
 from nemotron_dpo.steps.compile.stages import Plan, Stage
 from nemotron_dpo.steps.compile.tiny_sft import Prelude
@@ -53,7 +53,7 @@ def run_plan(
     env: Mapping[str, str],
     choices: Sequence[StageChoice],
     say: Callable[[str], object],
-    state: JobState,
+    state: JobStateFile,
     before: Callable[[Stage], object] = lambda stage: None,
 ) -> None:
     """Run what the cache lacks and then those of `choices` that are not up to date, with `env` added to the environment.

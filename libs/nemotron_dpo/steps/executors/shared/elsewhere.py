@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import job_record
 from nemotron_dpo.steps.compile.compiled_run import CompiledRun, Say
-from nemotron_dpo.steps.compile.job_state import JobState
+from nemotron_dpo.steps.compile.job_state import JobStateFile
 from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared.dry_run import forecast_parts, print_config, print_parts
 from nemotron_dpo.steps.executors.shared.environment import without_values
@@ -77,7 +77,7 @@ class ElsewhereExecutor(Generic[J]):
         record = replace(run.provenance, profile=without_values(run.profile))
         job_record.write_job(run.plan, record, run.created)
         squash = request.force_squash
-        state = JobState(run.plan.job, "submitted")
+        state = JobStateFile(run.plan.job, "submitted")
         status = self.place.launch(prepared, attached=request.attached, force_squash=squash, say=say, show=_show)
         if request.attached:
             state.end("done" if status == 0 else "failed", status)

@@ -24,7 +24,7 @@ from nemotron_dpo.steps.executors.slurm.launch import (
     submit_squash,
     unread_secrets_removed,
 )
-from nemotron_dpo.steps.executors.slurm.parts import AFTER, BEFORE, MAIN, Part
+from nemotron_dpo.steps.executors.slurm.parts import AFTER, BEFORE, MAIN, JobPart
 from nemotron_dpo.steps.executors.slurm.prepared import PreparedSlurmJob
 from nemotron_dpo.steps.executors.slurm.script import variables
 from nemotron_dpo.steps.executors.slurm.tunnel import open_tunnel
@@ -62,12 +62,12 @@ class JobArray:
         return f"{self.folder}/compare.txt"
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[JobPart]:
         """The parts that there are an array of: those that any run has."""
         every = {part.name: part for job in self.jobs for part in job.parts}
         return [every[name] for name in (BEFORE, MAIN, AFTER) if name in every]
 
-    def script(self, part: Part) -> str:
+    def script(self, part: JobPart) -> str:
         """The script of each task: it becomes that of its run, where that has such a part."""
         settings = self.jobs[0].settings
         limit = f"%{self.at_once}" if self.at_once else ""
@@ -97,7 +97,7 @@ class JobArray:
         return f"jobs=({shlex.join(job.facts.folder for job in self.jobs)})"
 
 
-def script_of(part: Part) -> str:
+def script_of(part: JobPart) -> str:
     """The name of the script of the array of `part`."""
     return "array.sh" if part.name == MAIN else f"{part.name}-array.sh"
 

@@ -14,7 +14,7 @@ MAIN, BEFORE, AFTER = "job", "before", "after"
 
 
 @dataclass(frozen=True)
-class Part:
+class JobPart:
     """The stages of one job, each with its number in the plan; `name` is MAIN, BEFORE or AFTER."""
 
     name: str
@@ -38,15 +38,15 @@ class Part:
         return job if self.name == MAIN else f"{job}-{self.name}"
 
 
-def parts_of(stages: Sequence[Stage], settings: SlurmSettings, *, nodes: int, processes: int) -> tuple[Part, ...]:
+def parts_of(stages: Sequence[Stage], settings: SlurmSettings, *, nodes: int, processes: int) -> tuple[JobPart, ...]:
     """The jobs of `stages`: all in one, unless the profile names a partition for those that run no model."""
     numbered = tuple(enumerate(stages, start=1))
     models = [number for number, stage in numbered if stage.program in COMPUTE]
     wide, narrow = with_gpus(settings, nodes, processes), without_gpus(settings)
     if settings.cpu is None:
-        return (Part(MAIN, numbered, wide, is_first=True, is_last=True),)
+        return (JobPart(MAIN, numbered, wide, is_first=True, is_last=True),)
     if not models:
-        return (Part(MAIN, numbered, narrow, is_first=True, is_last=True),)
+        return (JobPart(MAIN, numbered, narrow, is_first=True, is_last=True),)
     cut = {
         BEFORE: numbered[: models[0] - 1],
         MAIN: numbered[models[0] - 1 : models[-1]],
@@ -54,12 +54,12 @@ def parts_of(stages: Sequence[Stage], settings: SlurmSettings, *, nodes: int, pr
     }
     there = [name for name, some in cut.items() if some]
     return tuple(
-        Part(name, cut[name], wide if name == MAIN else narrow, is_first=name == there[0], is_last=name == there[-1])
+        JobPart(name, cut[name], wide if name == MAIN else narrow, is_first=name == there[0], is_last=name == there[-1])
         for name in there
     )
 
 
-def holds_idle_gpus(parts: Sequence[Part]) -> list[str]:
+def holds_idle_gpus(parts: Sequence[JobPart]) -> list[str]:
     """The names of the stages that run no model in a job that has GPUs."""
     having = [part for part in parts if part.asked.gpus]
     return [stage.name for part in having for _, stage in part.stages if stage.program not in COMPUTE | _BETWEEN]

@@ -14,7 +14,7 @@ from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import task_script
 from nemotron_dpo.steps.executors.slurm.asked import Asked, directives
 from nemotron_dpo.steps.executors.slurm.client import UploadedFile
-from nemotron_dpo.steps.executors.slurm.parts import Part, holds_idle_gpus, parts_of
+from nemotron_dpo.steps.executors.slurm.parts import JobPart, holds_idle_gpus, parts_of
 from nemotron_dpo.steps.executors.slurm.programs import no_programs, programs_in_container
 from nemotron_dpo.steps.executors.slurm.script import SlurmJobFacts, job_script
 from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings, read_settings
@@ -29,7 +29,7 @@ class PreparedSlurmJob:
     plan: Plan
     settings: SlurmSettings
     facts: SlurmJobFacts
-    parts: tuple[Part, ...]
+    parts: tuple[JobPart, ...]
     paths: PathMap
     squash: Squash | None
     environment: dict[str, str]
@@ -65,7 +65,7 @@ class PreparedSlurmJob:
             lines.append(f"{', '.join(names)}: no model runs there, and the job holds {gpus} meanwhile: {how}")
         return lines
 
-    def script(self, part: Part) -> str:
+    def script(self, part: JobPart) -> str:
         """The batch script of one part."""
         return job_script(self.plan, part, self.settings, self.facts, self.paths)
 

@@ -11,7 +11,7 @@ from nemotron_dpo.steps.compile.stages import Plan
 from nemotron_dpo.steps.executors.shared.path_map import PathMap
 from nemotron_dpo.steps.executors.shared.script import clear_way, makes_line
 from nemotron_dpo.steps.executors.slurm.asked import Asked, stage_directives
-from nemotron_dpo.steps.executors.slurm.parts import Part
+from nemotron_dpo.steps.executors.slurm.parts import JobPart
 from nemotron_dpo.steps.executors.slurm.programs import programs_on_nodes
 from nemotron_dpo.steps.executors.slurm.settings import SlurmSettings
 
@@ -33,7 +33,7 @@ class SlurmJobFacts:
     image: str | None
 
 
-def job_script(plan: Plan, part: Part, settings: SlurmSettings, facts: SlurmJobFacts, paths: PathMap) -> str:
+def job_script(plan: Plan, part: JobPart, settings: SlurmSettings, facts: SlurmJobFacts, paths: PathMap) -> str:
     """The script that runs the stages of `part` one after the other, each as a job step."""
     lines = [
         "#!/bin/bash",
@@ -81,7 +81,7 @@ def _container_options(settings: SlurmSettings, facts: SlurmJobFacts) -> list[st
     return [*options, f"--container-env={','.join(dict.fromkeys(names))}"]
 
 
-def _stage_lines(plan: Plan, part: Part, facts: SlurmJobFacts, paths: PathMap) -> Iterator[str]:
+def _stage_lines(plan: Plan, part: JobPart, facts: SlurmJobFacts, paths: PathMap) -> Iterator[str]:
     prelude = plan.prelude if part.is_first else None
     if prelude is not None and paths.of(str(prelude.target)) != str(prelude.target):
         yield f"mkdir -p -- {shlex.quote(paths.of(str(prelude.scratch)))}"

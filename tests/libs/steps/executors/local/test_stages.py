@@ -18,7 +18,7 @@ import pytest
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.compile import stage_cache as cache
-from nemotron_dpo.steps.compile.job_state import JobState
+from nemotron_dpo.steps.compile.job_state import JobStateFile
 from nemotron_dpo.steps.compile.stage_choice import choose
 from nemotron_dpo.steps.compile.stages import Input, Plan, Stage
 from nemotron_dpo.steps.compile.tiny_sft import Prelude
@@ -60,7 +60,7 @@ def _run(plan: Plan, env: dict[str, str] | None = None, *, force: bool = False) 
     """Run `plan` and return what is said of it."""
     said: list[str] = []
     plan.job.mkdir(parents=True, exist_ok=True)
-    run_plan(plan, env or {}, choose(plan, None, None, force=force), said.append, JobState(plan.job))
+    run_plan(plan, env or {}, choose(plan, None, None, force=force), said.append, JobStateFile(plan.job))
     return said
 
 
@@ -74,7 +74,7 @@ def test_stages_run_in_order_until_one_fails(tmp_path: Path):
 def test_a_stage_that_runs_is_told_before(tmp_path: Path):
     told: list[tuple[str, bool]] = []
     plan, log = _plan(tmp_path, f"touch {tmp_path}/made"), tmp_path / "made"
-    choices, state = choose(plan, None, None, force=False), JobState(plan.job)
+    choices, state = choose(plan, None, None, force=False), JobStateFile(plan.job)
     run_plan(plan, {}, choices, print, state, lambda stage: told.append((stage.name, log.exists())))
     assert told == [(f"touch {tmp_path}/made", False)]
     assert log.exists()
