@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import hypothesis
@@ -36,12 +38,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes hours: --all-faults"))
 
 
+class _RedirectFirst(MetaPathFinder):
+    """Nothing is found by it: but before megatron-core is first imported, wherever, it is made to run as in our programs.
+
+    Imported before, it would have its fusions compiled, which is another arithmetic, and takes seconds at each.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == "megatron":
+            sys.meta_path.remove(self)
+            from nemotron_dpo.policy.device import redirect
+
+            redirect()
+
+
 def pytest_configure() -> None:
     """Programs that the tests start shall hear Ctrl-C, even where these run in the background of a shell, which ignores it.
 
     And threads that wait for each other shall sleep: while they spin, another worker or process does not get the CPU. Nor do
     the tests themselves wait for the disk.
     """
+    sys.meta_path.insert(0, _RedirectFirst())
     fork_server.wait_for_no_disk()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -15,7 +15,6 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve, resolve_adapters
 from support import families, small
 
-peft = pytest.importorskip("peft", reason="peft is not installed (configs/pins.txt has it)")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
 
 LLAMA: dict[str, Any] = {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}
@@ -35,6 +34,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def trained(base: Path, folder: Path, seed: int = 5, **settings: Any) -> Any:
     """peft's model over `base`, its B random, saved to `folder`."""
+    peft = pytest.importorskip("peft", reason="peft is not installed (configs/pins.txt has it)")
     model = peft.get_peft_model(families.load(base), peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **settings))
     random = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
