@@ -7,6 +7,7 @@ root=$1 nodes=$2 port=$3 prefix=$4 subnet=$5 host=$(uname -n)
 here=$(cd "$(dirname "$0")" && pwd) controller=$subnet.1
 mkdir -p "$root"/{etc,state,log,run,spool}
 chmod 755 "$root"
+trap 'echo "slurm_up.sh: line $LINENO: $BASH_COMMAND" >&2; head -n 40 "$root"/log/*.log "$root"/munge-log/*.log >&2' ERR
 
 # answers WHAT COMMAND...: wait until the command succeeds, for two minutes at most: beside other work a database is slow to rise.
 answers() {
@@ -14,9 +15,8 @@ answers() {
   until "$@" >/dev/null 2>&1; do
     if ((SECONDS > end)); then
       echo "slurm_up.sh: $what did not answer in 120 s:"
-      "$@" || true
-      tail -n 20 "$root"/log/*.log "$root"/munge-log/*.log
-      exit 1
+      "$@"
+      return 1
     fi
     sleep 0.1
   done
@@ -31,10 +31,11 @@ setpriv --reuid=munge --regid=munge --clear-groups /usr/sbin/munged --force --nu
   --key-file="$root/munge-etc/munge.key" --socket="$socket" --pid-file="$root/munge-run/munged.pid" \
   --log-file="$root/munge-log/munged.log" --seed-file="$root/munge-log/munged.seed"
 
-install -d -m 755 -o mysql -g mysql "$root/db" "$root/dbrun"
+# a temporary folder of its own: a server that starts removes what it takes for a dead one's, of another cluster too
+install -d -m 755 -o mysql -g mysql "$root/db" "$root/dbrun" "$root/dbtmp"
 sql() { mariadb --no-defaults --socket="$root/dbrun/mysqld.sock" -uroot -e "$1"; }
-[ -d "$root/db/mysql" ] || mariadb-install-db --no-defaults --user=mysql --datadir="$root/db" --auth-root-authentication-method=socket --skip-test-db >"$root/log/dbinstall.log" 2>&1
-setsid /usr/sbin/mariadbd --no-defaults --user=mysql --datadir="$root/db" --socket="$root/dbrun/mysqld.sock" --pid-file="$root/dbrun/mysqld.pid" \
+[ -d "$root/db/mysql" ] || TMPDIR=$root/dbtmp mariadb-install-db --no-defaults --user=mysql --datadir="$root/db" --auth-root-authentication-method=socket --skip-test-db >"$root/log/dbinstall.log" 2>&1
+TMPDIR=$root/dbtmp setsid /usr/sbin/mariadbd --no-defaults --user=mysql --datadir="$root/db" --socket="$root/dbrun/mysqld.sock" --pid-file="$root/dbrun/mysqld.pid" \
   --bind-address=127.0.0.1 --port=$((port + 2)) --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 >"$root/log/mariadbd.log" 2>&1 </dev/null &
 answers mariadbd sql "select 1"
 for from in localhost 127.0.0.1; do sql "create database if not exists slurm_acct; create user if not exists 'slurm'@'$from' identified by 'slurm'; grant all on slurm_acct.* to 'slurm'@'$from';"; done
