@@ -89,6 +89,7 @@ def test_one_that_lacks_what_we_import_is_one_line(llama: Path, pretend: Pretend
 def test_megatron_core_without_the_triton_it_imports(pretend: Pretend, monkeypatch: pytest.MonkeyPatch):
     from nemotron_dpo.policy import device
 
+    monkeypatch.setattr(device, "_redirected", False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "triton" else object())
     monkeypatch.syspath_prepend(pretend(megatron_core="0.18.2"))
     with pytest.raises(UserError, match="2 does not work without triton: install triton, or megatron-core before 0"):

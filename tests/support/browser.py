@@ -64,6 +64,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def becomes(self, script: str, expected: Any) -> None:
+        """Wait until `script` gives `expected`: what a page draws, or hears of the pointer, comes with its next frame."""
+        end = time.monotonic() + _SECONDS
+        while (value := self.value(script)) != expected:
+            assert time.monotonic() < end, value
+            time.sleep(0.02)
+
     def press(self, key: str, text: str = "") -> None:
         """One key, down and up, on what has the focus."""
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, " ": 32}

@@ -44,7 +44,8 @@ class Shared:
             return list(rows)
         mine = self.claims.take([pairs.pair_ids[row] for row in rows], all_of_them=self._is_tired())
         self._had_company |= self.claims.has_company  # what others had begun they have published when they are gone
-        found = self._filled(pairs, scores, rows) if self._had_company else np.zeros(len(rows), bool)
+        looks = self._had_company or self.store.may_have_more()  # or they came and went between two looks
+        found = self._filled(pairs, scores, rows) if looks else np.zeros(len(rows), bool)
         begun = [row for row, is_mine, is_known in zip(rows, mine, found, strict=True) if is_mine and not is_known]
         self._waits_since = None if begun else self._waits_since
         return begun

@@ -43,6 +43,7 @@ _MOST_PENDING = 20_000  # records that wait in memory
 _READ_AT_ONCE = 256  # records that are read before the memory they lie in is given back
 # bytes of a store whose memory is not given back: to fetch it again takes a third of the time of reading
 _STAYS_MAPPED = 1 << 26
+_TICK_NS = 2_000_000_000  # a file system's clock may be so coarse
 _GRACE_SECONDS = 3600  # after which nobody has a file mapped that was packed into another
 
 
@@ -74,6 +75,7 @@ class Store:
     _pending: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _published: float = field(default_factory=time.monotonic)
     _takes: bool = True
+    _seen: int = -1  # when the folder last changed before it was looked at
 
     @property
     def folder(self) -> Path:
@@ -82,6 +84,7 @@ class Store:
 
     def refresh(self) -> None:
         """See what others have added, and let go of what was packed."""
+        self._seen = self._changed()
         names = {path.name for path in self.folder.glob(f"[!.]*{SUFFIX}")} - self._ignored
         packed = {name for one in self._shards.values() for name in one.replaces}
         for name in names - self._shards.keys() - packed:
@@ -94,6 +97,16 @@ class Store:
                 self.say(f"warning: {self.folder / name}: is left out: it is damaged ({error})")
         packed = {name for one in self._shards.values() for name in one.replaces}
         self._shards = {name: one for name, one in self._shards.items() if name in names and name not in packed}
+
+    def may_have_more(self) -> bool:
+        """Whether others may have added something since `refresh`: if the folder changed, or so shortly before that it may have."""
+        return self._seen != self._changed() or abs(time.time_ns() - self._seen) < _TICK_NS
+
+    def _changed(self) -> int:
+        try:
+            return self.folder.stat().st_mtime_ns
+        except OSError:  # nobody has added anything
+            return -1
 
     def fill(self, pairs: Pairs, scores: WindowScores, known: np.ndarray | None = None) -> np.ndarray:
         """Put what is known of `pairs` into `scores`, but for those that are `known` (bool [P]); which are known now."""

@@ -111,3 +111,22 @@ def test_what_is_begun_elsewhere_is_waited_for_and_what_hangs_is_not(tmp_path: P
     assert mine.begin(pairs, scores, [1]) == [1]
     for one in (mine, theirs):
         one.close()
+
+
+def test_what_came_and_went_between_two_looks_is_found(tmp_path: Path) -> None:
+    mine, theirs = (Shared.of(Store(tmp_path, CONTEXT, print)) for _ in range(2))
+    pairs = pairs_of(list(range(4)))
+    scores = WindowScores.of(pairs)
+    mine.store.refresh()
+    assert theirs.begin(pairs, WindowScores.of(pairs), [1, 2]) == [1, 2]
+    for row in (1, 2):
+        theirs.store.add(*record(row))
+    theirs.store.publish()
+    theirs.close()
+    assert mine.begin(pairs, scores, range(4)) == [0, 3]
+    assert scores.row(2)[0].tolist() == record(2)[1].tolist()
+    assert not mine.claims.has_company
+    os.utime(mine.store.folder, (1e9, 1e9))
+    mine.store.refresh()
+    assert not mine.store.may_have_more()
+    mine.close()
