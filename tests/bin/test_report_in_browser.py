@@ -30,6 +30,17 @@ DRAWN = """[...document.querySelectorAll('figure')].map(f => {
     return (r.width > 1 || r.height > 1) && ![s.stroke, s.fill].every(c => c === 'none' || c === paper); });
   return [f.id, box.width > 150 && box.height > 60, seen.length]; })"""
 
+# Scroll to a figure, and where its picture is once it stays there: parts that come into view take their true heights.
+SETTLED = """async name => {
+  const figure = document.querySelector(name);
+  for (let last, now; ; last = now) {
+    figure.scrollIntoView({block: 'center', behavior: 'instant'});
+    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const box = figure.querySelector('svg').getBoundingClientRect();
+    now = [box.left, box.top, box.width, box.height];
+    if (String(now) === String(last)) return now;
+  } }"""
+
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -133,7 +144,7 @@ def test_pairs_are_filtered_by_words_and_by_kind(page: Path, tab: Browser) -> No
 def test_values_are_read_with_keys_and_pointer(page: Path, tab: Browser) -> None:
     tab.open(page)
     read = "document.querySelector('#figure-loss .read').textContent"
-    tab.becomes(read, "")
+    assert tab.value(read) == ""
     tab.press("Tab")  # so that the focus is one of the keyboard's
     tab.value("document.querySelector('#figure-loss .plot').focus({focusVisible: true})")
     tab.becomes(read, "step 20training 0.4081validation 0.42")
@@ -143,11 +154,7 @@ def test_values_are_read_with_keys_and_pointer(page: Path, tab: Browser) -> None
     tab.becomes(read, "step 1training 0.6931")
     tab.value("document.activeElement.blur()")
     tab.becomes(read, "")
-    tab.value("document.querySelector('#figure-loss').scrollIntoView({behavior: 'instant'})")
-    tab.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # the pointer meets what is drawn
-    box = tab.value(
-        "(b => [b.left, b.top, b.width, b.height])(document.querySelector('#figure-loss svg').getBoundingClientRect())"
-    )
+    box = tab.value(f"({SETTLED})('#figure-loss')")
     tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] - 4, y=box[1] + box[3] / 2)
     tab.becomes(read, "step 20training 0.4081validation 0.42")
     circle = tab.value(

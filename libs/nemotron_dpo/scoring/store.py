@@ -99,7 +99,7 @@ class Store:
         self._shards = {name: one for name, one in self._shards.items() if name in names and name not in packed}
 
     def may_have_more(self) -> bool:
-        """Whether others may have added something since `refresh`: if the folder changed, or so shortly before that it may have."""
+        """Whether others may have added something since `refresh`: the folder changed, or did so shortly before."""
         return self._seen != self._changed() or abs(time.time_ns() - self._seen) < _TICK_NS
 
     def _changed(self) -> int:
