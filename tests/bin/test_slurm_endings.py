@@ -93,13 +93,16 @@ def test_a_scheduler_that_does_not_answer(here: Path, cluster: Cluster, tokenize
 
 
 def test_a_controller_that_restarts_is_borne(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
-    setup = here / "env.toml"
-    setup.write_text(setup.read_text() + '[brief]\nextends = "base"\nstartup_commands = ["sleep 12"]\n')
+    setup, go = here / "env.toml", here / "go"
+    waits = f"until test -e {go}; do sleep 0.1; done"  # srun itself gives up on a controller that does not answer
+    setup.write_text(setup.read_text() + f'[brief]\nextends = "base"\nstartup_commands = ["{waits}"]\n')
     process, _, said = started(*tokenize, "-r", "brief", until="steps: preference-tokenize")
     controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
     os.kill(controller, signal.SIGSTOP)
     wait_until(lambda: b"still trying" in b"".join(said), seconds=60)
     os.kill(controller, signal.SIGCONT)
+    wait_until(lambda: cluster.slurm("sinfo", "--noheader") != "", seconds=60)
+    go.touch()
     assert process.wait(90) == 0, b"".join(said).decode()
     time.sleep(0.2)
     assert b"4 pairs written" in b"".join(said)
