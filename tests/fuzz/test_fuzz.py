@@ -88,6 +88,7 @@ FOUND: list[tuple[str, Any]] = [
     ("config.yaml", b"data: {validation: {a: '${b}'}, train: {path: c, split_from_train: '${b}'}}\n"),
     ("config.yaml", b"defaults: default\ndata: {validation: {a: '${b}'}, train: {path: c, split_from_train: '${b}'}}\n"),
     ("config.yaml", b"data:\n  validation:\n    pro\tmpt_file: held_out.jsonl\n"),
+    ("config.yaml", b"defaults: default\ndpo: {preference_loss: '${a}'}\n"),
     ("config.json", b"[" * 3000 + b"Infinity"),
     ("config.json", b'{"a": Infinity, "b": "\xff"}'),
     ("run_config.yaml", b"model: {num_layers: " + b"9" * 400 + b"}\n"),
@@ -100,6 +101,8 @@ FOUND: list[tuple[str, Any]] = [
     ),
     ("safetensors index", {"weight_map": {"a.weight": "a" * 300}}),
     ("tokenizer.json", b'{"model": {"type": "BPE", "continuing_subword_prefix": "${a}", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}'),
+    *(("tokenizer.json", b'{"model": {"type": "BPE", "unk_token": "%s", "vocab": {"x": 0, "a": 1}, "merges": []}}' % text) for text in (b"-1", b"c")),
+    ("tokenizer.json", b'{"model": {"type": "WordLevel", "unk_token": "-1", "vocab": {"x": 0}}}'),
     *(("tokenizer_config.json", {key: value}) for key, value in (
         ("tokenizer_class", 1.5), ("fast_tokenizer_files", 3), ("chat_template", [{"name": ["a"], "template": "b"}]), ("eos_token", {"content": "a", "special": "yes"}),
         ("chat_template", [{"name": "default", "template": "b"}, {"name": "tool_use", "template": 1}]), ("added_tokens_decoder", {"9": {"content": "q", "lstrip": [1]}}),

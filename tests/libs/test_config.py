@@ -399,6 +399,14 @@ def test_environment_and_folder_are_filled_in(tmp_path: Path, monkeypatch: pytes
     assert (run.dpo.max_num_steps, run.dpo.seed, run.data.train.path) == (7, 9, str(tmp_path / "t.jsonl"))
 
 
+def test_a_loss_may_refer_to_another_layer(tmp_path: Path):
+    """Its names in TRL and here are made one in each layer, before the layers are merged and references resolved."""
+    (tmp_path / "a.yaml").write_text("policy: {optimizer: {lr: 0.25}}\ndpo: {rpo_alpha: 1}\n")
+    (tmp_path / "b.yaml").write_text("defaults: a.yaml\ndpo: {sft_loss_weight: '${policy.optimizer.lr}'}\n")
+    run, _ = load_run(tmp_path / "b.yaml", [])
+    assert run.dpo.sft_loss_weight == 0.25
+
+
 @pytest.mark.parametrize("value", ["off", "'off'", "false"])
 def test_off_is_a_word_where_it_is_a_choice(value: str, tmp_path: Path):
     """YAML reads off as false."""

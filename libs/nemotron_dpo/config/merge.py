@@ -94,7 +94,8 @@ def _make_room(below: Any, tree: Any, layer: ConfigLayer) -> None:
     if not OmegaConf.is_dict(new):
         return
     path, key = ("" if layer.is_file else layer.text.partition("=")[0].strip()), "dpo.preference_loss"
-    for name in replaced(new, path) if OmegaConf.is_dict(old) else ():
+    given: Any = OmegaConf.to_container(new)  # not resolved: what it refers to may be in another layer
+    for name in replaced(given, path) if OmegaConf.is_dict(old) else ():
         old.pop(name, None)
     if path.startswith(f"{key}.") and not OmegaConf.is_dict(_selected(below, key)):
         remedy = f"give all of it: {key}={{NAME: WEIGHT, NAME: WEIGHT}}"

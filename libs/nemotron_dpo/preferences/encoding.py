@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.boundary import RenderedPair
 from nemotron_dpo.preferences.problems import RowProblem, drop
 
@@ -23,9 +24,12 @@ TRUNCATIONS: tuple[Truncation, ...] = ("response", "drop", "prompt-left")
 MAX_CALL_CHARACTERS = 1 << 17
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether the tokenizer's Rust gave up, as over a regular expression that goes back without end: it is no Exception."""
-    return type(error).__name__ == "PanicException"
+def is_tokenizers_own(error: BaseException) -> bool:
+    """Whether the tokenizer gave up: it raises bare Exception, as where its unk_token is unknown, and its Rust panics.
+
+    A panic, as over a regular expression that goes back without end, is no Exception.
+    """
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Encoder:
             try:
                 ids: Iterable[PairIds | RowProblem] = self._encode(group)
             except BaseException as error:
-                if not is_panic(error):
+                if not is_tokenizers_own(error):
                     raise
                 ids = map(self._alone, group)
             yield from ids
@@ -70,7 +74,7 @@ class Encoder:
         try:
             return self._encode([pair])[0]
         except BaseException as error:
-            if not is_panic(error):
+            if not is_tokenizers_own(error):
                 raise
             return RowProblem("tokenizer error", f"the tokenizer gives up on it: {str(error).splitlines()[0]}")
 
@@ -90,17 +94,23 @@ class Encoder:
         return prompt if self.bos_id is None or prompt[:1] == [self.bos_id] else [self.bos_id, *prompt]
 
 
-def make_encoder(tokenizer: Tokenizer, *, plain: bool) -> Encoder:
-    """An Encoder that uses `tokenizer`.
+def make_encoder(tokenizer: Tokenizer, *, plain: bool, source: object = None) -> Encoder:
+    """An Encoder that uses `tokenizer`, which was read from `source`. Raises UserError where it cannot encode so much as "a".
 
     If `plain`, no chat template writes a BOS, so the prompt gets the BOS that the tokenizer's own post-processor adds.
     """
-    continuing = _without_prefix_space(json.loads(tokenizer.to_str())) if _adds_prefix(tokenizer) else None
+    try:
+        continuing = _without_prefix_space(json.loads(tokenizer.to_str())) if _adds_prefix(tokenizer) else None
+        bos_id = _own_bos(tokenizer) if plain else None
+    except BaseException as error:
+        if not is_tokenizers_own(error):
+            raise
+        raise UserError(f'gives up on the text "a": {str(error).splitlines()[0]}', source=source) from None
     if continuing is None:
-        return Encoder(tokenizer, tokenizer, _own_bos(tokenizer) if plain else None)
+        return Encoder(tokenizer, tokenizer, bos_id)
     from tokenizers import Tokenizer
 
-    return Encoder(tokenizer, Tokenizer.from_str(json.dumps(continuing)), _own_bos(tokenizer) if plain else None)
+    return Encoder(tokenizer, Tokenizer.from_str(json.dumps(continuing)), bos_id)
 
 
 def truncate(ids: PairIds, max_length: int | None, how: Truncation, bos_id: int | None) -> PairIds:

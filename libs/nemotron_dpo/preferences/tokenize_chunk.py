@@ -194,7 +194,7 @@ def make_worker(settings: Settings, num_shown: int = 0) -> Worker:
     return Worker(
         settings,
         renderer,
-        make_encoder(tokenizer, plain=renderer.splitter is None),
+        make_encoder(tokenizer, plain=renderer.splitter is None, source=settings.folder.path / "tokenizer.json"),
         tokenizer.token_to_id(bos) if bos else None,
         num_shown,
     )

@@ -17,7 +17,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.machine_errors import named
 from nemotron_dpo.preferences import added_tokens, tokenizer_class
 from nemotron_dpo.preferences.added_tokens import AddedTokens
-from nemotron_dpo.preferences.encoding import is_panic
+from nemotron_dpo.preferences.encoding import is_tokenizers_own
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,8 +85,8 @@ class TokenizerFolder:
         file = self.path / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(file))
-        except BaseException as error:  # tokenizers raises bare Exception, and panics
-            if not isinstance(error, Exception) and not is_panic(error):
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_tokenizers_own(error):
                 raise
             raise UserError(f"cannot be read: {str(error).splitlines()[0]}", source=file) from None
         tokenizer.no_padding()

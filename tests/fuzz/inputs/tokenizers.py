@@ -29,11 +29,13 @@ def _tokenizers() -> list[Any]:
 
 
 def _open_tokenizer(folder: Path) -> object:
+    from nemotron_dpo.preferences.boundary import RenderedPair
+    from nemotron_dpo.preferences.encoding import make_encoder
     from nemotron_dpo.preferences.tokenizer_folder import open_folder
 
     opened = open_folder(str(folder))
-    tokenizer = opened.load()
-    return opened.doubt, opened.digests, tokenizer.encode("xabcd").ids
+    encoder = make_encoder(opened.load(), plain=True)
+    return opened.doubt, opened.digests, list(encoder.encode([RenderedPair("xabcd", "a", "b z")]))
 
 
 def _read_tokenizer(folder: Path, content: bytes) -> object:
