@@ -5,7 +5,8 @@ device arguments, `.cuda()` and `.to("cuda")`, the tensor type names its optimiz
 stream, synchronisation, and the CUDA random state. Each function that takes such a name is overwritten; otherwise the same
 code runs on a CPU and on GPUs. A torch function mode would do it in one place, and costs two microseconds at every operation
 and attribute of a tensor, a tenth of a small policy's step. torch.compile, which megatron-core applies to small fusions on
-import, is switched off on both, and never imported. Where a CPU multiplies bfloat16 slowly, its products go by float32 copies.
+import, is switched off on both, and optimizers do not import torch's compiler. Where a CPU multiplies bfloat16 slowly, its
+products go by float32 copies.
 """
 
 from __future__ import annotations

@@ -62,10 +62,11 @@ class IdColumn:
 
         return pc.sum(pc.is_in(self.column, value_set=others.column.combine_chunks())).as_py() or 0  # type: ignore[attr-defined] - pyarrow's stubs do not know the functions it generates
 
-    def joined(self) -> bytes:
-        """All ids, one after another."""
-        ids = [(chunk.offset * _ID, len(chunk) * _ID, chunk.buffers()[1]) for chunk in self.column.chunks]
-        return b"".join(memoryview(buffer or b"")[start : start + size] for start, size, buffer in ids)
+    def to_numpy(self) -> np.ndarray:
+        """The bytes of all ids as uint64 [P, 2]; a view where they lie in one piece."""
+        chunks = self.column.chunks
+        parts = [np.frombuffer(c.buffers()[1] or b"", "<u8").reshape(-1, 2)[c.offset : c.offset + len(c)] for c in chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, 2), "<u8"), *parts])
 
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self.column.chunks:
@@ -97,7 +98,6 @@ class NameColumn:
         return dict(zip(named.field("values").to_pylist(), named.field("counts").to_pylist(), strict=True))
 
 
-_ID = 16  # bytes
 _IDS_AT_ONCE = 4096  # how many ids an iteration converts to Python objects at once, to bound its memory
 
 

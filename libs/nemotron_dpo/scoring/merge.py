@@ -13,7 +13,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring import windows
 from nemotron_dpo.scoring.reused import EarlierScores
 from nemotron_dpo.scoring.scores import WindowScores, scored_batch
-from nemotron_dpo.scoring.shard import ids_of, rows_of
+from nemotron_dpo.scoring.shard import rows_of
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
 
 OWN = ("reference_policy", "reference_precision", "kernels")  # settings that scoring adds to those of its input
@@ -77,7 +77,7 @@ def _rows(reader: Reader, parts: Mapping[str, EarlierScores], say: Callable[[str
         scores, known = WindowScores.of(pairs), np.zeros(len(pairs), bool)
         for part in parts.values():
             part.fill(pairs, scores, known)
-        wanted.append(ids_of(pairs.pair_ids.column))
+        wanted.append(pairs.pair_ids.to_numpy())
         missing = np.flatnonzero(~known)
         if len(missing):
             num_missing, first = num_missing + len(missing), first or pairs.place(int(missing[0]))

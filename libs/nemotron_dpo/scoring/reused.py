@@ -9,7 +9,7 @@ import numpy as np
 
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring.scores import WindowScores
-from nemotron_dpo.scoring.shard import ids_of, rows_of
+from nemotron_dpo.scoring.shard import rows_of
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class EarlierScores:
 
     @classmethod
     def of(cls, pairs: Pairs) -> EarlierScores:
-        ids = ids_of(pairs.pair_ids.column)
+        ids = pairs.pair_ids.to_numpy()
         return cls(pairs, ids, np.argsort(ids[:, 0], kind="stable"))
 
     def fill(self, pairs: Pairs, scores: WindowScores, known: np.ndarray) -> None:
         """Put what is here of `pairs` into `scores` where it is not `known` (bool [P]) yet, and mark it as known."""
         wanted = np.flatnonzero(~known)
-        at = rows_of(self.ids, ids_of(pairs.pair_ids.column)[wanted], self.order)
+        at = rows_of(self.ids, pairs.pair_ids.to_numpy()[wanted], self.order)
         for row, place in zip(wanted[at >= 0].tolist(), at[at >= 0].tolist(), strict=True):
             known[row] = scores.put(row, *self._record(place))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from nemotron_dpo.preferences.pairs import IdColumn
 from nemotron_dpo.scoring.record_checks import AreWhole, checks, checksum
 from nemotron_dpo.streams import published_file
 
@@ -88,9 +89,7 @@ def rows_of(among: np.ndarray, ids: np.ndarray, order: np.ndarray | None = None)
 
 def ids_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The pair_ids of a column as uint64 [P, 2]."""
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [np.frombuffer(c.buffers()[1] or b"", "<u8").reshape(-1, 2)[c.offset : c.offset + len(c)] for c in chunks]
-    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, 2), "<u8"), *parts])
+    return IdColumn.of(column).to_numpy()
 
 
 def batch_of(ids: Sequence[bytes], chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> pa.RecordBatch:

@@ -110,7 +110,7 @@ class Store:
 
     def fill(self, pairs: Pairs, scores: WindowScores, known: np.ndarray | None = None) -> np.ndarray:
         """Put what is known of `pairs` into `scores`, but for those that are `known` (bool [P]); which are known now."""
-        ids = ids_of(pairs.pair_ids.column)
+        ids = pairs.pair_ids.to_numpy()
         known = np.zeros(len(ids), bool) if known is None else known
         for row, record in self._found_pending(ids):
             known[row] = known[row] or scores.put(row, *record)
