@@ -32,3 +32,12 @@ def test_angles_of_another_row_are_not_mistaken_for_the_last() -> None:
     x = torch.randn(4, 1, 1, 8)
     for angles in (torch.zeros(4, 1, 1, 8), torch.ones(4, 1, 1, 8)):
         assert torch.allclose(rotate(x, angles), _apply_rotary_pos_emb_bshd(x, angles), atol=1e-6)
+
+
+def test_megatron_core_is_not_compiled_here_either() -> None:
+    """This module imports it as it is collected, and what it does must be what it does in our programs."""
+    from megatron.core.jit import jit_fuser
+
+    def fusion() -> None: ...
+
+    assert jit_fuser(fusion) is fusion
