@@ -5,8 +5,9 @@ A test that needs one calls the function; where the registry cannot be reached t
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
@@ -82,15 +83,25 @@ def triton() -> Path:
     return packages(_TRITON.replace("==", "-"), [_TRITON])
 
 
+def pinned_packages(name: str, pins: Path) -> Path:
+    """`packages` of a file of pins; another folder where these change."""
+    requirements = pins.read_text(encoding="utf-8").split()
+    return packages(f"{name}-{hashlib.sha256(' '.join(requirements).encode()).hexdigest()[:12]}", requirements)
+
+
 def packages(name: str, requirements: Sequence[str]) -> Path:
-    """A folder with these packages and nothing that they require, for this interpreter."""
+    """A folder with these packages and nothing that they require, for this interpreter.
+
+    What is imported of them is compiled then: to compile all takes longer than to fetch it.
+    """
     target = cache_folder() / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/packages"]
-            _run([*pip, *requirements], None)
-            with contextlib.suppress(OSError):  # another process was first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{target.name}.lock").open("w") as lock:  # one worker fetches them, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+                _run([*pip, "--target", f"{scratch}/packages", *requirements], None)
                 Path(scratch, "packages").rename(target)
     return target
 

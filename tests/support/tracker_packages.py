@@ -7,12 +7,11 @@ where the registry cannot be reached.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from support.real_assets import packages
+from support.real_assets import pinned_packages
 
 _PINS = Path(__file__).with_name("tracker_pins.txt")
 # What would reach a service, or a login of whoever runs the tests.
@@ -22,8 +21,7 @@ _FOREIGN = ("WANDB_", "MLFLOW_", "SWANLAB_", "TRACKIO_", "NETRC")
 @functools.cache
 def tracker_packages() -> Path:
     """The folder with all of them."""
-    pins = _PINS.read_text(encoding="utf-8").split()
-    return packages(f"trackers-{hashlib.sha256(' '.join(pins).encode()).hexdigest()[:12]}", pins)
+    return pinned_packages("trackers", _PINS)
 
 
 def tracker_environment(home: Path, **variables: str) -> Mapping[str, str]:
