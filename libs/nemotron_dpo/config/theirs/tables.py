@@ -124,7 +124,7 @@ _ROWS = "cuts or picks rows"
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedField:
     """A key that is refused unless its value is one of `taken`; `why` says what another one would do."""
 
     taken: tuple[Any, ...]
@@ -132,38 +132,42 @@ class Refused:
     remedy: str | None = None
 
 
-REFUSED: dict[str, Refused] = {
-    "optim": Refused(
+REFUSED: dict[str, RefusedField] = {
+    "optim": RefusedField(
         ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "is another optimizer or another precision of it"
     ),
-    "optim_args": Refused((None, ""), "changes the optimizer"),
-    "optim_target_modules": Refused((None,), "trains some layers by another optimizer"),
-    "fp16": Refused((False, None), "computes in another precision", "bf16 is built"),
-    "neftune_noise_alpha": Refused((None, 0), "adds noise to the embeddings"),
-    "auto_find_batch_size": Refused((False,), "leaves the batch to the memory there is"),
-    "eval_delay": Refused((0, None), "leaves out the first validations"),
-    "dataloader_drop_last": Refused((False, True), "drops rows"),
-    "resume_from_checkpoint": Refused((None, False), "goes on from a checkpoint of theirs"),
-    "model_init_kwargs": Refused((None, {}), "changes how the model is made", "say it in the model's folder"),
-    "disable_dropout": Refused((True,), "trains with dropout"),
-    "truncation_mode": Refused(("keep_start",), "cuts prompts on the left", "preference-tokenize has --truncation"),
-    "max_prompt_length": Refused((None,), "cuts prompts"),
-    "max_completion_length": Refused((None,), "cuts responses"),
-    "sync_ref_model": Refused((False,), "changes the reference while training"),
-    "ref_model": Refused((None,), "is another reference than the policy that training starts from"),
-    "reference_free": Refused(
+    "optim_args": RefusedField((None, ""), "changes the optimizer"),
+    "optim_target_modules": RefusedField((None,), "trains some layers by another optimizer"),
+    "fp16": RefusedField((False, None), "computes in another precision", "bf16 is built"),
+    "neftune_noise_alpha": RefusedField((None, 0), "adds noise to the embeddings"),
+    "auto_find_batch_size": RefusedField((False,), "leaves the batch to the memory there is"),
+    "eval_delay": RefusedField((0, None), "leaves out the first validations"),
+    "dataloader_drop_last": RefusedField((False, True), "drops rows"),
+    "resume_from_checkpoint": RefusedField((None, False), "goes on from a checkpoint of theirs"),
+    "model_init_kwargs": RefusedField((None, {}), "changes how the model is made", "say it in the model's folder"),
+    "disable_dropout": RefusedField((True,), "trains with dropout"),
+    "truncation_mode": RefusedField(("keep_start",), "cuts prompts on the left", "preference-tokenize has --truncation"),
+    "max_prompt_length": RefusedField((None,), "cuts prompts"),
+    "max_completion_length": RefusedField((None,), "cuts responses"),
+    "sync_ref_model": RefusedField((False,), "changes the reference while training"),
+    "ref_model": RefusedField((None,), "is another reference than the policy that training starts from"),
+    "reference_free": RefusedField(
         (False, None), "is a loss without a reference", "dpo.preference_loss=cpo with dpo.cpo_alpha=0 is dpo without one"
     ),
-    "model_revision": Refused(("main", None), "is another revision of the model", "download it and give its folder"),
-    "lora_target_parameters": Refused((None,), "adapts parameters that are no layers"),
-    "lora_modules_to_save": Refused((None, [], ""), "trains whole modules beside the adapters"),
-    "use_dora": Refused((False, None), "is another adapter than LoRA"),
-    "load_in_8bit": Refused((False, None), "trains over quantized weights"),
-    "load_in_4bit": Refused((False, None), "trains over quantized weights"),
-    "test_split_size": Refused((None, 0), "takes the validation set from the training set", "split the file, and name both"),
-    "dataset_mixer": Refused((None, {}), _ROWS, "name the data set with dataset_name"),
-    "dataset_splits": Refused((None, []), _ROWS, "name the splits with dataset_train_split and dataset_test_split"),
-    "chat_template": Refused((None, "tokenizer_default"), "is another chat template", "set policy.tokenizer.chat_template"),
+    "model_revision": RefusedField(("main", None), "is another revision of the model", "download it and give its folder"),
+    "lora_target_parameters": RefusedField((None,), "adapts parameters that are no layers"),
+    "lora_modules_to_save": RefusedField((None, [], ""), "trains whole modules beside the adapters"),
+    "use_dora": RefusedField((False, None), "is another adapter than LoRA"),
+    "load_in_8bit": RefusedField((False, None), "trains over quantized weights"),
+    "load_in_4bit": RefusedField((False, None), "trains over quantized weights"),
+    "test_split_size": RefusedField(
+        (None, 0), "takes the validation set from the training set", "split the file, and name both"
+    ),
+    "dataset_mixer": RefusedField((None, {}), _ROWS, "name the data set with dataset_name"),
+    "dataset_splits": RefusedField((None, []), _ROWS, "name the splits with dataset_train_split and dataset_test_split"),
+    "chat_template": RefusedField(
+        (None, "tokenizer_default"), "is another chat template", "set policy.tokenizer.chat_template"
+    ),
 }
 # Names that older releases of TRL and of transformers used -> today's.
 FORMER = {
