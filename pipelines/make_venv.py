@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+import bytecode
 import pip_run
 import torch_build
 import wheel_hashes
@@ -143,7 +144,7 @@ def _install(pip: list[str], asked: str, venv: Path, log: TextIO, lock: TextIO) 
 
     def install(*arguments: str, other_index: bool = False) -> None:
         report = scratch / "report.json"
-        run("install", "--report", str(report), "--constraint", str(PINS), "--only-binary", ":all:", *arguments)
+        run("install", "--report", str(report), "--constraint", str(PINS), "--only-binary", ":all:", "--no-compile", *arguments)
         _verify(report, venv, other_index=other_index)
 
     install("--no-deps", "--force-reinstall", f"pip=={_pin('pip')}")
@@ -157,6 +158,7 @@ def _install(pip: list[str], asked: str, venv: Path, log: TextIO, lock: TextIO) 
     # the builder is of the group dev, and was verified
     run("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     run("check")
+    bytecode.compile_packages(venv, log, progress, (lock.fileno(),))
     shutil.rmtree(scratch, ignore_errors=True)
 
 

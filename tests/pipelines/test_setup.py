@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import io
 import os
 import re
@@ -134,6 +134,8 @@ def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: sma
     assert _packages(venv) == own | ({"torch": "2.13.0", "cuda_thing": "1.0"} if has_gpu else {"torch": "2.13.0+cpu"})
     argv = [venv / "bin" / "python", "-c", "import small, tool; print(small.__file__)"]
     assert subprocess.check_output(argv, text=True).strip() == str(checkout / "libs" / "small.py")
+    (packages,) = venv.glob("lib/python*/site-packages")
+    assert all(Path(importlib.util.cache_from_source(path)).is_file() for path in packages.rglob("*.py"))
     assert not (venv / "tmp").exists()
     beside = {each.name for each in checkout.iterdir()}
     assert beside - {"__pycache__"} == {".venv", "backend.py", "configs", "libs", "pipelines", "pyproject.toml"}

@@ -100,7 +100,7 @@ def _hashes(folder: Path) -> str:
 
 def checkout(folder: Path, hashes: str, pins: str = PINS) -> Path:
     """A checkout that is set up by the same programs as this one."""
-    for name in ("setup.sh", "make_venv.py", "pip_run.py", "torch_build.py", "wheel_hashes.py"):
+    for name in ("setup.sh", "make_venv.py", "bytecode.py", "pip_run.py", "torch_build.py", "wheel_hashes.py"):
         (folder / "pipelines").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "pipelines" / name, folder / "pipelines" / name)
     for name, text in (
