@@ -65,6 +65,17 @@ class Outcome:
     pairs_per_second: float | None
     tokens_per_second: float | None
 
+    @property
+    def is_unmeasured(self) -> bool:
+        """Whether nothing was measured after an update: a step's record is from before its own."""
+        return self.num_steps == 1 and not any(one.last_step for one in self.validations)
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether rounding alone may make the margins: that of the last steps, and those of all validations after a step."""
+        later = [one.last for one in self.validations if one.last_step and margin(one.last) is not None]
+        return not self.is_unmeasured and all(map(is_noise, (self.ends.last, *later)))
+
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of metrics.jsonl; empty where the file does not exist. A line that a crash cut short is skipped."""
@@ -119,7 +130,9 @@ def sentence(made: Outcome) -> str:
         return "nothing was trained"
     if made.ends.first.get("loss") is None or last.get("loss") is None:
         return "its loss was not finite at its beginning or its end"
-    if is_noise(last):
+    if made.is_unmeasured and is_noise(last):
+        return "what its only step did was not measured: the record is from before it, and a validation would be from after it"
+    if made.learned_nothing:
         return "no preference was learned that stands out from rounding: more steps or a higher learning rate may"
     turned = [one for one in made.validations if one.turned]
     if turned:

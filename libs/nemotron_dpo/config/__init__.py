@@ -6,7 +6,7 @@ The only OmegaConf user. Config becomes plain arguments in the executables; libr
 from nemotron_dpo.config.checks import ranking, router_refusal, seconds_until
 from nemotron_dpo.config.dpo import of_val_set
 from nemotron_dpo.config.dump import dump_run, plain_tree, run_tree, to_yaml
-from nemotron_dpo.config.home import with_home, with_job_folder
+from nemotron_dpo.config.home import NEMO_RUN, with_home, with_job_folder
 from nemotron_dpo.config.identity import identity
 from nemotron_dpo.config.key_names import known_keys
 from nemotron_dpo.config.load import (
@@ -41,6 +41,7 @@ from nemotron_dpo.config.schema import (
 )
 
 __all__ = [
+    "NEMO_RUN",
     "CheckpointingConfig",
     "ClusterConfig",
     "DataConfig",

@@ -93,7 +93,7 @@ logger {tensorboard}""",
     "is about NeMo-RL's workers": """
 logger {collect_worker_metrics}
 logger.wandb {log_nemo_gym_full_result_tables}""",
-    "counts where logger.wandb names it, as in NVIDIA's configs": """
+    "counts where logger.wandb takes it, as in NVIDIA's configs": """
 run {wandb}""",
     "places nodes; a profile of env.toml says where a job runs": """
 cluster {segment_size}

@@ -1,11 +1,10 @@
-"""Replace what stands for a folder in the paths of a config: `~`, and /nemo_run where the job folder is not mounted there.
+"""Replace what stands for a folder in the paths of a config: `~`, and /nemo_run where nothing is mounted there.
 
-Loading leaves both, since a run on a cluster means the folders there.
+Loading leaves both, since a run on a cluster means the home folder there, and may have something mounted.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -28,8 +27,8 @@ def with_home(config: T) -> T:
 
 
 def with_job_folder(config: T, job: Path) -> T:
-    """`config`, a dataclass, with `job` in the place of /nemo_run, unless something is mounted there."""
-    return config if os.path.ismount(NEMO_RUN) else _with_paths(config, lambda path: _in_job(path, job))
+    """`config`, a dataclass, with `job` in the place of /nemo_run."""
+    return _with_paths(config, lambda path: _in_job(path, job))
 
 
 def _in_job(path: str, job: Path) -> str:

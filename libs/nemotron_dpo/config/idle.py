@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
@@ -9,6 +10,7 @@ from nemotron_dpo.config.layer import ConfigLayer
 from nemotron_dpo.config.logger import LoggerConfig
 from nemotron_dpo.config.objective_settings import idle_settings as idle_objective
 from nemotron_dpo.config.schema import MegatronConfig, RunConfig
+from nemotron_dpo.config.tree import Tree
 
 # section -> its keys that count even where its `enabled` is false
 _SWITCHED = {
@@ -47,6 +49,16 @@ def idle_settings(run: RunConfig) -> dict[str, str]:
     idle = {key: reason for key, is_asked, reason in asked if is_asked}
     idle |= dict.fromkeys(_idle_recompute(megatron), "counts for nothing with the other recompute keys as they are")
     return idle | idle_objective(run.dpo)
+
+
+def taken_elsewhere(tree: Tree, layers: Sequence[ConfigLayer]) -> frozenset[str]:
+    """{"run.wandb"} where interpolations take all that it says, as those of NVIDIA's configs in logger.wandb do."""
+    run = tree.get("run")
+    wandb = run.get("wandb") if isinstance(run, dict) else None
+    names = wandb if isinstance(wandb, dict) else {}
+    taken = [rf"\$\{{[^}}]*\brun\.wandb\.{re.escape(name)}\b" for name in map(str, names)]
+    is_taken = bool(taken) and all(any(re.search(one, layer.text) for layer in layers) for one in taken)
+    return frozenset({"run.wandb"} if is_taken else ())
 
 
 def switched_off(run: RunConfig, layers: Sequence[ConfigLayer]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from nemotron_dpo.config.checks import Remark, check
 from nemotron_dpo.config.dpo import OwnObjective
 from nemotron_dpo.config.dpo_spellings import trl_remarks
 from nemotron_dpo.config.dump import plain_tree, run_tree
-from nemotron_dpo.config.idle import switched_off
+from nemotron_dpo.config.idle import switched_off, taken_elsewhere
 from nemotron_dpo.config.layer import ConfigLayer, origin
 from nemotron_dpo.config.merge import resolve_layers
 from nemotron_dpo.config.origins import origins
@@ -104,6 +104,7 @@ def _loaded(
     try:
         tree = resolve_layers(layers)
         tree = split_run_env(tree)[0] if with_run_env else tree
+        taken = taken_elsewhere(tree, layers)
         tree, replaced = canonical(_without_base_run(tree, base or {}))
         run, idle = build_run(tree, own)
     except UserError as error:
@@ -115,7 +116,8 @@ def _loaded(
     except UserError as error:
         raise _located(error, layers, exact=True) from None
     unsaid = switched_off(run, layers)
-    return run, _idle({**idle, **replaced, **unsaid}, unsaid, layers), [_placed(remark, layers) for remark in remarks]
+    reasons = {key: reason for key, reason in {**idle, **replaced, **unsaid}.items() if key not in taken}
+    return run, _idle(reasons, unsaid, layers), [_placed(remark, layers) for remark in remarks]
 
 
 def _without_base_run(tree: Tree, base: Mapping[str, Any]) -> Tree:

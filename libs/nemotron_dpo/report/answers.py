@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nemotron_dpo.outcome import margin, sentence
 from nemotron_dpo.report.document import Answer, Check
-from nemotron_dpo.report.evidence import checks, learned_nothing
+from nemotron_dpo.report.evidence import checks
 from nemotron_dpo.report.run_folder import typed
 from nemotron_dpo.report.run_report import Run
 from nemotron_dpo.report.visible import counted, number, percent, visible
@@ -45,7 +45,7 @@ def _learned(run: Run) -> Answer:
     held = next((one for one in made.validations if one.last.get("accuracy") is not None), None)
     if first.get("loss") is None or last.get("loss") is None:
         return Answer(question, "No", "bad", "Its loss was not finite at its beginning or its end.")
-    if learned_nothing(run):
+    if made.learned_nothing:
         return Answer(question, "Nothing measurable", "bad", f"{why} That is less than rounding alone moves it.")
     if made.num_steps == 1:
         return Answer(question, "One step tells little", "open", why)
@@ -108,7 +108,7 @@ def advice(run: Run, found: list[Check]) -> Advice:
         return Advice("Train it", "No step was taken.")
     if "right way round" in said:
         return Advice("Look at the pairs", "Chosen and rejected may have changed places.", about="data")
-    if learned_nothing(run) and isinstance(rate, int | float):
+    if run.measured.made.learned_nothing and isinstance(rate, int | float):
         return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
     if serious := [alarm for alarm in run.alarms if alarm.get("kind") != "gradient_spike" and alarm.get("remedy")]:
         return Advice("What the guards advise", f"{visible(serious[0]['remedy'])}.".replace("..", "."), about="diverged")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from nemotron_dpo.outcome import is_noise
 from nemotron_dpo.report.bootstrap import share_interval
 from nemotron_dpo.report.document import Check
 from nemotron_dpo.report.pair_log import correlation
@@ -198,8 +197,3 @@ def _spikes(run: Run) -> Iterator[Check]:
                 f"{norm.values[worst] / usual:.0f} times its median."
             ),
         )
-
-
-def learned_nothing(run: Run) -> bool:
-    """Whether what was learned is below the rounding of the rewards."""
-    return is_noise(run.measured.made.ends.last)

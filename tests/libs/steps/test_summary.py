@@ -92,5 +92,12 @@ def test_what_was_learned_in_a_sentence():
     assert sentence(outcome([step, *unseen])).startswith("validation was best after step 4 and got worse")
     unlucky = [{**step, "train/accuracy": 0.0}, {"step": 5, "validation-default/loss": 0.5, "validation-default/accuracy": 1.0}]
     assert sentence(outcome(unlucky)) == "the policy now prefers the chosen response in 100% of the pairs of validation"
+    known = {"train/rewards_chosen_mean": 0.0, "train/rewards_rejected_mean": 0.0, "train/reward_noise_floor": 1e-6}
+    only = [{**step, "step": 1, "train/accuracy": 0.0, **known}]
+    assert sentence(outcome(only)).startswith("what its only step did was not measured")
+    after = {name.replace("train", "validation-default"): value for name, value in known.items()}
+    after |= {"step": 1, "validation-default/loss": 0.5, "validation-default/accuracy": 1.0}
+    assert sentence(outcome([*only, after])).startswith("no preference was learned")
+    assert not outcome([*only, {**after, "validation-default/rewards_chosen_mean": 1.0}]).learned_nothing
     fine_tuning = [{"step": n, "train/loss": loss} for n, loss in ((1, 2.0), (2, 1.5))]
     assert sentence(outcome(fine_tuning)) == "the loss went from 2.0000 to 1.5000"

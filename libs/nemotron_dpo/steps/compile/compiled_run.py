@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo.config import RunEnv, checked_name, load_run_env, redact_argv, with_home, with_job_folder
+from nemotron_dpo.config import NEMO_RUN, RunEnv, checked_name, load_run_env, redact_argv, with_home, with_job_folder
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.steps.catalogue import manifest
 from nemotron_dpo.steps.compile.arguments import sort_arguments
@@ -112,8 +113,8 @@ def compile_run(
     config, warnings = planner.load(path, overrides, profile.base(), shipped=found.folder)
     name = given.name if request.name is None else checked_name(request.name, "--name")
     job = job_of(found.id, now, name)
-    if profile.executor == "local":
-        config = with_job_folder(with_home(config), job)
+    config = config if _mounts_nemo_run(profile) else with_job_folder(config, job)
+    config = with_home(config) if profile.executor == "local" else config
     config, notes = planner.begun(config, profile)
     if profile.executor == "local" and planner.settled:
         config, changes = planner.settled(config)
@@ -130,6 +131,14 @@ def compile_run(
     idle = planner.idle(path, overrides, profile.base(), shipped=found.folder) if planner.idle else []
     lines = [*map(str, idle), *_idle_places(profile, given)]
     return CompiledRun(request, now, planner, config, plan, choices, provenance, found.folder, lines)
+
+
+def _mounts_nemo_run(profile: Profile) -> bool:
+    """Whether a run under `profile` has a folder of its own at /nemo_run, where NVIDIA's configs write."""
+    if profile.executor == "local":
+        return os.path.ismount(NEMO_RUN)
+    mounts = str([profile.settings.get(key) for key in ("mounts", "lustre_mount", "pvcs")])
+    return re.search(rf"(?<![\w/.-]){NEMO_RUN}/?(?![\w/.-])", mounts) is not None
 
 
 def _idle_places(profile: Profile, given: RunEnv) -> list[str]:

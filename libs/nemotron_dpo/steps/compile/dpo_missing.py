@@ -42,7 +42,7 @@ def _without_rewards(run: RunConfig) -> list[str]:
 
 
 def _missing_library(run: RunConfig) -> list[str]:
-    """The first tracker that is asked for and whose library is not installed."""
+    """The trackers that are asked for and whose libraries are not installed, in one line."""
     try:
         wiring.check_trackers(run)
     except UserError as error:

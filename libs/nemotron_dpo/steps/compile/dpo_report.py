@@ -13,7 +13,7 @@ from nemotron_dpo import launcher
 from nemotron_dpo.config import RunConfig
 from nemotron_dpo.config.objective import BETA_KEY, parts_of
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.outcome import Outcome, is_noise, outcome, read_metrics
+from nemotron_dpo.outcome import Outcome, outcome, read_metrics
 from nemotron_dpo.step_folders import policy_of, step_of
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.compile.stages import Plan
@@ -82,7 +82,7 @@ def _change(run: RunConfig, made: Outcome) -> str:
     That is a greater beta, and a lower rate where the objective has none.
     """
     turned = [one for one in made.validations if one.turned and one.best_step > 0]
-    if is_noise(made.ends.last):
+    if made.learned_nothing:
         return f"policy.optimizer.lr={10 * run.policy.optimizer.lr:g}"
     if turned:
         return f"dpo.max_num_steps={turned[0].best_step}"

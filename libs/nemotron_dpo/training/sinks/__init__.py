@@ -89,12 +89,20 @@ def opened(run: RecordedRun | None) -> Iterator[Sinks]:
 
 
 def check_trackers(logger: Mapping[str, Any]) -> None:
-    """Raise UserError where a library is missing that a tracker needs which `logger`, the `logger.*` settings, asks for."""
-    for name in _asked_for(logger):
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name, as wandb makes one, is no library
-            remedy = f"pip install 'nemotron-dpo[{name}]', or set it to false"
-            raise UserError(f"is true, and the library {name} is not installed", field=f"logger.{name}_enabled", remedy=remedy)
+    """Raise UserError where libraries are missing that trackers need which `logger`, the `logger.*` settings, asks for."""
+    missing = [name for name in _asked_for(logger) if not _is_installed(name)]
+    if missing:
+        first, *others = missing
+        also = f" (nor is {' or '.join(others)}, which is asked for too)" if others else ""
+        remedy = f"pip install 'nemotron-dpo[{','.join(missing)}]', or set {'them' if others else 'it'} to false"
+        raise UserError(
+            f"is true, and the library {first} is not installed{also}", field=f"logger.{first}_enabled", remedy=remedy
+        )
+
+
+def _is_installed(library: str) -> bool:
+    found = importlib.util.find_spec(library)
+    return found is not None and found.origin is not None  # a folder of that name, as wandb makes one, is no library
 
 
 def _asked_for(logger: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,11 @@ def test_a_library_that_is_missing_is_named_before_the_long_work(tmp_path: Path,
     line = "\"logger.wandb_enabled\" is true, and the library wandb is not installed: pip install 'nemotron-dpo[wandb]'"
     assert missing_inputs(run) == [f"{line}, or set it to false"]
     assert missing_inputs(run, look=False) == []
+    both = replace(run, logger=replace(run.logger, mlflow_enabled=True))
+    assert missing_inputs(both) == [
+        '"logger.mlflow_enabled" is true, and the library mlflow is not installed (nor is wandb, which is asked for too): '
+        "pip install 'nemotron-dpo[mlflow,wandb]', or set them to false"
+    ]
 
 
 def test_missing_inputs_are_named(tmp_path: Path):

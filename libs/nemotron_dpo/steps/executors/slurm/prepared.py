@@ -106,7 +106,7 @@ def prepare(plan: Plan, profile: Profile, *, num_nodes: int, checkpoint_dir: str
         name=plan.job.name,
         folder=folder,
         work=settings.workspace or (str(Path.cwd()) if settings.tunnel == "local" else "."),
-        checkpoints=checkpoint_dir or f"{paths.of(str(plan.run_dir))}/checkpoints",
+        checkpoints=paths.of(checkpoint_dir or f"{plan.run_dir}/checkpoints"),
         config=f"{folder}/train.yaml",
         environment_names=tuple(names := environment.job_environment(profile)),
         image=squash.file if squash else None,
