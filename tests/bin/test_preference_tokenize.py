@@ -89,12 +89,12 @@ def test_rewards_and_the_name_of_the_data_travel_along(tmp_path: Path, tokenizer
     assert info.settings["reward_keys"] == ["mine", "theirs"]
     done = tokenize(tmp_path, tokenizer, tmp_path / "cells.csv", "--source-name", "sheet")
     info, found = read(tmp_path / "out.arrow")
-    assert [tuple(row[name] for name in columns) for row in found] == [("sheet", 1, 1.5, 0.5), ("sheet", 2, 2, 1)]
+    assert [tuple(row[name] for name in columns) for row in found] == [("sheet", 2, 1.5, 0.5), ("sheet", 3, 2, 1)]
     assert info.settings["source_name"] == "sheet"
     assert "reward_keys" not in info.settings
     done = tokenize(tmp_path, tokenizer, tmp_path / "cells.csv", *keys)
     assert error_line(done, PROGRAM) == (
-        f'{tmp_path}/cells.csv:1: "mine" is missing; the row has prompt, chosen, rejected, '
+        f'{tmp_path}/cells.csv:2: "mine" is missing; the row has prompt, chosen, rejected, '
         "score_chosen, score_rejected: --chosen-reward-key names another column (data.train.chosen_reward_key in a config)"
     )
     done = tokenize(tmp_path, tokenizer, tmp_path / "cells.csv", *keys[:2])

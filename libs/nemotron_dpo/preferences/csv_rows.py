@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
 
 import orjson
 
@@ -15,6 +17,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.lines import Chunk, TooLong, in_chunks
 
 _SUFFIXES = {".csv": ",", ".tsv": "\t"}
+_OTHER_SIGNS = (";", "\t", "|", ",")  # that may have been meant where a file seems to have one column
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -27,7 +30,7 @@ def delimiter(name: str) -> str | None:
 
 
 def csv_chunks(text: io.BufferedReader, name: str, sign: str, max_line_bytes: int) -> Iterator[Chunk]:
-    """The records of a file as JSON objects, one a line; `sign` separates cells. The first record after the names is number 1.
+    """The records of a file as JSON objects, each at the number of its first line; `sign` separates cells.
 
     Raises UserError where the names are missing or repeated, a record has more or fewer cells than there are names, quotes
     are not closed, or the text is not UTF-8.
@@ -36,22 +39,27 @@ def csv_chunks(text: io.BufferedReader, name: str, sign: str, max_line_bytes: in
     return in_chunks(_rows(csv.reader(io.TextIOWrapper(text, "utf-8", newline=""), delimiter=sign, strict=True), name), name)
 
 
-def _rows(records: Iterator[list[str]], name: str) -> Iterator[bytes | TooLong]:
-    number = 0
+def _rows(records: Any, name: str) -> Iterator[bytes | TooLong]:
+    """A row for each line of the csv.reader `records`: an empty one, which is none, where no record begins."""
+    before = told = 0  # lines before the record, and rows so far
     try:
         names = next(records, [])
         _check_names(names, name)
-        for cells in filter(None, records):  # an empty line is no record
-            number += 1
-            if len(cells) != len(names):
-                message = f"has {len(cells)} cells where the first line names {len(names)} columns"
-                raise UserError(message, source=name, line=number, remedy="quote cells that hold the separator")
-            yield orjson.dumps({column: cell for column, cell in zip(names, cells, strict=True) if cell})
+        before = records.line_num
+        for cells in records:
+            if cells:  # an empty line is no record
+                if len(cells) != len(names):
+                    message = f"has {len(cells)} cells where the first line names {len(names)} columns"
+                    raise UserError(message, source=name, line=before + 1, remedy="quote cells that hold the separator")
+                yield from repeat(b"", before - told)
+                yield orjson.dumps({column: cell for column, cell in zip(names, cells, strict=True) if cell})
+                told = before + 1
+            before = records.line_num
     except csv.Error as error:
         if "field limit" in str(error):
             what = f"has a cell of more than {csv.field_size_limit()} bytes (--max-line-bytes)"
-            raise UserError(what, source=name, line=number + 1) from None
-        raise UserError(f"is cut or damaged after row {number}: {error}", source=name) from None
+            raise UserError(what, source=name, line=before + 1) from None
+        raise UserError(f"is cut or damaged after line {before}: {error}", source=name) from None
     except UnicodeDecodeError:
         raise UserError("is not valid UTF-8", source=name, remedy="iconv -t UTF-8") from None
 
@@ -59,6 +67,10 @@ def _rows(records: Iterator[list[str]], name: str) -> Iterator[bytes | TooLong]:
 def _check_names(names: list[str], name: str) -> None:
     if not all(column.strip() for column in names):
         raise UserError("has a column without a name", source=name, remedy="name all columns in the first line")
+    other = next((sign for sign in _OTHER_SIGNS if len(names) == 1 and sign in names[0]), None)
+    if other is not None:
+        remedy = "put commas between cells in .csv, tabs in .tsv"
+        raise UserError(f"has one column, whose name has {other!r} in it", source=name, remedy=remedy)
     repeated = next((column for column in names if names.count(column) > 1), None)
     if repeated is not None:
         raise UserError("is the name of more than one column", source=name, field=repeated, remedy="rename or drop one")

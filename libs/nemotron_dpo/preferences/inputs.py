@@ -9,7 +9,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +17,7 @@ from nemotron_dpo.machine_errors import named
 from nemotron_dpo.preferences.containers import file_chunks
 from nemotron_dpo.preferences.data_folders import NOT_ROWS, SUFFIXES, folder_files
 from nemotron_dpo.preferences.lines import Chunk
+from nemotron_dpo.preferences.splits import sliced
 
 STDIN = "<stdin>"
 
@@ -106,16 +106,8 @@ def read_chunks(
 
 
 def limit_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
-    """`chunks` up to `limit` rows in all."""
-    left = limit
-    for chunk in chunks:
-        if left is None:
-            yield chunk
-            continue
-        yield replace(chunk, rows=chunk.rows[:left])
-        left -= len(chunk.rows)
-        if left <= 0:
-            return
+    """`chunks` up to `limit` rows in all; empty lines do not count as rows."""
+    return chunks if limit is None else sliced(chunks, 0, limit)
 
 
 @contextlib.contextmanager

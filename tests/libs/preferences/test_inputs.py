@@ -129,6 +129,6 @@ def test_at_the_end_of_the_files_all_of_their_bytes_were_read(name: str, tmp_pat
     for file in files:
         file.write_text(texts[name])
     chunks = list(inputs.read_chunks([str(file) for file in files], 1 << 20, None, places.append))
-    assert [len(chunk.rows) for chunk in chunks if chunk.rows] == [1, 1]
+    assert [sum(row != b"" for row in chunk.rows) for chunk in chunks if chunk.rows] == [1, 1]
     assert places[-1] == 2 * len(texts[name])
     assert places == sorted(places)

@@ -36,7 +36,7 @@ def test_a_text_may_be_as_long_as_a_line(tmp_path: Path) -> None:
 
 def test_a_cell_of_a_csv_that_is_too_long_names_its_row(tmp_path: Path) -> None:
     (path := tmp_path / "rows.csv").write_text(f"prompt,chosen\na,b\nc,{'d' * 50}\n")
-    with pytest.raises(UserError, match=rf"^{path}:2: has a cell of more than 40 bytes \(--max-line-bytes\)$"):
+    with pytest.raises(UserError, match=rf"^{path}:3: has a cell of more than 40 bytes \(--max-line-bytes\)$"):
         list(read_chunks([str(path)], 40))
 
 
