@@ -14,6 +14,13 @@ _SECRET_KEY = re.compile(
     r"(^|[_.\-])(token|secret|password|passwd|passphrase|credentials?|(api|access|secret|private)[_\-]?key|auth)$",
     re.I,
 )
+# Names of variables, which others choose: PGPASSWORD, HF_TOKEN_2, GITHUB_PAT.
+_SECRET_VARIABLE = re.compile(
+    r"(token|secret|password|passwd|passphrase|credentials?|(api|access|secret|private)_?key|(^|_)(auth|pat|pwd)|webhook(_url)?)"
+    r"(_?\d+)?$",
+    re.I,
+)
+_FOLDERS = ("PWD", "OLDPWD")
 _SECRET_VALUE = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|nvapi-[\w\-]{30,}|sk-[\w\-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w\-]{20,}"
     r"|xox[abp]-[\w\-]{10,}|AKIA[A-Z0-9]{16}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
@@ -29,7 +36,7 @@ def redact(value: Any, key: str = "") -> Any:
         return {name: redact(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item, key) for item in value]
-    if value is not None and not isinstance(value, bool) and _SECRET_KEY.search(key):
+    if value is not None and not isinstance(value, bool) and _names_secret(key):
         return HIDDEN
     if not isinstance(value, str):
         return value
@@ -45,7 +52,17 @@ def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)
 def _secrets(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    return {name: value for name, value in variables if _SECRET_KEY.search(name) and len(value) >= _SECRET_LETTERS}
+    return {name: value for name, value in variables if _is_secret_variable(name) and len(value) >= _SECRET_LETTERS}
+
+
+def _is_secret_variable(name: str) -> bool:
+    return _SECRET_VARIABLE.search(name) is not None and name not in _FOLDERS
+
+
+def _names_secret(key: str) -> bool:
+    """Whether a value under `key`, which may be a variable's name in capitals, is a secret."""
+    name = key.rpartition(".")[2]
+    return _SECRET_KEY.search(key) is not None or (name.isupper() and _is_secret_variable(name))
 
 
 def secret_within(value: Any, secrets: Mapping[str, str], key: str = "") -> tuple[str, str] | None:
@@ -57,7 +74,7 @@ def secret_within(value: Any, secrets: Mapping[str, str], key: str = "") -> tupl
         items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
         parts = ((item, ".".join(filter(None, (key, name and str(name))))) for name, item in items)
         return next(filter(None, (secret_within(item, secrets, name) for item, name in parts)), None)
-    if not isinstance(value, str) or "env_vars" in key.split(".") or _SECRET_KEY.search(key):
+    if not isinstance(value, str) or "env_vars" in key.split(".") or _names_secret(key):
         return None
     return next(((key, name) for name, secret in secrets.items() if secret in value), None)
 
@@ -72,7 +89,7 @@ def redact_override(text: str) -> str:
 
 def hide_secrets(message: str, key: str) -> str:
     """What is wrong with the value of `key`, which may quote it, without a secret."""
-    if _SECRET_KEY.search(key):
+    if _names_secret(key):
         return "has a value that cannot be used"
     return re.sub(r"[^\s'\",]+", lambda word: redact(word[0]), redact(message))
 
@@ -83,5 +100,5 @@ def redact_argv(words: Sequence[str]) -> list[str]:
     follows = False
     for word in words:
         shown.append(HIDDEN if follows and not word.startswith("-") else redact_override(word))
-        follows = word.startswith("--") and "=" not in word and bool(_SECRET_KEY.search(word.lstrip("-")))
+        follows = word.startswith("--") and "=" not in word and _names_secret(word.lstrip("-"))
     return shown

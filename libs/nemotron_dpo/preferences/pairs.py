@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,8 @@ class Pairs:
     """Columns of `tokenized_pairs` or, with the two columns of scores, `scored_pairs` (a reference's) or `policy_scores`.
 
     `source` names the data set or file of each pair, `source_file` the file of a data set of several. `chosen_reward` and
-    `rejected_reward` (float32 [P]) are what the data say of its responses, NaN where they say nothing.
+    `rejected_reward` (float32 [P]) are what the data say of its responses, NaN where they say nothing. `check_unchanged`
+    raises UserError where somebody wrote to the file that they lie in.
     """
 
     pair_ids: IdColumn
@@ -120,6 +121,7 @@ class Pairs:
     source_file: NameColumn
     ref_chosen: Ragged | None = None
     ref_rejected: Ragged | None = None
+    check_unchanged: Callable[[], object] = lambda: None
 
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch) -> Pairs:

@@ -34,7 +34,8 @@ class Reader:
     """Iterates over the record batches of one stream. Raises UserError where a checksum, the trailer or the end is wrong.
 
     `schema` and the batches have the columns of this version; those that the stream's version lacks hold nulls.
-    `warning` is a line for the user where the stream has no checksums: earlier versions wrote none.
+    `warning` is a line for the user where the stream has no checksums: earlier versions wrote none. `checksum` is that of all
+    rows, once they were read.
     """
 
     def __init__(self, file: Any, source: str, accept: tuple[str, ...], mapped: mmap.mmap | None = None) -> None:
@@ -46,7 +47,7 @@ class Reader:
             stored = self._stream.schema
         except _DAMAGE:
             raise foreign(source) from None
-        self._seed = checksum_seed(stored, source)
+        self.checksum = self._seed = checksum_seed(stored, source)
         self.info = checked_info(stored, source, accept)
         self.schema = SCHEMAS[self.info.schema].with_metadata(stored.metadata)
         remedy = f"write it again with this version of {self.info.producer}, or a flipped bit goes unseen"
@@ -105,6 +106,7 @@ class Reader:
             num_rows += batch.num_rows
             if batch.num_rows:
                 yield batch if self.info.version == VERSIONS[self.info.schema] else in_columns_of(self.schema, batch)
+        self.checksum = checksum
         if promised is None:
             raise self._incomplete(num_rows, "ends without its trailer")
         if promised != str(num_rows):
@@ -130,6 +132,8 @@ class Reader:
         """Every batch with its metadata. The buffers of each have been validated: they are as long as its rows need."""
         num_rows = 0
         for number in itertools.count():
+            if self._mapped is not None and self._mapped.size() < len(self._mapped):  # what is gone must not be looked at
+                raise self._incomplete(num_rows, "was cut while it was read,")
             try:
                 batch, metadata = self._stream.read_next_batch_with_custom_metadata()
                 batch.validate()

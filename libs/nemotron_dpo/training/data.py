@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.vocabulary import vocab_size, warn_of_foreign
 from nemotron_dpo.sources import ModelSource
 from nemotron_dpo.streams import StreamInfo, open_reader
+from nemotron_dpo.streams.held import HeldFile
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def open_pairs(
     or no log-probs or whose reward is missing, ids that are not those of their pair_id or none of the vocabulary, an over-long
     pair, or no pairs at all.
     """
-    table, info = parallel.agreed(lambda: _read(path, scored, say))
-    pairs, mine = Pairs.of(table), Pairs.of(_share(table))
+    table, info, checksum = parallel.agreed(lambda: _read(path, scored, say))
+    held = HeldFile(path, lambda: _has(path, scored, checksum))
+    pairs, mine = replace(Pairs.of(table), check_unchanged=held.check), Pairs.of(_share(table))
     if not len(pairs):
         raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")
     parallel.agreed(lambda: check_ids(mine, path))
@@ -118,12 +120,21 @@ def named_as(digest: str, policy: ModelSource) -> str:
     return digest if is_former else weights_digest(policy)
 
 
-def _read(path: Path, scored: bool, say: Callable[[str], None]) -> tuple[pa.Table, StreamInfo]:
+def _read(path: Path, scored: bool, say: Callable[[str], None]) -> tuple[pa.Table, StreamInfo, int | None]:
+    """All rows, of which this rank checks its share, and their checksum; None in a stream without checksums."""
     accept = ("scored_pairs",) if scored else ("tokenized_pairs", "scored_pairs")
     with open_reader(path, *accept) as reader:
         if reader.warning:
             say(f"warning: {reader.warning}")
-        return reader.read_all(parallel.rank(), parallel.job_size()), reader.info
+        return reader.read_all(parallel.rank(), parallel.job_size()), reader.info, reader.checksum
+
+
+def _has(path: Path, scored: bool, checksum: int | None) -> bool:
+    """Whether the file is whole, and its rows are those of `checksum`; False in a stream that has none."""
+    try:
+        return checksum is not None and _read(path, scored, lambda line: None)[2] == checksum
+    except UserError:
+        return False
 
 
 def _share(table: pa.Table) -> pa.Table:

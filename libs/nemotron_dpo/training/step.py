@@ -31,10 +31,12 @@ def train_step(
     `carried` is what the step before left. Where the noise of rewards is not known it is measured, and is in the record.
     """
     started, timer = time.perf_counter(), Timer()
+    data.check_unchanged()
     with timer.time("data_processing"):
         batch = _global_batch(policy, data, settings.batches, step)
     with timer.time("policy_training/forward_backward"):
         computed = gradients(policy, data, batch, carried.objective, settings)
+    data.check_unchanged()  # nor is anything of the last step learned from what is not what was checked
     carried, values = replace(carried, objective=computed.objective), _with_router_loss(policy, computed.values)
     values |= {f"{STATE}{name}": value for name, value in state_of(carried.objective).items()}
     guards.check_finite(step, values, computed.lines_not_finite)

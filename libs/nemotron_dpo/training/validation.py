@@ -23,6 +23,7 @@ def validate(
     Where the loss of a pair depends on others, a global batch is the next `batch_size` pairs of the set.
     """
     for name, pairs in sets.items():
+        pairs.check_unchanged()
         wanted = settings.validation_of(name)
         rows = list(range(wanted.num_pairs(len(pairs))))
         mine = share(policy.model, pairs, rows)

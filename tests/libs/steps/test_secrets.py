@@ -76,7 +76,7 @@ def test_key_that_names_a_secret(key: str, value: str):
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.sampled_from(["HF_TOKEN", "WANDB_API_KEY", "MY_PASSWORD"]), PLAIN, TOKENS)
+@given(st.sampled_from(["HF_TOKEN", "WANDB_API_KEY", "PGPASSWORD", "HF_TOKEN_2", "GITHUB_PAT"]), PLAIN, TOKENS)
 def test_profile(key: str, plain: str, token: str):
     settings_ = {"env_vars": {key: plain, "OTHER": token}, "client_secret": plain}
     shown = _everything([], Profile("p", "local", {key: plain}, settings_))
@@ -106,6 +106,11 @@ def test_a_secret_of_the_environment_goes_into_no_other_key(monkeypatch: pytest.
         assert refused.value.field == key
         assert "holds the secret $MY_HUB_TOKEN, and is written into files" in str(refused.value)
         assert secret not in str(refused.value)
-    load_run(STEP / "tiny.yaml", ["policy.env_vars.OTHER=${oc.env:MY_HUB_TOKEN}"])
+    for named in ("PGPASSWORD", "HF_TOKEN_2", "GITHUB_PAT", "SLACK_WEBHOOK_URL", "MYSQL_PWD"):
+        monkeypatch.setenv(named, secret)
+        with pytest.raises(UserError, match="holds the secret"):
+            load_run(STEP / "tiny.yaml", [f"logger.wandb.name=${{oc.env:{named}}}"])
+        monkeypatch.delenv(named)
+    load_run(STEP / "tiny.yaml", ["policy.model_name=${oc.env:PWD}/policy", "policy.env_vars.OTHER=${oc.env:MY_HUB_TOKEN}"])
     assert redact({"a": [f"/x-{secret}/y"]}) == {"a": ["/x-***/y"]}
     assert redact_argv(["x", f"--name={secret}"]) == ["x", "--name=***"]

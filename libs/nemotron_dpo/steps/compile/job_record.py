@@ -65,8 +65,9 @@ def _job_folders(step_id: str, now: datetime, called: str | None) -> Iterator[Pa
 
 
 def _makes(folder: Path) -> bool:
+    folder.parent.mkdir(parents=True, exist_ok=True)  # raises where that is a file or leads nowhere
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir()
     except FileExistsError:
         return False
     return True

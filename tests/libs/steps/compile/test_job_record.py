@@ -42,3 +42,10 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path, monkeypatch: pyt
     with claimed_job_folder() as job_of:
         job_of("a", NOW, None)
     assert list(tmp_path.rglob("*")) == [tmp_path / ".nemotron"]
+
+
+def test_a_place_for_jobs_that_leads_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".nemotron").symlink_to("nowhere")
+    with claimed_job_folder() as job_of, pytest.raises(FileExistsError, match="nemotron"):
+        job_of("rl/a", NOW, None)
