@@ -35,6 +35,7 @@ _REMEDIES = {
 
 NOT_THERE = (FileNotFoundError, NotADirectoryError)  # nothing stands under the name; all else may hide what does
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # never of what is read
+_WORDS = {os.strerror(number): number for number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC)}
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # so its libraries end what they say of an error of the machine
 
 
@@ -63,6 +64,11 @@ def _file_read(error: OSError) -> str | None:
             is_read = getattr(only, "mode", "") in ("r", "rb") and not isinstance(only.name, int)  # a descriptor's number
             found = str(only.name) if is_read and not others else None
     return found if error.errno not in OF_WRITING else None
+
+
+def told_in_words(error: RuntimeError) -> UserError | None:
+    """The error of the machine whose words `error`, of a library in C++ such as gloo, has; None where it has none."""
+    return next((as_user_error(OSError(number, "")) for words, number in _WORDS.items() if words in str(error)), None)
 
 
 def behind(error: BaseException) -> UserError | None:

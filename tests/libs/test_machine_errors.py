@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file, places
+from nemotron_dpo.machine_errors import as_user_error, at, behind, named, named_file, places, told_in_words
 
 
 def test_every_number_has_its_line():
@@ -28,6 +28,12 @@ def test_what_rust_tells_of_the_machine_has_its_line():
     assert said is not None
     assert (said.message, said.remedy) == ("stale file handle", "the file server has changed it: run again, or mount anew")
     assert behind(ValueError("os error 116")) is None
+
+
+def test_what_gloo_tells_of_the_machine_has_its_line():
+    gloo = RuntimeError("[enforce fail at gloo/transport/tcp/loop.cc:48] rv != -1. 24 vs 24. pipe: Too many open files")
+    assert str(told_in_words(gloo)) == "too many open files: raise the limit: ulimit -n"
+    assert told_in_words(RuntimeError("Connection closed by peer")) is None
 
 
 def test_the_innermost_place_counts():

@@ -81,6 +81,8 @@ def _status(command: click.Command, program: str, called: str) -> int:
         standard_streams.drain_stdout()
         return complain(program, str(machine_errors.as_user_error(error)), 1)
     except RuntimeError as error:
+        if told := machine_errors.told_in_words(error):
+            return complain(program, str(told), 1)
         if not lost_another_process(error):
             raise
         return complain_of_another(program, str(error))

@@ -9,6 +9,7 @@ its colours from CSS variables, so light, dark and print are the same drawing.
 from __future__ import annotations
 
 import re
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,9 @@ _CONFIG = {
         "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelFlush": False,
     },
 }  # fmt: skip
+_ADDRESSES = 72 << 30  # V8, on which the library runs, ends the process where it cannot have them
+_REPORT = "the report"
+_WITHOUT = "raise the limits (ulimit -v, ulimit -n), or take -o report.md or --terminal, which have no drawings"
 _COLOURS = ("color", "stroke", "fill", "labelColor", "titleColor", "gridColor", "domainColor", "tickColor")
 
 
@@ -53,7 +57,13 @@ def svg(spec: Mapping[str, Any], *, dark: bool | None = None) -> str:
     """`spec` as SVG. Its colours are the CSS variables of a page, or, for a picture alone, those of light or `dark`."""
     library = _library()
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **spec, "config": _CONFIG}
-    drawn = library.vegalite_to_svg(_inked(whole, dark))
+    try:
+        drawn = library.vegalite_to_svg(_inked(whole, dark))
+    except ValueError as error:
+        if not re.search("canceled|receiver is gone", str(error)):
+            raise
+        # so it ends where there are no more files or threads for it
+        raise UserError("cannot be drawn: no files are left to open, or no threads", source=_REPORT, remedy=_WITHOUT) from None
     return drawn if dark is not None else re.sub(r' xmlns:xlink="[^"]*"| version="1.1"', "", drawn)
 
 
@@ -85,6 +95,11 @@ def _inked(value: Any, dark: bool | None, key: str = "") -> Any:
 
 
 def _library() -> Any:
+    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if addresses not in (resource.RLIM_INFINITY, -1) and addresses < _ADDRESSES:
+        limit, needed = addresses >> 30, _ADDRESSES >> 30
+        what = f"cannot be drawn: ulimit -v is {limit} GiB, and the library reserves {needed} GiB of addresses"
+        raise UserError(what, source=_REPORT, remedy=_WITHOUT)
     try:
         import vl_convert
     except ImportError as error:
