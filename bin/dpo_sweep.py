@@ -43,7 +43,7 @@ PROGRAM = "dpo-sweep"
 SAY = functools.partial(cli.say, PROGRAM)
 
 
-@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(help=__doc__)
 @click.argument("step")
 @click.argument("tokens", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option(

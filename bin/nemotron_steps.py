@@ -32,7 +32,6 @@ from nemotron_dpo.steps import completion, text
 from nemotron_dpo.steps.catalogue import describe, manifest
 
 PROGRAM = "nemotron-steps"
-_HELP = {"help_option_names": ["-h", "--help"]}
 
 
 _complete_step = cli.completer("step", lambda _: completion.steps())
@@ -42,12 +41,12 @@ _complete_stage = cli.completer("step", completion.stages)
 _complete_key = cli.completer("step", completion.keys)
 
 
-@click.group(help=__doc__, context_settings=_HELP)
+@click.group(help=__doc__)
 @click.version_option(__version__, prog_name=PROGRAM)
 def command() -> None: ...
 
 
-@click.group("nemotron", help="The program's steps: `nemotron steps --help`.", context_settings=_HELP)
+@click.group("nemotron", help="The program's steps: `nemotron steps --help`.")
 @click.version_option(__version__, prog_name="nemotron")
 def nemotron() -> None: ...
 
@@ -55,7 +54,7 @@ def nemotron() -> None: ...
 nemotron.add_command(command, "steps")
 
 
-@command.command("list", context_settings=_HELP)
+@command.command("list")
 @click.option("--category", metavar="C", help="Only steps of this category.")
 @click.option("--consumes", metavar="TYPE", help="Only steps that take this artifact.")
 @click.option("--produces", metavar="TYPE", help="Only steps that make this artifact.")
@@ -78,7 +77,7 @@ def list_steps(
         click.echo(text.table([(step.id, step.name, ", ".join(step.configs)) for step in steps], ("STEP", "NAME", "CONFIGS")))
 
 
-@command.command("show", context_settings=_HELP)
+@command.command("show")
 @click.argument("step", shell_complete=_complete_step)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--keys", metavar="[GLOB]", is_flag=False, flag_value="*", help="Every key of its configs, or those like GLOB.")
@@ -96,7 +95,7 @@ def show_step(step: str, as_json: bool, keys: str | None) -> None:
         click.echo(describe.describe(found, steps))
 
 
-@command.command("help", context_settings=_HELP)
+@command.command("help")
 @click.argument("topic", metavar="[STEP|COMMAND]", required=False, shell_complete=_complete_step)
 @click.pass_context
 def show_help(context: click.Context, topic: str | None) -> None:
@@ -111,7 +110,7 @@ def show_help(context: click.Context, topic: str | None) -> None:
         context.invoke(show_step, step=topic, as_json=False, keys=None)
 
 
-@command.command("run", context_settings={**_HELP, "ignore_unknown_options": True})
+@command.command("run", context_settings={"ignore_unknown_options": True})
 @click.argument("step", shell_complete=_complete_step)
 @click.option(
     "-c",

@@ -132,7 +132,8 @@ def test_metadata_says_what_pyproject_says(wheel: Path):
 def test_programs_have_their_manuals_and_find_their_configs(installed: Path, tmp_path: Path):
     env = _shell(installed, tmp_path)
     for program in PROJECT["scripts"]:
-        assert f"Usage: {program} " in _called(installed / program, "--help", env=env, cwd=tmp_path)
+        for asked in ("--help", "-h"):
+            assert f"Usage: {program} " in _called(installed / program, asked, env=env, cwd=tmp_path)
     assert _called("nemotron", "steps", "list", env=env, cwd=tmp_path) == _called(
         "nemotron-steps", "list", env=env, cwd=tmp_path
     )

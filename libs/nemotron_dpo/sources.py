@@ -231,9 +231,10 @@ def _download(name: str) -> Path:
         raise UserError("no such model folder, and no Hugging Face id either", source=name) from None
     except (LocalEntryNotFoundError, OSError) as error:  # its HTTP errors are OSErrors too
         if constants.HF_HUB_OFFLINE:
-            what, remedy = "is not in the local cache, and HF_HUB_OFFLINE is set", "unset it, or give a local folder"
+            what = "no such folder here, nor in the hub's local cache, and HF_HUB_OFFLINE is set"
+            remedy = "check the spelling, or unset it"
         else:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            what = f"the Hugging Face hub cannot be reached ({reason})"
-            remedy = "give a local folder, or check the network and HF_ENDPOINT"
+            what = f"no such folder here, and the Hugging Face hub cannot be reached ({reason})"
+            remedy = "check the spelling of a folder, or the network and HF_ENDPOINT"
         raise UserError(what, source=name, remedy=remedy) from None

@@ -124,11 +124,12 @@ def test_a_refusal_is_one_line_with_what_to_do(status: int, code: str | None, me
 
 def test_offline_without_a_copy_says_so(hub: Hub, tmp_path: Path) -> None:
     said = resolved(hub, tmp_path, HF_HUB_OFFLINE="1")
-    assert said == "error: acme/tiny: is not in the local cache, and HF_HUB_OFFLINE is set: unset it, or give a local folder"
+    where = "no such folder here, nor in the hub's local cache, and HF_HUB_OFFLINE is set"
+    assert said == f"error: acme/tiny: {where}: check the spelling, or unset it"
     assert not hub.tokens
 
 
 def test_a_hub_that_is_not_there_says_so(tmp_path: Path) -> None:
     said = resolved(Hub(url="http://127.0.0.1:9"), tmp_path)
     assert "the Hugging Face hub cannot be reached" in said
-    assert "give a local folder" in said
+    assert "check the spelling of a folder" in said

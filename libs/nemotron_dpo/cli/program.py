@@ -25,6 +25,7 @@ def run(command: click.Command, program: str, *, joins_job: bool = False, called
 
     With `joins_job` the process belongs to the job that the environment describes; without, it works alone.
     """
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     collector.collect_rarely()  # until there are tensors
     standard_streams.read_names_as_utf8()
     standard_streams.open_missing()

@@ -28,7 +28,7 @@ def on_batches(settings: LoopSettings, num_pairs: int) -> Iterator[str]:
     batches = settings.batches
     left = num_pairs % batches.size
     if left and settings.num_steps and settings.num_steps >= num_pairs // batches.size:
-        which = "other ones each epoch" if batches.shuffle else "always the last ones"
+        which = "others each time" if batches.shuffle else "always the last ones"
         yield f"{left} of {num_pairs} pairs fill no batch of {batches.size} and are left out of an epoch, {which}"
 
 

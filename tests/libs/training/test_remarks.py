@@ -38,7 +38,7 @@ def test_pairs_that_fill_no_batch():
     for steps, num_pairs, shuffle, expected in (
         (3, 24, True, []),
         (2, 27, True, []),  # not even a whole epoch
-        (3, 27, True, [f"{left}, other ones each epoch"]),
+        (3, 27, True, [f"{left}, others each time"]),
         (3, 27, False, [f"{left}, always the last ones"]),
     ):
         assert list(remarks.on_batches(_settings(steps, shuffle=shuffle), num_pairs)) == expected
