@@ -20,6 +20,8 @@ _ABOUT = {"diverged": r"diverge|collapse", "length": r"length of the run", "data
 
 def headline(run: Run) -> str:
     """What came of it, in a sentence."""
+    if run.measured.made.num_steps and run.is_too_early:
+        return f"{_too_early(run)}."
     said = sentence(run.measured.made)
     return f"{said[0].upper()}{said[1:]}."
 
@@ -45,6 +47,8 @@ def _learned(run: Run) -> Answer:
     held = next((one for one in made.validations if one.last.get("accuracy") is not None), None)
     if first.get("loss") is None or last.get("loss") is None:
         return Answer(question, "No", "bad", "Its loss was not finite at its beginning or its end.")
+    if run.is_too_early:
+        return Answer(question, "Too early to tell", "open", why)
     if made.learned_nothing:
         return Answer(question, "Nothing measurable", "bad", f"{why} That is less than rounding alone moves it.")
     if made.num_steps == 1:
@@ -108,10 +112,12 @@ def advice(run: Run, found: list[Check]) -> Advice:
         return Advice("Train it", "No step was taken.")
     if "right way round" in said:
         return Advice("Look at the pairs", "Chosen and rejected may have changed places.", about="data")
-    if run.measured.made.learned_nothing and isinstance(rate, int | float):
-        return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
     if serious := [alarm for alarm in run.alarms if alarm.get("kind") != "gradient_spike" and alarm.get("remedy")]:
         return Advice("What the guards advise", f"{visible(serious[0]['remedy'])}.".replace("..", "."), about="diverged")
+    if run.is_too_early and "unlearns" not in said:
+        return Advice("Let it take more steps", f"{_too_early(run)}.")
+    if run.measured.made.learned_nothing and isinstance(rate, int | float):
+        return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
     if "unlearns" in said or (last > first and made.num_steps > 1):
         if beta:
             return Advice("A greater beta", "It went too far from the reference.", _beta(max(0.1, 2 * beta)), "diverged")
@@ -130,6 +136,14 @@ def advice(run: Run, found: list[Check]) -> Advice:
             "A greater beta, and compare", "It may do as well nearer to the reference.", _beta(2 * beta), "diverged", False
         )
     return Advice("A lower learning rate, and compare", "It may do as well with less drift.", _half(rate))
+
+
+def _too_early(run: Run) -> str:
+    """How far it came, which is not far enough."""
+    step, planned, state = run.measured.last_step, run.steps_planned, run.given.state
+    of = f" of {planned}" if planned and planned > step else ""
+    ended = f"it was {state} after" if state in ("stopped", "killed") else f"it {state} after" if state == "failed" else "after"
+    return f"Too early to tell: {ended} step {step}{of}"
 
 
 def _beta(value: float) -> str:

@@ -15,6 +15,8 @@ from nemotron_dpo.report.measured import Measured
 from nemotron_dpo.report.pair_log import PairChanges, PairLog, Sightings
 from nemotron_dpo.report.run_folder import METRICS, RunFolder, open_run
 
+_ENOUGH = 0.25  # of the steps that were asked for: what came of fewer may be the warm-up's
+
 
 @dataclass(frozen=True)
 class Run:
@@ -40,6 +42,13 @@ class Run:
         """How many steps were asked for, where that is known."""
         asked = self.given.setting("dpo.max_num_steps")
         return int(asked) if isinstance(asked, int | float) and asked > 0 else None
+
+    @property
+    def is_too_early(self) -> bool:
+        """Whether too few steps were taken to judge them: none is measured, or the run ended long before its end."""
+        made, planned = self.measured.made, self.steps_planned
+        has_ended = self.given.state in ("done", "unknown")
+        return made.is_unmeasured or (not has_ended and planned is not None and made.num_steps < _ENOUGH * planned)
 
     @property
     def alarms(self) -> list[Mapping[str, Any]]:
