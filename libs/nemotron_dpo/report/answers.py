@@ -68,7 +68,9 @@ def _safe(run: Run, found: list[Check]) -> Answer:
     kept = tuple(found)
     if "bad" in marks:
         return Answer(question, "Not as it is", "bad", "This speaks against it:", kept)
-    if not run.measured.made.num_steps or run.measured.validation is None or ("open" in marks and "good" not in marks):
+    made = run.measured.made
+    says_little = not made.num_steps or made.learned_nothing or run.is_too_early or run.measured.validation is None
+    if says_little or ("open" in marks and "good" not in marks):
         return Answer(question, "Cannot be told", "open", "The record does not say enough:", kept)
     if "open" in marks:
         return Answer(question, "Look closer first", "open", "Nothing speaks against it, and not everything for it:", kept)
@@ -116,8 +118,8 @@ def advice(run: Run, found: list[Check]) -> Advice:
         return Advice("What the guards advise", f"{visible(serious[0]['remedy'])}.".replace("..", "."), about="diverged")
     if run.is_too_early and "unlearns" not in said:
         return Advice("Let it take more steps", f"{_too_early(run)}.")
-    if run.measured.made.learned_nothing and isinstance(rate, int | float):
-        return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
+    if made.learned_nothing and (known := _higher_rate(run)) is not None:
+        return known
     if "unlearns" in said or (last > first and made.num_steps > 1):
         if beta:
             return Advice("A greater beta", "It went too far from the reference.", _beta(max(0.1, 2 * beta)), "diverged")
@@ -144,6 +146,19 @@ def _too_early(run: Run) -> str:
     of = f" of {planned}" if planned and planned > step else ""
     ended = f"it was {state} after" if state in ("stopped", "killed") else f"it {state} after" if state == "failed" else "after"
     return f"Too early to tell: {ended} step {step}{of}"
+
+
+def _higher_rate(run: Run) -> Advice | None:
+    """What to do where nothing was learned: a rate that was never reached is not yet too low."""
+    made, rate = run.measured.made, run.given.setting("policy.optimizer.lr")
+    warmup_steps = run.given.setting("policy.scheduler.warmup_steps")
+    warm_up = made.shorter_warm_up(warmup_steps) if isinstance(warmup_steps, int) else None
+    if warm_up is not None:
+        why = f"All of {counted(made.num_steps, 'step')} were warm-up, of {warmup_steps}. More steps or epochs may do as well."
+        return Advice("A shorter warm-up", why, f"policy.scheduler.warmup_steps={warm_up}")
+    if not isinstance(rate, int | float):
+        return None
+    return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
 
 
 def _beta(value: float) -> str:

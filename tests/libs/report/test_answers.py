@@ -14,7 +14,7 @@ from nemotron_dpo.report.evidence import checks
 from nemotron_dpo.report.notes import notes
 from nemotron_dpo.report.run_report import read_run
 from nemotron_dpo.steps.catalogue import manifest
-from support.report_runs import sightings, train_row, usual_rows, validation_row, write_log, write_run
+from support.report_runs import SETTINGS, sightings, train_row, usual_rows, validation_row, write_log, write_run
 
 Rows = list[dict[str, Any]]
 
@@ -33,6 +33,18 @@ def _noisy() -> Rows:
     ]
 
 
+def _ties() -> Rows:
+    """The same, of the validation too: of its pairs one of ten is right, and all others are ties."""
+    noise = {
+        f"validation-default/{name}": value
+        for name, value in (("rewards_chosen_mean", 0.001), ("rewards_rejected_mean", 0.0), ("reward_noise_floor", 0.01))
+    }
+    return [*_noisy(), validation_row(20, 0.693, 0.1) | noise]
+
+
+WARM_UP = {"settings": [*SETTINGS, "policy.scheduler.warmup_steps=50"]}
+
+
 def _worse() -> Rows:
     rows = usual_rows()
     rows[-1]["validation-default/loss"] = 0.6  # it was 0.55 after step 10
@@ -43,6 +55,10 @@ def _worse() -> Rows:
 RUNS: list[tuple[str, Callable[[], Rows], dict[str, Any], tuple[str, str, str, str]]] = [
     ("well", usual_rows, {}, ("Yes", "No objection found", "A greater beta, and compare", "dpo.reference_policy_kl_penalty=0.2")),
     ("noise", _noisy, {}, ("Nothing measurable", "Cannot be told", "Ten times the learning rate", "policy.optimizer.lr=0.0001")),
+    ("ties", _ties, {}, ("Nothing measurable", "Cannot be told", "Ten times the learning rate", "policy.optimizer.lr=0.0001")),
+    ("warm-up", _ties, WARM_UP, ("Nothing measurable", "Cannot be told", "A shorter warm-up", "policy.scheduler.warmup_steps=2")),
+    ("shorter warm-up", _ties, {"settings": [*SETTINGS, "policy.scheduler.warmup_steps=19"]},
+     ("Nothing measurable", "Cannot be told", "Ten times the learning rate", "policy.optimizer.lr=0.0001")),
     ("turned", _worse, {}, ("Yes", "Not as it is", "Fewer steps", "dpo.max_num_steps=10")),
     ("rising", lambda: [train_row(s, 0.7 + s / 50) for s in range(1, 21)], {}, ("No", "Cannot be told", "A greater beta", "dpo.reference_policy_kl_penalty=0.2")),
     ("wrong way round", lambda: _held_accuracy(0.1), {}, ("Only what it saw", "Not as it is", "Look at the pairs", "")),
@@ -62,6 +78,12 @@ def test_three_answers(
     run = read_run(write_run(tmp_path / "run", rows(), **facts))
     learned, safe, following = answers(run)
     assert (learned.answer, safe.answer, following.answer, "".join(following.commands)) == wanted
+
+
+def test_ties_are_not_called_wrong(tmp_path: Path) -> None:
+    said = _texts(write_run(tmp_path / "run", _ties()))
+    assert "open Rounding alone may make the margins" in said
+    assert "tossing a coin" not in said
 
 
 def test_without_a_beta_the_rate_is_halved(tmp_path: Path) -> None:
