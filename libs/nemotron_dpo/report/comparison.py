@@ -68,7 +68,7 @@ def _answers(runs: Sequence[Run], names: Sequence[str], verdict: Verdict) -> tup
         checks=against,
     )
     return (
-        Answer("Which is best?", verdict.best or "Cannot be told", "good" if verdict.is_sure else "open", verdict.why),
+        Answer("Which is best?", verdict.best or verdict.otherwise, "good" if verdict.is_sure else "open", verdict.why),
         Answer("How likely is that chance?", verdict.chance, "good" if verdict.is_sure else "open", verdict.how),
         safe,
     )
