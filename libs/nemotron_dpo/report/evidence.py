@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from nemotron_dpo.report.bootstrap import share_interval
 from nemotron_dpo.report.document import Check
 from nemotron_dpo.report.pair_log import correlation
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, held_accuracy
 from nemotron_dpo.report.visible import number, percent, visible
 
 UNLEARNED = -0.5  # nats a token: the chosen responses are then 0.6 times as probable, token by token
@@ -79,12 +78,11 @@ def _held_out(run: Run) -> Iterator[Check]:
     if run.measured.made.learned_nothing:  # a margin within rounding counts as wrong
         yield Check("open", "Rounding alone may make the margins: how many held-out pairs are right says nothing of training.")
         return
-    pairs = run.measured.sets[name].get("num_valid_samples")
-    if pairs is None or pairs.last < 1 or not 0 <= accuracy.last <= 1:
+    if (recorded := held_accuracy(run)) is None:
         return
-    share = share_interval(round(accuracy.last * pairs.last), int(pairs.last))
+    share, count = recorded
     said = (
-        f"{percent(share.mean)} of {int(pairs.last):,} held-out pairs are right (95 % interval {percent(share.low)} to "
+        f"{percent(share.mean)} of {count:,} held-out pairs are right (95 % interval {percent(share.low)} to "
         f"{percent(share.high)})"
     )
     if share.low > 0.5:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nemotron_dpo.report import measured, pair_log
-from nemotron_dpo.report.bootstrap import Interval, interval
+from nemotron_dpo.report.bootstrap import Interval, interval, share_interval
 from nemotron_dpo.report.measured import Measured
 from nemotron_dpo.report.pair_log import PairChanges, PairLog, Sightings
 from nemotron_dpo.report.run_folder import METRICS, RunFolder, open_run
@@ -70,12 +70,26 @@ def read_run(folder: str | Path) -> Run:
     return Run(given, curves, log, _finite(log.change()) if log else None)
 
 
+def held_accuracy(run: Run) -> tuple[Interval, int] | None:
+    """The last accuracy of the validation set that answers are read from, and of how many pairs; None without a record."""
+    values = run.measured.sets.get(run.measured.validation or "", {})
+    accuracy, pairs = values.get("accuracy"), values.get("num_valid_samples")
+    if accuracy is None or pairs is None or pairs.last < 1 or not 0 <= accuracy.last <= 1:
+        return None
+    return share_interval(round(accuracy.last * pairs.last), int(pairs.last)), int(pairs.last)
+
+
 def final_intervals(run: Run) -> dict[str, Interval]:
-    """Accuracy, margin and loss of the last validation over its pairs, with their intervals; empty without pairs."""
+    """Accuracy, margin and loss of the last validation over its pairs, with their intervals; empty without pairs.
+
+    The accuracy is that of the record, which counts a margin within rounding as wrong; without one that of the pairs.
+    """
     final = run.final
     if final is None:
         return {}
-    found = {"accuracy": interval((final.margin > 0).astype(float)), "margin": interval(final.margin)}
+    recorded = held_accuracy(run)
+    accuracy = recorded[0] if recorded else share_interval(int((final.margin > 0).sum()), len(final))
+    found = {"accuracy": accuracy, "margin": interval(final.margin)}
     return found | ({"loss": interval(final.loss)} if np.isfinite(final.loss).all() else {})
 
 

@@ -78,7 +78,11 @@ def first_and_last(run: Run) -> Grid:
             ends_of = _ends_of(intervals.get(metric))
             rows.append((label, *(number(value) for value in values), *((ends_of,) if held and intervals else ())))
     return Grid(
-        head, tuple(rows), "Intervals: 95 %, by drawing the held-out pairs again (bootstrap)." if intervals and held else ""
+        head,
+        tuple(rows),
+        "Intervals: 95 %, by drawing the held-out pairs again (bootstrap); that of the accuracy is Wilson's."
+        if intervals and held
+        else "",
     )
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from nemotron_dpo.report.answers import advice, answers
+from nemotron_dpo.report.comparison import page
 from nemotron_dpo.report.evidence import checks
 from nemotron_dpo.report.notes import notes
 from nemotron_dpo.report.run_report import read_run
+from nemotron_dpo.report.single import first_and_last
 from nemotron_dpo.steps.catalogue import manifest
 from support.report_runs import SETTINGS, sightings, train_row, usual_rows, validation_row, write_log, write_run
 
@@ -139,6 +141,18 @@ def test_other_signs(tmp_path: Path) -> None:
     ):
         assert line in said
     assert "good 75 % of 64 held-out pairs are right (95 % interval 63 % to 84 %)" in said
+
+
+def test_an_accuracy_has_one_interval_on_the_page(tmp_path: Path) -> None:
+    """64 of 64 pairs are right; by hand the interval begins at 64 / (64 + 3.8415) = 0.943."""
+    run = write_run(tmp_path / "run", _held_accuracy(1.0))
+    write_log(run, [sightings(step, "validation-default", [float(step)] * 64) for step in (0, 20)])
+    assert "100 % of 64 held-out pairs are right (95 % interval 94 % to 100 %)" in _texts(run)
+    known = read_run(run)
+    rows = {row[0]: row for row in first_and_last(known).rows}
+    assert rows["accuracy"][-1] == "0.943 to 1.000"
+    compared = page([known, known]).figures_first.rows
+    assert [row[3] for row in compared] == ["1.0000 (0.943 to 1.000)"] * 2
 
 
 def test_notes_are_those_that_the_run_gives_reason_for(tmp_path: Path) -> None:
