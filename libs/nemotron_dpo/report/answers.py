@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from nemotron_dpo.outcome import margin, sentence
 from nemotron_dpo.report.document import Answer, Check
-from nemotron_dpo.report.evidence import checks
+from nemotron_dpo.report.evidence import checks, is_no_test
 from nemotron_dpo.report.run_folder import typed
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.visible import counted, number, percent, visible
 from nemotron_dpo.steps.catalogue import manifest
 
@@ -56,7 +56,7 @@ def _learned(run: Run) -> Answer:
     if last.get("loss", 0) >= first.get("loss", 0):
         return Answer(question, "No", "bad", f"{why} It did not fall.")
     if held is not None and margin(held.last):
-        why += f" On held-out pairs it is right in {percent(held.last['accuracy'])}."
+        why += f" Of {what_pairs(run)} pairs it is right in {percent(held.last['accuracy'])}."
         if held.last["accuracy"] <= 0.5:
             return Answer(question, "Only what it saw", "bad", why)
     return Answer(question, "Yes", "good", why)
@@ -126,7 +126,7 @@ def advice(run: Run, found: list[Check]) -> Advice:
         return Advice("A lower learning rate", "It went too far.", _half(rate), "diverged")
     if turned is not None:
         return Advice("Fewer steps", "Later ones made the validation worse.", f"dpo.max_num_steps={turned.best_step}", "length")
-    if run.measured.validation is None:
+    if run.measured.validation is None or is_no_test(run):
         hold = "data.validation.prompt_file=HELD_OUT.jsonl"
         return Advice("Hold pairs out", "Without them nothing says when to stop.", hold, "length")
     if "learned length" in said:

@@ -34,7 +34,7 @@ def changed_section(run: Run, scores: Path | None, *, with_text: bool) -> Sectio
     remarks += (f"Of {plain} of these pairs no token is coloured: the page would be too large.",) if plain else ()
     remarks += _of_tokens(pairs, scores, with_text=with_text)
     lead = (
-        f"Pairs {where(change.split)}. Open one to read it; texts are cut where they are long, and what is invisible in "
+        f"Pairs {where(run, change.split)}. Open one to read it; texts are cut where they are long, and what is invisible in "
         "them is spelled out."
     )
     return Section("changed", heading, lead, listing=Listing(pairs, kinds, remarks))

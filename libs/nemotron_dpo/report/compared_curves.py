@@ -8,7 +8,7 @@ from nemotron_dpo.report.document import Curve, Figure, Section
 from nemotron_dpo.report.drawing import NUM_RUN_INKS
 from nemotron_dpo.report.measured import Series
 from nemotron_dpo.report.plots import lines, smooth
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.training_section import said_of
 
 
@@ -18,7 +18,8 @@ def curves_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
     figures: list[Figure | None] = []
     for metric, title, form in _HELD:
         curves = [curve for n, (run, name) in named if (curve := _held(run, name, n, metric)) is not None]
-        figures.append(lines(f"validation-{metric}", title, "Of held-out pairs.", said_of(title, curves), curves, form=form))
+        caption = f"Of {what_pairs(*runs)} pairs."
+        figures.append(lines(f"validation-{metric}", title, caption, said_of(title, curves), curves, form=form))
     for metric, title, caption, form in _TRAINED:
         curves = [curve for n, (run, name) in named for curve in _train(run, name, n, metric)]
         log = metric == "grad_norm"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemotron_dpo.report.bootstrap import chance_of_worse
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.settings_diff import keys_that_differ
 from nemotron_dpo.report.visible import counted, number, percent
 
@@ -43,7 +43,7 @@ def best(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
     means = sign * values_RP.mean(axis=1)
     order = np.argsort(-means, kind="stable")
     shown = [percent(float(v)) if metric == "accuracy" else number(float(v)) for v in values_RP.mean(axis=1)]
-    count = counted(values_RP.shape[1], "held-out pair")
+    count = counted(values_RP.shape[1], f"{what_pairs(*runs)} pair")
     first, second = int(order[0]), int(order[1])
     if means[first] == means[second]:
         equal = [name for name, mean in zip(names, means, strict=True) if mean == means[first]]
@@ -114,7 +114,7 @@ def _by_records(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
         next((one.last.get(metric) for one in run.measured.made.validations), None) if _is_validated(run) else None
         for run in runs
     ]
-    how = "Chance cannot be told: for that all runs need pairs_log.arrow, with held-out pairs that they share."
+    how = "Chance cannot be told: for that all runs need pairs_log.arrow, with validation pairs that they share."
     if any(value is None for value in lasts):
         why = "Not all of them were validated, and losses of training are of pairs that each of them knows."
         return Verdict(None, f"{len(runs)} runs, side by side.", why, "Cannot be told", how)

@@ -38,6 +38,11 @@ class Run:
         return last if np.isfinite(last.margin).all() else None
 
     @property
+    def trained_on(self) -> tuple[int, int]:
+        """Of the pairs of that set, how many are trained on as well, of how many."""
+        return self.given.trained_on(self.measured.validation or "")
+
+    @property
     def steps_planned(self) -> int | None:
         """How many steps were asked for, where that is known."""
         asked = self.given.setting("dpo.max_num_steps")
@@ -68,6 +73,11 @@ def read_run(folder: str | Path) -> Run:
     curves = measured.read(given.folder / METRICS, is_young=bool(given.facts))
     log = pair_log.read(given.folder)
     return Run(given, curves, log, _finite(log.change()) if log else None)
+
+
+def what_pairs(*runs: Run) -> str:
+    """What pairs of validation are called: held out they are only where none is known to be trained on as well."""
+    return "validation" if any(run.trained_on[0] for run in runs) else "held-out"
 
 
 def held_accuracy(run: Run) -> tuple[Interval, int] | None:

@@ -1,9 +1,9 @@
 """run.json: how a run stands, and what it is, for whoever looks into its folder while it runs or long after.
 
 `status` is `running`, `done`, `stopped` (by a signal, the time limit or dpo.on_divergence) or `failed`; `reason` says by what.
-`alarms` has what the guards said: kind, step, pairs, what to try, and the last step that was
-good. A process that was killed leaves `running`: `host`, `pid` and `process` say whom to look for, and the run that goes on
-from there lists it under `earlier` as `killed`.
+`alarms` has what the guards said: kind, step, pairs, what to try, and the last step that was good. `validation` has the number
+of pairs of each set, and how many of them are trained on as well. A process that was killed leaves `running`: `host`, `pid` and
+`process` say whom to look for, and the run that goes on from there lists it under `earlier` as `killed`.
 """
 
 from __future__ import annotations
