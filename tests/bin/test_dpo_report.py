@@ -12,6 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nemotron_dpo.report import comparison, single
+from nemotron_dpo.report.html import html
+from nemotron_dpo.report.markdown import markdown
+from nemotron_dpo.report.run_report import read_run
+from nemotron_dpo.report.terminal import terminal
 from support import programs, report_runs
 from support.report_runs import sightings, train_row, usual_rows, validation_row, write_log, write_run
 
@@ -218,6 +223,18 @@ def test_names_of_runs_that_differ_in_their_ends_are_whole_on_the_terminal(tmp_p
     lines = programs.check(PROGRAM, *names, "--terminal", cwd=tmp_path).stdout.decode().splitlines()
     for name in names:
         assert any(name in line and " -> " in line for line in lines), name
+
+
+ON_PAGE = ("Point at a plot", "arrow keys", "Grey is", "Open a pair")
+
+
+def test_text_does_not_tell_how_to_read_the_page(tmp_path: Path) -> None:
+    run = read_run(_logged(tmp_path / "run"))
+    alone, compared = single.page(run), comparison.page([run, run])
+    assert [words for words in ON_PAGE if words not in html(alone)] == []
+    assert "arrow keys" in html(compared)
+    for page in (alone, compared):
+        assert [words for words in ON_PAGE if words in markdown(page) + terminal(page)] == []
 
 
 def test_titles_on_the_terminal_are_whole_and_said_once(tmp_path: Path) -> None:

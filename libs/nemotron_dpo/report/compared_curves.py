@@ -25,9 +25,9 @@ def curves_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
         log = metric == "grad_norm"
         figures.append(lines(f"train-{metric}", title, caption, said_of(title, curves), curves, log=log, form=form))
     more = f" Colours repeat after {NUM_RUN_INKS} runs." if len(runs) > NUM_RUN_INKS else ""
-    lead = f"Point at a plot, or tab to it and use the arrow keys, to read values by run.{more}"
+    how = f"Point at a plot, or tab to it and use the arrow keys, to read values by run.{more}"
     shown, legend = tuple(figure for figure in figures if figure is not None), tuple((_ink(n), name) for n, (_, name) in named)
-    return Section("training", "Curves over each other", lead, shown, legend=legend)
+    return Section("training", "Curves over each other", figures=shown, legend=legend, on_page=how)
 
 
 _HELD = (("loss", "Validation loss", None), ("accuracy", "Validation accuracy", ".0%"))
