@@ -157,7 +157,7 @@ def _initial_policy(run: RunConfig, named: str) -> ModelSource:
 def _settings(run: RunConfig, pairs: wiring.OpenPairs, *, strict: bool) -> LoopSettings:
     """The loop's settings on this data; what may surprise in them is said."""
     settings = wiring.settings(run, pairs.train, pairs.sets)
-    _warn(wiring.remarks(run, pairs.train, pairs.sets, settings), strict=strict)
+    _warn(wiring.remarks(run, pairs, settings), strict=strict)
     return settings
 
 
@@ -192,7 +192,7 @@ def _train(
     trainable = wiring.open_trainable(run, policy, resumed)
     keep_freed_memory()
     collector.collect_as_usual()
-    recorded = wiring.recorded(run, run_dir, policy, pairs.files, done, SAY) if cli.is_first_rank() else None
+    recorded = wiring.recorded(run, run_dir, policy, pairs, done, SAY) if cli.is_first_rank() else None
     with _signals_noted(checkpoints) as terminated, wiring.blamed(run.dpo.own_objective):
         stop = Stop(save_by, terminated)
         train(

@@ -30,6 +30,7 @@ ALLOWED = {
     "progress": {"standard_streams"},
     "terminal_text": set(),
     "outcome": set(),
+    "wilson": set(),
     "torchrun": {"errors", "parent"},
     "cli": {
         "collector",
@@ -67,6 +68,7 @@ ALLOWED = {
         "streams",
         "sources",
         "errors",
+        "wilson",
     },
     "objective": set(),
     "kernels": {"errors", "paths"},
@@ -103,7 +105,7 @@ ALLOWED = {
         "objective",
         "checkpoint",
     },
-    "report": {"documents", "errors", "outcome", "run_state", "step_folders", "streams", "steps"},
+    "report": {"documents", "errors", "outcome", "run_state", "step_folders", "streams", "steps", "wilson"},
     "model_card": {"documents", "errors", "machine_errors", "run_state", "step_folders"},
     "jobs": {"documents", "errors", "outcome", "run_state", "steps"},
     "steps": {

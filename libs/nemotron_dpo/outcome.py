@@ -76,6 +76,10 @@ class Outcome:
         later = [one.last for one in self.validations if one.last_step and margin(one.last) is not None]
         return not self.is_unmeasured and all(map(is_noise, (self.ends.last, *later)))
 
+    def shorter_warm_up(self, warmup_steps: int) -> int | None:
+        """A tenth of the steps, where a warm-up of `warmup_steps` took all of them; else None."""
+        return self.num_steps // 10 if 0 < self.num_steps <= warmup_steps else None
+
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of metrics.jsonl; empty where the file does not exist. A line that a crash cut short is skipped."""

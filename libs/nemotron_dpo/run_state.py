@@ -41,6 +41,8 @@ def _read(path: Path) -> bytes:
 def state_of(facts: Mapping[str, Any]) -> str:
     """`running`, `done`, `stopped`, `failed`, `killed`, or `unknown` where nothing says it."""
     said = str(facts.get("status", "unknown"))
+    if said == "failed" and facts.get("reason") == "KeyboardInterrupt":  # so versions before this one called Ctrl-C
+        return "stopped"
     return "killed" if said == "running" and not is_alive(facts) else said
 
 

@@ -12,6 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nemotron_dpo.report import comparison, single
+from nemotron_dpo.report.html import html
+from nemotron_dpo.report.markdown import markdown
+from nemotron_dpo.report.run_report import read_run
+from nemotron_dpo.report.terminal import terminal
 from support import programs, report_runs
 from support.report_runs import sightings, train_row, usual_rows, validation_row, write_log, write_run
 
@@ -49,15 +54,18 @@ def test_a_page_is_one_file_that_names_no_address(tmp_path: Path) -> None:
     assert set(re.findall(r"https?://[\w./]+", page)) <= {"http://www.w3.org/2000/svg"}
 
 
+NOISE = train_row(1, math.log(2), reward_noise_floor=0.01)
 # How a run is left -> words of its page, and words that must not be there.
 STATES: list[tuple[str, list[dict[str, Any]], dict[str, Any], list[str], list[str]]] = [
     ("finished", usual_rows(), {}, ["done after step 20 of 20", "No objection found", "beta 0.1"], ["still runs"]),
     ("going on", usual_rows()[:8], {"status": "running", "pid": os.getpid(), **HERE}, ["It still runs", "after step 7"], ["was killed"]),
     ("killed", usual_rows()[:8], {"status": "running", "pid": 2**22 + 1, **HERE}, ["It was killed after step 7", "Not as it is"], []),
     ("stopped", usual_rows(), {"status": "stopped", "reason": "SIGTERM"}, ["It was stopped after step 20 (SIGTERM)"], []),
+    ("stopped early", [validation_row(0, 0.7, 0.0), NOISE], {"status": "stopped", "reason": "SIGINT"}, ["Too early to tell: it was stopped after step 1 of 20", "stopped after step 1 of 20", "Let it take more steps"], ["learning rate</", "failed"]),
+    ("stopped, of an earlier version", [NOISE, {**NOISE, "step": 2}], {"status": "failed", "reason": "KeyboardInterrupt"}, ["It was stopped after step 2 (KeyboardInterrupt)", "Let it take more steps"], ["failed", "Ten times"]),
     ("failed", usual_rows(), {"status": "failed", "reason": "<b>NaN</b>"}, ["It failed after step 20 (&lt;b&gt;NaN&lt;/b&gt;)"], []),
     ("not validated", [r for r in usual_rows() if "train/loss" in r], {}, ["No pairs were held out", "Hold pairs out"], []),
-    ("of one step", [train_row(1, math.log(2))], {}, ["One step tells little"], []),
+    ("of one step", [train_row(1, math.log(2))], {}, ["Too early to tell"], []),
     ("not yet trained", [], {"status": "running", "pid": os.getpid(), **HERE}, ["No training step is on record"], []),
     ("validated only", [validation_row(0, 0.7, 0.0)], {}, ["No training step is on record"], []),
     ("not finite", [train_row(1, 0.7), train_row(2, 0.6), {"step": 3, "train/loss": None}], {}, ["Its loss was not finite at its beginning or its end."], []),
@@ -215,6 +223,18 @@ def test_names_of_runs_that_differ_in_their_ends_are_whole_on_the_terminal(tmp_p
     lines = programs.check(PROGRAM, *names, "--terminal", cwd=tmp_path).stdout.decode().splitlines()
     for name in names:
         assert any(name in line and " -> " in line for line in lines), name
+
+
+ON_PAGE = ("Point at a plot", "arrow keys", "Grey is", "Open a pair")
+
+
+def test_text_does_not_tell_how_to_read_the_page(tmp_path: Path) -> None:
+    run = read_run(_logged(tmp_path / "run"))
+    alone, compared = single.page(run), comparison.page([run, run])
+    assert [words for words in ON_PAGE if words not in html(alone)] == []
+    assert "arrow keys" in html(compared)
+    for page in (alone, compared):
+        assert [words for words in ON_PAGE if words in markdown(page) + terminal(page)] == []
 
 
 def test_titles_on_the_terminal_are_whole_and_said_once(tmp_path: Path) -> None:

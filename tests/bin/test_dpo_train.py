@@ -312,6 +312,8 @@ def test_validation_sets_are_files_or_named_files(scored: Path, llama: Path, tmp
         f"dpo-train: warning: validation set more has 24 {product}",
         *(f"dpo-train: warning: 24 of the 24 pairs of validation set {name} {seen}" for name in ("default", "more")),
     ]
+    known = orjson.loads((tmp_path / "run" / "run.json").read_bytes())
+    assert known["validation"] == {name: {"pairs": 24, "trained_on": 24} for name in ("default", "more")}
     done = run("dpo-train", *arguments, "--validation", "name=")
     assert error_line(done, "dpo-train").startswith("--validation name=: is neither a file nor NAME=FILE")
     assert done.returncode == 2

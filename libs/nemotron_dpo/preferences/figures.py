@@ -56,12 +56,12 @@ def figures(pairs: Pairs, policy: InOrder, base: InOrder | None) -> dict[str, Ra
         margins_P, rounding_P = margins_P - (base.sums_2P[0] - base.sums_2P[1]), rounding(counts_2P)
     right_P = (margins_P > rounding_P).astype(np.float64)
     name = "logp" if base is None else "reward"
-    found = {("logp_accuracy" if base is None else "accuracy"): Ratio(right_P, ones_P)}
+    found = {("logp_accuracy" if base is None else "accuracy"): Ratio(right_P, ones_P, is_share=True)}
     found[f"{name}_margin_mean"] = Ratio(margins_P, ones_P)
     for side, label in enumerate(("chosen", "rejected") if base is not None else ()):
         found[f"kl_{label}_per_token"] = Ratio(_kl(policy, base, side), counts_2P[side].astype(np.float64))  # type: ignore[arg-type] - there is a base
     for label, has_P in (*_by_length(counts_2P.max(0)).items(), *_by_source(pairs).items()):
-        found[label] = Ratio(right_P * has_P, has_P.astype(np.float64))
+        found[label] = Ratio(right_P * has_P, has_P.astype(np.float64), is_share=True)
     return found
 
 

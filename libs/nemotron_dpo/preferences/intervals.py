@@ -1,4 +1,5 @@
 """How well figures of held-out pairs are known: bootstrap intervals over pairs (Efron 1979), also of paired differences.
+A share of pairs alone, as an accuracy is, has Wilson's.
 
 Pairs are drawn with replacement, so a pair's tokens and both its responses stay together. Each figure is a ratio of two sums
 over pairs: an accuracy counts right pairs and pairs, a mean per token sums values and tokens. Two checkpoints that are
@@ -14,16 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemotron_dpo.wilson import interval_of_share
+
 RESAMPLES, SEED = 1000, 0
 _PERCENT = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure as a ratio of two sums over pairs, each float64 [P]."""
+    """A figure as a ratio of two sums over pairs, each float64 [P]; of a share, ones and zeros: is it a hit, does it count."""
 
     top: np.ndarray
     bottom: np.ndarray
+    is_share: bool = False
 
     @property
     def value(self) -> float:
@@ -57,8 +61,14 @@ def interval(values_B: np.ndarray) -> list[float] | None:
 
 
 def intervals(figures: Mapping[str, Ratio]) -> dict[str, list[float] | None]:
-    """The interval of each figure."""
-    return {name: interval(values) for name, values in resampled(figures).items()}
+    """The interval of each figure: Wilson's of a share, else that of the bootstrap."""
+    drawn = resampled({name: figure for name, figure in figures.items() if not figure.is_share})
+    return {name: interval(drawn[name]) if name in drawn else _of_share(figure) for name, figure in figures.items()}
+
+
+def _of_share(figure: Ratio) -> list[float] | None:
+    count = int(figure.bottom.sum())
+    return list(interval_of_share(int(figure.top.sum()), count)) if count else None
 
 
 def difference(ours: Mapping[str, Ratio], theirs: Mapping[str, Ratio]) -> dict[str, tuple[float, list[float] | None]]:

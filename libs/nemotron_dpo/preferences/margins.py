@@ -4,8 +4,9 @@ python -m nemotron_dpo.preferences.margins POLICY.arrow [--reference REFERENCE.a
     -o SCORES.json
 
 All files are joined on pair_id. Without a reference, log-probs of the policy alone are compared. Another policy's figures
-are subtracted from this one's, pair by pair. Figures have 95 % bootstrap intervals over pairs. The pairs whose margins changed
-most, against the other policy where there is one, else against the reference, are told with their texts.
+are subtracted from this one's, pair by pair. Figures have 95 % intervals over pairs: accuracies Wilson's, others the
+bootstrap's. The pairs whose margins changed most, against the other policy where there is one, else against the reference,
+are told with their texts.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from nemotron_dpo.outcome import margin, sentence
 from nemotron_dpo.report.document import Answer, Check
-from nemotron_dpo.report.evidence import checks
+from nemotron_dpo.report.evidence import checks, is_no_test
 from nemotron_dpo.report.run_folder import typed
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.visible import counted, number, percent, visible
 from nemotron_dpo.steps.catalogue import manifest
 
@@ -20,6 +20,8 @@ _ABOUT = {"diverged": r"diverge|collapse", "length": r"length of the run", "data
 
 def headline(run: Run) -> str:
     """What came of it, in a sentence."""
+    if run.measured.made.num_steps and run.is_too_early:
+        return f"{_too_early(run)}."
     said = sentence(run.measured.made)
     return f"{said[0].upper()}{said[1:]}."
 
@@ -45,6 +47,8 @@ def _learned(run: Run) -> Answer:
     held = next((one for one in made.validations if one.last.get("accuracy") is not None), None)
     if first.get("loss") is None or last.get("loss") is None:
         return Answer(question, "No", "bad", "Its loss was not finite at its beginning or its end.")
+    if run.is_too_early:
+        return Answer(question, "Too early to tell", "open", why)
     if made.learned_nothing:
         return Answer(question, "Nothing measurable", "bad", f"{why} That is less than rounding alone moves it.")
     if made.num_steps == 1:
@@ -52,7 +56,7 @@ def _learned(run: Run) -> Answer:
     if last.get("loss", 0) >= first.get("loss", 0):
         return Answer(question, "No", "bad", f"{why} It did not fall.")
     if held is not None and margin(held.last):
-        why += f" On held-out pairs it is right in {percent(held.last['accuracy'])}."
+        why += f" Of {what_pairs(run)} pairs it is right in {percent(held.last['accuracy'])}."
         if held.last["accuracy"] <= 0.5:
             return Answer(question, "Only what it saw", "bad", why)
     return Answer(question, "Yes", "good", why)
@@ -64,7 +68,9 @@ def _safe(run: Run, found: list[Check]) -> Answer:
     kept = tuple(found)
     if "bad" in marks:
         return Answer(question, "Not as it is", "bad", "This speaks against it:", kept)
-    if not run.measured.made.num_steps or run.measured.validation is None or ("open" in marks and "good" not in marks):
+    made = run.measured.made
+    says_little = not made.num_steps or made.learned_nothing or run.is_too_early or run.measured.validation is None
+    if says_little or ("open" in marks and "good" not in marks):
         return Answer(question, "Cannot be told", "open", "The record does not say enough:", kept)
     if "open" in marks:
         return Answer(question, "Look closer first", "open", "Nothing speaks against it, and not everything for it:", kept)
@@ -108,17 +114,19 @@ def advice(run: Run, found: list[Check]) -> Advice:
         return Advice("Train it", "No step was taken.")
     if "right way round" in said:
         return Advice("Look at the pairs", "Chosen and rejected may have changed places.", about="data")
-    if run.measured.made.learned_nothing and isinstance(rate, int | float):
-        return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
     if serious := [alarm for alarm in run.alarms if alarm.get("kind") != "gradient_spike" and alarm.get("remedy")]:
         return Advice("What the guards advise", f"{visible(serious[0]['remedy'])}.".replace("..", "."), about="diverged")
+    if run.is_too_early and "unlearns" not in said:
+        return Advice("Let it take more steps", f"{_too_early(run)}.")
+    if made.learned_nothing and (known := _higher_rate(run)) is not None:
+        return known
     if "unlearns" in said or (last > first and made.num_steps > 1):
         if beta:
             return Advice("A greater beta", "It went too far from the reference.", _beta(max(0.1, 2 * beta)), "diverged")
         return Advice("A lower learning rate", "It went too far.", _half(rate), "diverged")
     if turned is not None:
         return Advice("Fewer steps", "Later ones made the validation worse.", f"dpo.max_num_steps={turned.best_step}", "length")
-    if run.measured.validation is None:
+    if run.measured.validation is None or is_no_test(run):
         hold = "data.validation.prompt_file=HELD_OUT.jsonl"
         return Advice("Hold pairs out", "Without them nothing says when to stop.", hold, "length")
     if "learned length" in said:
@@ -130,6 +138,27 @@ def advice(run: Run, found: list[Check]) -> Advice:
             "A greater beta, and compare", "It may do as well nearer to the reference.", _beta(2 * beta), "diverged", False
         )
     return Advice("A lower learning rate, and compare", "It may do as well with less drift.", _half(rate))
+
+
+def _too_early(run: Run) -> str:
+    """How far it came, which is not far enough."""
+    step, planned, state = run.measured.last_step, run.steps_planned, run.given.state
+    of = f" of {planned}" if planned and planned > step else ""
+    ended = f"it was {state} after" if state in ("stopped", "killed") else f"it {state} after" if state == "failed" else "after"
+    return f"Too early to tell: {ended} step {step}{of}"
+
+
+def _higher_rate(run: Run) -> Advice | None:
+    """What to do where nothing was learned: a rate that was never reached is not yet too low."""
+    made, rate = run.measured.made, run.given.setting("policy.optimizer.lr")
+    warmup_steps = run.given.setting("policy.scheduler.warmup_steps")
+    warm_up = made.shorter_warm_up(warmup_steps) if isinstance(warmup_steps, int) else None
+    if warm_up is not None:
+        why = f"All of {counted(made.num_steps, 'step')} were warm-up, of {warmup_steps}. More steps or epochs may do as well."
+        return Advice("A shorter warm-up", why, f"policy.scheduler.warmup_steps={warm_up}")
+    if not isinstance(rate, int | float):
+        return None
+    return Advice("Ten times the learning rate", "At this one nothing was learned.", f"policy.optimizer.lr={10 * rate:g}")
 
 
 def _beta(value: float) -> str:

@@ -1,11 +1,15 @@
-"""How sure a mean over pairs is: by drawing the pairs again, with replacement (Efron's bootstrap, percentile intervals)."""
+"""How sure a mean over pairs is: by drawing the pairs again, with replacement (Efron's bootstrap, percentile intervals).
+
+A share of right pairs has Wilson's interval instead.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
+
+from nemotron_dpo.wilson import interval_of_share
 
 _DRAWS, _FEWEST = 2000, 400  # of many pairs fewer draws say as much: their means are almost normal
 _WORK = 40_000_000  # pairs drawn in all, about
@@ -51,8 +55,5 @@ def chance_of_worse(difference_P: np.ndarray) -> float:
 
 
 def share_interval(hits: int, count: int) -> Interval:
-    """A share of `count` pairs, with Wilson's interval: it is right for few pairs, and for all or none of them too."""
-    z, share, size = 1.959964, hits / count, float(count)  # as an integer twice as many may be more than a float can be
-    middle = (share + z * z / (2 * size)) / (1 + z * z / size)
-    half = z * sqrt(share * (1 - share) / size + z * z / (4 * size * size)) / (1 + z * z / size)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    """A share of `count` pairs, with Wilson's interval."""
+    return Interval(hits / count, *interval_of_share(hits, count))

@@ -33,11 +33,9 @@ def changed_section(run: Run, scores: Path | None, *, with_text: bool) -> Sectio
     remarks = found.remarks if with_text else ("Texts are left out, as was asked for.",)
     remarks += (f"Of {plain} of these pairs no token is coloured: the page would be too large.",) if plain else ()
     remarks += _of_tokens(pairs, scores, with_text=with_text)
-    lead = (
-        f"Pairs {where(change.split)}. Open one to read it; texts are cut where they are long, and what is invisible in "
-        "them is spelled out."
-    )
-    return Section("changed", heading, lead, listing=Listing(pairs, kinds, remarks))
+    lead = f"Pairs {where(run, change.split)}. Texts are cut where they are long, and what is invisible in them is spelled out."
+    listing = Listing(pairs, kinds, remarks)
+    return Section("changed", heading, lead, listing=listing, on_page="Open a pair to read it.")
 
 
 def _of_tokens(pairs: tuple[ListedPair, ...], scores: Path | None, *, with_text: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from nemotron_dpo.report.document import Curve, Figure, Section
 from nemotron_dpo.report.drawing import NUM_RUN_INKS
 from nemotron_dpo.report.measured import Series
 from nemotron_dpo.report.plots import lines, smooth
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.training_section import said_of
 
 
@@ -18,15 +18,16 @@ def curves_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
     figures: list[Figure | None] = []
     for metric, title, form in _HELD:
         curves = [curve for n, (run, name) in named if (curve := _held(run, name, n, metric)) is not None]
-        figures.append(lines(f"validation-{metric}", title, "Of held-out pairs.", said_of(title, curves), curves, form=form))
+        caption = f"Of {what_pairs(*runs)} pairs."
+        figures.append(lines(f"validation-{metric}", title, caption, said_of(title, curves), curves, form=form))
     for metric, title, caption, form in _TRAINED:
         curves = [curve for n, (run, name) in named for curve in _train(run, name, n, metric)]
         log = metric == "grad_norm"
         figures.append(lines(f"train-{metric}", title, caption, said_of(title, curves), curves, log=log, form=form))
     more = f" Colours repeat after {NUM_RUN_INKS} runs." if len(runs) > NUM_RUN_INKS else ""
-    lead = f"Point at a plot, or tab to it and use the arrow keys, to read values by run.{more}"
+    how = f"Point at a plot, or tab to it and use the arrow keys, to read values by run.{more}"
     shown, legend = tuple(figure for figure in figures if figure is not None), tuple((_ink(n), name) for n, (_, name) in named)
-    return Section("training", "Curves over each other", lead, shown, legend=legend)
+    return Section("training", "Curves over each other", figures=shown, legend=legend, on_page=how)
 
 
 _HELD = (("loss", "Validation loss", None), ("accuracy", "Validation accuracy", ".0%"))

@@ -11,7 +11,7 @@ from nemotron_dpo.report.document import Answer, Check, Grid, Note, Page, Sectio
 from nemotron_dpo.report.evidence import checks
 from nemotron_dpo.report.origin_section import origin_section
 from nemotron_dpo.report.ranking import Verdict, best
-from nemotron_dpo.report.run_report import Run, final_intervals
+from nemotron_dpo.report.run_report import Run, final_intervals, what_pairs
 from nemotron_dpo.report.settings_diff import differing
 from nemotron_dpo.report.single import status
 from nemotron_dpo.report.visible import counted, number, visible
@@ -68,7 +68,7 @@ def _answers(runs: Sequence[Run], names: Sequence[str], verdict: Verdict) -> tup
         checks=against,
     )
     return (
-        Answer("Which is best?", verdict.best or "Cannot be told", "good" if verdict.is_sure else "open", verdict.why),
+        Answer("Which is best?", verdict.best or verdict.otherwise, "good" if verdict.is_sure else "open", verdict.why),
         Answer("How likely is that chance?", verdict.chance, "good" if verdict.is_sure else "open", verdict.how),
         safe,
     )
@@ -90,8 +90,8 @@ def _final(runs: Sequence[Run], names: Sequence[str]) -> Grid:
         head,
         tuple(rows),
         (
-            "Of the last validation, with 95 % intervals by drawing the held-out pairs again, where pairs are on "
-            "record; else of the last steps."
+            f"Of the last validation, with 95 % intervals by drawing the {what_pairs(*runs)} pairs again (of the accuracy "
+            "Wilson's), where pairs are on record; else of the last steps."
         ),
     )
 

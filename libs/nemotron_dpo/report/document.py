@@ -126,7 +126,8 @@ class Listing:
 class Section:
     """A chapter: words, pictures, tables, notes, pairs and commands, in this order; what is empty is not there.
 
-    legend: inks and what they mean in all of its pictures.
+    legend: inks and what they mean in all of its pictures. on_page: how to read the page, which has pictures and can be
+    pointed at; text alone leaves it out.
     """
 
     key: str
@@ -138,6 +139,7 @@ class Section:
     listing: Listing | None = None
     commands: tuple[str, ...] = ()
     legend: tuple[tuple[str, str], ...] = ()
+    on_page: str = ""
 
     @property
     def is_empty(self) -> bool:

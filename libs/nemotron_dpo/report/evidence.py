@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from nemotron_dpo.report.bootstrap import share_interval
 from nemotron_dpo.report.document import Check
 from nemotron_dpo.report.pair_log import correlation
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, held_accuracy, what_pairs
 from nemotron_dpo.report.visible import number, percent, visible
 
 UNLEARNED = -0.5  # nats a token: the chosen responses are then 0.6 times as probable, token by token
+_FEW = 0.05  # of the validation pairs: so many may be trained on as well before that speaks against the rest
 _GAP = 0.15  # of accuracy, between pairs that were trained on and held-out ones
 _SPIKE = 10.0  # times the median gradient norm
 _BY_LENGTH = 0.5  # of the correlation between margin and length
@@ -25,6 +25,7 @@ def checks(run: Run) -> list[Check]:
         _alarms,
         _ending,
         _fall,
+        _trained_on,
         _held_out,
         _by_heart,
         _turned,
@@ -65,6 +66,20 @@ def _fall(run: Run) -> Iterator[Check]:
         yield Check("open", f"The loss of training did not fall: it went from {number(first)} to {number(last)}.")
 
 
+def _trained_on(run: Run) -> Iterator[Check]:
+    """Repeats what dpo-train warned of."""
+    count, total = run.trained_on
+    if count:
+        said = f"{count:,} of the {total:,} validation pairs are trained on as well: what it measures of them is no test."
+        yield Check("bad" if is_no_test(run) else "open", said)
+
+
+def is_no_test(run: Run) -> bool:
+    """Whether more than a few validation pairs are trained on as well."""
+    count, total = run.trained_on
+    return count > _FEW * total
+
+
 def _held_out(run: Run) -> Iterator[Check]:
     name = run.measured.validation
     accuracy = run.measured.sets[name].get("accuracy") if name else None
@@ -74,17 +89,25 @@ def _held_out(run: Run) -> Iterator[Check]:
     if accuracy is None or (not accuracy.last and not run.measured.train.get("accuracy")):
         return
     if run.measured.made.num_steps and max(accuracy.steps) == 0:  # all rewards were 0 then: no pair can be right
-        yield Check("open", "It was validated before the first step alone: nothing says how it does on held-out pairs since.")
+        yield Check(
+            "open", f"It was validated before the first step alone: nothing says how it does on {what_pairs(run)} pairs since."
+        )
         return
-    pairs = run.measured.sets[name].get("num_valid_samples")
-    if pairs is None or pairs.last < 1 or not 0 <= accuracy.last <= 1:
+    if run.measured.made.learned_nothing:  # a margin within rounding counts as wrong
+        yield Check(
+            "open", f"Rounding alone may make the margins: how many {what_pairs(run)} pairs are right says nothing of training."
+        )
         return
-    share = share_interval(round(accuracy.last * pairs.last), int(pairs.last))
+    if (recorded := held_accuracy(run)) is None:
+        return
+    share, count = recorded
     said = (
-        f"{percent(share.mean)} of {int(pairs.last):,} held-out pairs are right (95 % interval {percent(share.low)} to "
+        f"{percent(share.mean)} of {count:,} {what_pairs(run)} pairs are right (95 % interval {percent(share.low)} to "
         f"{percent(share.high)})"
     )
-    if share.low > 0.5:
+    if share.low > 0.5 and is_no_test(run):
+        yield Check("open", f"{said}: better than tossing a coin, as pairs that were trained on should be.")
+    elif share.low > 0.5:
         yield Check("good", f"{said}: better than tossing a coin.")
     elif share.high < 0.5:
         yield Check("bad", f"{said}: worse than tossing a coin. Are chosen and rejected the right way round?")
@@ -95,10 +118,12 @@ def _held_out(run: Run) -> Iterator[Check]:
 def _by_heart(run: Run) -> Iterator[Check]:
     name, trained = run.measured.validation, run.measured.made.ends.last.get("accuracy")
     held = run.measured.sets[name].get("accuracy") if name else None
+    if run.measured.made.learned_nothing:
+        return
     if held is not None and trained is not None and trained - held.last > _GAP:
         said = (
             f"It is right in {percent(trained)} of the pairs that it trained on last, and in {percent(held.last)} of "
-            "held-out ones"
+            f"{what_pairs(run)} ones"
         )
         yield Check("open", f"{said}: part of it is learned by heart.")
 

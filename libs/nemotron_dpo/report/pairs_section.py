@@ -25,21 +25,22 @@ def pairs_section(run: Run) -> Section:
     if change is None:
         return Section("pairs", heading, run.log.problem or "No pair of this run has a margin.")
     figures = (_margins(change), _length(change), _by_length(change), _by_source(change))
-    return Section("pairs", heading, _lead(change), tuple(figure for figure in figures if figure is not None))
+    return Section("pairs", heading, _lead(run, change), tuple(figure for figure in figures if figure is not None))
 
 
-def where(split: str) -> str:
+def where(run: Run, split: str) -> str:
     """What pairs of `split` are called."""
-    return "trained on" if split == "train" else "held out" if split == "validation-default" else f"of {visible(split)}"
+    is_held_out = split == "validation-default" and not run.given.trained_on("default")[0]
+    return "trained on" if split == "train" else "held out" if is_held_out else f"of {visible(split)}"
 
 
-def _lead(change: PairChanges) -> str:
+def _lead(run: Run, change: PairChanges) -> str:
     count = counted(len(change.last), "pair")
     if not change.was_seen_twice:
-        return f"{count} {where(change.split)}, each seen once, so there is a margin for each and no change."
+        return f"{count} {where(run, change.split)}, each seen once, so there is a margin for each and no change."
     steps = f"{int(change.first.step.min())} and {int(change.last.step.max())}"
     moved = percent(float((change.last.margin > change.first.margin).mean()))
-    return f"{count} {where(change.split)}, as they were first and last, between steps {steps}. {moved} of them gained."
+    return f"{count} {where(run, change.split)}, as they were first and last, between steps {steps}. {moved} of them gained."
 
 
 def _margins(change: PairChanges) -> Figure | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemotron_dpo.report.bootstrap import chance_of_worse
-from nemotron_dpo.report.run_report import Run
+from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.settings_diff import keys_that_differ
 from nemotron_dpo.report.visible import counted, number, percent
 
@@ -19,7 +19,10 @@ _SAME_LOSS = ("dpo.max_", "dpo.val_", "dpo.seed", "dpo.on_divergence", "dpo.num_
 
 @dataclass(frozen=True)
 class Verdict:
-    """The name of the best run, None where that cannot be told; why, how likely it is chance, and how that was found."""
+    """The name of the best run, None where there is none; why, how likely it is chance, and how that was found.
+
+    otherwise: what is said in place of a name.
+    """
 
     best: str | None
     headline: str
@@ -27,10 +30,11 @@ class Verdict:
     chance: str
     how: str
     is_sure: bool = False
+    otherwise: str = "Cannot be told"
 
 
 def best(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
-    """By validation loss where all have the same loss, else by accuracy; ties of accuracy by margin."""
+    """By validation loss where all have the same loss, else by accuracy; runs that are equal in it are called so."""
     by_pairs = _on_shared_pairs(runs)
     if by_pairs is None:
         return _by_records(runs, names)
@@ -38,10 +42,13 @@ def best(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
     sign = -1.0 if metric == "loss" else 1.0
     means = sign * values_RP.mean(axis=1)
     order = np.argsort(-means, kind="stable")
-    first, second = int(order[0]), int(order[1])
-    chance = chance_of_worse(sign * (values_RP[first] - values_RP[second]))
     shown = [percent(float(v)) if metric == "accuracy" else number(float(v)) for v in values_RP.mean(axis=1)]
-    count = counted(values_RP.shape[1], "held-out pair")
+    count = counted(values_RP.shape[1], f"{what_pairs(*runs)} pair")
+    first, second = int(order[0]), int(order[1])
+    if means[first] == means[second]:
+        equal = [name for name, mean in zip(names, means, strict=True) if mean == means[first]]
+        return _no_difference(metric, equal, shown[first], count)
+    chance = chance_of_worse(sign * (values_RP[first] - values_RP[second]))
     why = f"By {metric} on the {count} that all were validated on: {shown[first]}, against {shown[second]} of {names[second]}."
     if metric == "accuracy":
         why += " Their losses are not of one objective or beta, and cannot be compared."
@@ -59,6 +66,16 @@ def best(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
         "less than 0.1 %" if chance < 0.001 else f"{100 * chance:.1f} %",
         how,
         True,
+    )
+
+
+def _no_difference(metric: str, equal: Sequence[str], shown: str, count: str = "") -> Verdict:
+    """Of the best, which are `equal` to the last digit."""
+    who = f"{', '.join(equal[:-1])} and {equal[-1]}"
+    why = f"By {metric}{f' on the {count} that all were validated on' if count else ''}: {shown} of each."
+    how = "There is none to explain. Other pairs, or more of them, may tell the runs apart."
+    return Verdict(
+        None, f"No difference between {who} is to be seen.", why, "There is no difference", how, otherwise="No difference"
     )
 
 
@@ -97,13 +114,16 @@ def _by_records(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
         next((one.last.get(metric) for one in run.measured.made.validations), None) if _is_validated(run) else None
         for run in runs
     ]
-    how = "Chance cannot be told: for that all runs need pairs_log.arrow, with held-out pairs that they share."
+    how = "Chance cannot be told: for that all runs need pairs_log.arrow, with validation pairs that they share."
     if any(value is None for value in lasts):
         why = "Not all of them were validated, and losses of training are of pairs that each of them knows."
         return Verdict(None, f"{len(runs)} runs, side by side.", why, "Cannot be told", how)
     sign = 1.0 if metric == "loss" else -1.0
     order = sorted(range(len(runs)), key=lambda n: sign * (lasts[n] or 0.0))
     first, second = order[:2]
+    if lasts[first] == lasts[second]:
+        equal = [names[n] for n in order if lasts[n] == lasts[first]]
+        return _no_difference(f"validation {metric}", equal, number(lasts[first]))
     why = f"By validation {metric}: {number(lasts[first])}, against {number(lasts[second])} of {names[second]}."
     leader = str(names[first])
     return Verdict(leader, f"{leader} is ahead by validation {metric}.", why, "Cannot be told", how)

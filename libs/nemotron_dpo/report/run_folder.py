@@ -56,6 +56,14 @@ class RunFolder:
         command = self.facts.get("command", [])
         return [str(word) for word in command] if isinstance(command, list) else []
 
+    def trained_on(self, name: str) -> tuple[int, int]:
+        """How many pairs of a validation set are trained on as well, of how many; none of none where nothing says it."""
+        sets = self.facts.get("validation")
+        one = sets.get(name) if isinstance(sets, Mapping) else None
+        counts = [one.get(key) for key in ("trained_on", "pairs")] if isinstance(one, Mapping) else []
+        known = [count for count in counts if type(count) is int and count >= 0]
+        return (known[0], known[1]) if len(known) == 2 else (0, 0)
+
     def streams(self) -> dict[str, Path]:
         """The streams of pairs that the run read, by split, as far as they still lie where it read them."""
         words, found = list(self.command), dict[str, Path]()

@@ -14,7 +14,7 @@ from nemotron_dpo.report.document import Grid, Page, Section
 from nemotron_dpo.report.notes import notes
 from nemotron_dpo.report.origin_section import origin_section
 from nemotron_dpo.report.pairs_section import pairs_section
-from nemotron_dpo.report.run_report import Run, final_intervals
+from nemotron_dpo.report.run_report import Run, final_intervals, what_pairs
 from nemotron_dpo.report.training_section import training_section
 from nemotron_dpo.report.visible import counted, number, visible
 
@@ -78,7 +78,11 @@ def first_and_last(run: Run) -> Grid:
             ends_of = _ends_of(intervals.get(metric))
             rows.append((label, *(number(value) for value in values), *((ends_of,) if held and intervals else ())))
     return Grid(
-        head, tuple(rows), "Intervals: 95 %, by drawing the held-out pairs again (bootstrap)." if intervals and held else ""
+        head,
+        tuple(rows),
+        f"Intervals: 95 %, by drawing the {what_pairs(run)} pairs again (bootstrap); that of the accuracy is Wilson's."
+        if intervals and held
+        else "",
     )
 
 

@@ -18,16 +18,13 @@ def training_section(run: Run) -> Section:
     """Loss, accuracy, margin, rewards, KL and drift from the reference, gradient norm and learning rate."""
     makers = (_loss, _accuracy, _margin, _rewards, _divergence, _distance, _gradient, _rate)
     figures = tuple(figure for make in makers if (figure := make(run)) is not None)
-    held = (
-        "Grey is training, with its running mean; dark, with dots, is validation."
-        if run.measured.sets
-        else "Nothing was held out, so all curves are of training."
-    )
+    inks = "Grey is training, with its running mean; dark, with dots, is validation. " if run.measured.sets else ""
     return Section(
         "training",
         "How training went",
-        f"{held} Point at a plot, or tab to it and use the arrow keys, to read values.",
+        "" if run.measured.sets else "Nothing was held out, so all curves are of training.",
         figures,
+        on_page=f"{inks}Point at a plot, or tab to it and use the arrow keys, to read values.",
     )
 
 

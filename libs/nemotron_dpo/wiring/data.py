@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,11 @@ class OpenPairs:
     train: Pairs
     sets: Mapping[str, Pairs]
     files: Mapping[str, Path]
+
+    @cached_property
+    def trained_on(self) -> Mapping[str, int]:
+        """By validation set, how many of its pairs are trained on as well."""
+        return {name: pairs.pair_ids.num_found_in(self.train.pair_ids) for name, pairs in self.sets.items()}
 
 
 def open_pairs(

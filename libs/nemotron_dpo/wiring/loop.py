@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from nemotron_dpo.wiring.data import reference_is_policy
+from nemotron_dpo.wiring.data import OpenPairs, reference_is_policy
 from nemotron_dpo.wiring.model import layout
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def save_by(run: RunConfig) -> float | None:
     return None if limit is None else seconds_until(limit)
 
 
-def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSettings) -> list[str]:
+def remarks(run: RunConfig, pairs: OpenPairs, made: LoopSettings) -> list[str]:
     """What `made`, the settings of `run`, come to on this data and on these processes, where that may surprise."""
     from nemotron_dpo.config import DpoConfig, ranking
     from nemotron_dpo.policy.parallel import job_size
@@ -107,12 +107,12 @@ def remarks(run: RunConfig, data: Pairs, sets: Mapping[str, Pairs], made: LoopSe
     schedule, keep, asked = run.policy.scheduler, run.checkpointing, run.cluster.gpus_per_node * run.cluster.num_nodes
     asked_for = (run.dpo.val_batches, run.dpo.val_global_batch_size)
     is_asked = asked_for != (DpoConfig.val_batches, DpoConfig.val_global_batch_size)
-    sizes = {name: len(pairs) for name, pairs in sets.items()}
+    sets, sizes = pairs.sets, {name: len(own) for name, own in pairs.sets.items()}
     lines = [
         *remarks.on_schedule(made.updates.learning_rates, run.dpo.max_num_steps, schedule.warmup_steps, schedule.milestones),
-        *remarks.on_batches(made, len(data)),
+        *remarks.on_batches(made, len(pairs.train)),
         *remarks.on_validation(made, sizes, is_asked=is_asked),
-        *remarks.on_overlap({name: pairs.pair_ids.num_found_in(data.pair_ids) for name, pairs in sets.items()}, sizes),
+        *remarks.on_overlap(pairs.trained_on, sizes),
     ]
     if keep.enabled and not sets:
         lines += remarks.on_retention(made, keep.keep_top_k, keep.metric_name, ranking(run, sets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nemotron_dpo.training.samples import Samples
     from nemotron_dpo.training.saving import Checkpoints
     from nemotron_dpo.training.sinks import RecordedRun
+    from nemotron_dpo.wiring.data import OpenPairs
 
 
 def checkpoint_dir(run: RunConfig, run_dir: Path) -> Path:
@@ -81,12 +82,9 @@ def samples(run: RunConfig, policy: ModelSource) -> Samples | None:
 
 
 def recorded(
-    run: RunConfig, run_dir: Path, policy: ModelSource, inputs: Mapping[str, Path], done: int, say: Callable[[str], object]
+    run: RunConfig, run_dir: Path, policy: ModelSource, pairs: OpenPairs, done: int, say: Callable[[str], object]
 ) -> RecordedRun:
-    """What the sinks of a run in `run_dir` are opened for, of which `done` steps were taken before.
-
-    `inputs` are the streams of the run by what they are for.
-    """
+    """What the sinks of a run on `pairs` in `run_dir` are opened for, of which `done` steps were taken before."""
     from nemotron_dpo.config import redact, run_tree
     from nemotron_dpo.config.redact import hide_secrets
     from nemotron_dpo.training.lineage import lineage
@@ -95,8 +93,10 @@ def recorded(
     def say_hidden(line: str) -> None:  # libraries' errors quote addresses, and these may hold a password
         say(hide_secrets(line, ""))
 
-    made_from = lineage(policy, inputs)
-    facts = {**_facts(run), "inputs": {name: str(path.absolute()) for name, path in inputs.items()}}
+    made_from = lineage(policy, pairs.files)
+    inputs = {name: str(path.absolute()) for name, path in pairs.files.items()}
+    validation = {name: {"pairs": len(own), "trained_on": pairs.trained_on[name]} for name, own in pairs.sets.items()}
+    facts = {**_facts(run), "inputs": inputs, "validation": validation}
     return RecordedRun(run_dir, done, asdict(run.logger), redact(run_tree(run)), made_from, say_hidden, facts)
 
 

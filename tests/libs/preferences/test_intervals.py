@@ -19,6 +19,22 @@ def test_the_interval_of_a_mean_is_the_normal_one_where_pairs_are_many() -> None
         assert [low, high] == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.3 * error)
 
 
+def test_a_share_has_the_interval_of_wilson_whose_width_is_never_nothing() -> None:
+    """By hand, as in the tests of reports: all of 10 pairs are right, all of the 8 that count, and none is there to count."""
+    hits, some = np.ones(10), np.array([1.0] * 8 + [0.0] * 2)
+    figures = {
+        "all": Ratio(hits, hits, True),
+        "some": Ratio(some, hits, True),
+        "part": Ratio(some, some, True),
+        "none": Ratio(0 * hits, 0 * hits, True),
+    }
+    found = intervals(figures)
+    assert found["all"] == pytest.approx([0.7225, 1.0], abs=1e-4)
+    assert found["some"] == pytest.approx([0.4902, 0.9433], abs=1e-4)
+    assert found["part"] == pytest.approx([8 / (8 + 3.8415), 1.0], abs=1e-4)  # n / (n + z2), where all are right
+    assert found["none"] is None
+
+
 def test_a_ratio_of_sums_is_resampled_as_one() -> None:
     """Tokens of a pair stay together: with a value a token that all pairs share there is nothing to be unsure of."""
     tokens = np.random.default_rng(2).integers(1, 500, 50).astype(np.float64)

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from nemotron_dpo.report import single
 from nemotron_dpo.report.answers import advice, answers
+from nemotron_dpo.report.comparison import page
 from nemotron_dpo.report.evidence import checks
+from nemotron_dpo.report.markdown import markdown
 from nemotron_dpo.report.notes import notes
 from nemotron_dpo.report.run_report import read_run
 from nemotron_dpo.steps.catalogue import manifest
-from support.report_runs import sightings, train_row, usual_rows, validation_row, write_log, write_run
+from support.report_runs import SETTINGS, sightings, train_row, usual_rows, validation_row, write_log, write_run
 
 Rows = list[dict[str, Any]]
 
@@ -33,6 +36,18 @@ def _noisy() -> Rows:
     ]
 
 
+def _ties() -> Rows:
+    """The same, of the validation too: of its pairs one of ten is right, and all others are ties."""
+    noise = {
+        f"validation-default/{name}": value
+        for name, value in (("rewards_chosen_mean", 0.001), ("rewards_rejected_mean", 0.0), ("reward_noise_floor", 0.01))
+    }
+    return [*_noisy(), validation_row(20, 0.693, 0.1) | noise]
+
+
+WARM_UP = {"settings": [*SETTINGS, "policy.scheduler.warmup_steps=50"]}
+
+
 def _worse() -> Rows:
     rows = usual_rows()
     rows[-1]["validation-default/loss"] = 0.6  # it was 0.55 after step 10
@@ -43,6 +58,19 @@ def _worse() -> Rows:
 RUNS: list[tuple[str, Callable[[], Rows], dict[str, Any], tuple[str, str, str, str]]] = [
     ("well", usual_rows, {}, ("Yes", "No objection found", "A greater beta, and compare", "dpo.reference_policy_kl_penalty=0.2")),
     ("noise", _noisy, {}, ("Nothing measurable", "Cannot be told", "Ten times the learning rate", "policy.optimizer.lr=0.0001")),
+    ("ties", _ties, {}, ("Nothing measurable", "Cannot be told", "Ten times the learning rate", "policy.optimizer.lr=0.0001")),
+    ("warm-up", _ties, WARM_UP, ("Nothing measurable", "Cannot be told", "A shorter warm-up", "policy.scheduler.warmup_steps=2")),
+    ("shorter warm-up", _ties, {"settings": [*SETTINGS, "policy.scheduler.warmup_steps=19"]},
+     ("Nothing measurable", "Cannot be told", "Ten times the learning rate", "policy.optimizer.lr=0.0001")),
+    ("trained on", usual_rows, {"validation": {"default": {"pairs": 64, "trained_on": 64}}}, ("Yes", "Not as it is", "Hold pairs out", "data.validation.prompt_file=HELD_OUT.jsonl")),
+    ("few trained on", usual_rows, {"validation": {"default": {"pairs": 64, "trained_on": 3}}},
+     ("Yes", "Look closer first", "A greater beta, and compare", "dpo.reference_policy_kl_penalty=0.2")),
+    ("none trained on", usual_rows, {"validation": {"default": {"pairs": 64, "trained_on": 0}}},
+     ("Yes", "No objection found", "A greater beta, and compare", "dpo.reference_policy_kl_penalty=0.2")),
+    ("others trained on", usual_rows, {"validation": {"b": {"pairs": 64, "trained_on": 64}}},
+     ("Yes", "No objection found", "A greater beta, and compare", "dpo.reference_policy_kl_penalty=0.2")),
+    ("odd record", usual_rows, {"validation": {"default": {"pairs": "64", "trained_on": None}}},
+     ("Yes", "No objection found", "A greater beta, and compare", "dpo.reference_policy_kl_penalty=0.2")),
     ("turned", _worse, {}, ("Yes", "Not as it is", "Fewer steps", "dpo.max_num_steps=10")),
     ("rising", lambda: [train_row(s, 0.7 + s / 50) for s in range(1, 21)], {}, ("No", "Cannot be told", "A greater beta", "dpo.reference_policy_kl_penalty=0.2")),
     ("wrong way round", lambda: _held_accuracy(0.1), {}, ("Only what it saw", "Not as it is", "Look at the pairs", "")),
@@ -62,6 +90,12 @@ def test_three_answers(
     run = read_run(write_run(tmp_path / "run", rows(), **facts))
     learned, safe, following = answers(run)
     assert (learned.answer, safe.answer, following.answer, "".join(following.commands)) == wanted
+
+
+def test_ties_are_not_called_wrong(tmp_path: Path) -> None:
+    said = _texts(write_run(tmp_path / "run", _ties()))
+    assert "open Rounding alone may make the margins" in said
+    assert "tossing a coin" not in said
 
 
 def test_without_a_beta_the_rate_is_halved(tmp_path: Path) -> None:
@@ -117,6 +151,31 @@ def test_other_signs(tmp_path: Path) -> None:
     ):
         assert line in said
     assert "good 75 % of 64 held-out pairs are right (95 % interval 63 % to 84 %)" in said
+
+
+def test_an_accuracy_has_one_interval_on_the_page(tmp_path: Path) -> None:
+    """64 of 64 pairs are right; by hand the interval begins at 64 / (64 + 3.8415) = 0.943."""
+    run = write_run(tmp_path / "run", _held_accuracy(1.0))
+    write_log(run, [sightings(step, "validation-default", [float(step)] * 64) for step in (0, 20)])
+    assert "100 % of 64 held-out pairs are right (95 % interval 94 % to 100 %)" in _texts(run)
+    known = read_run(run)
+    rows = {row[0]: row for row in single.first_and_last(known).rows}
+    assert rows["accuracy"][-1] == "0.943 to 1.000"
+    compared = page([known, known]).figures_first.rows
+    assert [row[3] for row in compared] == ["1.0000 (0.943 to 1.000)"] * 2
+
+
+def test_pairs_that_are_trained_on_are_not_called_held_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", usual_rows(), validation={"default": {"pairs": 64, "trained_on": 64}})
+    write_log(run, [sightings(step, "validation-default", [float(step)] * 64) for step in (0, 20)])
+    said = _texts(run)
+    assert "bad 64 of the 64 validation pairs are trained on as well: what it measures of them is no test." in said
+    assert "open 88 % of 64 validation pairs are right" in said
+    known = read_run(run)
+    for whole in (single.page(known), page([known, known])):
+        text = markdown(whole)
+        assert "validation pairs" in text
+        assert [words for words in ("held-out", "held out") if words in text] == []
 
 
 def test_notes_are_those_that_the_run_gives_reason_for(tmp_path: Path) -> None:

@@ -79,9 +79,13 @@ def _next(plan: Plan, run: RunConfig, made: Outcome, typed: Sequence[str]) -> li
 def _change(run: RunConfig, made: Outcome) -> str:
     """The setting to try next: a higher rate where nothing was learned, fewer steps where too much was, else a milder loss.
 
-    That is a greater beta, and a lower rate where the objective has none.
+    Where all was warm-up, a shorter one gives the higher rate. The milder loss is that of a greater beta, and where the
+    objective has none a lower rate is tried.
     """
+    warm_up = made.shorter_warm_up(run.policy.scheduler.warmup_steps)
     turned = [one for one in made.validations if one.turned and one.best_step > 0]
+    if made.learned_nothing and warm_up is not None:
+        return f"policy.scheduler.warmup_steps={warm_up}"
     if made.learned_nothing:
         return f"policy.optimizer.lr={10 * run.policy.optimizer.lr:g}"
     if turned:

@@ -1,9 +1,9 @@
 """run.json: how a run stands, and what it is, for whoever looks into its folder while it runs or long after.
 
-`status` is `running`, `done`, `stopped` (by a signal or the time limit, with a checkpoint, or by dpo.on_divergence) or
-`failed`; `reason` says by what. `alarms` has what the guards said: kind, step, pairs, what to try, and the last step that was
-good. A process that was killed leaves `running`: `host`, `pid` and `process` say whom to look for, and the run that goes on
-from there lists it under `earlier` as `killed`.
+`status` is `running`, `done`, `stopped` (by a signal, the time limit or dpo.on_divergence) or `failed`; `reason` says by what.
+`alarms` has what the guards said: kind, step, pairs, what to try, and the last step that was good. `validation` has the number
+of pairs of each set, and how many of them are trained on as well. A process that was killed leaves `running`: `host`, `pid` and
+`process` say whom to look for, and the run that goes on from there lists it under `earlier` as `killed`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGINT, Signals
 from typing import Any
 
 import orjson
@@ -61,9 +62,10 @@ class RunFile:
 
     def close(self, *, failed: bool = False) -> None:
         """Note how the run ended."""
-        stopped, error = self._run.stopped_by(), sys.exc_info()[1]
-        self._facts["status"] = "failed" if failed else "stopped" if stopped else "done"
-        self._facts["reason"] = (str(error) or type(error).__name__) if failed and error else stopped
+        error = sys.exc_info()[1] if failed else None
+        stopped = self._run.stopped_by() if not failed else _signal(error) if error else None
+        self._facts["status"] = "stopped" if stopped else "failed" if failed else "done"
+        self._facts["reason"] = stopped or ((str(error) or type(error).__name__) if error else None)
         self._write()
 
     def _write(self) -> None:
@@ -81,6 +83,14 @@ def settle(folder: Path) -> None:
     facts = read_json(path)
     if facts.get("status") == "running":
         _publish(path, {**facts, "status": "done", "earlier": _earlier(path)})
+
+
+def _signal(error: BaseException) -> str | None:
+    """The signal that `error` was raised for, as `cli.raise_terminated` and Python do; None where it is a failure."""
+    if isinstance(error, (Exception, SystemExit)):
+        return None
+    number = SIGINT if isinstance(error, KeyboardInterrupt) else next(iter(error.args), None)
+    return Signals(number).name if isinstance(number, int) and number in set(Signals) else None
 
 
 def _publish(path: Path, facts: dict[str, Any]) -> None:

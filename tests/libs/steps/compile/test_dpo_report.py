@@ -49,6 +49,21 @@ def test_the_next_run(
 
 
 @pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize(
+    ("warmup_steps", "again"), [(20, "policy.scheduler.warmup_steps=2"), (19, "policy.optimizer.lr=5e-06")]
+)
+def test_where_all_was_warm_up_it_is_made_shorter(
+    warmup_steps: int, again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 steps, whose margins are 0 and known to a hundredth."""
+    monkeypatch.chdir(tmp_path)
+    values = '"train/loss": 0.7, "train/rewards_chosen_mean": 0.0, "train/rewards_rejected_mean": 0.0'
+    rows = "".join(f'{{"step": {n}, {values}, "train/reward_noise_floor": 0.01}}\n' for n in range(1, 21))
+    said = _report([], [f"policy.scheduler.warmup_steps={warmup_steps}"], rows)
+    assert said[-1] == f"  nemotron-steps run dpo {again}"
+
+
+@pytest.mark.usefixtures("no_page")
 def test_paths_with_spaces_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, score, export, _ = _report(["-c", "my config.yaml"], [])[-4:]
@@ -82,11 +97,14 @@ def test_the_page_is_named_and_where_it_fails_the_run_stands(tmp_path: Path, mon
         assert lines[-1].startswith("  nemotron-steps run dpo")
 
 
-def _report(typed: list[str], settings: list[str]) -> list[str]:
-    """The lines of the report of a run of one step, whose job folder has a space in its name."""
+ONE_STEP = '{"step": 1, "train/loss": 0.5, "train/accuracy": 0.75}\n'
+
+
+def _report(typed: list[str], settings: list[str], metrics: str = ONE_STEP) -> list[str]:
+    """The lines of the report of a run, whose job folder has a space in its name."""
     words = [word for word in typed if "=" in word and not word.startswith("a.b")]
     run = load_run(None, [*BASE, *settings, *words])[0]
     plan = compile_plan(run, Path("my job"), STEP)
     plan.run_dir.mkdir(parents=True, exist_ok=True)
-    (plan.run_dir / "metrics.jsonl").write_text('{"step": 1, "train/loss": 0.5, "train/accuracy": 0.75}\n')
+    (plan.run_dir / "metrics.jsonl").write_text(metrics)
     return report(plan, run, ["nemotron-steps", "run", "dpo", *typed]).splitlines()

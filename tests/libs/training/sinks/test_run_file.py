@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from signal import SIGHUP
 from typing import Any
 
 import orjson
 import pytest
 
+from nemotron_dpo.cli import Terminated
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.training import sinks
 from nemotron_dpo.training.record import Record
@@ -29,10 +31,25 @@ def test_each_end_has_its_status(tmp_path: Path) -> None:
             recording.write(STEP)
         ended = _read(tmp_path)
         assert [ended[name] for name in ("status", "reason", "step", "device")] == [status, reason, 7, "CPU"]
-    for error, reason in ((UserError("is odd", source="a"), "a: is odd"), (KeyboardInterrupt(), "KeyboardInterrupt")):
-        with pytest.raises(type(error)), sinks.opened(RecordedRun(tmp_path)):
-            raise error
-        assert [_read(tmp_path)[name] for name in ("status", "reason")] == ["failed", reason]
+
+
+ENDS: list[tuple[BaseException, str, str]] = [
+    (UserError("is odd", source="a"), "failed", "a: is odd"),
+    (ValueError(), "failed", "ValueError"),
+    (KeyError(15), "failed", "15"),
+    (SystemExit(2), "failed", "2"),
+    (KeyboardInterrupt(), "stopped", "SIGINT"),
+    (Terminated(), "stopped", "SIGTERM"),
+    (Terminated(SIGHUP), "stopped", "SIGHUP"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "reason"), ENDS, ids=[repr(case[0]) for case in ENDS])
+def test_who_stops_a_run_does_not_make_it_fail(error: BaseException, status: str, reason: str, tmp_path: Path) -> None:
+    """It is what dpo-runs says of its job."""
+    with pytest.raises(type(error)), sinks.opened(RecordedRun(tmp_path)):
+        raise error
+    assert [_read(tmp_path)[name] for name in ("status", "reason")] == [status, reason]
 
 
 def test_a_run_that_goes_on_lists_those_before_it(tmp_path: Path) -> None:
