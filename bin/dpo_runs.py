@@ -28,6 +28,7 @@ import click
 
 from nemotron_dpo import cli, launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.terminal_text import escaped_json, one_line
 
 if TYPE_CHECKING:
     from nemotron_dpo.jobs.job import Job
@@ -60,9 +61,7 @@ def ls(root: str, key: str, reverse: bool, failed: bool, as_json: bool) -> None:
     found = [one for one in job.jobs_in(Path(root)) if not failed or one.status in job.FAILED]
     shown = listing.in_order(found, key, reverse=reverse)
     if as_json:
-        import orjson
-
-        click.echo(orjson.dumps([listing.as_data(one) for one in shown], option=orjson.OPT_INDENT_2).decode())
+        _print_json([listing.as_data(one) for one in shown])
     else:
         click.echo(listing.listed(shown) if shown else "no jobs")
 
@@ -79,9 +78,7 @@ def diff(first: str, second: str, root: str, as_json: bool) -> None:
     jobs = jobs_in(Path(root))
     both = find(first, jobs), find(second, jobs)
     if as_json:
-        import orjson
-
-        click.echo(orjson.dumps(differing.difference(*both), option=orjson.OPT_INDENT_2).decode())
+        _print_json(differing.difference(*both))
     else:
         click.echo(differing.shown(*both))
 
@@ -119,7 +116,7 @@ def prune(root: str, keep: int | None, older_than: str | None, dry_run: bool, ye
     jobs = jobs_in(Path(root))
     found = removing.prunable(jobs, keep, None if older_than is None else seconds_of(older_than))
     for name, why in found.kept.items():
-        SAY(f"{name} stays: {why}")
+        SAY(one_line(f"{name} stays: {why}"))
     if not found.jobs:
         SAY("nothing to remove")
         return
@@ -140,8 +137,14 @@ def _remove(chosen: Sequence[Job], jobs: Sequence[Job]) -> None:
         freed += job.num_bytes
         left = [one for one in left if one.id != job.id]
         remove(job, left)
-        SAY(f"removed {job.id}")
+        SAY(one_line(f"removed {job.id}"))
     SAY(f"{len(chosen)} job{'s' * (len(chosen) != 1)} removed, {size(freed)}")
+
+
+def _print_json(value: object) -> None:
+    import orjson
+
+    click.echo(escaped_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()))
 
 
 def _wants(question: str) -> bool:

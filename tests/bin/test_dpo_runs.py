@@ -68,6 +68,16 @@ def test_mistakes_are_one_line(jobs: Path) -> None:
     assert (named.returncode, "--name=no/name: is no name for a job" in named.stderr.decode()) == (2, True)
 
 
+def test_what_a_job_is_called_cannot_draw_on_the_terminal(tmp_path: Path) -> None:
+    for folder, name in (("a", "\\e[31mred\\u009b2J\\u202e"), ("b", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "job.yaml").write_text(f'name: "{name}"\nversion: "{name}"\n')
+    for arguments in (("ls",), ("ls", "--json"), ("diff", "a", "b"), ("diff", "a", "b", "--json"), ("prune", "--keep=0", "-n")):
+        shown = check(PROGRAM, *arguments, "--jobs", tmp_path).stdout.decode()
+        assert "red" in shown, arguments
+        assert not set("\x1b\x9b\u202e") & set(shown), arguments
+
+
 def test_nothing_is_pruned_without_a_word_and_what_is_removed_is_gone(jobs: Path) -> None:
     before = _names(check(PROGRAM, "--json", cwd=jobs))
     done = run(PROGRAM, "prune", "--keep", "1", cwd=jobs)

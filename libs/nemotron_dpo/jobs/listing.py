@@ -12,6 +12,7 @@ from nemotron_dpo.errors import UserError
 from nemotron_dpo.jobs.job import Job
 from nemotron_dpo.outcome import margin
 from nemotron_dpo.steps.text import table
+from nemotron_dpo.terminal_text import one_line
 
 _WIDEST = 60
 HEAD = ("JOB", "NAME", "STATUS", "SETTINGS", "VALIDATION", "SIZE")
@@ -70,7 +71,7 @@ def listed(jobs: Sequence[Job]) -> str:
         for job in jobs
     ]
     shared = [word for word in given(jobs[0]) if word in common]
-    of_all = [f"all of them: {' '.join(shared)}"] if shared else []
+    of_all = [one_line(f"all of them: {' '.join(shared)}")] if shared else []
     total = f"{len(jobs)} job{'s' * (len(jobs) != 1)}, {size(sum(job.num_bytes for job in jobs))}"
     return "\n".join([table(rows, HEAD), *of_all, total])
 

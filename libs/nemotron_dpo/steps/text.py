@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.terminal_text import one_line
+
 # A longer value does not push the column after it away for all lines.
 _WIDEST_VALUE = 60
 
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """`rows` in columns, two spaces apart, under an optional head."""
-    lines = [list(map(str, row)) for row in ([head] if head else []) + list(rows)]
+    """`rows` in columns, two spaces apart, under an optional head. A row is one line, whatever its cells hold."""
+    lines = [[one_line(str(cell)) for cell in row] for row in ([head] if head else []) + list(rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))] if lines else []
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

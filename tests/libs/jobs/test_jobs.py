@@ -243,3 +243,20 @@ def test_jobs_are_in_the_order_of_time_whatever_clocks_call_it() -> None:
     ahead = _job("29990101-000000-dpo", state={"status": "done"}, days=-365)  # by a clock that ran ahead
     removal = removing.prunable(_jobs(), keep=None, older_than=0.0)
     assert ahead.name not in _ids(removal.jobs)
+
+
+def test_what_a_job_is_called_cannot_draw_on_the_terminal() -> None:
+    name = "\x1b[31mred\x1b]0;pwn\x07\nforged line \x9b2J \u202e"
+    first = _job("job-a", ("x=1\nforged", "y=\x9b"), {"status": "failed", "stage": "a\x1b[m"}, x="\x1b[1m\nforged")
+    _job("job-b", ("x=1\nforged",), {"status": "\x9b"}, x=2)
+    record = yaml.safe_load((first / "job.yaml").read_text())
+    (first / "job.yaml").write_text(yaml.safe_dump({**record, "name": name}))
+    a, b = sorted(_jobs(), key=lambda job: job.id)
+    shown = listing.listed([a, b])
+    assert [line.split()[0] for line in shown.splitlines()] == ["JOB", "job-a", "job-b", "all", "2"]
+    assert r"\x1b[31mred\x1b]0;pwn\x07\nforged line \x9b2J \u202e" in shown
+    assert r"all of them: x=1\nforged" in shown
+    differing_ = differing.shown(a, b)
+    for text in (shown, differing_):
+        assert not set("\x1b\x9b\x07\u202e") & set(text)
+    assert r"\x1b[1m\nforged" in differing_
