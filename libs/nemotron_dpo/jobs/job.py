@@ -61,10 +61,10 @@ class Job:
 
     @cached_property
     def created(self) -> datetime | None:
-        """When; None where job.yaml does not say."""
+        """When; None where job.yaml does not say, or says what no clock of here can show."""
         try:
             return datetime.fromisoformat(str(self.record.get("created"))).astimezone()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
     @cached_property
@@ -126,8 +126,8 @@ def find(given: str, jobs: Sequence[Job]) -> Job:
 
     Raises UserError where there is none, or more than one.
     """
-    path = Path(given).expanduser()
-    same = [job for job in jobs if path.is_dir() and path.resolve() == job.folder.resolve()]
+    path = Path(os.path.expanduser(given))  # as it stands where there is no such user
+    same = [job for job in jobs if os.path.isdir(path) and path.resolve() == job.folder.resolve()]
     exact = same or [job for job in jobs if given in (job.id, job.name)]
     found = exact or [job for job in jobs if given and (given in job.id or given in (job.name or ""))]
     if len(found) > 1:

@@ -11,6 +11,7 @@ from nemotron_dpo.terminal_text import one_line
 
 # A longer value does not push the column after it away for all lines.
 _WIDEST_VALUE = 60
+_LONGEST_INTEGER = 10_000  # bits; Python refuses to write longer ones in decimal digits, which YAML has in hexadecimal ones
 
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
@@ -56,6 +57,8 @@ def spelled(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {spelled(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(spelled, value)) + "]"
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        return hex(value)
     return str(value)
 
 
