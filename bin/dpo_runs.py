@@ -64,6 +64,7 @@ def ls(root: str, key: str, reverse: bool, failed: bool, as_json: bool) -> None:
         _print_json([listing.as_data(one) for one in shown])
     else:
         click.echo(listing.listed(shown) if shown else "no jobs")
+    _say_leftovers(Path(root))
 
 
 @command.command(help="Show what two jobs differ in.")
@@ -95,7 +96,7 @@ def rm(names: tuple[str, ...], root: str, force: bool) -> None:
     chosen = list({job.id: job for job in (find(name, jobs) for name in names)}.values())
     if not force:
         check_removable(chosen, jobs)
-    _remove(chosen, jobs)
+    _remove(chosen, jobs, Path(root))
 
 
 @command.command(help="Remove all jobs but those that are new, or that one of these needs.")
@@ -119,26 +120,56 @@ def prune(root: str, keep: int | None, older_than: str | None, dry_run: bool, ye
         SAY(one_line(f"{name} stays: {why}"))
     if not found.jobs:
         SAY("nothing to remove")
+        if not dry_run:
+            _clear_leftovers(Path(root))
         return
     click.echo(listing.listed(found.jobs))
     if dry_run or not (yes or _wants(f"Remove {'it' if len(found.jobs) == 1 else 'them'}, with the checkpoints inside?")):
         SAY("nothing is removed")
         return
-    _remove(found.jobs, jobs)
+    _remove(found.jobs, jobs, Path(root))
 
 
-def _remove(chosen: Sequence[Job], jobs: Sequence[Job]) -> None:
+def _remove(chosen: Sequence[Job], jobs: Sequence[Job], root: Path) -> None:
     from nemotron_dpo.jobs.listing import size
     from nemotron_dpo.jobs.removing import remove
 
+    _clear_leftovers(root)
     left = list(jobs)
     freed = 0
     for job in chosen:
         freed += job.num_bytes
         left = [one for one in left if one.id != job.id]
-        remove(job, left)
+        try:
+            remove(job, left)
+        except (KeyboardInterrupt, cli.Terminated):
+            _say_leftovers(root)
+            raise
         SAY(one_line(f"removed {job.id}"))
     SAY(f"{len(chosen)} job{'s' * (len(chosen) != 1)} removed, {size(freed)}")
+
+
+def _say_leftovers(root: Path) -> None:
+    """Name what earlier removals left, which no list of jobs has."""
+    from nemotron_dpo.jobs.job import bytes_in
+    from nemotron_dpo.jobs.leftovers import leftovers
+    from nemotron_dpo.jobs.listing import size
+
+    for path in leftovers(root):
+        what = f"is left of a removed job, {size(bytes_in(path))}: dpo-runs rm or prune goes on with it"
+        SAY(one_line(f"{path.absolute()} {what}"))
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Go on with earlier removals; one that is still refused does not stop others."""
+    from nemotron_dpo.jobs.leftovers import clear, leftovers
+
+    for path in leftovers(root):
+        try:
+            clear(path)
+            SAY(one_line(f"removed {path.absolute()}, which was left of a removed job"))
+        except UserError as error:
+            SAY(f"warning: {error}")
 
 
 def _print_json(value: object) -> None:

@@ -105,7 +105,7 @@ ALLOWED = {
     },
     "report": {"documents", "errors", "outcome", "run_state", "step_folders", "streams", "steps"},
     "model_card": {"documents", "errors", "machine_errors", "run_state", "step_folders"},
-    "jobs": {"documents", "errors", "outcome", "run_state", "steps", "terminal_text"},
+    "jobs": {"documents", "errors", "machine_errors", "outcome", "run_state", "steps", "terminal_text"},
     "steps": {
         "locks",
         "processes",

@@ -78,6 +78,26 @@ def test_what_a_job_is_called_cannot_draw_on_the_terminal(tmp_path: Path) -> Non
         assert not set("\x1b\x9b\u202e") & set(shown), arguments
 
 
+def test_what_a_removal_left_is_told_and_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".a.removed"
+    left.mkdir()
+    for folder in (left, tmp_path / "b"):
+        folder.mkdir(exist_ok=True)
+        (folder / "job.yaml").write_text("name: x\n")
+    told = f"dpo-runs: {left} is left of a removed job, "
+    for arguments in (("ls",), ("ls", "--json")):
+        done = check(PROGRAM, *arguments, "--jobs", tmp_path)
+        assert done.stderr.decode().startswith(told), arguments
+        assert b".a.removed" not in done.stdout
+    check(PROGRAM, "prune", "--keep", "1", "-n", "--jobs", tmp_path)
+    assert left.is_dir()
+    said = check(PROGRAM, "prune", "--keep", "1", "--jobs", tmp_path).stderr.decode().splitlines()
+    assert said == ["dpo-runs: nothing to remove", f"dpo-runs: removed {left}, which was left of a removed job"]
+    left.mkdir()
+    check(PROGRAM, "rm", "b", "--jobs", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_pruned_without_a_word_and_what_is_removed_is_gone(jobs: Path) -> None:
     before = _names(check(PROGRAM, "--json", cwd=jobs))
     done = run(PROGRAM, "prune", "--keep", "1", cwd=jobs)

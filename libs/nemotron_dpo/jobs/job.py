@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import yaml
 
 from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.jobs.leftovers import RECORD, is_leftover
 from nemotron_dpo.outcome import Outcome, outcome, read_metrics
 from nemotron_dpo.run_state import is_alive, read_facts, read_json, state_of
 from nemotron_dpo.steps.compile.job_state import FILE as STATE
@@ -99,12 +101,18 @@ class Job:
     @cached_property
     def num_bytes(self) -> int:
         """What it takes on disk. Blocks that it shares with other jobs count for each of them."""
-        seen: dict[tuple[int, int], int] = {}
-        for folder, _, files in os.walk(self.folder):
-            for file in files:
-                state = os.lstat(os.path.join(folder, file))
+        return bytes_in(self.folder)
+
+
+def bytes_in(folder: Path) -> int:
+    """What a folder takes on disk, each file once."""
+    seen: dict[tuple[int, int], int] = {}
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # of a run that goes on, or that is being removed
+                state = os.lstat(os.path.join(parent, file))
                 seen[state.st_dev, state.st_ino] = state.st_blocks * 512
-        return sum(seen.values())
+    return sum(seen.values())
 
 
 def jobs_in(root: Path) -> list[Job]:
@@ -117,8 +125,8 @@ def jobs_in(root: Path) -> list[Job]:
 
 def _found(root: Path) -> Iterator[Job]:
     for folder in root.iterdir():
-        if (folder / "job.yaml").is_file() and not folder.is_symlink():
-            yield Job(folder, read_mapping(folder / "job.yaml"), read_json(folder / STATE))
+        if (folder / RECORD).is_file() and not folder.is_symlink() and not is_leftover(folder):
+            yield Job(folder, read_mapping(folder / RECORD), read_json(folder / STATE))
 
 
 def find(given: str, jobs: Sequence[Job]) -> Job:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.jobs import leftovers
 from nemotron_dpo.jobs.job import Job
 from nemotron_dpo.jobs.needs import kept_for
 from nemotron_dpo.steps.compile import stage_cache
@@ -70,9 +70,7 @@ def remove(job: Job, jobs: Sequence[Job]) -> None:
             if other.id != job.id and same and all(map(os.path.exists, same)):
                 stage_cache.record(key, stage, same)
                 break
-    trash = job.folder.with_name(f".{job.folder.name}.removed")
-    os.rename(job.folder, trash)  # at once: what is left of a removal that is interrupted is no job
-    shutil.rmtree(trash)
+    leftovers.clear(leftovers.take_away(job.folder))
 
 
 def _made(job: Job) -> list[tuple[str, str, list[Path]]]:
