@@ -7,13 +7,13 @@
     dpo-runs --failed                         those that failed or were killed
     dpo-runs --json                           all that is known, as JSON
     dpo-runs diff beta-0.1 beta-0.3           settings, inputs and figures that differ
-    dpo-runs rm 20260101-120000               remove a job
+    dpo-runs rm beta-0.1                      remove a job
     dpo-runs prune --keep 5 --older-than 7d   remove all others, but what one of those that stay needs
 
-A job is named by its folder, what it was called (--name of nemotron-steps run), or a part of either. Jobs lie in
-.nemotron/jobs, or where --jobs says. A job from which another was trained, or whose files another reads, is not removed, nor
-is one that may still be worked at. A stage that is up to date by what a removed job has stays so where another job has the
-same.
+A job is named by its folder, what it was called (--name of nemotron-steps run), or a part of either; before it removes what
+only a part names, rm asks. Jobs lie in .nemotron/jobs, or where --jobs says. A job from which another was trained, or whose
+files another reads, is not removed, nor is one that may still be worked at. A stage that is up to date by what a removed job
+has stays so where another job has the same.
 """
 
 from __future__ import annotations
@@ -88,14 +88,22 @@ def diff(first: str, second: str, root: str, as_json: bool) -> None:
 @click.argument("names", metavar="JOB...", nargs=-1, required=True)
 @_JOBS
 @click.option("--force", is_flag=True, help="Also what another job needs, or what may still be worked at.")
-def rm(names: tuple[str, ...], root: str, force: bool) -> None:
-    from nemotron_dpo.jobs.job import find, jobs_in
+@_YES
+def rm(names: tuple[str, ...], root: str, force: bool, yes: bool) -> None:
+    from nemotron_dpo.jobs import listing
+    from nemotron_dpo.jobs.job import find, is_whole_name, jobs_in
     from nemotron_dpo.jobs.removing import check_removable
 
     jobs = jobs_in(Path(root))
-    chosen = list({job.id: job for job in (find(name, jobs) for name in names)}.values())
+    named = {name: find(name, jobs) for name in names}
+    chosen = list({job.id: job for job in named.values()}.values())
     if not force:
         check_removable(chosen, jobs)
+    if not yes and not all(is_whole_name(name, job) for name, job in named.items()):
+        click.echo(listing.listed(chosen))
+        if not _wants(_question(chosen)):
+            SAY("nothing is removed")
+            return
     _remove(chosen, jobs, Path(root))
 
 
@@ -124,7 +132,7 @@ def prune(root: str, keep: int | None, older_than: str | None, dry_run: bool, ye
             _clear_leftovers(Path(root))
         return
     click.echo(listing.listed(found.jobs))
-    if dry_run or not (yes or _wants(f"Remove {'it' if len(found.jobs) == 1 else 'them'}, with the checkpoints inside?")):
+    if dry_run or not (yes or _wants(_question(found.jobs))):
         SAY("nothing is removed")
         return
     _remove(found.jobs, jobs, Path(root))
@@ -176,6 +184,10 @@ def _print_json(value: object) -> None:
     import orjson
 
     click.echo(escaped_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()))
+
+
+def _question(jobs: Sequence[Job]) -> str:
+    return f"Remove {'it' if len(jobs) == 1 else 'them'}, with the checkpoints inside?"
 
 
 def _wants(question: str) -> bool:

@@ -98,6 +98,22 @@ def test_what_a_removal_left_is_told_and_removed_by_the_next(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_part_of_a_name_removes_nothing_without_a_word(tmp_path: Path) -> None:
+    for folder in ("20260101-a", "20260102-b", "20260103-c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "job.yaml").write_text(f"name: called-{folder[-1]}\n")
+    for arguments in (("0101",), ("called", "--force"), ("20260102-b", "0101"), ("20260101",)):
+        done = run(PROGRAM, "rm", *arguments, "--jobs", tmp_path)
+        assert done.returncode, arguments
+        assert len(list(tmp_path.iterdir())) == 3, arguments
+    done = run(PROGRAM, "rm", "0101", "--jobs", tmp_path)
+    assert error_line(done, PROGRAM) == "nothing is removed: there is nobody to ask: give --yes"
+    assert b"20260101-a" in done.stdout
+    check(PROGRAM, "rm", "0101", "--yes", "--jobs", tmp_path)
+    check(PROGRAM, "rm", "called-b", str(tmp_path / "20260103-c"), "--jobs", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_pruned_without_a_word_and_what_is_removed_is_gone(jobs: Path) -> None:
     before = _names(check(PROGRAM, "--json", cwd=jobs))
     done = run(PROGRAM, "prune", "--keep", "1", cwd=jobs)

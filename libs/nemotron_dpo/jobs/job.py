@@ -129,6 +129,11 @@ def _found(root: Path) -> Iterator[Job]:
             yield Job(folder, read_mapping(folder / RECORD), read_json(folder / STATE))
 
 
+def is_whole_name(given: str, job: Job) -> bool:
+    """Whether `given` is all of what names `job`, and not a part that fits it among the jobs there happen to be."""
+    return given in (job.id, job.name) or os.path.realpath(os.path.expanduser(given)) == os.path.realpath(job.folder)
+
+
 def find(given: str, jobs: Sequence[Job]) -> Job:
     """The job that `given` names: its folder, the folder's name, what a person called it, or a part of either.
 
