@@ -7,13 +7,13 @@
     dpo-runs --failed                         those that failed or were killed
     dpo-runs --json                           all that is known, as JSON
     dpo-runs diff beta-0.1 beta-0.3           settings, inputs and figures that differ
-    dpo-runs rm 20260101-120000               remove a job
+    dpo-runs rm beta-0.1                      remove a job
     dpo-runs prune --keep 5 --older-than 7d   remove all others, but what one of those that stay needs
 
-A job is named by its folder, what it was called (--name of nemotron-steps run), or a part of either. Jobs lie in
-.nemotron/jobs, or where --jobs says. A job from which another was trained, or whose files another reads, is not removed, nor
-is one that may still be worked at. A stage that is up to date by what a removed job has stays so where another job has the
-same.
+A job is named by its folder, what it was called (--name of nemotron-steps run), or a part of either; before it removes what
+only a part names, rm asks. Jobs lie in .nemotron/jobs, or where --jobs says. A job from which another was trained, or whose
+files another reads, is not removed, nor is one that may still be worked at. A stage that is up to date by what a removed job
+has stays so where another job has the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import click
 
 from nemotron_dpo import cli, launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.terminal_text import escaped_json, one_line
 
 if TYPE_CHECKING:
     from nemotron_dpo.jobs.job import Job
@@ -60,11 +61,10 @@ def ls(root: str, key: str, reverse: bool, failed: bool, as_json: bool) -> None:
     found = [one for one in job.jobs_in(Path(root)) if not failed or one.status in job.FAILED]
     shown = listing.in_order(found, key, reverse=reverse)
     if as_json:
-        import orjson
-
-        click.echo(orjson.dumps([listing.as_data(one) for one in shown], option=orjson.OPT_INDENT_2).decode())
+        _print_json([listing.as_data(one) for one in shown])
     else:
         click.echo(listing.listed(shown) if shown else "no jobs")
+    _say_leftovers(Path(root))
 
 
 @command.command(help="Show what two jobs differ in.")
@@ -79,9 +79,7 @@ def diff(first: str, second: str, root: str, as_json: bool) -> None:
     jobs = jobs_in(Path(root))
     both = find(first, jobs), find(second, jobs)
     if as_json:
-        import orjson
-
-        click.echo(orjson.dumps(differing.difference(*both), option=orjson.OPT_INDENT_2).decode())
+        _print_json(differing.difference(*both))
     else:
         click.echo(differing.shown(*both))
 
@@ -90,15 +88,23 @@ def diff(first: str, second: str, root: str, as_json: bool) -> None:
 @click.argument("names", metavar="JOB...", nargs=-1, required=True)
 @_JOBS
 @click.option("--force", is_flag=True, help="Also what another job needs, or what may still be worked at.")
-def rm(names: tuple[str, ...], root: str, force: bool) -> None:
-    from nemotron_dpo.jobs.job import find, jobs_in
+@_YES
+def rm(names: tuple[str, ...], root: str, force: bool, yes: bool) -> None:
+    from nemotron_dpo.jobs import listing
+    from nemotron_dpo.jobs.job import find, is_whole_name, jobs_in
     from nemotron_dpo.jobs.removing import check_removable
 
     jobs = jobs_in(Path(root))
-    chosen = list({job.id: job for job in (find(name, jobs) for name in names)}.values())
+    named = {name: find(name, jobs) for name in names}
+    chosen = list({job.id: job for job in named.values()}.values())
     if not force:
         check_removable(chosen, jobs)
-    _remove(chosen, jobs)
+    if not yes and not all(is_whole_name(name, job) for name, job in named.items()):
+        click.echo(listing.listed(chosen))
+        if not _wants(_question(chosen)):
+            SAY("nothing is removed")
+            return
+    _remove(chosen, jobs, Path(root))
 
 
 @command.command(help="Remove all jobs but those that are new, or that one of these needs.")
@@ -119,29 +125,69 @@ def prune(root: str, keep: int | None, older_than: str | None, dry_run: bool, ye
     jobs = jobs_in(Path(root))
     found = removing.prunable(jobs, keep, None if older_than is None else seconds_of(older_than))
     for name, why in found.kept.items():
-        SAY(f"{name} stays: {why}")
+        SAY(one_line(f"{name} stays: {why}"))
     if not found.jobs:
         SAY("nothing to remove")
+        if not dry_run:
+            _clear_leftovers(Path(root))
         return
     click.echo(listing.listed(found.jobs))
-    if dry_run or not (yes or _wants(f"Remove {'it' if len(found.jobs) == 1 else 'them'}, with the checkpoints inside?")):
+    if dry_run or not (yes or _wants(_question(found.jobs))):
         SAY("nothing is removed")
         return
-    _remove(found.jobs, jobs)
+    _remove(found.jobs, jobs, Path(root))
 
 
-def _remove(chosen: Sequence[Job], jobs: Sequence[Job]) -> None:
+def _remove(chosen: Sequence[Job], jobs: Sequence[Job], root: Path) -> None:
     from nemotron_dpo.jobs.listing import size
     from nemotron_dpo.jobs.removing import remove
 
+    _clear_leftovers(root)
     left = list(jobs)
     freed = 0
     for job in chosen:
         freed += job.num_bytes
         left = [one for one in left if one.id != job.id]
-        remove(job, left)
-        SAY(f"removed {job.id}")
+        try:
+            remove(job, left)
+        except (KeyboardInterrupt, cli.Terminated):
+            _say_leftovers(root)
+            raise
+        SAY(one_line(f"removed {job.id}"))
     SAY(f"{len(chosen)} job{'s' * (len(chosen) != 1)} removed, {size(freed)}")
+
+
+def _say_leftovers(root: Path) -> None:
+    """Name what earlier removals left, which no list of jobs has."""
+    from nemotron_dpo.jobs.job import bytes_in
+    from nemotron_dpo.jobs.leftovers import leftovers
+    from nemotron_dpo.jobs.listing import size
+
+    for path in leftovers(root):
+        what = f"is left of a removed job, {size(bytes_in(path))}: dpo-runs rm or prune goes on with it"
+        SAY(one_line(f"{path.absolute()} {what}"))
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Go on with earlier removals; one that is still refused does not stop others."""
+    from nemotron_dpo.jobs.leftovers import clear, leftovers
+
+    for path in leftovers(root):
+        try:
+            clear(path)
+            SAY(one_line(f"removed {path.absolute()}, which was left of a removed job"))
+        except UserError as error:
+            SAY(f"warning: {error}")
+
+
+def _print_json(value: object) -> None:
+    import orjson
+
+    click.echo(escaped_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()))
+
+
+def _question(jobs: Sequence[Job]) -> str:
+    return f"Remove {'it' if len(jobs) == 1 else 'them'}, with the checkpoints inside?"
 
 
 def _wants(question: str) -> bool:

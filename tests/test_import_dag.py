@@ -44,7 +44,8 @@ ALLOWED = {
         "terminal_text",
         "versions",
     },
-    "documents": {"errors", "machine_errors"},
+    "plain_files": {"errors"},
+    "documents": {"errors", "machine_errors", "plain_files"},
     "machine_errors": {"errors"},
     "locks": {"errors", "machine_errors"},
     "processes": set(),
@@ -53,8 +54,8 @@ ALLOWED = {
     "weights_file": {"errors", "machine_errors"},
     "hf_folder": {"errors", "machine_errors", "weights_file"},
     "file_digests": {"errors"},
-    "step_folders": {"documents", "errors", "machine_errors"},
-    "run_state": {"machine_errors", "processes"},
+    "step_folders": {"documents", "errors", "machine_errors", "plain_files"},
+    "run_state": {"errors", "machine_errors", "plain_files", "processes"},
     "sources": {"documents", "errors", "hf_folder", "step_folders"},
     "config": {"documents", "errors", "paths", "objective"},
     "preferences": {
@@ -107,7 +108,7 @@ ALLOWED = {
     },
     "report": {"documents", "errors", "outcome", "run_state", "step_folders", "streams", "steps", "wilson"},
     "model_card": {"documents", "errors", "machine_errors", "run_state", "step_folders"},
-    "jobs": {"documents", "errors", "outcome", "run_state", "steps"},
+    "jobs": {"documents", "errors", "machine_errors", "outcome", "run_state", "steps", "terminal_text"},
     "steps": {
         "locks",
         "processes",
@@ -128,6 +129,7 @@ ALLOWED = {
         "outcome",
         "policy",
         "checkpoint",
+        "terminal_text",
         "wiring",
     },
     "wiring": {

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo import machine_errors
+from nemotron_dpo import machine_errors, plain_files
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.plain_files import MOST_BYTES
 
 MOST_LEVELS = 50  # the deepest configs of this field have about ten
-MOST_BYTES = 16_000_000
 _MOST_VALUES = 1_000_000  # aliases counted as often as they stand for something
 _INTERPOLATIONS = 10  # levels of ${...} in a value
 _LONG_KEY = re.compile(rf"(?<![\w.-])(?:[\w-]++\s*+\.\s*+){{{MOST_LEVELS},}}+[\w-]++\s*+[=\]]")  # TOML's parser is slow on it
@@ -42,13 +42,14 @@ def parsed_yaml(text: str, source: object, loader: Any = None) -> Any:
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> Mapping[str, Any]:
-    """The mapping in a YAML file that is looked at in passing; empty where there is none, or no YAML.
+    """The mapping in a YAML file that is looked at in passing; empty where there is none, no YAML, or no plain file.
 
     Raises OSError where the machine cannot read it: what stands there is not known then.
     """
     import yaml
 
     try:
+        plain_files.refuse_others(path)
         tree = parsed_yaml(path.read_text(encoding="utf-8"), path, loader)
     except (*machine_errors.NOT_THERE, yaml.YAMLError, UnicodeDecodeError, UserError):
         return {}

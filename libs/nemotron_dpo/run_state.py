@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from nemotron_dpo import machine_errors, processes
+from nemotron_dpo import machine_errors, plain_files, processes
+from nemotron_dpo.errors import UserError
 
 FILE = "run.json"
 
@@ -20,10 +21,10 @@ def read_facts(run: Path) -> Mapping[str, Any]:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty where there is none, or no such file. Raises OSError where it cannot be read."""
+    """The object in a JSON file; empty where there is none, or no such plain file. Raises OSError where it cannot be read."""
     try:
         tree = orjson.loads(_read(path))
-    except (*machine_errors.NOT_THERE, orjson.JSONDecodeError):
+    except (*machine_errors.NOT_THERE, orjson.JSONDecodeError, UserError):
         return {}
     return tree if isinstance(tree, dict) else {}
 
@@ -31,10 +32,15 @@ def read_json(path: Path) -> Mapping[str, Any]:
 def _read(path: Path) -> bytes:
     """The content of a file that may be replaced meanwhile: a file server then gives what has the name now, asked again."""
     try:
-        return path.read_bytes()
+        return _read_plain(path)
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
+    return _read_plain(path)
+
+
+def _read_plain(path: Path) -> bytes:
+    plain_files.refuse_others(path)
     return path.read_bytes()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_dpo import machine_errors
+from nemotron_dpo import machine_errors, plain_files
 from nemotron_dpo.documents import read_yaml, yaml_mapping
 from nemotron_dpo.errors import UserError
 
@@ -46,6 +46,7 @@ def measured(folder: Path) -> Mapping[str, float | None]:
     """The numbers of training_info.json. Raises UserError if it is damaged or of another step."""
     path, step = folder / "training_info.json", step_of(folder)
     try:
+        plain_files.refuse_others(path)
         info = {name: None if value is None else float(value) for name, value in json.loads(path.read_bytes()).items()}
         info = info if is_as_saved(path) else {"total_steps": math.nan}
     except (*machine_errors.NOT_THERE, AttributeError, TypeError, ValueError, OverflowError, RecursionError):
@@ -59,9 +60,11 @@ def measured(folder: Path) -> Mapping[str, float | None]:
 def is_as_saved(path: Path) -> bool:
     """Whether a file that lies directly in a step folder, or is none, is what was saved with the step.
 
-    Only the list of resume.json can tell: without one, or where it does not name the file, it is. Raises OSError.
+    Only the list of resume.json can tell: without one, or where it does not name the file, it is. Raises OSError, and UserError
+    where that list is no plain file.
     """
     try:
+        plain_files.refuse_others(path.parent / RESUME)
         digest = json.loads((path.parent / RESUME).read_bytes())["files"].get(path.name)
         return digest is None or (path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest)
     except (*machine_errors.NOT_THERE, AttributeError, KeyError, TypeError, ValueError, RecursionError):
@@ -138,6 +141,7 @@ def ranking(folder: Path) -> tuple[str | None, bool]:
     path = folder / "config.yaml"
     refuse_changed(path)
     try:
+        plain_files.refuse_others(path)
         keep: Any = read_yaml(path)["checkpointing"]
         name, higher = keep["metric_name"], keep["higher_is_better"]
     except (*machine_errors.NOT_THERE, yaml.YAMLError, KeyError, TypeError, ValueError):

@@ -13,6 +13,11 @@ def escaped(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def escaped_json(text: str) -> str:
+    """JSON that says the same as the JSON `text`, without a control character but the newlines between its values."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def one_line(text: str) -> str:
     """As `escaped`, newlines and tabs too."""
     return escaped(text).replace("\n", "\\n").replace("\t", "\\t")

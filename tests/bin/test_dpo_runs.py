@@ -68,6 +68,52 @@ def test_mistakes_are_one_line(jobs: Path) -> None:
     assert (named.returncode, "--name=no/name: is no name for a job" in named.stderr.decode()) == (2, True)
 
 
+def test_what_a_job_is_called_cannot_draw_on_the_terminal(tmp_path: Path) -> None:
+    for folder, name in (("a", "\\e[31mred\\u009b2J\\u202e"), ("b", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "job.yaml").write_text(f'name: "{name}"\nversion: "{name}"\n')
+    for arguments in (("ls",), ("ls", "--json"), ("diff", "a", "b"), ("diff", "a", "b", "--json"), ("prune", "--keep=0", "-n")):
+        shown = check(PROGRAM, *arguments, "--jobs", tmp_path).stdout.decode()
+        assert "red" in shown, arguments
+        assert not set("\x1b\x9b\u202e") & set(shown), arguments
+
+
+def test_what_a_removal_left_is_told_and_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".a.removed"
+    left.mkdir()
+    for folder in (left, tmp_path / "b"):
+        folder.mkdir(exist_ok=True)
+        (folder / "job.yaml").write_text("name: x\n")
+    told = f"dpo-runs: {left} is left of a removed job, "
+    for arguments in (("ls",), ("ls", "--json")):
+        done = check(PROGRAM, *arguments, "--jobs", tmp_path)
+        assert done.stderr.decode().startswith(told), arguments
+        assert b".a.removed" not in done.stdout
+    check(PROGRAM, "prune", "--keep", "1", "-n", "--jobs", tmp_path)
+    assert left.is_dir()
+    said = check(PROGRAM, "prune", "--keep", "1", "--jobs", tmp_path).stderr.decode().splitlines()
+    assert said == ["dpo-runs: nothing to remove", f"dpo-runs: removed {left}, which was left of a removed job"]
+    left.mkdir()
+    check(PROGRAM, "rm", "b", "--jobs", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_a_name_removes_nothing_without_a_word(tmp_path: Path) -> None:
+    for folder in ("20260101-a", "20260102-b", "20260103-c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "job.yaml").write_text(f"name: called-{folder[-1]}\n")
+    for arguments in (("0101",), ("called", "--force"), ("20260102-b", "0101"), ("20260101",)):
+        done = run(PROGRAM, "rm", *arguments, "--jobs", tmp_path)
+        assert done.returncode, arguments
+        assert len(list(tmp_path.iterdir())) == 3, arguments
+    done = run(PROGRAM, "rm", "0101", "--jobs", tmp_path)
+    assert error_line(done, PROGRAM) == "nothing is removed: there is nobody to ask: give --yes"
+    assert b"20260101-a" in done.stdout
+    check(PROGRAM, "rm", "0101", "--yes", "--jobs", tmp_path)
+    check(PROGRAM, "rm", "called-b", str(tmp_path / "20260103-c"), "--jobs", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_pruned_without_a_word_and_what_is_removed_is_gone(jobs: Path) -> None:
     before = _names(check(PROGRAM, "--json", cwd=jobs))
     done = run(PROGRAM, "prune", "--keep", "1", cwd=jobs)

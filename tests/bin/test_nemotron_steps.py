@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def broken_data(tmp_path: Path) -> Path:
 def _job(folder: Path) -> Path:
     (job,) = (folder / ".nemotron" / "jobs").iterdir()
     return job
+
+
+def test_a_record_that_has_no_room_is_named(tmp_path: Path):
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3072, 3072))
+
+    done = run(PROGRAM, *TINY, cwd=tmp_path, preexec_fn=small_files_only)
+    assert error_line(done, PROGRAM) == f"{_job(tmp_path).relative_to(tmp_path)}/train.yaml: file too large"
+    assert done.returncode == 1
 
 
 @pytest.mark.slow

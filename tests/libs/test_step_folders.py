@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import orjson
@@ -25,6 +26,16 @@ def make_run(folder: Path, values: dict[int, float | None], metric: str | None =
         ranked = f"  metric_name: {metric or 'null'}\n  higher_is_better: {higher}\n"
         (step_folder / "config.yaml").write_text(f"checkpointing:\n{ranked}")
     return folder
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "training_info.json", "resume.json"])
+def test_a_pipe_in_a_step_is_refused(tmp_path: Path, name: str):
+    run = make_run(tmp_path / "run", {1: 0.3})
+    path = run / "checkpoints" / "step_1" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{name}: is no regular file"):
+        policy_of(run, "best")
 
 
 def test_a_step_is_the_last_the_best_or_a_number(tmp_path: Path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.terminal_text import escaped, one_line
+from nemotron_dpo.terminal_text import escaped, escaped_json, one_line
 
 PROGRAM = """
 import click
@@ -35,6 +36,10 @@ def test_controls_are_shown_by_their_number():
     assert escaped("a\tb\n") == "a\tb\n"
     assert one_line("a\tb\nc") == r"a\tb\nc"
     assert str(UserError("b\nc: error: forged", source="a\x1b[1m")) == r"a\x1b[1m: b\nc: error: forged"
+    named = {"a\x7f": "\x1b\x9b\u202e\\\n\N{LATIN SMALL LETTER E WITH ACUTE}"}
+    shown = escaped_json(json.dumps(named, ensure_ascii=False, indent=2))
+    assert json.loads(shown) == named
+    assert shown == '{\n  "a\\u007f": "\\u001b\\u009b\\u202e\\\\\\n\N{LATIN SMALL LETTER E WITH ACUTE}"\n}'
 
 
 def test_lines_of_a_program():

@@ -10,6 +10,7 @@ from nemotron_dpo.jobs.listing import best
 from nemotron_dpo.outcome import margin
 from nemotron_dpo.run_state import read_facts
 from nemotron_dpo.steps.text import flat, table
+from nemotron_dpo.terminal_text import one_line
 
 _MISSING = "-"
 
@@ -29,7 +30,7 @@ def shown(first: Job, second: Job) -> str:
     """The same as tables; a line where nothing differs."""
     found = {name: rows for name, rows in difference(first, second).items() if rows}
     if not found:
-        return f"{first.id} and {second.id} do not differ"
+        return one_line(f"{first.id} and {second.id} do not differ")
     heads = [job.name if job.name and first.name != second.name else job.id for job in (first, second)]
     return "\n\n".join(table([(key, *both) for key, both in rows.items()], (name, *heads)) for name, rows in found.items())
 

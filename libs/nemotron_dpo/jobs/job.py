@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import yaml
 
 from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.jobs.leftovers import RECORD, is_leftover
 from nemotron_dpo.outcome import Outcome, outcome, read_metrics
 from nemotron_dpo.run_state import is_alive, read_facts, read_json, state_of
 from nemotron_dpo.steps.compile.job_state import FILE as STATE
@@ -61,10 +63,10 @@ class Job:
 
     @cached_property
     def created(self) -> datetime | None:
-        """When; None where job.yaml does not say."""
+        """When; None where job.yaml does not say, or says what no clock of here can show."""
         try:
             return datetime.fromisoformat(str(self.record.get("created"))).astimezone()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
     @cached_property
@@ -99,12 +101,18 @@ class Job:
     @cached_property
     def num_bytes(self) -> int:
         """What it takes on disk. Blocks that it shares with other jobs count for each of them."""
-        seen: dict[tuple[int, int], int] = {}
-        for folder, _, files in os.walk(self.folder):
-            for file in files:
-                state = os.lstat(os.path.join(folder, file))
+        return bytes_in(self.folder)
+
+
+def bytes_in(folder: Path) -> int:
+    """What a folder takes on disk, each file once."""
+    seen: dict[tuple[int, int], int] = {}
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # of a run that goes on, or that is being removed
+                state = os.lstat(os.path.join(parent, file))
                 seen[state.st_dev, state.st_ino] = state.st_blocks * 512
-        return sum(seen.values())
+    return sum(seen.values())
 
 
 def jobs_in(root: Path) -> list[Job]:
@@ -117,8 +125,13 @@ def jobs_in(root: Path) -> list[Job]:
 
 def _found(root: Path) -> Iterator[Job]:
     for folder in root.iterdir():
-        if (folder / "job.yaml").is_file() and not folder.is_symlink():
-            yield Job(folder, read_mapping(folder / "job.yaml"), read_json(folder / STATE))
+        if (folder / RECORD).is_file() and not folder.is_symlink() and not is_leftover(folder):
+            yield Job(folder, read_mapping(folder / RECORD), read_json(folder / STATE))
+
+
+def is_whole_name(given: str, job: Job) -> bool:
+    """Whether `given` is all of what names `job`, and not a part that fits it among the jobs there happen to be."""
+    return given in (job.id, job.name) or os.path.realpath(os.path.expanduser(given)) == os.path.realpath(job.folder)
 
 
 def find(given: str, jobs: Sequence[Job]) -> Job:
@@ -126,8 +139,8 @@ def find(given: str, jobs: Sequence[Job]) -> Job:
 
     Raises UserError where there is none, or more than one.
     """
-    path = Path(given).expanduser()
-    same = [job for job in jobs if path.is_dir() and path.resolve() == job.folder.resolve()]
+    path = Path(os.path.expanduser(given))  # as it stands where there is no such user
+    same = [job for job in jobs if os.path.isdir(path) and path.resolve() == job.folder.resolve()]
     exact = same or [job for job in jobs if given in (job.id, job.name)]
     found = exact or [job for job in jobs if given and (given in job.id or given in (job.name or ""))]
     if len(found) > 1:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.jobs.job import Job
 from nemotron_dpo.outcome import margin
-from nemotron_dpo.steps.text import table
+from nemotron_dpo.steps.text import spelled, table
+from nemotron_dpo.terminal_text import one_line
 
 _WIDEST = 60
 HEAD = ("JOB", "NAME", "STATUS", "SETTINGS", "VALIDATION", "SIZE")
@@ -22,8 +23,8 @@ def as_data(job: Job) -> dict[str, Any]:
     """All that is known of a job, as JSON has it."""
     made = job.outcome
     return {
-        "id": job.id,
-        "folder": str(job.folder),
+        "id": _as_utf8(job.id),
+        "folder": _as_utf8(str(job.folder)),
         "name": job.name,
         "step": job.step,
         "status": job.status,
@@ -70,7 +71,7 @@ def listed(jobs: Sequence[Job]) -> str:
         for job in jobs
     ]
     shared = [word for word in given(jobs[0]) if word in common]
-    of_all = [f"all of them: {' '.join(shared)}"] if shared else []
+    of_all = [one_line(f"all of them: {' '.join(shared)}")] if shared else []
     total = f"{len(jobs)} job{'s' * (len(jobs) != 1)}, {size(sum(job.num_bytes for job in jobs))}"
     return "\n".join([table(rows, HEAD), *of_all, total])
 
@@ -101,7 +102,8 @@ def setting(tree: Mapping[str, Any], path: str) -> Any:
 
 
 def _value(job: Job, key: str) -> Any:
-    plain = {"id": job.id, "name": job.name, "step": job.step, "created": job.created}
+    created = job.created.timestamp() if job.created else None
+    plain = {"id": job.id, "name": job.name, "step": job.step, "created": created}
     if key in plain:
         return plain[key]
     if key == "status":
@@ -118,8 +120,13 @@ def _value(job: Job, key: str) -> Any:
 def _rank(value: Any) -> tuple[int, Any]:
     """Numbers before all else, and what is no number by its text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return 1, value.timestamp() if isinstance(value, datetime) else str(value)
-    return 0, math.inf if math.isnan(value) else value
+        return 1, spelled(value)
+    return 0, math.inf if value != value else value  # an integer may be too large for math.isnan
+
+
+def _as_utf8(name: str) -> str:
+    """The name of a file, whose bytes need not be UTF-8, as JSON can hold it."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _status(job: Job) -> str:

@@ -39,7 +39,7 @@ def kept_for(kept: Iterable[Job], jobs: Sequence[Job]) -> dict[str, str]:
 
 def _paths(job: Job) -> Iterator[Path]:
     """Whatever `job` names that may be a path, and where its links lead."""
-    base = Path(str(job.record.get("folder") or "."))
+    base = Path(str(job.record.get("folder") or ".").replace("\0", ""))
     words = [*_texts(job.settings), *_texts(job.record.get("config")), *_texts(job.record.get("outputs"))]
     for command in _texts(job.record.get("stages")):
         words += command.split()
@@ -47,8 +47,8 @@ def _paths(job: Job) -> Iterator[Path]:
         words += _texts(read_mapping(run_config))
     for word in words:
         for text in (word, word.partition("=")[2]):
-            if "/" in text and "\n" not in text and len(text) < 4096:
-                yield Path(os.path.realpath(base / Path(text).expanduser()))
+            if "/" in text and not {"\n", "\0"} & set(text) and len(text) < 4096:
+                yield Path(os.path.realpath(base / os.path.expanduser(text)))
     for folder, folders, files in os.walk(job.folder):
         for name in (*folders, *files):
             if os.path.islink(path := os.path.join(folder, name)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.jobs import leftovers
 from nemotron_dpo.jobs.job import Job
 from nemotron_dpo.jobs.needs import kept_for
 from nemotron_dpo.steps.compile import stage_cache
+
+_KEY = re.compile(r"\w{1,64}")
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,21 @@ def remove(job: Job, jobs: Sequence[Job]) -> None:
             continue
         for other in reversed(jobs):
             same = next((paths for _, known, paths in _made(other) if known == key), None)
-            if other.id != job.id and same and all(path.exists() for path in same):
+            if other.id != job.id and same and all(map(os.path.exists, same)):
                 stage_cache.record(key, stage, same)
                 break
-    trash = job.folder.with_name(f".{job.folder.name}.removed")
-    os.rename(job.folder, trash)  # at once: what is left of a removal that is interrupted is no job
-    shutil.rmtree(trash)
+    leftovers.clear(leftovers.take_away(job.folder))
 
 
 def _made(job: Job) -> list[tuple[str, str, list[Path]]]:
-    """(stage, key, outputs) of what a job made or took."""
+    """(stage, key, outputs) of what a job made or took; what no cache could have noted is left out."""
     made: Any = job.state.get("made")
     found = []
     for stage, one in made.items() if isinstance(made, Mapping) else ():
         with contextlib.suppress(KeyError, TypeError):
-            found.append((str(stage), str(one["key"]), [Path(str(path)) for path in one["outputs"]]))
+            key, outputs = str(one["key"]), [str(path) for path in one["outputs"]]
+            if _KEY.fullmatch(key) and not any("\0" in path for path in outputs):
+                found.append((str(stage), key, [Path(path) for path in outputs]))
     return found
 
 

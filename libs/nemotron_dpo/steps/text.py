@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_dpo.terminal_text import one_line
+
 # A longer value does not push the column after it away for all lines.
 _WIDEST_VALUE = 60
+_LONGEST_INTEGER = 10_000  # bits; Python refuses to write longer ones in decimal digits, which YAML has in hexadecimal ones
 
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """`rows` in columns, two spaces apart, under an optional head."""
-    lines = [list(map(str, row)) for row in ([head] if head else []) + list(rows)]
+    """`rows` in columns, two spaces apart, under an optional head. A row is one line, whatever its cells hold."""
+    lines = [[one_line(str(cell)) for cell in row] for row in ([head] if head else []) + list(rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))] if lines else []
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
@@ -54,6 +57,8 @@ def spelled(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {spelled(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(spelled, value)) + "]"
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        return hex(value)
     return str(value)
 
 

@@ -243,3 +243,65 @@ def test_jobs_are_in_the_order_of_time_whatever_clocks_call_it() -> None:
     ahead = _job("29990101-000000-dpo", state={"status": "done"}, days=-365)  # by a clock that ran ahead
     removal = removing.prunable(_jobs(), keep=None, older_than=0.0)
     assert ahead.name not in _ids(removal.jobs)
+
+
+def test_what_a_job_is_called_cannot_draw_on_the_terminal() -> None:
+    name = "\x1b[31mred\x1b]0;pwn\x07\nforged line \x9b2J \u202e"
+    first = _job("job-a", ("x=1\nforged", "y=\x9b"), {"status": "failed", "stage": "a\x1b[m"}, x="\x1b[1m\nforged")
+    _job("job-b", ("x=1\nforged",), {"status": "\x9b"}, x=2)
+    record = yaml.safe_load((first / "job.yaml").read_text())
+    (first / "job.yaml").write_text(yaml.safe_dump({**record, "name": name}))
+    a, b = sorted(_jobs(), key=lambda job: job.id)
+    shown = listing.listed([a, b])
+    assert [line.split()[0] for line in shown.splitlines()] == ["JOB", "job-a", "job-b", "all", "2"]
+    assert r"\x1b[31mred\x1b]0;pwn\x07\nforged line \x9b2J \u202e" in shown
+    assert r"all of them: x=1\nforged" in shown
+    differing_ = differing.shown(a, b)
+    for text in (shown, differing_):
+        assert not set("\x1b\x9b\x07\u202e") & set(text)
+    assert r"\x1b[1m\nforged" in differing_
+
+
+def test_a_date_that_no_clock_shows_hides_no_job() -> None:
+    for n, created in enumerate(("9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00", "x\0")):
+        folder = _job(f"job-{n}")
+        (folder / "job.yaml").write_text(yaml.safe_dump({"created": created}))
+    _job("job-new")
+    assert _ids(_jobs())[-1] == "job-new"
+    assert len(listing.listed(_jobs()).splitlines()) == 6
+    assert all(listing.as_data(job)["id"] for job in _jobs())
+    assert _ids(removing.prunable(_jobs(), keep=1, older_than=3600.0).jobs) == []  # they are as old as their folders
+
+
+def test_values_of_any_kind_have_an_order() -> None:
+    values = ["1" + "0" * 400, "2", ".nan", "0x" + "f" * 5000, "2026-01-01", "2026-01-01 00:00:00", "[1, 0x" + "f" * 5000 + "]"]
+    for n, value in enumerate(values):
+        (_job(f"job-{n}") / "train.yaml").write_text(f"x: {value}\n")
+    jobs = sorted(_jobs(), key=lambda job: job.id)
+    found = _ids(listing.in_order(jobs, "x", reverse=False))
+    assert [name.removeprefix("job-") for name in found[:3]] == ["1", "0", "3"]
+    assert len(found) == len(values)
+    assert all(differing.shown(jobs[0], other) for other in jobs)
+
+
+def test_words_that_are_no_path_do_not_stop_a_removal() -> None:
+    made = {"a": {"key": "a\0b", "outputs": []}, "b": {"key": "../k", "outputs": []}, "c": {"key": "k", "outputs": ["\0", "x"]}}
+    made |= {"d": {"key": "k", "outputs": ["x" * 5000]}}
+    other = _job("job-other", x="~nouser/x", y="a/\0b", z="a/" + "x" * 300, state={"made": made})
+    record = yaml.safe_load((other / "job.yaml").read_text())
+    (other / "job.yaml").write_text(yaml.safe_dump({**record, "folder": "/\0"}))
+    _job("job-a", state={"made": made})
+    jobs = _jobs()
+    for name in ("~nouser", "~nouser/x", "x" * 5000):
+        with pytest.raises(UserError, match="no such job"):
+            find(name, jobs)
+    job = find("job-a", jobs)
+    removing.check_removable([job], jobs)
+    removing.remove(job, jobs)
+    assert _ids(_jobs()) == ["job-other"]
+
+
+def test_a_folder_whose_name_is_no_text_is_a_job_too() -> None:
+    folder = _job("job-a")
+    os.rename(os.fsencode(folder), os.fsencode(folder) + b"\xff")
+    assert listing.as_data(_jobs()[0])["id"] == r"job-a\xff"

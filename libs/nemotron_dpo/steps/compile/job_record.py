@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from nemotron_dpo import __version__
+from nemotron_dpo import __version__, machine_errors
 from nemotron_dpo.config import redact, redact_argv, redact_override, to_yaml
 from nemotron_dpo.steps.compile import stage_cache
 from nemotron_dpo.steps.compile.stage_choice import StageDecision
@@ -76,9 +76,9 @@ def _makes(folder: Path) -> bool:
 def write_job(plan: Plan, provenance: Provenance, now: datetime) -> None:
     """Write job.yaml and the files of the plan into its folder, secrets hidden."""
     plan.job.mkdir(parents=True, exist_ok=True)
-    for name, text in plan.files.items():
-        (plan.job / name).write_text(text, encoding="utf-8")
-    (plan.job / "job.yaml").write_text(to_yaml(_record(plan, provenance, now)), encoding="utf-8")
+    for name, text in {**plan.files, "job.yaml": to_yaml(_record(plan, provenance, now))}.items():
+        with machine_errors.named(plan.job / name):
+            (plan.job / name).write_text(text, encoding="utf-8")
 
 
 def file_lines(plan: Plan) -> list[tuple[str, str]]:

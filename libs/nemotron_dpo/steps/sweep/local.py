@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nemotron_dpo import parent
 from nemotron_dpo.steps.compile.programs import executable
 from nemotron_dpo.steps.sweep import record
 from nemotron_dpo.steps.sweep.points import Point
@@ -63,7 +64,7 @@ def run_points(sweep: Sweep, slots: Slots) -> list[record.PointJob]:
     """Run every point to its end and return how each went. A point that fails does not stop the others.
 
     What a point prints is in NUMBER.txt; where only one runs at a time, what it says is on stderr as ever. Ctrl-C and SIGTERM
-    reach all that run before they are raised here.
+    reach all that run before they are raised here. Where this process is killed, they get SIGTERM (Linux).
     """
     before = frozenset(path.name for path in record.JOBS.glob("*"))
     jobs, running, waiting = [record.PointJob(point) for point in sweep.points], list[_Running](), [*range(len(sweep.points))]
@@ -127,7 +128,7 @@ def _start(argv: Sequence[str], environment: dict[str, str], log: Path, *, quiet
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out if quiet else None,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, **parent.followed()},
             process_group=0,
         )
 

@@ -1,4 +1,8 @@
-"""What a sweep leaves: its folder, which job is that of each point, how each stands, and the table at its end."""
+"""What a sweep leaves: its folder, which job is that of each point, how each stands, and the table at its end.
+
+A sweep that was killed leaves points as `running` in sweep.json: `host`, `pid` and `process` say whom to look for, and
+state.json of a point's job how it ended.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,8 @@ def sweep_folder(called: str, now: datetime) -> Path:
 
 def write(folder: Path, command: Sequence[str], jobs: Sequence[PointJob]) -> None:
     """Write sweep.json anew, whole."""
-    tree = {"command": list(command), "folder": str(Path.cwd()), "points": [_as_data(job) for job in jobs]}
+    points = [_as_data(job) for job in jobs]
+    tree = {"command": list(command), "folder": str(Path.cwd()), **processes.this_one(), "points": points}
     with replacing(folder / FILE) as temporary:
         temporary.write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from nemotron_dpo import processes
+from nemotron_dpo.jobs.job import jobs_in
 from nemotron_dpo.steps.sweep import local, record
 from nemotron_dpo.steps.sweep.points import points
 
@@ -125,3 +131,62 @@ def test_what_runs_is_ended_before_an_interrupt_is_raised(tmp_path: Path, monkey
         _sweep(monkeypatch, tmp_path, "wait 0", local.Slots(1))
     noted = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["points"]
     assert [point["status"] for point in noted] == ["killed", "waiting"]
+
+
+# A sweep of one point, whose program is a job as JOB that ends as our programs do.
+KILLED = """
+import sys
+from pathlib import Path
+from nemotron_dpo.steps.sweep import local, record
+from nemotron_dpo.steps.sweep.points import points
+local._program = lambda: [sys.executable, "point.py"]
+sweep = local.Sweep(points(["k=1"], "s"), lambda point: [], Path(), lambda jobs: record.write(Path(), ["x"], jobs), print)
+local.run_points(sweep, local.Slots(1))
+"""
+POINT = """
+import os, time
+from pathlib import Path
+import click
+from nemotron_dpo import cli
+from nemotron_dpo.steps.compile.job_state import stands
+
+@click.command()
+def command():
+    job = Path(".nemotron/jobs/job")
+    job.mkdir(parents=True)
+    (job / "job.yaml").touch()
+    with stands(job):
+        Path("begun").touch()
+        time.sleep(60)
+
+cli.run(command, "point")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no other kernel tells a process that its parent is gone")
+def test_a_sweep_that_is_killed_leaves_no_point_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "point.py").write_text(POINT)
+    with subprocess.Popen([sys.executable, "-c", KILLED]) as sweep:
+        try:
+            _wait_for((tmp_path / "begun").is_file)
+        finally:
+            sweep.kill()
+    (job,) = jobs_in(record.JOBS)
+    try:
+        _wait_for(lambda: record.state(job.folder)["status"] == "stopped", seconds=10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(str(record.state(job.folder)["pid"])), signal.SIGKILL)
+    assert [one.status for one in jobs_in(record.JOBS)] == ["stopped"]
+    noted = json.loads((tmp_path / "sweep.json").read_text())
+    assert (noted["points"][0]["status"], noted["pid"]) == ("running", sweep.pid)
+    assert not processes.may_live(noted)
+
+
+def _wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)

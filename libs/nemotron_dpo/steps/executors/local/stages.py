@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nemotron_dpo import launcher, locks, parent
+from nemotron_dpo import launcher, locks, machine_errors, parent
 from nemotron_dpo.errors import DIVERGED, UserError
 from nemotron_dpo.steps.compile import beginnings, stage_cache
 from nemotron_dpo.steps.compile.digests import Digests
@@ -91,7 +91,8 @@ def _take(entry: stage_cache.CacheEntry, stage: Stage, log: Path, say: Callable[
     say(line)
     stage_cache.bring(entry, stage.name, stage.outputs)
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(f"{line}\n")
+    with machine_errors.named(log):
+        log.write_text(f"{line}\n")
 
 
 def _keep(key: str, stage: Stage, say: Callable[[str], object]) -> None:
