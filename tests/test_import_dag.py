@@ -78,6 +78,7 @@ ALLOWED = {
         "scoring",
         "streams",
         "sources",
+        "folder_files",
         "hf_folder",
         "weights_file",
         "file_digests",

@@ -32,6 +32,21 @@ def has_folder(path: Path) -> bool:
     return _has(path, stat.S_IFDIR)
 
 
+def refuse_link_outside(path: Path, folder: Path) -> None:
+    """Raise UserError where `path` of a model's `folder` leads out of it: a copy would hand on what lies there.
+
+    Where a folder between them is the link, that one is named. Links of the Hugging Face cache, from a snapshot to the blobs
+    beside all snapshots, are what they should be.
+    """
+    home = folder.resolve()
+    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    names = path.relative_to(folder).parts
+    for part in (folder.joinpath(*names[: number + 1]) for number in range(len(names))):
+        if not any(part.resolve().is_relative_to(place) for place in allowed):
+            remedy = "put the file itself there, if it belongs to the model"
+            raise UserError("is a link out of its folder", source=part, remedy=remedy)
+
+
 def _has(path: Path, due: int) -> bool:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)

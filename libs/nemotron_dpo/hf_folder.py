@@ -219,19 +219,6 @@ def honoured_config(folder: Path) -> bytes:
         return content
 
 
-def refuse_link_outside(path: Path, folder: Path) -> None:
-    """Raise UserError where `path` of a model's `folder` leads out of it: a copy would hand on what lies there.
-
-    Links of the Hugging Face cache, from a snapshot to the blobs beside all snapshots, are what they should be.
-    """
-    real, home = path.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
-        raise UserError(
-            "is a link out of its folder", source=path, remedy="put the file itself there, if it belongs to the model"
-        )
-
-
 def _no_weights(folder: Path) -> UserError:
     shards = sorted(path.name for path in folder.glob("model*-of-*.safetensors"))
     if shards:
