@@ -43,7 +43,7 @@ def refuse_link_outside(path: Path, folder: Path) -> None:
     names = path.relative_to(folder).parts
     for part in (folder.joinpath(*names[: number + 1]) for number in range(len(names))):
         if not any(part.resolve().is_relative_to(place) for place in allowed):
-            remedy = "put the file itself there, if it belongs to the model"
+            remedy = f"put the {'folder' if part.is_dir() else 'file'} itself there, if it belongs to the model"
             raise UserError("is a link out of its folder", source=part, remedy=remedy)
 
 

@@ -66,3 +66,20 @@ def test_the_hub_s_cache_trains_and_is_saved(policy: Path, pairs: Path, tmp_path
     names = [name for name in kept if "token" in str(name) or "template" in str(name)]
     assert len(names) == 3
     assert all((copy / name).read_bytes() == kept[name] and not (copy / name).is_symlink() for copy in copies for name in names)
+
+
+@pytest.mark.parametrize("form", ["hf", "megatron"])
+def test_a_checkpoint_s_tokenizer_folder_elsewhere_is_not_copied(form: str, policy: Path, tmp_path: Path) -> None:
+    """A stranger's checkpoint with tokenizer -> ~/notes would be handed on with what lies there."""
+    check("ckpt-export", policy, "-o", tmp_path / "checkpoint", "--to", "megatron")
+    iteration = tmp_path / "checkpoint" / "iter_0000000"
+    (iteration / "integrity.json").unlink()
+    shutil.move(iteration / "tokenizer", tmp_path / "elsewhere")
+    (iteration / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    said = error_line(run("ckpt-export", tmp_path / "checkpoint", "-o", tmp_path / "out", "--to", form), "ckpt-export")
+    assert said == f"{iteration}/tokenizer: {OUT.replace('file', 'folder')}"
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "elsewhere").rename(iteration / "kept")
+    (iteration / "tokenizer").unlink()
+    (iteration / "tokenizer").symlink_to("kept")
+    check("ckpt-export", tmp_path / "checkpoint", "-o", tmp_path / "out", "--to", form)
