@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 from nemotron_dpo.machine_errors import NOT_THERE
 from nemotron_dpo.weights_file import COMPLETE, opened
 
@@ -50,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises UserError where there are none, one is missing, the index is damaged, or there are two sets of them.
     """
     listed = sorted(set(index(folder).values()))
-    if (folder / SINGLE).is_file():
+    if has_file(folder / SINGLE):
         others = [name for name in listed if name != SINGLE and (folder / name).is_file()]
         if others:
             what = f"holds two sets of weights: {SINGLE}, which transformers reads, and {INDEX} with {_and_more(others)}"
@@ -59,7 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not listed:
         raise _no_weights(folder)
     for name in listed:
-        if not (folder / name).is_file():
+        if not has_file(folder / name):
             raise UserError("is missing", source=folder / name, remedy=COMPLETE)
     return [folder / name for name in listed]
 
@@ -69,7 +70,7 @@ def index(folder: Path) -> dict[str, str]:
     import orjson
 
     path = folder / INDEX
-    if not path.is_file():
+    if not has_file(path):
         return {}
     try:
         files: dict[str, str] = orjson.loads(path.read_bytes())["weight_map"]

@@ -12,7 +12,7 @@ from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, peft_me
 from nemotron_dpo.checkpoint.carried import required
 from nemotron_dpo.checkpoint.families import config, wrapper_of
 from nemotron_dpo.errors import UserError
-from nemotron_dpo.folder_files import has_folder, refuse_link_outside
+from nemotron_dpo.folder_files import has_file, has_folder, refuse_link_outside
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
 from nemotron_dpo.policy.model import PairPolicy, build_policy
@@ -102,7 +102,7 @@ def tokenizer_folder(source: ModelSource) -> Path | None:
 
     Raises UserError where it is a link out of a Megatron checkpoint: its files would be copied as the checkpoint's own.
     """
-    if source.kind == "peft" and not (source.path / "tokenizer.json").is_file():
+    if source.kind == "peft" and not has_file(source.path / "tokenizer.json"):
         return tokenizer_folder(_peft_base(source))
     folder = source.tokenizer_folder
     if source.kind == "megatron" and folder != source.hf_model:
