@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path, PurePosixPath
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 
 NAME = "integrity.json"
 _REMEDY = f"copy it again, or remove it from {NAME} if you changed it"
@@ -33,7 +34,7 @@ def listed(folder: Path) -> dict[str, str]:
     import orjson
 
     path = folder / NAME
-    if not path.is_file():
+    if not has_file(path):
         return {}
     try:
         listing = orjson.loads(path.read_bytes())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 from nemotron_dpo.machine_errors import NOT_THERE
 from nemotron_dpo.weights_file import COMPLETE, opened
 
@@ -50,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises UserError where there are none, one is missing, the index is damaged, or there are two sets of them.
     """
     listed = sorted(set(index(folder).values()))
-    if (folder / SINGLE).is_file():
+    if has_file(folder / SINGLE):
         others = [name for name in listed if name != SINGLE and (folder / name).is_file()]
         if others:
             what = f"holds two sets of weights: {SINGLE}, which transformers reads, and {INDEX} with {_and_more(others)}"
@@ -59,7 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not listed:
         raise _no_weights(folder)
     for name in listed:
-        if not (folder / name).is_file():
+        if not has_file(folder / name):
             raise UserError("is missing", source=folder / name, remedy=COMPLETE)
     return [folder / name for name in listed]
 
@@ -69,7 +70,7 @@ def index(folder: Path) -> dict[str, str]:
     import orjson
 
     path = folder / INDEX
-    if not path.is_file():
+    if not has_file(path):
         return {}
     try:
         files: dict[str, str] = orjson.loads(path.read_bytes())["weight_map"]
@@ -217,19 +218,6 @@ def honoured_config(folder: Path) -> bytes:
         return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # nested too deeply to be written, or numbers and texts that JSON has not
         return content
-
-
-def refuse_link_outside(path: Path, folder: Path) -> None:
-    """Raise UserError where `path` of a model's `folder` leads out of it: a copy would hand on what lies there.
-
-    Links of the Hugging Face cache, from a snapshot to the blobs beside all snapshots, are what they should be.
-    """
-    real, home = path.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
-        raise UserError(
-            "is a link out of its folder", source=path, remedy="put the file itself there, if it belongs to the model"
-        )
 
 
 def _no_weights(folder: Path) -> UserError:

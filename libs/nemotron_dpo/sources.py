@@ -16,6 +16,7 @@ from typing import Literal
 from nemotron_dpo import hf_folder
 from nemotron_dpo.documents import parsed_yaml
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 from nemotron_dpo.step_folders import LAST, TRACKER, policy_of, step_of
 
 _MEGATRON_WEIGHTS = ("*.distcp", "common.pt", ".metadata")
@@ -41,7 +42,7 @@ class ModelSource:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder that holds tokenizer.json; it need not exist."""
-        if self.kind == "hf":
+        if self.kind in ("hf", "peft"):
             return self.path
         own = self.path / "tokenizer"
         return own if self.hf_model is None or own.is_dir() else self.hf_model
@@ -144,7 +145,7 @@ def resolve_adapters(source: str | Path, base: str | None, step: str = LAST) -> 
     `base` None leaves it to the adapters themselves to say.
     """
     path = Path(source).expanduser()
-    if (path / _ADAPTERS).is_file() and not (path / "config.json").is_file():
+    if has_file(path / _ADAPTERS) and not has_file(path / "config.json"):
         return ModelSource("peft", path, str(source), base=base)
     return replace(resolve_run(source, step), base=base)
 
@@ -154,8 +155,8 @@ def _local(path: Path, name: str) -> ModelSource:
         return ModelSource("megatron", _tracked_iteration(path), name)
     if (path / ".metadata").is_file():
         return ModelSource("megatron", path, name)
-    if (path / "config.json").is_file():
-        if (path / _ADAPTERS).is_file():
+    if has_file(path / "config.json"):
+        if has_file(path / _ADAPTERS):
             what = "holds a model and adapters of peft for it, which transformers adds where peft is installed"
             remedy = "merge them (merge_and_unload in peft) and save that, or move adapter_config.json away"
             raise UserError(what, source=name, remedy=remedy)
@@ -163,7 +164,7 @@ def _local(path: Path, name: str) -> ModelSource:
     iterations = sorted(path.glob("iter_*"))
     if iterations:
         return ModelSource("megatron", iterations[-1], name)
-    if (path / _ADAPTERS).is_file():
+    if has_file(path / _ADAPTERS):
         remedy = "merge them into their base: ckpt-export ADAPTERS --base BASE -o DIR --to hf"
         raise UserError("holds adapters of peft and no model", source=name, remedy=remedy)
     steps = [step for pattern in _STEPS for step in path.glob(pattern)]

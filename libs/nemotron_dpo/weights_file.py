@@ -7,6 +7,7 @@ from typing import Any
 
 from nemotron_dpo import machine_errors
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 
 COMPLETE = "is the download complete?"
 
@@ -19,10 +20,10 @@ def opened(path: Path, framework: str, *, absent: str = COMPLETE) -> Any:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not has_file(path):
+        raise UserError("is missing", source=path, remedy=absent)
     try:
         path.open("rb").close()
-    except FileNotFoundError:
-        raise UserError("is missing", source=path, remedy=absent) from None
     except OSError as error:
         raise machine_errors.as_user_error(machine_errors.at(error, path)) from None
     try:

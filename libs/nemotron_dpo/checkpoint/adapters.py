@@ -16,6 +16,7 @@ from nemotron_dpo import documents, file_digests
 from nemotron_dpo.checkpoint.run_config import NAME
 from nemotron_dpo.checkpoint.weights_digest import OF_FILES, is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import Adapted, Base
 from nemotron_dpo.policy.lora_targets import Lora, linear_names
@@ -44,7 +45,7 @@ def describe(adapted: Adapted, folder: Path) -> None:
 def read(source: ModelSource) -> Adapted | None:
     """The adapters that `source` holds; None for a whole policy. Raises UserError where their description is damaged."""
     path = source.path / NAME
-    if source.kind != "megatron" or not path.is_file():
+    if source.kind != "megatron" or not has_file(path):
         return None
     file_digests.check(source.path, NAME)
     try:

@@ -21,6 +21,7 @@ from nemotron_dpo.checkpoint.hf_files import Weights
 from nemotron_dpo.checkpoint.hf_shards import WRITTEN, Planned, write_file
 from nemotron_dpo.checkpoint.run_config import with_coefficients
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file, refuse_link_outside
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.weights_file import opened
 
@@ -110,7 +111,9 @@ def _find(wrapper: Wrapper, source: Path | None) -> Rest | None:
     """From the folder of a checkpoint's tokenizer, or a Hugging Face folder."""
     if source is None:
         return None
-    if (source / CONFIG).is_file() and (source / WEIGHTS).is_file():
+    if has_file(source / CONFIG) and has_file(source / WEIGHTS):
+        for name in (CONFIG, WEIGHTS):
+            refuse_link_outside(source / name, source)
         described, files = source / CONFIG, [source / WEIGHTS]
     elif (source / "config.json").is_file():
         described, files = source / "config.json", hf_folder.weight_files(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe
+from nemotron_dpo.checkpoint import adapters, hf, megatron, peft_folder, probe, tokenizer_files
 from nemotron_dpo.checkpoint.families import wrapper_of
 from nemotron_dpo.checkpoint.policy import DTYPES, open_policy, read_architecture, rest_folder, tokenizer_folder
 from nemotron_dpo.errors import UserError
@@ -65,5 +65,5 @@ def _export_adapters(source: ModelSource, output: Path, precision: str | None, a
     model = open_policy(source, precision, merged=False)
     with published_folder(output) as folder:
         peft_folder.save(model, folder, DTYPES[model.architecture.dtype])
-        hf.copy_tokenizer(tokenizer_folder(source), folder)
+        tokenizer_files.copy(tokenizer_folder(source), folder)
         add(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -16,7 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from nemotron_dpo import file_digests, hf_folder
-from nemotron_dpo.checkpoint import hf_shards, integrity
+from nemotron_dpo.checkpoint import hf_shards, integrity, tokenizer_files
 from nemotron_dpo.checkpoint.carried import refuse_incomplete, refuse_quantized, required
 from nemotron_dpo.checkpoint.families import config, rules, wrapper_of
 from nemotron_dpo.checkpoint.hf_files import Weights
@@ -25,26 +24,6 @@ from nemotron_dpo.checkpoint.hf_weights import Rule
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.architecture import Architecture, Layer
 from nemotron_dpo.policy.model import PairPolicy
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",  # a processor's template, which is used where there is no other
-    "additional_chat_templates/*.jinja",
-    "tokenizer.model",
-    "spiece.model",
-    "tiktoken.model",
-    "tekken.json",
-    "vocab.json",
-    "merges.txt",
-    "processor_config.json",  # how a model that reads images makes tokens of them
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "generation_config.json",  # says which of the tokenizer's ids end a generated text
-)
 
 _OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -111,18 +90,7 @@ def save(
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
     hf_shards.write(folder, plan, tensors, shard_bytes)
     file_digests.write(folder, "*.safetensors*")  # which carry no checksums; the index is among them
-    copy_tokenizer(tokenizer, folder)
-
-
-def copy_tokenizer(source: Path | None, folder: Path) -> None:
-    """Copy those tokenizer files that `source` has into `folder`."""
-    if source is None:
-        return
-    for path in (path for name in TOKENIZER_FILES for path in sorted(source.glob(name)) if path.is_file()):
-        hf_folder.refuse_link_outside(path, source)
-        target = folder / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    tokenizer_files.copy(tokenizer, folder)
 
 
 def _plan(model: PairPolicy, dtype: torch.dtype) -> list[Planned]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from nemotron_dpo import file_digests, hf_folder
-from nemotron_dpo.checkpoint import adapters, carried, hf, run_config, torch_dist, untrusted
+from nemotron_dpo.checkpoint import adapters, carried, run_config, tokenizer_files, torch_dist, untrusted
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.policy.lora import adapted_of, only_adapters
 from nemotron_dpo.policy.model import PairPolicy
@@ -46,7 +46,7 @@ def save(model: PairPolicy, root: Path, iteration: int, tokenizer: Path | None, 
         run_config.write(model.architecture, folder)
         if adapted is not None:
             adapters.describe(adapted, folder)
-        hf.copy_tokenizer(tokenizer, folder / "tokenizer")
+        tokenizer_files.copy(tokenizer, folder / "tokenizer")
         if adapted is None:
             carried.keep(model.architecture, rest or tokenizer, folder / "tokenizer")
         torch_dist.write_tensors(_train_state(iteration), folder / "train_state.pt")

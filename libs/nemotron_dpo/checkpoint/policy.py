@@ -12,6 +12,7 @@ from nemotron_dpo.checkpoint import adapters, hf, megatron, megatron_lm, peft_me
 from nemotron_dpo.checkpoint.carried import required
 from nemotron_dpo.checkpoint.families import config, wrapper_of
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file, has_folder, refuse_link_outside
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.lora import adapt, merge
 from nemotron_dpo.policy.model import PairPolicy, build_policy
@@ -97,10 +98,16 @@ def _peft_base(source: ModelSource) -> ModelSource:
 
 
 def tokenizer_folder(source: ModelSource) -> Path | None:
-    """The source's tokenizer folder; None where it does not exist."""
-    if source.kind == "peft" and not (source.path / "tokenizer.json").is_file():
+    """The source's tokenizer folder; None where it does not exist.
+
+    Raises UserError where it is a link out of a Megatron checkpoint: its files would be copied as the checkpoint's own.
+    """
+    if source.kind == "peft" and not has_file(source.path / "tokenizer.json"):
         return tokenizer_folder(_peft_base(source))
-    return source.tokenizer_folder if source.tokenizer_folder.is_dir() else None
+    folder = source.tokenizer_folder
+    if source.kind == "megatron" and folder != source.hf_model:
+        refuse_link_outside(folder, source.path)
+    return folder if has_folder(folder) else None
 
 
 def rest_folder(source: ModelSource) -> Path | None:

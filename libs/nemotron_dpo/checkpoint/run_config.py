@@ -20,6 +20,7 @@ from nemotron_dpo.checkpoint.provider import beside_provider, from_provider, non
 from nemotron_dpo.checkpoint.provider_parts import precision, read_dtype
 from nemotron_dpo.checkpoint.sizes import refuse_absurd
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file
 from nemotron_dpo.policy.architecture import Architecture
 from nemotron_dpo.policy.sublayers.experts import Experts
 from nemotron_dpo.policy.sublayers.gated_delta import GatedDelta
@@ -40,7 +41,7 @@ def write(architecture: Architecture, folder: Path) -> None:
 
 def describes(folder: Path) -> bool:
     """Whether the iteration folder has the file."""
-    return (folder / NAME).is_file()
+    return has_file(folder / NAME)
 
 
 def read(folder: Path) -> Architecture:
@@ -49,7 +50,7 @@ def read(folder: Path) -> Architecture:
     Raises UserError where the file is missing or damaged, or describes what is not supported.
     """
     path = folder / NAME
-    if path.is_file():
+    if has_file(path):
         file_digests.check(folder, NAME)
     try:
         sections = documents.read_yaml(path)

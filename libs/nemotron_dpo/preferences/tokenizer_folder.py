@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_dpo import file_digests, hf_folder, sources
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.folder_files import has_file, has_folder
 from nemotron_dpo.machine_errors import named
 from nemotron_dpo.preferences import added_tokens, tokenizer_class
 from nemotron_dpo.preferences.added_tokens import AddedTokens
@@ -108,7 +109,7 @@ def open_folder(id_or_dir: str, template_file: str | None = None) -> TokenizerFo
     path = _find(id_or_dir)
     if (path.parent / ".metadata").is_file():  # the folder is part of a checkpoint, which has digests of its files
         file_digests.check_subfolder(path)
-    if not (path / "tokenizer.json").is_file():
+    if not has_file(path / "tokenizer.json"):
         raise _no_tokenizer(path)
     config = _json(path / added_tokens.CONFIG)
     _refuse_unhonoured(config, path / added_tokens.CONFIG)
@@ -125,8 +126,9 @@ def _templates(path: Path, config: dict[str, Any]) -> tuple[str | None, str, str
     The first place that has a template counts, in the order in which transformers looks: template files, then
     tokenizer_config.json, then chat_template.json.
     """
-    named = {file.stem: file for file in [path / _TEMPLATE] if file.is_file()}
-    more = {file.stem: file for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja"))}
+    named = {file.stem: file for file in [path / _TEMPLATE] if has_file(file)}
+    others = sorted((path / _MORE_TEMPLATES).glob("*.jinja")) if has_folder(path / _MORE_TEMPLATES) else []
+    more = {file.stem: file for file in others if has_file(file)}
     files = {**({"default": named["chat_template"]} if named else {}), **more}
     if files:
         if "default" not in files:
@@ -181,9 +183,7 @@ def _check_bos(tokenizer: Tokenizer, said: bool, file: Path) -> None:
 
 def _find(id_or_dir: str) -> Path:
     folder = Path(id_or_dir).expanduser()
-    if (folder / "tokenizer.json").is_file():
-        return folder
-    if folder.is_dir() and (folder / "tokenizer_config.json").is_file():
+    if has_file(folder / "tokenizer.json") or has_file(folder / added_tokens.CONFIG):
         return folder
     return sources.resolve(id_or_dir).tokenizer_folder
 
@@ -206,7 +206,7 @@ def _configured(value: Any, file: Path) -> tuple[str | None, str | None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not has_file(path):
         return {}
     try:
         value = hf_folder.parsed_config(_content(path))

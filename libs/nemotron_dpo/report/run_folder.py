@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,17 @@ class RunFolder:
             if (stem := path.name.partition(".")[0]) == "train" or stem.startswith("validation-"):
                 scored = path.with_name(f"{stem}.scored.arrow")
                 found[stem] = scored if scored.is_file() else path
-        return {split: path for split, path in found.items() if path.is_file()}
+        return {split: path for split, path in found.items() if _lies(path)}
+
+
+def _lies(path: Path) -> bool:
+    """Whether the file is there; run.json of a stranger may name one that no system can have."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def open_run(given: str | Path) -> RunFolder:

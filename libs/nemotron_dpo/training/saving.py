@@ -93,7 +93,7 @@ class Checkpoints:
             self._fill(temporary, step, policy, info)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and (error.source is None or Path(error.source).is_relative_to(temporary)):
                 error.source = str(target)
             if isinstance(error, OSError) and _is_below(error, temporary):
                 raise machine_errors.at(error, target) from error

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 
 def initial_policy(run: RunConfig, named: str) -> ModelSource:
-    """The policy that training starts from; `named` is what the command line names."""
+    """The policy that training starts from; `named` is what the command line names.
+
+    Raises UserError where a checkpoint could not have a copy of its tokenizer: the first save would be too late to say so.
+    """
+    from nemotron_dpo.checkpoint import tokenizer_files
+    from nemotron_dpo.checkpoint.policy import tokenizer_folder
     from nemotron_dpo.sources import resolve, resolve_pretrained
 
     pretrained = run.checkpointing.pretrained_checkpoint
-    return resolve_pretrained(pretrained.path, pretrained.format, named) if pretrained.path else resolve(named)
+    found = resolve_pretrained(pretrained.path, pretrained.format, named) if pretrained.path else resolve(named)
+    if run.checkpointing.enabled and (folder := tokenizer_folder(found)) is not None:
+        tokenizer_files.copied(folder)
+    return found
 
 
 def layout(run: RunConfig) -> Layout:

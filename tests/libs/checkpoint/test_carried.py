@@ -89,6 +89,17 @@ def test_every_tensor_and_the_config_come_back_by_way_of_two_checkpoints(gemma: 
     assert (back / "preprocessor_config.json").exists()
 
 
+@pytest.mark.parametrize("name", ["carried.json", "carried.safetensors"])
+def test_what_is_kept_elsewhere_is_not_copied(name: str, gemma: Path, tmp_path: Path) -> None:
+    """A stranger's carried.json -> a file of one's own would be written into the next checkpoint."""
+    first = exported(gemma, tmp_path / "megatron", "megatron") / "iter_0000000"
+    (first / "integrity.json").unlink()
+    (first / "tokenizer" / name).rename(tmp_path / name)
+    (first / "tokenizer" / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match=f"tokenizer/{name}: is a link out of its folder"):
+        exported(first, tmp_path / "again", "megatron")
+
+
 def test_names_of_newer_and_older_versions_are_one_model(gemma: Path, tmp_path: Path) -> None:
     """transformers 4.52 and later put `model.` before all, and may save it so."""
     from nemotron_dpo.checkpoint.weights_digest import weights_digest

@@ -72,6 +72,19 @@ def test_the_base_is_where_the_adapters_say_unless_it_is_named(llama: Path, tmp_
         export(resolve_adapters(tmp_path / "adapters", None), tmp_path / "no", "hf", None)
 
 
+def test_the_tokenizer_beside_the_adapters_goes_on_with_them(llama: Path, tmp_path: Path) -> None:
+    """It may have tokens and a template that the base's lacks. One that is a link out is refused, here too."""
+    from nemotron_dpo.checkpoint.export import export
+
+    trained(llama, tmp_path / "adapters", **LLAMA)
+    (tmp_path / "adapters" / "tokenizer.json").write_text("{}")
+    export(resolve_adapters(tmp_path / "adapters", str(llama)), tmp_path / "merged", "hf", None)
+    assert (tmp_path / "merged" / "tokenizer.json").read_text() == "{}"
+    (tmp_path / "adapters" / "chat_template.jinja").symlink_to(llama / "config.json")
+    with pytest.raises(UserError, match=r"adapters/chat_template\.jinja: is a link out of its folder"):
+        export(resolve_adapters(tmp_path / "adapters", str(llama)), tmp_path / "no", "hf", None)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another method": ({"peft_type": "IA3"}, '"peft_type" is "IA3", which is not built'),
     "DoRA": ({"use_dora": True}, '"use_dora" is true, which is not built: merge with peft'),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,34 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(message)) as caught:
             open_folder(str(folder)).load()
         assert "\n" not in str(caught.value), name
+
+
+def test_what_is_no_file_is_not_passed_over(tmp_path: Path) -> None:
+    """As if it were not there, the template of tokenizer_config.json would count, or none."""
+    nowhere = "is a link that leads nowhere: put a file there, or remove the link"
+    makers: list[tuple[Callable[[Path], object], str]] = [
+        (lambda path: path.symlink_to("gone"), nowhere),
+        (lambda path: path.symlink_to(path.name), nowhere),
+        (os.mkfifo, "is a named pipe where a file is due"),
+        (Path.mkdir, "is a folder where a file is due"),
+    ]
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/default.jinja")
+    for number, (name, (make, message)) in enumerate(itertools.product(names, makers)):
+        folder = folder_of(tmp_path / str(number), lambda folder: None)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        with pytest.raises(UserError) as caught:
+            open_folder(str(folder))
+        assert str(caught.value) == f"{folder / name}: {message}"
+
+
+@pytest.mark.parametrize("target", ["gone", "tokenizer.json"])
+def test_a_folder_of_templates_that_is_none_is_not_passed_over(target: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, lambda folder: (folder / "additional_chat_templates").symlink_to(target))
+    message = {"gone": "is a link that leads nowhere", "tokenizer.json": "is a file where a folder is due"}[target]
+    with pytest.raises(UserError, match=f"additional_chat_templates: {message}"):
+        open_folder(str(folder))
 
 
 def put(folder: Path, files: dict[str, str]) -> None:

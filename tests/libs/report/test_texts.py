@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -68,5 +69,8 @@ def test_streams_are_found_where_the_command_says(tmp_path: Path) -> None:
         (tmp_path / f"{name}.arrow").write_bytes(b"")
     wanted = {"train": "scored", "validation-hard": "held", "validation-default": "other"}
     assert open_run(run).streams() == {split: tmp_path / f"{name}.arrow" for split, name in wanted.items()}
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "folder": "a" * 6000}))  # no system has it: the report does without
+    assert open_run(run).streams() == {}
     (run / "run.json").unlink()  # lost, or of an earlier version
     assert open_run(run).streams() == {}

@@ -14,7 +14,8 @@ from nemotron_dpo import __version__
 from nemotron_dpo.kernels.choice import fingerprint
 
 _ROOT = Path(__file__).resolve().parents[2]
-_ROWS = ("preferences", "streams", "sources.py", "step_folders.py", "hf_folder.py", "weights_file.py", "file_digests.py")
+_FOLDERS = ("sources.py", "step_folders.py", "folder_files.py", "hf_folder.py", "weights_file.py", "file_digests.py")
+_ROWS = ("preferences", "streams", *_FOLDERS)
 _BELOW = ("torch", "megatron-core", "triton")
 # program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
 _PARTS = {
