@@ -15,7 +15,7 @@ from nemotron_dpo.kernels.choice import fingerprint
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FOLDERS = ("sources.py", "step_folders.py", "folder_files.py", "hf_folder.py", "weights_file.py", "file_digests.py")
-_ROWS = ("preferences", "streams", *_FOLDERS)
+_ROWS = ("preferences", "wilson.py", "streams", *_FOLDERS)
 _BELOW = ("torch", "megatron-core", "triton")
 # program -> the parts of this package that decide what it writes, and the packages it computes with; others: all.
 _PARTS = {
