@@ -73,6 +73,8 @@ def sliced(chunks: Iterator[Chunk], start: int, stop: int | None) -> Iterator[Ch
     """
     number = 0
     for chunk in chunks:
+        if not chunk.rows:  # of a source without any
+            yield chunk
         kept = []
         for place, row in enumerate(chunk.rows):
             if is_blank(row):
