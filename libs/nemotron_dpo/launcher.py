@@ -22,6 +22,7 @@ _OF_A_JOB = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+_LAST_PORT = 65535
 _TORCHRUN = "TORCHELASTIC_"
 _TORCHRUN_OPTIONS = "PET_"  # PET_NNODES stands for torchrun's --nnodes, and so on
 
@@ -93,7 +94,9 @@ def master_address() -> tuple[str, int]:
         if not os.environ.get(name):
             message = f"WORLD_SIZE says that this is one of {job_size()} processes, and {name} does not say where they meet"
             raise UserError(message, remedy="start it with torchrun, or unset WORLD_SIZE", usage=True)
-    return os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, least=1)
+    if (port := _number("MASTER_PORT", 0, least=1)) > _LAST_PORT:
+        raise UserError(f"MASTER_PORT is {port}, and the last port is {_LAST_PORT}", remedy="set a free port", usage=True)
+    return os.environ["MASTER_ADDR"], port
 
 
 def _number(name: str, otherwise: int, *, least: int) -> int:

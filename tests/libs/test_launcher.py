@@ -50,6 +50,10 @@ REFUSED = [
     ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two' where a number from 1 on is due: unset WORLD_SIZE"),
     ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1'"),
     ({"WORLD_SIZE": "2", "RANK": "0"}, "2 processes, and MASTER_ADDR does not say where they meet"),
+    (
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "99999"},
+        "MASTER_PORT is 99999, and the last port is 65535: set a free port",
+    ),
     ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "and MASTER_PORT does not say where they meet"),
 ]
 
