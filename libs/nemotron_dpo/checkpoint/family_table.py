@@ -33,7 +33,7 @@ def family_tables() -> str:
         (
             "These are supported, each against transformers:\n",
             _table(("`model_type`", "models"), supported),
-            "Of these, which see, the text model trains and the rest is carried through unchanged:\n",
+            "These models see or hear. Their text model trains, and the rest is carried through unchanged:\n",
             _table(("`model_type`", "models", "text models"), around),
             "These are refused by name:\n",
             _table(("`model_type`", "why"), refused),

@@ -49,6 +49,7 @@ _CONFIG = {
 }  # fmt: skip
 _ADDRESSES = 72 << 30  # V8, on which the library runs, ends the process where it cannot have them
 _REPORT = "the report"
+_OUT_OF = re.compile(r"canceled|receiver is gone|Os \{")  # so the library ends where the machine gives it nothing more
 _WITHOUT = "raise the limits (ulimit -v, ulimit -n), or take -o report.md or --terminal, which have no drawings"
 _COLOURS = ("color", "stroke", "fill", "labelColor", "titleColor", "gridColor", "domainColor", "tickColor")
 
@@ -59,10 +60,9 @@ def svg(spec: Mapping[str, Any], *, dark: bool | None = None) -> str:
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **spec, "config": _CONFIG}
     try:
         drawn = library.vegalite_to_svg(_inked(whole, dark))
-    except ValueError as error:
-        if not re.search("canceled|receiver is gone", str(error)):
+    except BaseException as error:  # a panic of Rust is one
+        if not _OUT_OF.search(str(error)):
             raise
-        # so it ends where there are no more files or threads for it
         raise UserError("cannot be drawn: no files are left to open, or no threads", source=_REPORT, remedy=_WITHOUT) from None
     return drawn if dark is not None else re.sub(r' xmlns:xlink="[^"]*"| version="1.1"', "", drawn)
 
