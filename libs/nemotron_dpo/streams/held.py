@@ -12,7 +12,7 @@ from nemotron_dpo.errors import UserError
 
 @dataclass
 class HeldFile:
-    """The file at `path` as it was when it was mapped. `is_same` reads it again and says whether its rows are those.
+    """The file at `path` as it is now, which is before it is mapped and read. `is_same` reads it again and compares its rows.
 
     A file that was replaced by another of its name is none of it: the mapped one stays as it is.
     """
@@ -26,10 +26,7 @@ class HeldFile:
 
     def check(self) -> None:
         """Raise UserError where the file was written to since. One that got a new date alone is read again, once."""
-        try:
-            now = _state(self.path)
-        except OSError:
-            return  # it was removed; what is mapped is there
+        now = _state(self.path)
         if now == self._seen or now[:2] != self._seen[:2]:
             return
         if now[2] != self._seen[2] or not self.is_same():
@@ -39,6 +36,9 @@ class HeldFile:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Device, file, size in bytes and time of the last change."""
-    found = os.stat(path)
+    """Device, file, size in bytes and time of the last change; nothing where it is not there: what is mapped stays."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -86,8 +86,8 @@ def open_pairs(
     or no log-probs or whose reward is missing, ids that are not those of their pair_id or none of the vocabulary, an over-long
     pair, or no pairs at all.
     """
-    table, info, checksum = parallel.agreed(lambda: _read(path, scored, say))
     held = HeldFile(path, lambda: _has(path, scored, checksum))
+    table, info, checksum = parallel.agreed(lambda: _read(path, scored, say))
     pairs, mine = replace(Pairs.of(table), check_unchanged=held.check), Pairs.of(_share(table))
     if not len(pairs):
         raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")

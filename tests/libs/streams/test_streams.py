@@ -87,6 +87,17 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     assert "after 5 rows" in messages[-1]
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_told_before_it_is_looked_at(tmp_path: Path) -> None:
+    """What lies behind the cut is gone from memory too: to touch it would end the process."""
+    path = write(tmp_path / "x.arrow", batch(2), batch(3, 2))
+    with open_reader(path, "tokenized_pairs") as reader:
+        rows = iter(reader)
+        next(rows)
+        os.truncate(path, path.stat().st_size - 1)
+        with pytest.raises(UserError, match=r"x\.arrow: the stream from \S+ was cut while it was read, after 2 rows"):
+            next(rows)
+
+
 def without_trailer(path: Path, rows: int | str | None) -> None:
     with path.open("wb") as file, pa.ipc.new_stream(file, unannounced(INFO)) as stream:
         stream.write_batch(batch(2))
