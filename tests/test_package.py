@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import nemotron_dpo
-from nemotron_dpo import paths
+from support.kept_kernels import with_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -79,17 +79,6 @@ def _shell(installed: Path, folder: Path) -> dict[str, str]:
     return {**kept, "PATH": f"{installed}:/usr/bin:/bin", "HOME": str(folder)}
 
 
-def _with_kernels(home: Path) -> None:
-    """A home whose cache has what was compiled of the same sources by the same compiler, if that was.
-
-    tests/libs/kernels compiles them, and what the wheel has of the sources is compared above: other sources have other names.
-    """
-    cache = home / ".cache" / "nemotron-dpo"
-    cache.mkdir(parents=True)
-    for library in (paths.cache_home(os.environ) / "nemotron-dpo").glob("*.so"):
-        (cache / library.name).symlink_to(library)
-
-
 def _files(folder: str) -> set[str]:
     paths = (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(ROOT)) for path in paths}
@@ -146,7 +135,7 @@ def test_programs_have_their_manuals_and_find_their_configs(installed: Path, tmp
 @pytest.mark.slow
 def test_the_tiny_run_from_an_empty_folder(installed: Path, tmp_path: Path):
     home, folder = tmp_path / "home", tmp_path / "work"
-    _with_kernels(home)
+    with_kernels(home / ".cache")  # what the wheel has of their sources is compared above
     folder.mkdir()
     env = _shell(installed, home)
     where = "import sys, nemotron_dpo, dpo_train; print(nemotron_dpo.__file__, dpo_train.__file__, *sys.path)"

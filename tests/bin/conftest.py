@@ -12,6 +12,7 @@ import pytest
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support.forking_python import forks_first
+from support.kept_kernels import with_kernels
 from support.slurm_cluster import Cluster, slurm_cluster
 from support.slurm_runs import PROFILES, SECRET
 
@@ -29,7 +30,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache(everyones: Path) -> Path:
     """One cache for all workers of a test session."""
-    return everyones / "cache"
+    return with_kernels(everyones / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import small
+from support.kept_kernels import with_kernels
 from support.programs import check, error_line, metrics, run
 from support.tracked import told
 from support.tracker_packages import tracker_environment
@@ -45,7 +46,7 @@ def test_tensorboard_has_what_metrics_jsonl_has(llama: Path, tmp_path: Path) -> 
     source = small.write_pairs(tmp_path / "pairs.arrow", small.random_pairs(4, seed=1))
     sft = ("dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1", "policy.train_global_batch_size=2", "dpo.max_num_steps=2")
     size = ("policy.precision=float32", "policy.max_total_sequence_length=64", "checkpointing.enabled=false")
-    environment = tracker_environment(tmp_path, OMP_NUM_THREADS="1")
+    environment = tracker_environment(tmp_path, OMP_NUM_THREADS="1", XDG_CACHE_HOME=str(with_kernels(tmp_path / "cache")))
     argv = (source, "--policy", llama, "--run-dir", tmp_path / "run", "--validation", source, *sft, *size)
     done = check("dpo-train", *argv, "logger.tensorboard_enabled=true", "logger.log_dir=logs", cwd=tmp_path, env=environment)
     assert f"dpo-train: tracked by tensorboard: {tmp_path}/logs/exp_001" in done.stderr.decode().splitlines()

@@ -15,6 +15,7 @@ from pathlib import Path
 import check
 
 from benchmarks.processes import ROOT
+from support.kept_kernels import with_kernels
 
 VALIDATION = "validation-default/loss"
 DATA = ROOT / "configs" / "rl" / "nemo_rl" / "dpo" / "data" / "train.jsonl"
@@ -48,7 +49,7 @@ def _short(folder: Path) -> list[str]:
 
 
 def _own_cache(folder: Path) -> dict[str, str]:
-    return {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    return {**os.environ, "XDG_CACHE_HOME": str(with_kernels(folder / "cache"))}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from nemotron_dpo.checkpoint.weights_digest import is_digest_of, weights_digest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.sources import resolve, resolve_pretrained
 from support import families, hybrid_folders, megatron_lm
+from support.kept_kernels import with_kernels
 from support.programs import execute_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron")]
@@ -28,7 +29,7 @@ ONE = "model.safetensors"
 @pytest.fixture(autouse=True)
 def memo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(with_kernels(tmp_path / "cache")))
     return tmp_path / "cache" / "nemotron-dpo" / "weights.json"
 
 

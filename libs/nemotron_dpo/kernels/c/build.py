@@ -10,6 +10,7 @@ import functools
 import os
 import subprocess
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nemotron_dpo.kernels.kept import digest_of, kept
@@ -87,8 +88,10 @@ def build(target: Path, compiler: list[str], cpu: str = "native") -> None:
     second one would fight with torch's for the cores.
     """
     objects = [target.with_name(f"{source.stem}.o") for source in _SOURCES]
-    for source, made in zip(_SOURCES, objects, strict=True):
-        _run([*compiler, f"-march={cpu}", *_FLAGS, "-c", str(source), "-o", str(made)])
+    compile_one = [*compiler, f"-march={cpu}", *_FLAGS, "-c"]
+    with ThreadPoolExecutor() as pool:  # each thread waits for a compiler
+        commands = [[*compile_one, str(source), "-o", str(made)] for source, made in zip(_SOURCES, objects, strict=True)]
+        list(pool.map(_run, commands))
     _run([*compiler, "-shared", "-o", str(target), *map(str, objects), "-lm"])
 
 
