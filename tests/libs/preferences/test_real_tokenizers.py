@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from nemotron_dpo.preferences.lines import Chunk
-from nemotron_dpo.preferences.tokenize_chunk import Settings, Worker, make_worker
+from nemotron_dpo.preferences.tokenize_chunk import Result, Settings, Worker, make_worker
 from nemotron_dpo.preferences.tokenizer_folder import open_folder
-from support.preference_rows import NOON, only_pair, only_reject
+from support.preference_rows import NOON, pair_of, reject_of, tokenize_by
 from support.real_assets import npm_tokenizer, smollm2
 
 pytestmark = pytest.mark.real
@@ -67,6 +67,10 @@ def worker_and_oracle(name: str) -> tuple[Worker, Any]:
     return make_worker(Settings(open_folder(str(folder)), NOON)), AutoTokenizer.from_pretrained(folder)
 
 
+def tokenized(name: str, row: dict[str, Any]) -> Result:
+    return tokenize_by(worker_and_oracle(name)[0], row)
+
+
 TOOLS_IGNORED = {"llama3.1", "smollm2"}  # by the templates in these packages
 
 
@@ -74,10 +78,10 @@ TOOLS_IGNORED = {"llama3.1", "smollm2"}  # by the templates in these packages
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_are_what_a_server_feeds_and_a_model_has_to_write(name: str, row: dict[str, Any]) -> None:
     if "tools" in row and name in TOOLS_IGNORED:
-        reason, message, _ = only_reject(FOLDERS[name](), row)
+        reason, message, _ = reject_of(tokenized(name, row))
         assert (reason, 'the tool "add"' in message) == ("text left out", True)
         return
-    pair = only_pair(FOLDERS[name](), row)
+    pair = pair_of(tokenized(name, row))
     tokenizer = worker_and_oracle(name)[1]
     prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
     options: dict[str, Any] = {"tools": row.get("tools"), **row.get("chat_template_kwargs", {})}
@@ -94,7 +98,7 @@ def test_ids_are_what_a_server_feeds_and_a_model_has_to_write(name: str, row: di
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_assistant_prefill_is_continued(name: str) -> None:
     prompt = [USER, {"role": "assistant", "content": "The answer"}]
-    pair = only_pair(FOLDERS[name](), {"prompt": prompt, "chosen": " is 4.", "rejected": " is 5."})
+    pair = pair_of(tokenized(name, {"prompt": prompt, "chosen": " is 4.", "rejected": " is 5."}))
     tokenizer = worker_and_oracle(name)[1]
     assert pair["prompt_ids"] == tokenizer.apply_chat_template(
         prompt, continue_final_message=True, tokenize=True, return_dict=False
@@ -103,7 +107,7 @@ def test_an_assistant_prefill_is_continued(name: str) -> None:
 
 
 def test_qwen3_writes_its_empty_thought_before_the_answer() -> None:
-    pair = only_pair(FOLDERS["qwen3"](), {"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"})
+    pair = pair_of(tokenized("qwen3", {"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"}))
     decode = worker_and_oracle("qwen3")[1].decode
     assert decode(pair["prompt_ids"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert decode(pair["chosen_ids"]) == "<think>\n\n</think>\n\nHello<|im_end|>"
