@@ -44,6 +44,18 @@ def write_llama(folder: Path, *, tied: bool = True, seed: int = 0, **changes: ob
 
 
 @functools.lru_cache(maxsize=4)
+def first_layers(source: Path, folder: Path, number: int) -> Path:
+    """The Llama of `source` with its first layers alone, as an HF folder: weights of their real sizes in less time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", num_hidden_layers=number)
+    model.save_pretrained(folder)
+    for path in source.iterdir():
+        if not (folder / path.name).exists() and path.suffix != ".safetensors":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
 def load_llama(folder: Path):
     """The same model in transformers, float32, eager attention."""
     from transformers import LlamaForCausalLM
