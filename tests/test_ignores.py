@@ -20,6 +20,8 @@ OF_A_FILE = re.compile(r"# pyright: report\w+=false(?:, report\w+=false)*")
 
 def unexplained(source: str) -> list[int]:
     """Lines with a comment that switches a rule off and does not say which and why."""
+    if not SWITCH.search(source):
+        return []
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
     return [line for line, text in comments.items() if SWITCH.search(text) and not _is_explained(line, comments)]

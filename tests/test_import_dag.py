@@ -6,6 +6,7 @@ An edge that is allowed and that nobody uses any more is a failure too: it would
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -205,6 +206,7 @@ def _part(path: Path) -> str:
     return path.relative_to(LIBS).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     """Dotted names of every module `path` imports, also inside functions; `from a import b` gives a.b."""
     names: set[str] = set()
