@@ -96,7 +96,7 @@ def _save(model: Any, folder: Path) -> None:
 
 
 def _batches() -> list[Any]:
-    """This replica's part of the same pairs, in rows of two."""
+    """This replica's part of the same pairs, in rows of at most four."""
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.rows import pack_row
     from nemotron_dpo.training.batches import PairBatch
@@ -104,10 +104,11 @@ def _batches() -> list[Any]:
 
     pairs, (rank, size) = small.random_pairs(PAIRS, seed=7, longest=70), (parallel.data_rank(), parallel.data_size())
     rows = []
-    for start in range(rank * PAIRS // size, (rank + 1) * PAIRS // size, 2):
-        part = slice(start, start + 2)
+    end = (rank + 1) * PAIRS // size
+    for start in range(rank * PAIRS // size, end, 4):
+        part = slice(start, min(start + 4, end))
         row = pack_row(pairs.prompts[part], pairs.chosen[part], pairs.rejected[part], parallel.row_cut())
-        rows.append(PairBatch(row=row, ref_logps_R=torch.zeros(len(row.targets_R)), pairs=(start, start + 1)))
+        rows.append(PairBatch(row=row, ref_logps_R=torch.zeros(len(row.targets_R)), pairs=tuple(range(PAIRS)[part])))
     return rows
 
 
