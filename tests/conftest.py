@@ -58,6 +58,7 @@ def pytest_configure() -> None:
     And threads that wait for each other shall sleep: while they spin, another worker or process does not get the CPU. Nor do
     the tests themselves wait for the disk.
     """
+    gc.disable()  # until all is imported and collected, which stays
     sys.meta_path.insert(0, _RedirectFirst())
     fork_server.wait_for_no_disk()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -67,8 +68,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     """Look rarely for garbage, and not among what was imported and collected: it takes a tenth of a worker's time."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(10_000, 20, 20)
 
 
