@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemotron_dpo.sources import resolve
-from support.programs import check, error_line, run
+from support.programs import check, error_line, run, run_with_small_files
 
 
 @pytest.mark.slow
@@ -46,14 +45,10 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], status: int, message:
     assert not (tmp_path / "out").exists()
 
 
-def small_files_only() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 @pytest.mark.parametrize("form", ["megatron", "hf"])
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(form: str, llama: Path, tmp_path: Path) -> None:
-    done = run("ckpt-export", llama, "-o", tmp_path / "out", "--to", form, preexec_fn=small_files_only)
+    done = run_with_small_files(20_000, "ckpt-export", llama, "-o", tmp_path / "out", "--to", form)
     assert error_line(done, "ckpt-export").startswith(f"{tmp_path / 'out'}: cannot be written (")
     assert done.returncode == 1
     assert list(tmp_path.iterdir()) == []

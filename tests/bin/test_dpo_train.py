@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from nemotron_dpo.policy.load_balancing import METRICS as ROUTERS
 from nemotron_dpo.streams import open_reader, open_writer
 from support import small
-from support.programs import ROOT, check, command, error_line, execute_job, losses, metrics, records, run
+from support.programs import ROOT, check, command, error_line, execute_job, losses, metrics, records, run, run_with_small_files
 
 COMMON = (
     "policy.precision=float32",
@@ -183,11 +182,8 @@ def test_further_steps_are_saved_to_go_on_from(scored: Path, llama: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(scored: Path, llama: Path, tmp_path: Path) -> None:
-    def small_files_only() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     arguments = (scored, "--policy", llama, "--run-dir", tmp_path, *COMMON, "dpo.max_num_steps=1")
-    done = run("dpo-train", *arguments, preexec_fn=small_files_only)
+    done = run_with_small_files(20_000, "dpo-train", *arguments)
     assert error_line(done, "dpo-train").startswith(f"{tmp_path / 'checkpoints' / 'step_1'}: cannot be written (")
     assert done.returncode == 1
     assert list((tmp_path / "checkpoints").iterdir()) == []

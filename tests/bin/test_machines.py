@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.forking_python import forks_first
-from support.programs import check, command, error_line, run, torchrun
+from support.programs import begin, check, command, error_line, run, torchrun
 
 pytestmark = pytest.mark.slow  # every test starts programs, some of them several
 
@@ -71,14 +71,14 @@ def test_waiting_for_others_is_said_and_ends_by_signal(tmp_path: Path, pairs: Pa
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = _environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    argv = command("ref-logprobs", pairs, "-o", tmp_path / "s.arrow", "--policy", policy)
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    assert process.stderr.readline() == f"ref-logprobs: waits for 1 of 2 processes at 127.0.0.1:{port} (WORLD_SIZE=2)\n"
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=60)
+    process, said = begin("ref-logprobs", pairs, "-o", tmp_path / "s.arrow", "--policy", policy, env=environment)
+    with said:
+        waits = f"ref-logprobs: waits for 1 of 2 processes at 127.0.0.1:{port} (WORLD_SIZE=2)\n"
+        assert said.readline().decode() == waits
+        process.send_signal(number)
+        rest = said.read().decode()
     status, word = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}[number]
-    assert (process.returncode, rest) == (status, f"ref-logprobs: error: {word}\n")
+    assert (process.wait(60), rest) == (status, f"ref-logprobs: error: {word}\n")
 
 
 @pytest.mark.multiprocess
@@ -200,8 +200,9 @@ def test_nobody_who_listens_is_no_error(tmp_path: Path, policy: Path):
 def test_two_runs_in_one_folder(tmp_path: Path, pairs: Path, policy: Path):
     """The first waits for its input; the second must not touch what is there."""
     folder = tmp_path / "run"
-    argv = command("dpo-train", "-", "--policy", policy, "--run-dir", folder, *QUICK)
-    first = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    source, feed = os.pipe()
+    first, said = begin("dpo-train", "-", "--policy", policy, "--run-dir", folder, *QUICK, stdin=source)
+    os.close(source)
     deadline = time.monotonic() + 120
     while not (folder / ".lock").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -209,6 +210,8 @@ def test_two_runs_in_one_folder(tmp_path: Path, pairs: Path, policy: Path):
     assert done.returncode == 1
     message = f"{folder}: another dpo-train works in it (process {first.pid} on {socket.gethostname()}): wait for it, or name"
     assert error_line(done, "dpo-train").startswith(message)
-    first.communicate(b"", timeout=60)
-    assert first.returncode == 1  # nothing came through its pipe
+    os.close(feed)
+    with said:
+        assert b"dpo-train: error: " in said.read()
+    assert first.wait(60) == 1  # nothing came through its pipe
     assert not folder.exists()

@@ -6,6 +6,7 @@ No hub is reached: a folder is loaded and its cache given the name that a set of
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from nemotron_dpo.streams import open_reader
+from support import forks
 from support.chat_templates import CHATML
-from support.datasets_package import datasets_environment
-from support.programs import run
+from support.datasets_package import datasets_variables
+from support.programs import command, execute
 from support.small_tokenizers import byte_level, save
 
 PROGRAM = "preference-tokenize"
+IMPORTED = ("nemotron_dpo.preferences.hub_data", "nemotron_dpo.preferences.tokenize_files", "datasets")
 WRITE = """
 import sys, datasets
 source, out = sys.argv[1:]
@@ -62,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "README.md").write_text(README)
     write_rows(source.with_name("llama-3.1-tulu-3-8b-preference-mixture") / "train.jsonl", [tulu(n) for n in range(6)])
     argv = [sys.executable, "-c", WRITE, str(place / "source"), str(place)]
-    subprocess.run(argv, check=True, capture_output=True, env=datasets_environment(place / "cache"))
+    subprocess.run(argv, check=True, capture_output=True, env={**os.environ, **datasets_variables(place / "cache")})
     for made in (path for path in (place / "cache").iterdir() if path.is_dir()):
         organization = "nvidia" if "help" in made.name else "allenai"
         made.rename(made.with_name(f"{organization}___{made.name}"))
@@ -71,8 +74,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tokenize(place: Path, out: Path, *arguments: object) -> subprocess.CompletedProcess[bytes]:
-    env = datasets_environment(place / "cache")
-    return run(PROGRAM, *arguments, "-o", out, "--tokenizer", place / "tokenizer", env=env, cwd=place, cold=True)
+    """Run the program: as forks of a Python that has imported `datasets` under these variables, where forking can be had."""
+    own = datasets_variables(place / "cache")
+    env, python = {**os.environ, **own}, forks.Python(variables=tuple(own.items()), first=IMPORTED)
+    argv = command(PROGRAM, *arguments, "-o", out, "--tokenizer", place / "tokenizer")
+    if forks.can_fork(env, python):
+        return forks.run(argv, env=env, cwd=place, python=python)
+    return execute(argv, env=env, cwd=place, cold=True)
 
 
 TRAIN = [n for n in range(1, 31) if n % 3]  # every third is a tie

@@ -88,8 +88,7 @@ def _environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, s
 def test_a_folder_is_uploaded_with_its_card(hub: Hub, policy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = (policy, "-o", out, "--to", "hf", "--push-to", "me/aligned")
-    # huggingface_hub reads its environment once, so each is a Python of its own
-    done = run("ckpt-export", *arguments, cold=True, env=_environment(hub, tmp_path))
+    done = run("ckpt-export", *arguments, env=_environment(hub, tmp_path))
     assert done.returncode == 0, done.stderr.decode()
     said = done.stderr.decode().splitlines()
     assert said[-4:] == [
@@ -118,13 +117,13 @@ def test_what_the_hub_refuses_is_one_line(hub: Hub, policy: Path, tmp_path: Path
         ("me/aligned", None, 1, "--push-to me/aligned: the hub does not know you: hf auth login, or set HF_TOKEN"),
         ("a/b/c", TOKEN, 2, "--push-to a/b/c: is no id of a model on the hub: give NAME or OWNER/NAME"),
     ]:
-        done = run("ckpt-export", *arguments, name, cold=True, env=_environment(hub, tmp_path, token))
+        done = run("ckpt-export", *arguments, name, env=_environment(hub, tmp_path, token))
         said = error_line(done, "ckpt-export")
         assert (done.returncode, said[: len(line)]) == (status, line)
         assert status == 2 or said.endswith(": hf auth login, or set HF_TOKEN")
         assert not (tmp_path / "out").exists()
     hub.refuses = 403
-    done = run("ckpt-export", *arguments, "other/aligned", cold=True, env=_environment(hub, tmp_path))
+    done = run("ckpt-export", *arguments, "other/aligned", env=_environment(hub, tmp_path))
     assert done.returncode == 1
     last = done.stderr.decode().splitlines()[-1]
     assert last.startswith("ckpt-export: error: --push-to other/aligned: the hub refuses (403): You don't have the rights")

@@ -19,7 +19,7 @@ from nemotron_dpo.scoring import store
 from nemotron_dpo.scoring.claims import FOLDER, Claims
 from nemotron_dpo.streams import open_reader
 from support import small
-from support.programs import BIN, check, error_line, run, torchrun
+from support.programs import BIN, check, error_line, execute, run, torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -122,10 +122,9 @@ def test_a_killed_run_goes_on_and_writes_what_an_undisturbed_one_does(
     """Killed twice, in the middle of a window, each time later; the program is told to publish after each packed row."""
     out, program = tmp_path / "out.arrow", BIN / "ref_logprobs.py"
     arguments = [pairs_file, "-o", out, "--policy", llama, *OPTIONS, "--cache", tmp_path / "cache"]
+    (killed := tmp_path / "killed.py").write_text(KILLED)
     for rows in ("3", "5"):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, rows, program, *map(str, arguments)], capture_output=True, timeout=200
-        )
+        done = execute([sys.executable, str(killed), rows, str(program), *map(str, arguments)])
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         assert not out.exists()
     done = check("ref-logprobs", *arguments)

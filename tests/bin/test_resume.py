@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from nemotron_dpo.sources import resolve
 from nemotron_dpo.streams import open_reader
 from support import small
-from support.programs import ROOT, Done, check, command, error_line, execute, execute_job, metrics, run
+from support.programs import ROOT, Done, check, command, error_line, execute, execute_job, metrics, run, run_with_small_files
 
 pytestmark = pytest.mark.slow
 
@@ -265,11 +264,7 @@ def test_a_full_disk_leaves_what_was_saved(base, whole: Path, terminated: Path, 
     step = whole / "checkpoints" / "step_6"
     sizes = {part: [file.stat().st_size for file in (step / part).rglob("*.distcp")] for part in ("policy", "optimizer")}
     limit = (max(sizes["policy"]) + max(sizes["optimizer"])) // 2  # the weights fit, the optimizer does not
-
-    def small_files_only() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = run("dpo-train", *base, "--run-dir", run_dir, *COMMON, preexec_fn=small_files_only)
+    done = run_with_small_files(limit, "dpo-train", *base, "--run-dir", run_dir, *COMMON)
     line = done.stderr.decode().splitlines()[-1]
     assert line.startswith(f"dpo-train: error: {run_dir}/checkpoints/step_4: cannot be written ("), done.stderr.decode()
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step_2", "step_3"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import small
+from support.forking_python import forks_first
 from support.programs import check, command, losses
 from support.two_hosts import COUNT, Hosts, two_hosts
 
@@ -32,11 +33,12 @@ def hosts() -> Iterator[Hosts]:
         yield up
 
 
-def on_every_host(hosts: Hosts, program: str, *arguments: object) -> list[tuple[int, str]]:
-    """(status, stderr) of each host's torchrun, one process a host."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+def on_every_host(hosts: Hosts, find: str, program: str, *arguments: object) -> list[tuple[int, str]]:
+    """(status, stderr) of each host's torchrun, one process a host, where the shell command `find` finds our programs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
     meet = ["--nnodes", COUNT, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", "node1:29500"]
-    argv = [sys.executable, "-m", "torch.distributed.run", *meet, *command(program, *arguments)[1:]]
+    argv = ["sh", "-c", f'{find}; exec dpo-torchrun "$@"', "sh", *meet, "--no-python", *command(program, *arguments)]
     lines = [hosts.command(index + 1, argv) for index in range(COUNT)]
     started = [subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for line in lines]
     try:
@@ -54,7 +56,8 @@ def test_two_hosts_give_the_single_process_curve(hosts: Hosts, llama: Path, tmp_
     scored = tmp_path / "scored.arrow"
     check("ref-logprobs", pairs, "-o", scored, "--policy", llama, "--precision", "float32")
     check("dpo-train", scored, "--policy", llama, "--run-dir", tmp_path / "one", *SETTINGS)
-    ends = on_every_host(hosts, "dpo-train", scored, "--policy", llama, "--run-dir", tmp_path / "two", *SETTINGS)
+    with forks_first(tmp_path / "forks") as find:
+        ends = on_every_host(hosts, find, "dpo-train", scored, "--policy", llama, "--run-dir", tmp_path / "two", *SETTINGS)
     assert [status for status, _ in ends] == [0, 0], ends
     assert len(losses(tmp_path / "two")) == 5
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -16,6 +16,7 @@ from support import faulty, forks
 from support.programs import command, free_port
 
 SECONDS = 300  # after which a program counts as hanging
+_LIGHT = {"preference_tokenize": ("nemotron_dpo.preferences.tokenize_files",)}  # by program: all that it needs
 _GONE = 15  # in which processes end whose parent, or whose peer, is gone
 
 
@@ -48,8 +49,9 @@ class Trial:
         told = {f"FAULT_{name.upper()}": str(value) for name, value in faults.items()}
         told.setdefault("FAULT_PREFIX", f"{self.out}/")
         preload = {"LD_PRELOAD": str(faulty.library()), "OMP_NUM_THREADS": "1"}
+        python = forks.Python(first=_LIGHT.get(Path(argv[1]).stem, ()))
         with ThreadPoolExecutor(number) as pool:
-            ends = list(pool.map(lambda rank: _fork(argv, self.out, {**os.environ, **preload, **rank, **told}), jobs))
+            ends = list(pool.map(lambda rank: _fork(argv, self.out, {**os.environ, **preload, **rank, **told}, python), jobs))
         status = next((end.status for end in ends if end.status not in (0, -9)), next((e.status for e in ends if e.status), 0))
         return Ended(status, "".join(end.said for end in ends))
 
@@ -120,9 +122,9 @@ def _ranks(number: int) -> list[dict[str, str]]:
     return [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
-def _fork(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Ended:
+def _fork(argv: Sequence[str], folder: Path, environment: Mapping[str, str], python: forks.Python) -> Ended:
     try:
-        done = forks.run(argv, cwd=folder, env=environment, leads=True, timeout=SECONDS)
+        done = forks.run(argv, cwd=folder, env=environment, leads=True, timeout=SECONDS, python=python)
     except TimeoutExpired:
         return Ended(124, f"hangs: killed after {SECONDS} s\n")
     return Ended(done.returncode, done.stderr.decode(errors="replace"))

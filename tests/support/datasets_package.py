@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 from support.real_assets import pinned_packages
@@ -17,7 +16,6 @@ def datasets_packages() -> Path:
     return pinned_packages("datasets", _PINS)
 
 
-def datasets_environment(cache: Path) -> dict[str, str]:
+def datasets_variables(cache: Path) -> dict[str, str]:
     """Variables under which programs find `datasets`, with its cache in the folder `cache`, and no network is asked."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
-    return {**os.environ, "PYTHONPATH": str(datasets_packages()), **offline}
+    return {"PYTHONPATH": str(datasets_packages()), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}

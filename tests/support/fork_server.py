@@ -1,10 +1,11 @@
-"""`python fork_server.py FD [MODULE...]`: import once what programs import, and fork a process for each that is asked for.
+"""`python fork_server.py FD FIRST [MODULE...]`: import once what programs import, and fork a process for each of them.
 
 Starting a program takes three CPU seconds of imports, and the tests start hundreds. What a forked process inherits and a
 started one would not have (descriptors, signal handlers, random states, the number of threads) `_become` puts right; an
 environment that is read while Python starts or torch is imported cannot be put right, so `programs` starts such a program
-itself. Nothing here computes: threads of a parallel operation would not survive a fork. Each MODULE is a package whose own
-modules read the environment: what they import is here, and they themselves are imported anew.
+itself. Nothing here computes: threads of a parallel operation would not survive a fork. FIRST are
+modules with commas between them: where there are some, they are imported instead of torch and all that is ours. Each MODULE is
+a package whose own modules read the environment: what they import is here, and they themselves are imported anew.
 
 Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and descriptors: stdin, stdout,
 stderr, a socket that gets the process id and, when the process has ended, its status, and namespaces that it is to be in.
@@ -60,13 +61,17 @@ LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
 
 
-def main(requests: socket.socket, *anew: str) -> None:
+def main(requests: socket.socket, first: str, *anew: str) -> None:
     """Serve until the tests are gone."""
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
     if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
         wait_for_no_disk()
-    _import_everything()
+    if first:
+        for module in first.split(","):
+            importlib.import_module(module)
+    else:
+        _import_everything()
     _start_own_programs_by_fork()
     _import_for(anew)
     gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
@@ -172,7 +177,8 @@ def _start_own_programs_by_fork() -> None:
         return start(args, *positional, **options)
 
     subprocess.Popen = popen  # type: ignore[misc, assignment] - a stand-in of the same arguments
-    sys.modules[STARTER].Popen = popen  # type: ignore[attr-defined] - the same name
+    if STARTER in sys.modules:
+        sys.modules[STARTER].Popen = popen  # type: ignore[attr-defined] - the same name
 
 
 def can_be_honoured(environment: Mapping[str, str], here: Mapping[str, str] = os.environ) -> bool:
@@ -215,17 +221,20 @@ def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     sys.path[:0] = [str(Path(script).parent), *packages]
     _open_streams()
     gc.enable()
-    sys.modules["numpy"].random.seed()
-    sys.modules["torch"].default_generator.seed()
-    if threads := environment.get("OMP_NUM_THREADS"):
-        sys.modules["torch"].set_num_threads(int(threads))
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
+        if threads := environment.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(int(threads))
     _end(script)
 
 
 def _forget_the_forker() -> None:
     """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
     weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
-    sys.modules["concurrent.futures.thread"]._threads_queues.clear()  # its pools, whose threads are not here
+    if pools := sys.modules.get("concurrent.futures.thread"):
+        pools._threads_queues.clear()  # its pools, whose threads are not here
     if published := sys.modules.get("nemotron_dpo.published"):
         published._swept.clear()  # folders in which it, and not this process, looked for what dead processes left
 

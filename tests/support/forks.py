@@ -24,11 +24,15 @@ from support import fork_server
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter, variables that it is started with, and packages that every program of it imports for itself."""
+    """An interpreter, variables that it is started with, and packages that every program of it imports for itself.
+
+    Where there are modules to import `first`, it has these, and neither torch nor all of ours.
+    """
 
     path: str = sys.executable
     variables: tuple[tuple[str, str], ...] = ()
     anew: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
 
 
 OURS = Python()
@@ -130,7 +134,7 @@ def _started(preload: str, python: Python) -> _Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, fork_server.LARGEST_REQUEST)
-    argv = [python.path, fork_server.__file__, str(theirs.fileno()), *python.anew]
+    argv = [python.path, fork_server.__file__, str(theirs.fileno()), ",".join(python.first), *python.anew]
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LD_PRELOAD")}
     preloads = {"LD_PRELOAD": preload} if preload else {}
     with theirs:

@@ -1,7 +1,7 @@
 """The kernels for GPUs against torch in float32, on a GPU or, as a program with TRITON_INTERPRET=1, by Triton's interpreter.
 
-As a program it names each kernel that agrees, or without that setting each that it could compile: Triton decides when it is
-imported whether it interprets.
+As a program it is given Triton's folder. It names each kernel that agrees, or without that setting each that it could compile:
+Triton decides when it is imported whether it interprets.
 """
 
 # Triton is not installed where types are checked.
@@ -10,6 +10,7 @@ imported whether it interprets.
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 def swiglu(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
     """[..., 2 * size] -> [..., size], both ways."""
-    x, slope = _draw(70, 1, 2 * size, device=device, dtype=dtype), _draw(70, 1, size, device=device, dtype=dtype)
+    x, slope = _draw(20, 1, 2 * size, device=device, dtype=dtype), _draw(20, 1, size, device=device, dtype=dtype)
     wide = x.float().requires_grad_()
     gate, up = wide.chunk(2, -1)
     expected = F.silu(gate) * up
@@ -33,7 +34,7 @@ def swiglu(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
 
 def rms_norm(kernels: Any, device: str, dtype: torch.dtype, size: int) -> None:
     """More tokens than programs, both ways."""
-    x, slope = (_draw(300, 1, size, device=device, dtype=dtype) for _ in range(2))
+    x, slope = (_draw(kernels._PROGRAMS + 36, 1, size, device=device, dtype=dtype) for _ in range(2))
     gain = _draw(size, device=device)
     wide, wide_gain = x.float().requires_grad_(), gain.clone().requires_grad_()
     expected = F.rms_norm(wide, (size,), wide_gain, 1e-5)
@@ -157,8 +158,9 @@ def compile_for_gpu(name: str, kernel: Any) -> None:
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"], name
 
 
-def main() -> None:
+def main(triton: str) -> None:
     """By the interpreter all kernels in both precisions; without it all are compiled."""
+    sys.path.append(triton)
     from nemotron_dpo.kernels.gpu import members, triton_kernels
 
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -167,6 +169,7 @@ def main() -> None:
             compile_for_gpu(name, kernel)
             print(name)
         return
+    triton_kernels._PROGRAMS = 25  # of which each is interpreted, one after the other
     for dtype in TOLERANCE:
         for check in CHECKS:
             torch.manual_seed(0)
@@ -179,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -21,6 +21,7 @@ from support import forks
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "bin"
 Done = subprocess.CompletedProcess[bytes]
+Begun = forks.Fork | subprocess.Popen[bytes]  # with a pid, send_signal(number) and wait(timeout)
 
 
 def command(program: str, *arguments: object) -> list[str]:
@@ -41,6 +42,24 @@ def execute(argv: Sequence[str], *, cold: bool = False, **options: Any) -> Done:
     if cold or options.keys() - {"cwd", "env", "input"} or not forks.can_fork(options.get("env") or os.environ):
         return subprocess.run(argv, capture_output=True, timeout=300, **options)
     return forks.run(argv, **options)
+
+
+def run_with_small_files(limit: int, program: str, *arguments: object) -> Done:
+    """As `run`, where no file can have more than `limit` bytes."""
+    script = Path(__file__).with_name("small_files.py")
+    return execute([sys.executable, str(script), str(limit), *command(program, *arguments)[1:]])
+
+
+def begin(program: str, *arguments: object, stdin: int = 0, env: Mapping[str, str] | None = None) -> tuple[Begun, BinaryIO]:
+    """Start `program`, and what it says on stderr; `stdin` is a descriptor."""
+    argv = command(program, *arguments)
+    said, stderr = os.pipe()
+    try:
+        if forks.can_fork(env or os.environ):
+            return forks.start(argv, stdin, 1, stderr, env=env), open(said, "rb")
+        return subprocess.Popen(argv, stdin=stdin, stderr=stderr, env=env), open(said, "rb")
+    finally:
+        os.close(stderr)
 
 
 def check(program: str, *arguments: object, **options: Any) -> Done:

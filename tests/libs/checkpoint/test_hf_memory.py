@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from support import families
+from support.programs import execute
 
 # Exports argv[2] as HF, as Megatron and back below argv[3]; prints by how many bytes each export's peak of resident memory
 # exceeded what the process held before.
@@ -45,11 +45,12 @@ parallel.shut_down()
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from Linux's /proc")
 def test_export_takes_the_memory_of_the_weights(tmp_path: Path) -> None:
     warm = families.write_model(tmp_path / "warm", "llama")
-    sizes: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 16000, "num_hidden_layers": 12}
+    sizes: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 2112, "vocab_size": 12000, "num_hidden_layers": 8}
     source = families.write_model(tmp_path / "hf", "llama", dtype=torch.bfloat16, num_attention_heads=16, **sizes)
     weights = (source / "model.safetensors").stat().st_size
-    command = [sys.executable, "-c", PROGRAM, str(warm), str(source), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (program := tmp_path / "peaks.py").write_text(PROGRAM)
+    done = execute([sys.executable, str(program), str(warm), str(source), str(tmp_path / "out")])
+    assert done.returncode == 0, done.stderr.decode()
     hf, megatron, back = (int(peak) / weights for peak in done.stdout.split()[-3:])
     assert hf <= 1.3
     assert back <= 1.3

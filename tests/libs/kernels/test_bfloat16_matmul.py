@@ -14,6 +14,23 @@ import torch.nn.functional as F
 from nemotron_dpo.kernels.torch_ops import bfloat16_matmul
 from nemotron_dpo.kernels.torch_ops.bfloat16_matmul import by_float32, rounded_product
 
+# For each capability that torch may be asked for, and none: how many products are overwritten, and the capability. torch reads
+# it when it is first needed, so a fork for each will do.
+OVERWRITTEN = """
+import os, torch
+from nemotron_dpo.policy.device import redirect
+before = torch.matmul, torch.Tensor.matmul, torch.nn.functional.linear
+for asked in ("avx2", "default", ""):
+    if (pid := os.fork()) == 0:
+        os.environ |= {"ATEN_CPU_CAPABILITY": asked} if asked else {}
+        redirect()
+        x = torch.ones(2, 2, dtype=torch.bfloat16)
+        assert (x @ x).dtype is torch.matmul(x, x).dtype is torch.bfloat16
+        after = torch.matmul, torch.Tensor.matmul, torch.nn.functional.linear
+        print(sum(a is not b for a, b in zip(before, after)), torch.backends.cpu.get_cpu_capability(), flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
 X, W = torch.randn(3, 5, 48).bfloat16(), torch.randn(32, 48).bfloat16()
 
 
@@ -81,17 +98,10 @@ def test_a_sum_of_gradients_takes_the_same(is_slow: bool, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other CPUs are not asked")
 def test_it_is_for_cpus_without_avx512():
-    code = (
-        "import torch; from nemotron_dpo.policy.device import redirect; before = torch.matmul, torch.Tensor.matmul, torch.nn.functional.linear\n"
-        "redirect(); x = torch.ones(2, 2, dtype=torch.bfloat16)\n"
-        "assert (x @ x).dtype is torch.matmul(x, x).dtype is torch.bfloat16\n"
-        "after = torch.matmul, torch.Tensor.matmul, torch.nn.functional.linear\n"
-        "print(sum(a is not b for a, b in zip(before, after)), torch.backends.cpu.get_cpu_capability())"
-    )
-    for asked in ("avx2", "default", None):
-        environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
-        environment |= {"ATEN_CPU_CAPABILITY": asked} if asked else {}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        overwritten, capability = done.stdout.split()
+    environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    done = subprocess.run([sys.executable, "-c", OVERWRITTEN], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for asked, line in zip(("avx2", "default", None), done.stdout.splitlines(), strict=True):
+        overwritten, capability = line.split()
         assert int(overwritten) == (0 if capability.startswith("AVX512") else 3), (done.stdout, done.stderr)
         assert asked is None or capability.startswith(asked.upper()), capability

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support import real_assets
+from support import kernel_checks, real_assets
 from support.kernel_checks import CHECKS
-
-TESTS = Path(__file__).parents[2]
+from support.programs import execute
 
 pytestmark = pytest.mark.real
 
@@ -27,8 +25,7 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
 
 def _named(**settings: str) -> list[str]:
     """What a program of its own says that passed."""
-    path = os.pathsep.join(map(str, (TESTS.parent / "libs", real_assets.triton())))
-    argv, environment = [sys.executable, TESTS / "support" / "kernel_checks.py"], {**os.environ, **settings, "PYTHONPATH": path}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    argv = [sys.executable, kernel_checks.__file__, str(real_assets.triton())]
+    done = execute(argv, env={**os.environ, **settings})
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().split()

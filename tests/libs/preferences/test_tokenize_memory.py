@@ -37,7 +37,7 @@ ROW = {"chosen": "The quick brown fox jumps. " * 4, "rejected": "How are you tod
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc")
 def test_memory_levels_off(tmp_path: Path) -> None:
     tokenizer = save(tmp_path / "chat", byte_level(), chat_template=CHATML, eos_token="<|im_end|>")
-    few, many = (_peak(tmp_path, tokenizer, num_pairs) for num_pairs in (3_000, 30_000))
+    few, many = (_peak(tmp_path, tokenizer, num_pairs) for num_pairs in (3_000, 18_000))
     assert many <= 1.5 * few  # 1.3, and 1.7 where the tokenizer is given a whole chunk
 
 
