@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.forking_python import forks_first
+from support.kept_kernels import with_kernels
 from support.programs import begin, check, command, error_line, run, torchrun
 
 pytestmark = pytest.mark.slow  # every test starts programs, some of them several
@@ -135,7 +136,7 @@ def test_names_that_stdout_cannot_write(tmp_path: Path, policy: Path, encoding: 
 
 
 def test_tilde_in_options_and_configs(tmp_path: Path, pairs: Path, policy: Path):
-    (tmp_path / "home").mkdir()
+    with_kernels(tmp_path / "home" / ".cache")
     shutil.copy(pairs, tmp_path / "home" / "pairs.arrow")
     environment = _environment(HOME=str(tmp_path / "home"))
     work = tmp_path / "work"

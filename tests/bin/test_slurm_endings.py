@@ -140,6 +140,7 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
     dpo += [
         "dpo.max_num_epochs=40",
         "dpo.max_num_steps=60",
+        "policy.train_global_batch_size=8",
         "checkpointing.save_optimizer=true",
         "checkpointing.save_period=100",
     ]
