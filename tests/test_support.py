@@ -81,9 +81,10 @@ def test_a_forked_program_finds_what_a_started_one_finds(tmp_path: Path) -> None
     script = tmp_path / "folder" / "probe.py"
     script.parent.mkdir()
     script.write_text(PROBE)
-    argv = [sys.executable, str(script), "--option", "a b"]
     drawn: list[str] = []
-    for variables in ({"OMP_NUM_THREADS": "1", "X": "\u00e9"}, {"OMP_NUM_THREADS": "2"}):
+    cases = [([str(script)], {"OMP_NUM_THREADS": "1", "X": "\u00e9"}), (["-m", "folder.probe"], {"OMP_NUM_THREADS": "2"})]
+    for program, variables in cases:
+        argv = [sys.executable, *program, "--option", "a b"]
         options = {"cwd": tmp_path, "env": {**os.environ, **variables}, "input": "\u00e9\n".encode()}
         started, forked = (execute(argv, cold=cold, **options) for cold in (True, False))
         (found, numbers), (wanted, others) = (one.stdout.decode().splitlines() for one in (forked, started))
