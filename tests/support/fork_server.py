@@ -33,7 +33,7 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,10 +62,14 @@ WORD = struct.Struct("q")
 
 def main(requests: socket.socket, *anew: str) -> None:
     """Serve until the tests are gone."""
+    one_v8 = importlib.import_module("one_v8")
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
     if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
         wait_for_no_disk()
+    ends: list[Callable[[], None]] = []
+    with contextlib.suppress(ImportError):  # of the library
+        ends.append(one_v8.start(but=requests))
     _import_everything()
     _start_own_programs_by_fork()
     _import_for(anew)
@@ -74,6 +78,8 @@ def main(requests: socket.socket, *anew: str) -> None:
     if request is not None:
         os.chdir(request["cwd"])
         _become(request["argv"], request["env"])
+    for end in ends:
+        end()
 
 
 def wait_for_no_disk() -> None:
@@ -178,7 +184,7 @@ def _start_own_programs_by_fork() -> None:
         if _is_ours(args) and threading.active_count() == 1 and can_be_honoured(os.environ):
             atexit._clear()
             _become(list(args), dict(os.environ))
-        replace(path, args)
+        replace(path, list(args))
 
     replace = os.execv
     os.execv = execv  # type: ignore[assignment] - a stand-in of the same arguments
