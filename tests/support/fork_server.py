@@ -58,6 +58,7 @@ STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subproce
 NAMESPACES = ("net", "uts", "mnt")
 LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
+FILTERS: list[Any] = []  # of warnings, as libraries leave them that are imported
 
 
 def main(requests: socket.socket, *anew: str) -> None:
@@ -73,6 +74,7 @@ def main(requests: socket.socket, *anew: str) -> None:
     _import_everything()
     _start_own_programs_by_fork()
     _import_for(anew)
+    FILTERS.extend(warnings.filters)
     gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     request = _next_in_child(requests)
     if request is not None:
@@ -182,7 +184,6 @@ def _start_own_programs_by_fork() -> None:
 
     def execv(path: str, args: Sequence[str]) -> NoReturn:
         if _is_ours(args) and threading.active_count() == 1 and can_be_honoured(os.environ):
-            atexit._clear()
             _become(list(args), dict(os.environ))
         replace(path, list(args))
 
@@ -254,6 +255,10 @@ def _forget_the_forker() -> None:
     """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
     weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
     sys.modules["concurrent.futures.thread"]._threads_queues.clear()  # its pools, whose threads are not here
+    warnings.resetwarnings()
+    warnings.filters.extend(FILTERS)  # type: ignore[attr-defined] - a list, whatever the stub says
+    if program := sys.modules.get("nemotron_dpo.cli.program"):
+        atexit.unregister(program._skip_teardown)  # which ends it with its status
     if published := sys.modules.get("nemotron_dpo.published"):
         published._swept.clear()  # folders in which it, and not this process, looked for what dead processes left
 
