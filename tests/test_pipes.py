@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.programs import ROOT, check, command, error_line, losses, run
+from support.programs import ROOT, check, command, error_line, execute, losses, run
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +20,8 @@ DATA = ROOT / "configs" / "rl" / "nemo_rl" / "dpo" / "data"
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded tiny model, untrained, with its tokenizer."""
     folder = tmp_path_factory.mktemp("policy") / "tiny"
-    subprocess.run(
-        [sys.executable, "-m", "nemotron_dpo.steps.tiny_policy", DATA / "train.jsonl", "-o", folder], check=True, timeout=120
-    )
+    argv = [sys.executable, "-m", "nemotron_dpo.steps.tiny_policy", DATA / "train.jsonl", "-o", folder]
+    execute(list(map(str, argv))).check_returncode()
     return folder
 
 

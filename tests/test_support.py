@@ -81,9 +81,10 @@ def test_a_forked_program_finds_what_a_started_one_finds(tmp_path: Path) -> None
     script = tmp_path / "folder" / "probe.py"
     script.parent.mkdir()
     script.write_text(PROBE)
-    argv = [sys.executable, str(script), "--option", "a b"]
     drawn: list[str] = []
-    for variables in ({"OMP_NUM_THREADS": "1", "X": "\u00e9"}, {"OMP_NUM_THREADS": "2"}):
+    cases = [([str(script)], {"OMP_NUM_THREADS": "1", "X": "\u00e9"}), (["-m", "folder.probe"], {"OMP_NUM_THREADS": "2"})]
+    for program, variables in cases:
+        argv = [sys.executable, *program, "--option", "a b"]
         options = {"cwd": tmp_path, "env": {**os.environ, **variables}, "input": "\u00e9\n".encode()}
         started, forked = (execute(argv, cold=cold, **options) for cold in (True, False))
         (found, numbers), (wanted, others) = (one.stdout.decode().splitlines() for one in (forked, started))
@@ -183,8 +184,10 @@ def test_an_executable_that_forks_is_on_the_host_that_asks_and_hands_signals_on(
 
 PARENT = """
 import subprocess, sys, tempfile
+from nemotron_dpo.cli import program
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+program.atexit.register(program._skip_teardown, [0])
 with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
     child = [sys.executable, str(Path(__file__).with_name("child.py"))]
     print(*pool.map(lambda _: subprocess.call(child), range(2)), Path(folder).is_dir())
@@ -193,10 +196,10 @@ with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
 @forking
 def test_a_fork_leaves_alone_what_belongs_to_the_program_that_forked_it(tmp_path: Path) -> None:
-    """The parent's temporary folder and its pool; and where a thread forked it, megatron-core's GPU is the CPU all the same."""
+    """The parent's temporary folder, its pool and its own status; and where a thread forked it, megatron-core's GPU is the CPU all the same."""
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "child.py").write_text(
-        "import sys, torch\nsys.exit(0 if torch.zeros(1, device='cuda').device.type == 'cpu' else 3)\n"
+        "import sys, torch\nsys.exit(5 if torch.zeros(1, device='cuda').device.type == 'cpu' else 3)\n"
     )
     done = execute([sys.executable, str(tmp_path / "parent.py")])
-    assert (done.stdout, done.stderr) == (b"0 0 True\n", b"")
+    assert (done.stdout, done.stderr) == (b"5 5 True\n", b"")

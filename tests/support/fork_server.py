@@ -34,7 +34,7 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,26 +59,34 @@ STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subproce
 NAMESPACES = ("net", "uts", "mnt")
 LARGEST_REQUEST = 1 << 20
 WORD = struct.Struct("q")
+FILTERS: list[Any] = []  # of warnings, as libraries leave them that are imported
 
 
 def main(requests: socket.socket, first: str, *anew: str) -> None:
     """Serve until the tests are gone."""
+    one_v8 = importlib.import_module("one_v8")
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
     if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
         wait_for_no_disk()
+    ends: list[Callable[[], None]] = []
     if first:
         for module in first.split(","):
             importlib.import_module(module)
     else:
+        with contextlib.suppress(ImportError):  # of the library
+            ends.append(one_v8.start(but=requests))
         _import_everything()
     _start_own_programs_by_fork()
     _import_for(anew)
+    FILTERS.extend(warnings.filters)
     gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     request = _next_in_child(requests)
     if request is not None:
         os.chdir(request["cwd"])
         _become(request["argv"], request["env"])
+    for end in ends:
+        end()
 
 
 def wait_for_no_disk() -> None:
@@ -167,16 +175,26 @@ def _enter(namespaces: Sequence[int]) -> None:
 
 
 def _start_own_programs_by_fork() -> None:
-    """Let what a program starts with subprocess, where it is one of ours, be a fork too: a stage, a rank of torchrun's."""
+    """Let what a program starts with subprocess, where it is one of ours, be a fork too: a stage, a rank of torchrun's.
+
+    And one that takes the place of a program, which is what that process then becomes.
+    """
     start = subprocess.Popen
 
     def popen(args: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
         environment = options.get("env") or dict(os.environ)
-        if _script(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
+        if _is_ours(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
             options["preexec_fn"] = lambda: _become([str(word) for word in args], environment)
         return start(args, *positional, **options)
 
-    subprocess.Popen = popen  # type: ignore[misc, assignment] - a stand-in of the same arguments
+    def execv(path: str, args: Sequence[str]) -> NoReturn:
+        if _is_ours(args) and threading.active_count() == 1 and can_be_honoured(os.environ):
+            _become(list(args), dict(os.environ))
+        replace(path, list(args))
+
+    replace = os.execv
+    os.execv = execv  # type: ignore[assignment] - a stand-in of the same arguments
+    subprocess.Popen = popen  # type: ignore[misc, assignment] - and another
     if STARTER in sys.modules:
         sys.modules[STARTER].Popen = popen  # type: ignore[attr-defined] - the same name
 
@@ -193,6 +211,17 @@ def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
                 "TORCH_", "PYTORCH_", "CUDA_", "NPY_", "NUMPY_")  # fmt: skip
     later = ("OMP_NUM_THREADS", "TORCH_NCCL_")  # torchrun sets one of NCCL's, which are read where groups of it are made
     return {name: value for name, value in environment.items() if name.startswith(families) and not name.startswith(later)}
+
+
+def _is_ours(argv: Sequence[str]) -> bool:
+    """Whether `argv` is one of our programs, or `python -m` with one of our modules."""
+    module = _module(argv)
+    return module.startswith("nemotron_dpo.") or module.replace("_", "-") in PROGRAMS or bool(_script(argv))
+
+
+def _module(argv: Sequence[str]) -> str:
+    """The module that `argv` lets Python find by its name; "" where it does not."""
+    return str(argv[2]) if [str(word) for word in argv[:2]] == [sys.executable, "-m"] and len(argv) > 2 else ""
 
 
 def _script(argv: Sequence[str]) -> str | None:
@@ -214,11 +243,11 @@ def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     _forget_the_forker()
     os.environ.clear()
     os.environ.update(environment)
-    script = _script(argv) or ""
+    script, module = _script(argv) or "", _module(argv)
     sys.orig_argv = [sys.executable, *argv[argv[0] == sys.executable :]]
-    sys.argv = [script, *argv[1 + (argv[0] == sys.executable) :]]
+    sys.argv = ["-m", *argv[3:]] if module else [script, *argv[1 + (argv[0] == sys.executable) :]]
     packages = [place for place in environment.get("PYTHONPATH", "").split(":") if place and place not in sys.path]
-    sys.path[:0] = [str(Path(script).parent), *packages]
+    sys.path[:0] = [os.getcwd() if module else str(Path(script).parent), *packages]
     _open_streams()
     gc.enable()
     if numpy := sys.modules.get("numpy"):
@@ -227,7 +256,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
         torch.default_generator.seed()
         if threads := environment.get("OMP_NUM_THREADS"):
             torch.set_num_threads(int(threads))
-    _end(script)
+    _end(script, module)
 
 
 def _forget_the_forker() -> None:
@@ -235,6 +264,10 @@ def _forget_the_forker() -> None:
     weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
     if pools := sys.modules.get("concurrent.futures.thread"):
         pools._threads_queues.clear()  # its pools, whose threads are not here
+    warnings.resetwarnings()
+    warnings.filters.extend(FILTERS)  # type: ignore[attr-defined] - a list, whatever the stub says
+    if program := sys.modules.get("nemotron_dpo.cli.program"):
+        atexit.unregister(program._skip_teardown)  # which ends it with its status
     if published := sys.modules.get("nemotron_dpo.published"):
         published._swept.clear()  # folders in which it, and not this process, looked for what dead processes left
 
@@ -260,11 +293,15 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _end(script: str) -> NoReturn:
-    """Run `script` and end with the status that Python would end with."""
+def _end(script: str, module: str) -> NoReturn:
+    """Run `module`, or else `script`, and end with the status that Python would end with."""
     status = 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        if module:
+            sys.modules.pop(module, None)  # as the main module it has not been imported
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):

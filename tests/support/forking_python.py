@@ -26,6 +26,7 @@ ASK = """exec "{python}" -IS "{here}" "{socket}" "{program}" "$@\""""
 PYTHON = """case $1 in
 *{cold}) ;;
 *.py) {ask} ;;
+-m) case $2 in nemotron_dpo.*) {ask} ;; esac ;;
 esac
 exec "{python}" "$@\""""
 
@@ -42,9 +43,9 @@ def forks_first(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def forking_programs(folder: Path, cold: str = "/cold.py") -> Iterator[Path]:
-    """`folder`, with our programs as executables, and `python`, which forks the Python files that it is given.
+    """`folder`, with our programs as executables, and `python`, which forks the Python files and modules of ours it is given.
 
-    What is no Python file `python` starts as Python does, and so a file whose path ends in `cold`.
+    What is neither `python` starts as Python does, and so a file whose path ends in `cold`.
     """
     from support.fork_server import PROGRAMS
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nemotron_dpo.preferences.changed_lines import changed_lines
 from nemotron_dpo.preferences.margins import write_report
 from nemotron_dpo.streams import StreamInfo, open_writer
 from support import small
+from support.programs import execute
 from support.responses import by_response
 
 # pair -> log-probs of (chosen, rejected) tokens. Sums: a (-3, -4), b (-6, -1), c (-2, -2).
@@ -132,8 +132,8 @@ def test_missing_pairs_are_counted(tmp_path: Path):
 
 def test_mistake_is_one_line(tmp_path: Path):
     argv = [sys.executable, "-m", "nemotron_dpo.preferences.margins", str(tmp_path / "none"), "-o", str(tmp_path / "out")]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, f"margins: error: {tmp_path}/none: no such file\n")
+    done = execute(argv)
+    assert (done.returncode, done.stderr.decode()) == (1, f"margins: error: {tmp_path}/none: no such file\n")
 
 
 def test_a_margin_within_rounding_is_no_preference(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pytest
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.mixture import closing_line, mix
 from nemotron_dpo.streams import StreamInfo, open_reader, open_writer
+from support.programs import execute
 
 DIGESTS = {"input": "sha256:1", "tokenizer": "sha256:2", "chat_template": "sha256:3"}
 INFO = StreamInfo("tokenized_pairs", "preference-tokenize", "9.9", DIGESTS, {"max_length": 8, "limit": None})
@@ -152,9 +152,9 @@ def test_the_program(tmp_path: Path) -> None:
 
     def run(*arguments: object) -> tuple[int, str]:
         argv = [sys.executable, "-m", "nemotron_dpo.preferences.mixture", *map(str, arguments)]
-        done = subprocess.run(argv, capture_output=True, text=True)
-        assert done.stdout == ""
-        return done.returncode, done.stderr.splitlines()[-1]
+        done = execute(argv)
+        assert done.stdout == b""
+        return done.returncode, done.stderr.decode().splitlines()[-1]
 
     said = "mixture: 6 pairs written: 6 (100.0%) of a, 1.5 x 4"
     assert run(a, "--weights", "1.5", "-o", mixed, "--seed", 3) == (0, said)
