@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import nemotron_dpo
+from support import forks
 from support.kept_kernels import with_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,12 @@ SOURCE = (
     "pipelines/setup.sh",
     "tests/test_package.py",
 )
+# what a program finds: the places that it imports from, and the files that it has imported
+LOADED = """
+import sys, nemotron_dpo, dpo_train
+loaded = [module for name, module in sys.modules.items() if name not in ("__main__", "__mp_main__")]
+print(*sys.path[1:], *(place for module in loaded if (place := getattr(module, "__file__", None))), sep="\\n")
+"""
 SHIPPED = "nemotron_dpo/steps/configs/"  # where a wheel has `configs`
 
 
@@ -68,15 +75,27 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a virtual environment that the wheel was installed into."""
     place = _environment(tmp_path_factory.mktemp("elsewhere") / "venv")
-    pip = (sys.executable, "-m", "pip", "--python", place / "bin" / "python")
+    pip = (place / "bin" / "python", "-m", "pip")  # the others' pip
     _called(*pip, "install", "--no-index", "--quiet", wheel)  # with dependencies: what is there must be in the ranges
     return place / "bin"
 
 
 def _shell(installed: Path, folder: Path) -> dict[str, str]:
     """A shell that knows nothing of the checkout."""
-    kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "LANG") if name in os.environ}
-    return {**kept, "PATH": f"{installed}:/usr/bin:/bin", "HOME": str(folder)}
+    kept = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "LANG", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+    known = {name: os.environ[name] for name in kept if name in os.environ}
+    return {**known, "PATH": f"{installed}:/usr/bin:/bin", "HOME": str(folder)}
+
+
+def _forked(installed: Path, home: Path, folder: Path, *argv: object) -> str:
+    """What `argv` says there, as a fork of a Python of that virtual environment, as is what it starts of the programs."""
+    env, words = _shell(installed, home), [*map(str, argv)]
+    python = forks.Python(str(installed / "python"), (("HOME", env["HOME"]), ("PATH", env["PATH"])))
+    if not forks.can_fork(env, python):
+        return _called(*words, env=env, cwd=folder)
+    done = forks.run(words, env=env, cwd=folder, python=python)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
 
 
 def _files(folder: str) -> set[str]:
@@ -134,16 +153,18 @@ def test_programs_have_their_manuals_and_find_their_configs(installed: Path, tmp
 
 @pytest.mark.slow
 def test_the_tiny_run_from_an_empty_folder(installed: Path, tmp_path: Path):
-    home, folder = tmp_path / "home", tmp_path / "work"
+    home, folder, others = tmp_path / "home", tmp_path / "work", sysconfig.get_path("purelib")
     with_kernels(home / ".cache")  # what the wheel has of their sources is compared above
     folder.mkdir()
-    env = _shell(installed, home)
-    where = "import sys, nemotron_dpo, dpo_train; print(nemotron_dpo.__file__, dpo_train.__file__, *sys.path)"
-    assert str(ROOT / "libs") not in _called(installed / "python", "-c", where, env=env, cwd=folder)
-    said = _called("nemotron-steps", "run", "rl/nemo_rl/dpo", "-c", "tiny", env=env, cwd=folder)
+    (tmp_path / "loaded.py").write_text(LOADED)
+    loaded = _forked(installed, home, folder, installed / "python", tmp_path / "loaded.py").splitlines()
+    own = next(installed.parent.glob("lib/python*/site-packages"))
+    assert {own / "nemotron_dpo" / "__init__.py", own / "dpo_train.py"} <= {*map(Path, loaded)}
+    assert not [place for place in loaded if Path(place).is_relative_to(ROOT) and not place.startswith(others)]
+    said = _forked(installed, home, folder, installed / "nemotron-steps", "run", "rl/nemo_rl/dpo", "-c", "tiny")
     assert re.search(r"^loss +0\.6931 +0\.4202$", said, re.M)
     assert [path.name for path in folder.iterdir()] == [".nemotron"]
     assert {path.name for path in home.iterdir()} == {".cache"}
     job = next((folder / ".nemotron" / "jobs").iterdir())
     assert (job / "checkpoint_megatron" / "latest_checkpointed_iteration.txt").is_file()
-    assert str(ROOT) not in (job / "job.yaml").read_text().replace(sysconfig.get_path("purelib"), "")
+    assert str(ROOT) not in (job / "job.yaml").read_text().replace(others, "")

@@ -97,13 +97,15 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 @pytest.mark.slow
 def test_a_cuda_toolkit_without_a_gpu_is_nothing_to_complain_of() -> None:
     """What megatron-core's import of torch.utils.cpp_extension makes torch's build for CUDA do."""
-    look = "from torch.utils import cpp_extension; cpp_extension._find_cuda_home(); cpp_extension.logger.warning('another')"
-    without_gpu = {"CUDA_HOME": "/toolkit", "CUDA_VISIBLE_DEVICES": ""}
-    plain = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, env={**os.environ, **without_gpu})
-    assert "No CUDA runtime is found, using CUDA_HOME='/toolkit'" in plain.stderr
-    ours = run(look, **without_gpu)
-    assert "No CUDA runtime" not in ours.stderr
-    assert "another" in ours.stderr
+    look = "cpp_extension._find_cuda_home()"
+    before = f"import sys; from torch.utils import cpp_extension; {look}; print('now ours', file=sys.stderr)\n"
+    program = before + PROGRAM.format(body=f"{look}; cpp_extension.logger.warning('another')")
+    without_gpu = {**os.environ, "CUDA_HOME": "/toolkit", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=without_gpu)
+    theirs, ours = done.stderr.split("now ours\n")
+    assert "No CUDA runtime is found, using CUDA_HOME='/toolkit'" in theirs
+    assert "No CUDA runtime" not in ours
+    assert "another" in ours
 
 
 def test_a_bug_of_ours_shows_its_traceback() -> None:

@@ -8,15 +8,34 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nemotron_dpo import torchrun
+from support import forks
 from support.programs import BIN, execute
 
 LAUNCH = [str(BIN / "dpo_torchrun.py"), "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+
+
+def launched(said: Path, program: Path, *arguments: object) -> forks.Fork | subprocess.Popen[bytes]:
+    """A launcher of two of `program`, which goes on by itself; what all of them say goes into `said`."""
+    argv = [sys.executable, *LAUNCH, str(program), *map(str, arguments)]
+    with said.open("wb") as file:
+        if forks.can_fork(os.environ):
+            return forks.start(argv, 0, file.fileno(), file.fileno(), leads=True)
+        return subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True)
+
+
+def until(holds: Callable[[], object], seconds: float = 30) -> None:
+    """Wait for it: no longer than half of what the programs sleep, unless they are to start."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +100,11 @@ def test_a_signal_goes_on_to_the_processes_which_end_as_they_like(tmp_path: Path
         "pathlib.Path(sys.argv[1], os.environ['RANK']).touch()\n"
         "time.sleep(60)\n"
     )
-    argv = [sys.executable, *LAUNCH, str(program), str(tmp_path)]
-    running = subprocess.Popen(argv, stderr=subprocess.PIPE, start_new_session=True)
-    while not all((tmp_path / rank).exists() for rank in "01"):
-        assert running.poll() is None
-        time.sleep(0.05)
-    os.kill(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=60)
-    assert (said, running.returncode) == (b"", 57)
+    running = launched(tmp_path / "said", program, tmp_path)
+    until(lambda: all((tmp_path / rank).exists() for rank in "01"), seconds=120)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 57
+    assert (tmp_path / "said").read_bytes() == b""
 
 
 @pytest.mark.slow
@@ -107,13 +123,8 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path):
         '        pathlib.Path(folder, f"{os.getpid()}.ended").touch()\n'
         "cli.run(command, 'work', joins_job=True)\n"
     )
-    running = subprocess.Popen([sys.executable, *LAUNCH, str(program), str(tmp_path)], stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.glob("*.started"))) < 2:
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.kill()
-    running.wait()
-    until = time.monotonic() + 30
-    while len(list(tmp_path.glob("*.ended"))) < 2:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    running = launched(tmp_path / "said", program, tmp_path)
+    until(lambda: len(list(tmp_path.glob("*.started"))) == 2, seconds=120)
+    running.send_signal(signal.SIGKILL)
+    running.wait(60)
+    until(lambda: len(list(tmp_path.glob("*.ended"))) == 2)

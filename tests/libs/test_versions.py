@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,10 +67,23 @@ def _export(policy: Path, folder: Path, output: Path) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.decode().splitlines()
 
 
+FOUND_FIRST = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_a_program_says_so_and_goes_on(llama: Path, pretend: Pretend, tmp_path: Path):
-    status, said = _export(llama, pretend(megatron_core="0.15.3"), tmp_path / "out")
-    assert status == 0
+    """It is a fork: versions are looked up as it runs, and so the folder is put first then."""
+    (tmp_path / "found_first.py").write_text(FOUND_FIRST)
+    _, *export = programs.command("ckpt-export", llama, "-o", tmp_path / "out", "--to", "megatron")
+    folder = pretend(megatron_core="0.15.3")
+    done = programs.execute([sys.executable, str(tmp_path / "found_first.py"), str(folder), *export])
+    said = done.stderr.decode().splitlines()
+    assert done.returncode == 0, said
     assert said[0] == "ckpt-export: warning: megatron-core 0.15.3 was not tried: 0.16 to 0.19 were"
     assert (tmp_path / "out" / "latest_checkpointed_iteration.txt").is_file()
 

@@ -7,7 +7,6 @@ import importlib.util
 import io
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -59,8 +58,9 @@ case " $* " in
 esac
 {base} "$@" || exit
 for venv; do :; done
-exec {cp} -a {pip} "$venv"/lib/python*/site-packages
+exec {cp} "$0.pth" "$venv"/lib/python*/site-packages
 """
+NO_ENSUREPIP = """import sys; "ensurepip" in sys.orig_argv and sys.path.insert(0, {folder!r})"""
 THROUGH_IT = """
 import os, runpy, sys
 sys._base_executable = __file__.removesuffix(".py")
@@ -70,17 +70,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def _prepared(folder: Path) -> str:
-    """A PATH entry with a `python3` whose virtual environments get the pip that runs here, compiled as it is.
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH entry with a `python3` whose virtual environments find the pip that runs here, compiled as it is.
 
-    ensurepip then finds it there, which takes less time; the first set-up lets it unpack its own.
+    ensurepip has nothing to do there, and is one that does nothing: finding that out takes it 5 CPU s. The first set-up runs
+    the real one.
     """
-    folder.mkdir()
-    packages = Path(str(metadata.distribution("pip").locate_file("")))
-    pip = " ".join(shlex.quote(str(path)) for path in (packages / "pip", *packages.glob("pip-*.dist-info")))
-    (folder / "python3").write_text(PREPARED.format(base=BASE, cp=shutil.which("cp"), pip=pip))
+    folder, packages = tmp_path_factory.mktemp("prepared"), Path(str(metadata.distribution("pip").locate_file("")))
+    for path in (packages / "pip", *packages.glob("pip-*.dist-info")):
+        shutil.copytree(path, folder / "packages" / path.name)
+    (folder / "ensurepip.py").touch()
+    (folder / "python3").write_text(PREPARED.format(base=BASE, cp=shutil.which("cp")))
     (folder / "python3").chmod(0o755)
     (folder / "python3.py").write_text(THROUGH_IT)
+    (folder / "python3.pth").write_text(f"{folder / 'packages'}\n{NO_ENSUREPIP.format(folder=str(folder))}\n")
     return str(folder)
 
 
@@ -112,7 +116,9 @@ def _packages(venv: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: small_index.Index, tools: Path, tmp_path: Path):
+def test_from_nothing_to_up_to_date_to_another_build_to_another_place(
+    index: small_index.Index, tools: Path, prepared: str, tmp_path: Path
+):
     """In a folder with a space and an umlaut, without HOME, with settings of Python's and pip's that would lead astray."""
     checkout = small_index.checkout(tmp_path / "mein Büro", index.hashes)
     astray = tmp_path / "astray"
@@ -146,7 +152,7 @@ def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: sma
 
     # An environment knows the folder that it was made for: the moved one would run the programs of the old place.
     moved = checkout.rename(tmp_path / "moved")
-    environment["PATH"] = f"{_prepared(tmp_path / 'prepared')}:{tools}"
+    environment["PATH"] = f"{prepared}:{tools}"
     code, said = _setup(moved, environment, "cuda")
     assert (code, "you asked for it" in said) == (0, True), said
     assert _packages(moved / ".venv") == own | {"torch": "2.13.0", "cuda_thing": "1.0"}
@@ -157,9 +163,11 @@ def test_from_nothing_to_up_to_date_to_another_build_to_another_place(index: sma
 
 
 @pytest.mark.slow
-def test_an_interrupted_setup_starts_over_and_two_at_once_wait(index: small_index.Index, tools: Path, tmp_path: Path):
+def test_an_interrupted_setup_starts_over_and_two_at_once_wait(
+    index: small_index.Index, tools: Path, prepared: str, tmp_path: Path
+):
     checkout = small_index.checkout(tmp_path / "checkout", index.hashes)
-    environment = _environment(index, _prepared(tmp_path / "bin"), str(tools), HOME=str(tmp_path))
+    environment = _environment(index, prepared, str(tools), HOME=str(tmp_path))
     try:
         index.gate.clear()
         index.asked.clear()
@@ -213,8 +221,7 @@ def test_what_ends_in_one_line_before_anything_is_made(tools: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools: Path, tmp_path: Path):
-    own = _prepared(tmp_path / "bin")
+def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools: Path, prepared: str, tmp_path: Path):
     pins = small_index.PINS
     tool = hashlib.sha256(index.hashes.encode()).hexdigest()
     doctored = re.sub(r"(tool==1.0 .*\n.*sha256:)\w+", rf"\g<1>{tool}", index.hashes)
@@ -235,7 +242,7 @@ def test_what_pip_cannot_do_is_said_in_one_line(index: small_index.Index, tools:
     ]
     for number, (served, pins, hashes, message) in enumerate(cases):
         checkout = small_index.checkout(tmp_path / f"checkout{number}", hashes, pins)
-        code, said = _setup(checkout, _environment(served, own, str(tools)))
+        code, said = _setup(checkout, _environment(served, prepared, str(tools)))
         assert code == 1, said
         last = said.splitlines()[-1]
         assert last.startswith("setup: error: "), said
