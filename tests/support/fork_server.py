@@ -3,9 +3,9 @@
 Starting a program takes three CPU seconds of imports, and the tests start hundreds. What a forked process inherits and a
 started one would not have (descriptors, signal handlers, random states, the number of threads) `_become` puts right; an
 environment that is read while Python starts or torch is imported cannot be put right, so `programs` starts such a program
-itself. Nothing here computes: threads of a parallel operation would not survive a fork. FIRST are
-modules with commas between them: where there are some, they are imported instead of torch and all that is ours. Each MODULE is
-a package whose own modules read the environment: what they import is here, and they themselves are imported anew.
+itself. Nothing here computes: threads of a parallel operation would not survive a fork. FIRST are modules with commas between
+them: where there are some, they are imported instead of torch and all that is ours. Each MODULE is a package whose own modules
+read the environment: what they import is here, and they themselves are imported anew.
 
 Over the socket FD come requests, one message each: {"argv", "env", "cwd", "leads"} as JSON, and descriptors: stdin, stdout,
 stderr, a socket that gets the process id and, when the process has ended, its status, and namespaces that it is to be in.

@@ -43,7 +43,6 @@ def write_llama(folder: Path, *, tied: bool = True, seed: int = 0, **changes: ob
     return folder
 
 
-@functools.lru_cache(maxsize=4)
 def first_layers(source: Path, folder: Path, number: int) -> Path:
     """The Llama of `source` with its first layers alone, as an HF folder: weights of their real sizes in less time."""
     from transformers import AutoModelForCausalLM
@@ -56,6 +55,7 @@ def first_layers(source: Path, folder: Path, number: int) -> Path:
     return folder
 
 
+@functools.lru_cache(maxsize=4)
 def load_llama(folder: Path):
     """The same model in transformers, float32, eager attention."""
     from transformers import LlamaForCausalLM
