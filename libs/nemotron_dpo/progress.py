@@ -90,7 +90,7 @@ class Lines:
         """See the class."""
         self.done += amount
         now = self.clock()
-        if now < self._next:
+        if now < self._next or self.done < 0.5:  # "0 of 320" says nothing
             return
         elapsed = now - self._started
         self._next = now + min(MOST_SECONDS, max(FEWEST_SECONDS, elapsed / 10))

@@ -366,6 +366,8 @@ def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokeniz
     assert (stats["rows"], stats["pairs"], stats["duplicates"]["pairs"]) == (5, 2, 1)
     num_tokens = sum(part["total"] for part in stats["tokens"].values())
     drops, errors = "1 dropped (1 equal responses)", "2 errors (1 broken JSON, 1 line too long)"
+    first = f"{PROGRAM}: warning: 2 rows have errors, the first: {data}:2: is broken JSON at column 2: "
+    assert [line for line in done.stderr.decode().splitlines() if line.startswith(first)]
     lost = f"{PROGRAM}: warning: 3 of 5 rows became no pair\n"
     assert done.stderr.decode().endswith(lost + COUNTS.format(5, 2, drops, errors, num_tokens))
 

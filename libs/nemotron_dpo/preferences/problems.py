@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from nemotron_dpo.errors import UserError
+
 
 class RowProblem(Exception):
     """One row that yields no pair; `drop` tells a row that is left out on purpose from a broken one.
@@ -80,3 +82,7 @@ class Reject:
     pair_id: str | None
     row_sha256: str
     row: bytes | None = None
+
+    def as_error(self) -> UserError:
+        """What a person is told of it."""
+        return UserError(self.message, source=self.source, line=self.line, field=self.field)

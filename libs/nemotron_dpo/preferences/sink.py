@@ -13,7 +13,6 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.audit.facts import CUT_PROMPT
 from nemotron_dpo.preferences.audit.findings import OF_SEVERAL_PAIRS
 from nemotron_dpo.preferences.held_out import HeldOut
@@ -91,7 +90,7 @@ class PairFiles:
     def _refuse(self, rejects: Iterable[Reject]) -> None:
         for reject in rejects:
             if not (reject.drop or self.files.skip_errors):
-                raise UserError(reject.message, source=reject.source, line=reject.line, field=reject.field)
+                raise reject.as_error()
             if self.rejects is not None:
                 self.rejects.write(_json_line(reject, with_row=self.files.with_rows))
 

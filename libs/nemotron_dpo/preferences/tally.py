@@ -28,6 +28,7 @@ class Tally:
 
     It keeps facts about each pair, 59 bytes, and takes as much again, and some more, while the audit is made. `drops_by_name`
     is what --drop names and `swapped` what --swap says. `parts` counts the pairs of each output, where there are two.
+    `first_error` is where the first row that has one is, and what it is.
     """
 
     drops_by_name: frozenset[str] = frozenset()
@@ -38,6 +39,7 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     parts: dict[str, int] = field(default_factory=dict)
+    first_error: str | None = None
     first_places: dict[str, list[str]] = field(default_factory=dict)
     _notes: Notes = field(default_factory=Counter)
     _left_out: np.ndarray | None = None
@@ -54,6 +56,8 @@ class Tally:
         """Count rows that were not written."""
         for reject in rejects:
             (self.drops if reject.drop else self.errors)[reject.reason] += 1
+            if not reject.drop and self.first_error is None:
+                self.first_error = str(reject.as_error())
             places = self.first_places.setdefault(reject.reason, [])
             if len(places) < _FIRST_LINES:
                 places.append(f"{reject.source}:{reject.line}")
@@ -98,9 +102,14 @@ class Tally:
         return list(spoken.audit_lines(self.table, self.found, self.drops_by_name)) if len(self.table) else []
 
     def warnings(self) -> list[str]:
-        """A line for each of what most users do not mean: few rows became pairs, many pairs were cut, columns look swapped."""
-        facts, lost = self.kept, self.num_rows - self.num_pairs
-        lines = [f"{lost} of {self.num_rows} rows became no pair"] if 2 * lost > self.num_rows else []
+        """A line for each of what most users do not mean.
+
+        Those are rows with errors, few rows that became pairs, many pairs that were cut, and columns that look swapped.
+        """
+        facts, lost, num_errors = self.kept, self.num_rows - self.num_pairs, self.errors.total()
+        some = "a row has an error" if num_errors == 1 else f"{num_errors} rows have errors, the first"
+        lines = [f"{some}: {self.first_error}"] if num_errors else []
+        lines += [f"{lost} of {self.num_rows} rows became no pair"] if 2 * lost > self.num_rows else []
         num_truncated = int(np.count_nonzero(facts["cut"]))
         if num_truncated > _MANY_CUT * len(facts):
             sides = ", ".join(f"{name} in {count}" for name, count in figures.truncation(facts["cut"]).items() if count)
