@@ -33,24 +33,26 @@ class TorchBuild:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choice looks at; `versions(*options)` are torch's versions for this Python under these options of pip."""
+    """What the choice looks at; pip is asked only where it has to be.
+
+    `own_index()` is whether pip is set to an index other than the public one, `versions(*options)` torch's versions for this
+    Python under these options of pip.
+    """
 
     has_gpu: bool
     has_slurm: bool
     on_linux: bool
-    own_index: bool  # pip is set to an index other than the public one
+    own_index: Callable[[], bool]
     versions: Callable[..., set[str]]
 
 
 def this_machine(pip: list[str], environment: dict[str, str]) -> Machine:
     """The machine that this runs on, asked through the command `pip` and under these variables."""
-    config = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, env=environment).stdout
-    keys = {line.split("=")[0].rsplit(".", 1)[-1] for line in config.splitlines()}
     return Machine(
         has_gpu=_has_gpu(),
         has_slurm=shutil.which("sbatch") is not None,
         on_linux=sys.platform == "linux",
-        own_index=bool(keys & {"index-url", "no-index"}),
+        own_index=lambda: bool(_settings([*pip, "config", "list"], environment) & {"index-url", "no-index"}),
         versions=lambda *options: _versions([*pip, "index", "versions", "torch", *options], environment),
     )
 
@@ -87,7 +89,14 @@ def _where(cpu: str, machine: Machine, cpu_index: str) -> tuple[str, ...] | None
     if cpu in machine.versions():
         return ()
     options = ("--index-url", cpu_index)
-    return options if not machine.own_index and cpu in machine.versions(*options, "--retries", "0", "--timeout", "10") else None
+    if machine.own_index() or cpu not in machine.versions(*options, "--retries", "0", "--timeout", "10"):
+        return None
+    return options
+
+
+def _settings(argv: list[str], environment: dict[str, str]) -> set[str]:
+    config = subprocess.run(argv, capture_output=True, text=True, env=environment).stdout
+    return {line.split("=")[0].rsplit(".", 1)[-1] for line in config.splitlines()}
 
 
 def _versions(argv: list[str], environment: dict[str, str]) -> set[str]:

@@ -28,7 +28,7 @@ def _machine(
         assert torch is not None, "torch's index was asked"
         return torch
 
-    return Machine(has_gpu=gpu, has_slurm=slurm, on_linux=linux, own_index=own, versions=versions)
+    return Machine(has_gpu=gpu, has_slurm=slurm, on_linux=linux, own_index=lambda: own, versions=versions)
 
 
 # asked, machine, what pip is told: requirement and options
