@@ -66,6 +66,7 @@ def main(requests: socket.socket, first: str, *anew: str) -> None:
     """Serve until the tests are gone."""
     one_v8 = importlib.import_module("one_v8")
     sys.path.pop(0)  # the folder of this file: programs shall not find our modules
+    del sys.modules["one_v8"]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then hang up
     if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
         wait_for_no_disk()

@@ -49,7 +49,7 @@ _CONFIG = {
 }  # fmt: skip
 _ADDRESSES = 72 << 30  # V8, on which the library runs, ends the process where it cannot have them
 _REPORT = "the report"
-_OUT_OF = re.compile(r"canceled|receiver is gone|Os \{")  # so the library ends where the machine gives it nothing more
+_OUT_OF = re.compile(r"canceled|receiver is gone|Os \{|poisoned")  # so the library ends where the machine gives it nothing more
 _WITHOUT = "raise the limits (ulimit -v, ulimit -n), or take -o report.md or --terminal, which have no drawings"
 _COLOURS = ("color", "stroke", "fill", "labelColor", "titleColor", "gridColor", "domainColor", "tickColor")
 
