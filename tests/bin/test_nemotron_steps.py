@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from nemotron_dpo.config import load_run
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.streams import open_reader
 from support.forking_python import forks_first
-from support.programs import check, command, error_line, losses, metrics, run
+from support.programs import check, command, error_line, losses, metrics, run, run_with_small_files
 
 PROGRAM = "nemotron-steps"
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data"
@@ -45,10 +44,7 @@ def _job(folder: Path) -> Path:
 
 
 def test_a_record_that_has_no_room_is_named(tmp_path: Path):
-    def small_files_only() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3072, 3072))
-
-    done = run(PROGRAM, *TINY, cwd=tmp_path, preexec_fn=small_files_only)
+    done = run_with_small_files(3072, PROGRAM, *TINY, cwd=tmp_path)
     assert error_line(done, PROGRAM) == f"{_job(tmp_path).relative_to(tmp_path)}/train.yaml: file too large"
     assert done.returncode == 1
 

@@ -44,10 +44,10 @@ def execute(argv: Sequence[str], *, cold: bool = False, **options: Any) -> Done:
     return forks.run(argv, **options)
 
 
-def run_with_small_files(limit: int, program: str, *arguments: object) -> Done:
+def run_with_small_files(limit: int, program: str, *arguments: object, **options: Any) -> Done:
     """As `run`, where no file can have more than `limit` bytes."""
     script = Path(__file__).with_name("small_files.py")
-    return execute([sys.executable, str(script), str(limit), *command(program, *arguments)[1:]])
+    return execute([sys.executable, str(script), str(limit), *command(program, *arguments)[1:]], **options)
 
 
 def begin(program: str, *arguments: object, stdin: int = 0, env: Mapping[str, str] | None = None) -> tuple[Begun, BinaryIO]:
