@@ -372,6 +372,13 @@ def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokeniz
     assert done.stderr.decode().endswith(lost + COUNTS.format(5, 2, drops, errors, num_tokens))
 
 
+def test_where_every_row_has_an_error_the_first_is_said(tmp_path: Path, tokenizer: Path) -> None:
+    (data := tmp_path / "a").write_bytes(b'{"prompt": \n[1]\n')
+    line = error_line(tokenize(tmp_path, tokenizer, data, "--on-error", "skip"), PROGRAM)
+    assert line.startswith(f"{data}: no pair is left: 2 rows read, ")
+    assert f": the first error is {data}:1: is broken JSON at column " in line
+
+
 def test_pairs_that_were_cut_are_said_by_side(tmp_path: Path, tokenizer: Path) -> None:
     """Of ten pairs the chosen response of two is too long, more than one in ten; of 20 pairs that would be one in ten."""
     long = orjson.dumps({**ROW, "chosen": "x" * 300}) + b"\n"

@@ -28,7 +28,11 @@ def _machine(
         assert torch is not None, "torch's index was asked"
         return torch
 
-    return Machine(has_gpu=gpu, has_slurm=slurm, on_linux=linux, own_index=lambda: own, versions=versions)
+    def own_index() -> bool:
+        assert pip != BOTH, "pip's settings were asked for, which takes a start of pip"
+        return own
+
+    return Machine(has_gpu=gpu, has_slurm=slurm, on_linux=linux, own_index=own_index, versions=versions)
 
 
 # asked, machine, what pip is told: requirement and options

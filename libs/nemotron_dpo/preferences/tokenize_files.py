@@ -90,7 +90,8 @@ def tokenize_files(
         _check_unchanged(files, before)
         sink.finish(tally)
         if not tally.num_pairs:
-            raise UserError(f"no pair is left: {tally.closing_line()}", source=", ".join(job.inputs))
+            first = f"the first error is {tally.first_error}" if tally.first_error else None
+            raise UserError(f"no pair is left: {tally.closing_line()}", source=", ".join(job.inputs), remedy=first)
         if job.stats:
             _write_json(job.stats, tally.report(info.digests, info.settings))
     return tally
