@@ -32,6 +32,7 @@ import click
 
 from nemotron_dpo import cli, launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.wording import counted
 
 if TYPE_CHECKING:
     from nemotron_dpo.steps.compile.compiled_run import CompiledRun
@@ -151,7 +152,7 @@ def _run_here(compiled: Sequence[CompiledRun], grid: Sequence[Point], of_point: 
     jobs = local.run_points(sweep, slots)
     print(record.summary(jobs))
     page = _compare([job for job in jobs if job.status == "done"], folder)
-    print(f"\n{len(grid)} points, {sum(job.status == 'done' for job in jobs)} done; compared in {page}")
+    print(f"\n{counted(len(grid), 'point')}, {sum(job.status == 'done' for job in jobs)} done; compared in {page}")
     return 0 if all(job.status == "done" for job in jobs) else 1
 
 

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nemotron_dpo import cli, collector, launcher
+from nemotron_dpo.wording import counted
 
 if TYPE_CHECKING:
     from nemotron_dpo.policy.architecture import Architecture
@@ -201,7 +202,7 @@ def _known(reuse: tuple[str, ...], cache: str | None, context: Context, policy: 
 
 def _say_done(num_pairs: int, num_new: int, seconds: float, *, reuses: bool) -> None:
     reused = f", {num_pairs - num_new} of them reused" if reuses else ""
-    SAY(f"{num_pairs} pairs scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
+    SAY(f"{counted(num_pairs, 'pair')} scored{reused}, {seconds:.1f} s, {num_new / seconds:.1f} new pairs/s")
 
 
 @click.group(help="Look after the store of scores in --cache DIR.")
@@ -231,7 +232,7 @@ def gc(root: str, older_than: str) -> None:
     from nemotron_dpo.scoring.upkeep import remove_older
 
     files, size = remove_older(Path(root), seconds_of(older_than))
-    SAY(f"{files} files removed, {size / 1e6:.1f} MB")
+    SAY(f"{counted(files, 'file')} removed, {size / 1e6:.1f} MB")
 
 
 @cache.command(help="Compare the checksum of every record; fails where one differs.")
@@ -257,7 +258,7 @@ def merge(pairs: str, parts: tuple[str, ...], output: str) -> None:
 
     refuse_overwriting({"-o": output}, [pairs, *parts])
     num_pairs = merge_files(pairs, parts, output, SAY)
-    SAY(f"{num_pairs} pairs merged from {len(parts)} parts, each of them once")
+    SAY(f"{counted(num_pairs, 'pair')} merged from {counted(len(parts), 'part')}, each of them once")
 
 
 def main() -> NoReturn:

@@ -32,6 +32,7 @@ ALLOWED = {
     "terminal_text": set(),
     "outcome": set(),
     "wilson": set(),
+    "wording": set(),
     "torchrun": {"errors", "parent"},
     "cli": {
         "collector",
@@ -51,7 +52,7 @@ ALLOWED = {
     "locks": {"errors", "machine_errors"},
     "processes": set(),
     "published": {"errors", "locks", "machine_errors", "processes"},
-    "streams": {"errors", "kernels", "launcher", "published"},
+    "streams": {"errors", "kernels", "launcher", "published", "wording"},
     "folder_files": {"errors", "machine_errors"},
     "weights_file": {"errors", "folder_files", "machine_errors"},
     "hf_folder": {"errors", "folder_files", "machine_errors", "weights_file"},
@@ -59,7 +60,7 @@ ALLOWED = {
     "step_folders": {"documents", "errors", "machine_errors", "plain_files"},
     "run_state": {"errors", "machine_errors", "plain_files", "processes"},
     "sources": {"documents", "errors", "folder_files", "hf_folder", "step_folders"},
-    "config": {"documents", "errors", "paths", "objective"},
+    "config": {"documents", "errors", "paths", "objective", "wording"},
     "preferences": {
         "collector",
         "documents",
@@ -73,11 +74,12 @@ ALLOWED = {
         "sources",
         "errors",
         "wilson",
+        "wording",
     },
     "objective": set(),
     "kernels": {"errors", "paths"},
     "policy": {"kernels", "launcher", "versions", "errors"},
-    "scoring": {"errors", "locks", "policy", "preferences", "published", "streams"},
+    "scoring": {"errors", "locks", "policy", "preferences", "published", "streams", "wording"},
     "checkpoint": {
         "scoring",
         "streams",
@@ -109,8 +111,9 @@ ALLOWED = {
         "progress",
         "objective",
         "checkpoint",
+        "wording",
     },
-    "report": {"documents", "errors", "outcome", "run_state", "step_folders", "streams", "steps", "wilson"},
+    "report": {"documents", "errors", "outcome", "run_state", "step_folders", "streams", "steps", "wilson", "wording"},
     "model_card": {"documents", "errors", "machine_errors", "run_state", "step_folders"},
     "jobs": {"documents", "errors", "machine_errors", "outcome", "run_state", "steps", "terminal_text"},
     "steps": {
@@ -135,6 +138,7 @@ ALLOWED = {
         "checkpoint",
         "terminal_text",
         "wiring",
+        "wording",
     },
     "wiring": {
         "checkpoint",

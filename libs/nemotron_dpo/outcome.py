@@ -137,7 +137,7 @@ def sentence(made: Outcome) -> str:
     if made.is_unmeasured and is_noise(last):
         return "what its only step did was not measured: the record is from before it, and a validation would be from after it"
     if made.learned_nothing:
-        return "no preference was learned that stands out from rounding: more steps or a higher learning rate may"
+        return "no preference was learned that stands out from rounding: more steps, a shorter warm-up or a higher rate may"
     turned = [one for one in made.validations if one.turned]
     if turned:
         one = turned[0]

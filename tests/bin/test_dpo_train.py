@@ -223,7 +223,7 @@ def not_finite(path: Path, target: Path) -> None:
         (("dpo.max_step=3",), 1, "dpo.max_num_steps"),
         (("policy.optimizer.lr=fast",), 1, "policy.optimizer.lr"),
         (("policy.train_global_batch_size=25",), 1, "policy.train_global_batch_size 25 is more than the 24 pairs"),
-        (("policy.max_total_sequence_length=20",), 1, "pairs exceed 20 tokens"),
+        (("policy.max_total_sequence_length=20",), 1, "pairs of more than 20 tokens"),
         (("policy.megatron_cfg.tensor_model_parallel_size=2",), 1, "1 processes do not divide into tensor x pipeline"),
         (("policy.optimizer.lr=.inf",), 1, '"policy.optimizer.lr" is inf where a finite number is due'),
         (
@@ -303,7 +303,7 @@ def test_validation_sets_are_files_or_named_files(scored: Path, llama: Path, tmp
     seen = "are trained on as well: what it measures of them is no test"
     warnings = [line for line in done.stderr.decode().splitlines() if line.startswith("dpo-train: warning: ")]
     assert warnings == [
-        f"dpo-train: warning: {place} is 3, and the run has no more than 1 steps: all of it is warm-up",
+        f"dpo-train: warning: {place} is 3, and the run has no more than 1 step: all of it is warm-up",
         f"dpo-train: warning: validation set default has 24 {product}",
         f"dpo-train: warning: validation set more has 24 {product}",
         *(f"dpo-train: warning: 24 of the 24 pairs of validation set {name} {seen}" for name in ("default", "more")),

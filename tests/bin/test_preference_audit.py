@@ -205,8 +205,8 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, tokenizer: Path) 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--split", "validation=0.5", "--split-output", "{d}/held"], "--split validation=0.5: 0.5 of 1 pairs of 1 prompts is all"),
-        (["--split", "validation=0.01", "--split-output", "{d}/held"], "--split validation=0.01: 0.01 of 1 pairs of 1 prompts is none"),
+        (["--split", "validation=0.5", "--split-output", "{d}/held"], "--split validation=0.5: 0.5 of 1 pair of 1 prompt is all"),
+        (["--split", "validation=0.01", "--split-output", "{d}/held"], "--split validation=0.01: 0.01 of 1 pair of 1 prompt is none"),
         (["--split", "validation=0.5", "--split-output", "{d}/out"], "{d}/out: is named by -o and by --split-output"),
         (["--split", "validation=0.5", "--split-output", "{d}/a"], "{d}/a: --split-output would be written over what is read"),
         (["--drop", "twins"], "--drop twins names nothing: there are empty, "),

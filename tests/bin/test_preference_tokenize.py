@@ -34,7 +34,7 @@ from support.small_tokenizers import byte_level, save
 PROGRAM = "preference-tokenize"
 ROW = {"prompt": "How are you?", "chosen": "Fine.", "rejected": "no"}
 LINE = orjson.dumps(ROW) + b"\n"
-COUNTS = "preference-tokenize: {} rows read, {} pairs written (0 truncated), {}, {}, {} tokens\n"
+COUNTS = "preference-tokenize: {} read, {} written (0 truncated), {}, {}, {} tokens\n"
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def test_pairs_provenance_and_counts(tmp_path: Path, tokenizer: Path) -> None:
     assert decode(pair["chosen_ids"], False) == "Fine.<|im_end|>"
     assert decode(pair["rejected_ids"], False) == "no<|im_end|>"
     num_tokens = sum(len(pair[f"{k}_ids"]) for k in ("prompt", "chosen", "rejected"))
-    assert done.stderr.decode().endswith(COUNTS.format(1, 1, "0 dropped", "0 errors", num_tokens))
+    assert done.stderr.decode().endswith(COUNTS.format("1 row", "1 pair", "0 dropped", "0 errors", num_tokens))
     assert done.stdout == b""
     digest = subprocess.run(["sha256sum", str(data)], capture_output=True, text=True, check=True).stdout.split()[0]
     assert info.digests["input"] == f"sha256:{digest}"
@@ -151,7 +151,7 @@ def test_tables_are_read_where_they_are_sound_and_no_further(tmp_path: Path, tok
     assert error_line(failed, PROGRAM) == f'{data}:2: "prompt" is not valid UTF-8'
     skipped = tokenize(tmp_path, tokenizer, data, "--on-error", "skip", "--rejects", tmp_path / "rejects")
     assert [pair["source_line"] for pair in read(tmp_path / "out.arrow")[1]] == [1, 3]
-    assert b"3 rows read, 2 pairs written (0 truncated), 0 dropped, 1 errors (1 invalid UTF-8)" in skipped.stderr
+    assert b"3 rows read, 2 pairs written (0 truncated), 0 dropped, 1 error (1 invalid UTF-8)" in skipped.stderr
     (reject,) = [orjson.loads(line) for line in (tmp_path / "rejects").read_bytes().splitlines()]
     assert (reject["line"], reject["field"], reject["reason"]) == (2, "prompt", "invalid UTF-8")
 
@@ -295,7 +295,7 @@ BAD_INPUTS = {
     "array without end": (b"[" * 1_000, "{f}: is cut or damaged after row 0: its JSON array has no end"),
     "arrays without end": (b"[" * 100_000, "{f}: is cut or damaged after row 0: its JSON is nested more than 1100 levels deep"),
     "NUL bytes": (bytes(1000), "{f}:1: is broken JSON at column 1: unexpected character, expected a JSON value"),
-    "nothing left": (b'{"prompt":"a","chosen":"b","rejected":"b"}', "{f}: no pair is left: 1 rows read, 0 pairs written "
+    "nothing left": (b'{"prompt":"a","chosen":"b","rejected":"b"}', "{f}: no pair is left: 1 row read, 0 pairs written "
         "(0 truncated), 1 dropped (1 equal responses), 0 errors, 0 tokens"),
     "cut gzip": (gzip.compress(rows(500))[:-20], "{f}: is cut or damaged after line {n}: Compressed file ended before the "
         "end-of-stream marker was reached"),
@@ -369,7 +369,7 @@ def test_skipped_errors_and_drops_are_counted_and_listed(tmp_path: Path, tokeniz
     first = f"{PROGRAM}: warning: 2 rows have errors, the first: {data}:2: is broken JSON at column 2: "
     assert [line for line in done.stderr.decode().splitlines() if line.startswith(first)]
     lost = f"{PROGRAM}: warning: 3 of 5 rows became no pair\n"
-    assert done.stderr.decode().endswith(lost + COUNTS.format(5, 2, drops, errors, num_tokens))
+    assert done.stderr.decode().endswith(lost + COUNTS.format("5 rows", "2 pairs", drops, errors, num_tokens))
 
 
 def test_where_every_row_has_an_error_the_first_is_said(tmp_path: Path, tokenizer: Path) -> None:
@@ -382,7 +382,7 @@ def test_where_every_row_has_an_error_the_first_is_said(tmp_path: Path, tokenize
 def test_pairs_that_were_cut_are_said_by_side(tmp_path: Path, tokenizer: Path) -> None:
     """Of ten pairs the chosen response of two is too long, more than one in ten; of 20 pairs that would be one in ten."""
     long = orjson.dumps({**ROW, "chosen": "x" * 300}) + b"\n"
-    for whole, expected in ((8, "2 of 10 pairs were cut to --max-length (chosen in 2): a response"), (18, None)):
+    for whole, expected in ((8, "--max-length cut 2 of 10 pairs (chosen in 2): a response"), (18, None)):
         (data := tmp_path / "a").write_bytes(rows(whole) + long * 2)
         said = tokenize(tmp_path, tokenizer, data, "--max-length", "200").stderr.decode()
         assert expected in said if expected else "warning" not in said
@@ -418,7 +418,7 @@ def test_white_space_that_the_template_cuts_is_said(tmp_path: Path, tokenizer: P
     (cutting := tmp_path / "t.jinja").write_text(CHATML.replace("message['content']", "message['content'] | trim"))
     (data := tmp_path / "a").write_bytes(LINE + orjson.dumps({**ROW, "chosen": " Fine."}) + b"\n")
     done = tokenize(tmp_path, tokenizer, data, "--chat-template", cutting)
-    assert done.stderr.decode().endswith(" tokens; white space at the ends of texts changed in 1 rows\n")
+    assert done.stderr.decode().endswith(" tokens; white space at the ends of texts changed in 1 row\n")
 
 
 def test_a_role_of_no_known_name_is_an_error_unless_the_template_knows_it(tmp_path: Path, tokenizer: Path) -> None:
@@ -580,7 +580,7 @@ def test_rows_that_no_template_renders_are_said_to_be_plain_text(tmp_path: Path)
     bare = save(tmp_path / "bare", byte_level(), eos_token="</s>")
     lines = tokenize(tmp_path, bare, data).stderr.decode().splitlines()
     assert lines[0] == f"{PROGRAM}: {bare}: no chat template: rows are taken as plain text"
-    assert lines[1] == f"{PROGRAM}: audit of 1 pairs, in tokens before truncation:"
+    assert lines[1] == f"{PROGRAM}: audit of 1 pair, in tokens before truncation:"
 
 
 def test_a_class_that_transformers_5_builds_otherwise_is_named(tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_a_list_of_data_sets_is_one_set(tmp_path: Path):
     ("overrides", "line"),
     [
         (["data.train=[]"], '"data.train" is an empty list: name data, or leave it null'),
+        (
+            ["data.train=a.jsonl"],
+            "\"data.train\" is 'a.jsonl' where a mapping is due: name a file by data.train.prompt_file=a.jsonl",
+        ),
+        (
+            ["data.validation.hard=a.jsonl"],
+            "\"data.validation.hard\" is 'a.jsonl' where a mapping with a path is due: "
+            "name a file by data.validation.hard.prompt_file=a.jsonl",
+        ),
         (["data.train=[3]"], '"data.train.0" is 3 where a mapping with a path is due'),
         (["data.train=[a, {weight: 2}]"], '"data.train.1" has no path: give path or dataset_name'),
         (["data.train=[{path: a, wieght: 2}]"], '"data.train.wieght" is no known key: did you mean data.train.weight?'),

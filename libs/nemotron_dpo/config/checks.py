@@ -17,6 +17,7 @@ from nemotron_dpo.config.redact import redact
 from nemotron_dpo.config.schema import CheckpointingConfig, RunConfig
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.objective.metric_names import keeps_the_worst, selectors, selectors_text, unmeasured
+from nemotron_dpo.wording import counted
 
 # (dotted key, what its value comes to)
 Remark = tuple[str, str]
@@ -160,7 +161,8 @@ def _remarks(run: RunConfig, sets: Collection[str]) -> Iterator[Remark]:
     dpo, keep, schedule = run.dpo, run.checkpointing, run.policy.scheduler
     yield from objective_remarks(dpo)
     if schedule.warmup_steps >= dpo.max_num_steps > 0:
-        text = f"is {schedule.warmup_steps}, and the run has no more than {dpo.max_num_steps} steps: all of it is warm-up"
+        steps = counted(dpo.max_num_steps, "step")
+        text = f"is {schedule.warmup_steps}, and the run has no more than {steps}: all of it is warm-up"
         yield "policy.scheduler.warmup_steps", text
     idle = [one for one in sets if not (_validates(run, one) or of_val_set(dpo, one)["val_at_start"])]
     if idle and dpo.max_num_steps:

@@ -30,12 +30,12 @@ def canonical_data(data: Tree) -> None:
     drop_empty(data, "default")
     has_own = _names_rows(data.get("train"))
     if not isinstance(data.get("train"), list):
-        mapping(data, "train", "data")
+        _set(data, "train")
     data["train"] = _rows(data["train"], given, "data.train")
     validation = data.get("validation")
     if isinstance(validation, list):
         data["validation"] = {"default": validation}
-    validation = mapping(data, "validation", "data")
+    validation = _set(data, "validation")
     if any(key in validation for key in (*_DATASET_KEYS, *HELD_OUT_KEYS, *PATH_ALIASES, "dataset_name")):
         validation = {"default": validation}
     for name, path in mapping(data, "val_data_paths", "data").items():
@@ -47,6 +47,17 @@ def canonical_data(data: Tree) -> None:
         if is_default and rows.get("path") is not None:
             rows["is_default"] = True
     data["validation"] = validation
+
+
+def _set(data: Tree, name: str) -> Tree:
+    """The mapping `data.NAME`, made empty where there is none; one that is a file's name is refused with what names files."""
+    if isinstance(path := data.get(name), str):
+        raise UserError(f"is {path!r} where a mapping is due", field=f"data.{name}", remedy=_naming(f"data.{name}", path))
+    return mapping(data, name, "data")
+
+
+def _naming(place: str, path: str) -> str:
+    return f"name a file by {place}.prompt_file={path}"
 
 
 def _names_rows(dataset: Any) -> bool:
@@ -64,6 +75,8 @@ def _rows(dataset: Any, given: Tree, place: str) -> Tree:
         section, _, name = place.rpartition(".")
         close = difflib.get_close_matches(name, (*_DATASET_KEYS, *HELD_OUT_KEYS, *PATH_ALIASES), n=1, cutoff=0.7)
         remedy = f"did you mean {section}.{close[0]}?" if close else None
+        if remedy is None and isinstance(dataset, str):
+            remedy = _naming(place, dataset)
         raise UserError(f"is {dataset!r} where a mapping with a path is due", field=place, remedy=remedy)
     if not dataset:
         raise UserError("is an empty list", field=place, remedy="name data, or leave it null")

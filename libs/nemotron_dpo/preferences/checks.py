@@ -14,6 +14,7 @@ import numpy as np
 
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import Pairs
+from nemotron_dpo.wording import counted
 
 # No policy gives a log-prob outside this range: rounding may lift one a little above 0, and logits do not differ by 10,000
 MOST, LEAST = 1e-3, -1e4
@@ -75,7 +76,7 @@ def check_scores(pairs: Pairs, source: object, remedy: str = "score it again wit
         assert scores is not None
         uneven = np.flatnonzero(ids.lengths != scores.lengths)
         if len(uneven):
-            counts = f"{scores.lengths[uneven[0]]} log-probs for {ids.lengths[uneven[0]]} tokens"
+            counts = f"{scores.lengths[uneven[0]]} log-probs for {counted(ids.lengths[uneven[0]], 'token')}"
             raise UserError(f"has {of}{name}_logps of {counts} ({pairs.place(uneven[0])})", source=source, remedy=remedy)
         for first, values, (_, offsets) in zip(scores.firsts, scores.by_part(), scores.parts, strict=True):
             wrong = np.flatnonzero(~((values >= LEAST) & (values <= MOST)))

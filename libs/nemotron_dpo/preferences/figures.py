@@ -14,6 +14,7 @@ import numpy as np
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.intervals import Ratio
 from nemotron_dpo.preferences.pairs import IdColumn, Pairs, Ragged
+from nemotron_dpo.wording import counted
 
 TOKEN_ROUNDING = 2.0**-14  # nats; the rounding of one float32 log-prob, as in objective.inputs.ROUNDINGS
 
@@ -39,7 +40,9 @@ def in_order_of(ids: IdColumn, other: Pairs, source: str) -> InOrder:
     missing = sum(pair_id not in row_of for pair_id in ids)
     if missing:
         remedy = "score the same tokenized pairs under both"
-        raise UserError(f"lacks {missing} of the {len(ids)} pairs of the policy's file", source=source, remedy=remedy)
+        raise UserError(
+            f"lacks {missing} of the {counted(len(ids), 'pair')} of the policy's file", source=source, remedy=remedy
+        )
     rows = np.array([row_of[pair_id] for pair_id in ids])
     return InOrder(other, rows, summed(other)[0][:, rows])
 

@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.wording import counted
 
 _SPEC = re.compile(r"(?P<name>[A-Za-z][\w.-]*)=(?P<share>[0-9]*\.?[0-9]+(?:[eE]-?[0-9]+)?)", re.ASCII)
 
@@ -69,7 +70,7 @@ def draw(prompts: np.ndarray, held_out: HeldOut) -> np.ndarray:
     mask = taken[inverse]
     if not mask.any() or mask.all():
         part = "none" if not mask.any() else "all"
-        what = f"{held_out.share} of {len(prompts)} pairs of {len(distinct)} prompts is {part} of them"
+        what = f"{held_out.share} of {counted(len(prompts), 'pair')} of {counted(len(distinct), 'prompt')} is {part} of them"
         raise UserError(f"--split {held_out.name}={held_out.share}: {what}", remedy="choose another share")
     return mask
 

@@ -28,6 +28,7 @@ from nemotron_dpo.machine_errors import as_user_error
 from nemotron_dpo.paths import refuse_overwriting
 from nemotron_dpo.preferences.weighted_stream import KINDS, WeightedStream, look_through
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
+from nemotron_dpo.wording import counted
 
 _BATCH_BYTES = 1 << 20
 _MOST_NAMES = 12
@@ -157,7 +158,7 @@ def closing_line(parts: Sequence[WeightedStream]) -> str:
         f"{part.num_written} ({part.num_written / total:.1%}) of {_named(part.sources)}, {part.weight} x {part.num_pairs}"
         for part in parts
     ]
-    return f"{total} pairs written: {'; '.join(said)}"
+    return f"{counted(total, 'pair')} written: {'; '.join(said)}"
 
 
 def _named(sources: Mapping[str, int]) -> str:

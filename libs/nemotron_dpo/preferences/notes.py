@@ -10,6 +10,7 @@ import numpy as np
 
 from nemotron_dpo.preferences.audit.facts import INVERTED, REWARDED
 from nemotron_dpo.preferences.beside import Beside
+from nemotron_dpo.wording import counted
 
 Notes = Counter[tuple[str, str]]  # (kind, name of the column or change) -> number of rows
 _READ, _UNREAD, _CHANGED = "columns_read_besides", "columns_not_read", "changed_by_template"
@@ -52,7 +53,7 @@ def spoken(notes: Notes) -> str:
         if names := _of_kind(notes, kind):
             said.append(f"columns {words}: {_listed(list(names))}")
     said += _spoken_rewards(notes)
-    said += [f"{what} in {count} rows" for what, count in _of_kind(notes, _CHANGED).items()]
+    said += [f"{what} in {counted(count, 'row')}" for what, count in _of_kind(notes, _CHANGED).items()]
     return "".join(f"; {clause}" for clause in said)
 
 
@@ -60,9 +61,11 @@ def _spoken_rewards(notes: Notes) -> list[str]:
     said = []
     inverted, without = _of_kind(notes, _INVERTED), _of_kind(notes, _NO_REWARDS)
     for columns, count in _of_kind(notes, _REWARDS).items():
-        higher = f", of which {inverted[columns]} have a higher one for the rejected response" if columns in inverted else ""
-        said.append(f"rewards of {count} pairs ({columns}){higher}")
-    return said + [f"no rewards of {count} pairs, as {columns} are no numbers there" for columns, count in without.items()]
+        higher = f", {inverted[columns]} of them higher for the rejected response" if columns in inverted else ""
+        said.append(f"rewards of {counted(count, 'pair')} ({columns}){higher}")
+    return said + [
+        f"no rewards of {counted(count, 'pair')}, as {columns} are no numbers there" for columns, count in without.items()
+    ]
 
 
 def reported(notes: Notes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nemotron_dpo.preferences.notes import Notes, reported, reward_notes
 from nemotron_dpo.preferences.notes import spoken as spoken_notes
 from nemotron_dpo.preferences.problems import Reject
 from nemotron_dpo.preferences.tokenize_chunk import Result
+from nemotron_dpo.wording import counted
 
 _FIRST_LINES = 5
 _MANY_CUT = 0.1  # of all pairs
@@ -87,10 +88,11 @@ class Tally:
         facts = self.kept
         num_tokens = sum(int(facts[side].sum(dtype=np.int64)) for side in SIDES)
         parts = "".join(f", {count} to {name}" for name, count in self.parts.items())
-        written = f"{len(facts)} pairs written ({int(np.count_nonzero(facts['cut']))} truncated){parts}"
-        errors, drops = (_counts(c, what) for c, what in ((self.errors, "errors"), (self.drops, "dropped")))
-        counts = f"{self.num_rows} rows read{self._places()}, {written}, {drops}, {errors}, {num_tokens} tokens"
-        return f"{counts}{spoken_notes(self.notes)}"
+        written = f"{counted(len(facts), 'pair')} written ({int(np.count_nonzero(facts['cut']))} truncated){parts}"
+        drops = f"{self.drops.total()} dropped{_by_name(self.drops)}"
+        errors = f"{counted(self.errors.total(), 'error')}{_by_name(self.errors)}"
+        read, tokens = counted(self.num_rows, "row"), counted(num_tokens, "token")
+        return f"{read} read{self._places()}, {written}, {drops}, {errors}, {tokens}{spoken_notes(self.notes)}"
 
     @property
     def notes(self) -> Notes:
@@ -109,11 +111,11 @@ class Tally:
         facts, lost, num_errors = self.kept, self.num_rows - self.num_pairs, self.errors.total()
         some = "a row has an error" if num_errors == 1 else f"{num_errors} rows have errors, the first"
         lines = [f"{some}: {self.first_error}"] if num_errors else []
-        lines += [f"{lost} of {self.num_rows} rows became no pair"] if 2 * lost > self.num_rows else []
+        lines += [f"{lost} of {counted(self.num_rows, 'row')} became no pair"] if 2 * lost > self.num_rows else []
         num_truncated = int(np.count_nonzero(facts["cut"]))
         if num_truncated > _MANY_CUT * len(facts):
             sides = ", ".join(f"{name} in {count}" for name, count in figures.truncation(facts["cut"]).items() if count)
-            what = f"{num_truncated} of {len(facts)} pairs were cut to --max-length ({sides})"
+            what = f"--max-length cut {num_truncated} of {counted(len(facts), 'pair')} ({sides})"
             lines.append(f"{what}: a response that was cut has no end to learn")
         stand, dropped = figures.rewards(self.table.all()), self.drops["inverted"]
         stand = {**stand, "pairs": stand["pairs"] + dropped, "contradict": stand["contradict"] + dropped}
@@ -153,6 +155,6 @@ class Tally:
         }
 
 
-def _counts(counter: Counter[str], what: str) -> str:
+def _by_name(counter: Counter[str]) -> str:
     details = ", ".join(f"{count} {reason}" for reason, count in sorted(counter.items()))
-    return f"{counter.total()} {what}" + (f" ({details})" if details else "")
+    return f" ({details})" if details else ""

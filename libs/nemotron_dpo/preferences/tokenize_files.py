@@ -26,6 +26,7 @@ from nemotron_dpo.preferences.tokenize_chunk import Settings, make_worker
 from nemotron_dpo.preferences.workers import ordered_map
 from nemotron_dpo.progress import Progress, Silent, Work
 from nemotron_dpo.streams import StreamInfo, published_file
+from nemotron_dpo.wording import counted
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def tokenize_files(
             tally.add(result)
             sink.take(result)
             amount = result.num_rows if work.total is None else place.moved() / _BYTES[work.unit]
-            shown.advance(amount, f"{len(tally.table)} pairs")
+            shown.advance(amount, counted(len(tally.table), "pair"))
             if not job.is_written and sink.picker.is_done:
                 break
         _check_unchanged(files, before)

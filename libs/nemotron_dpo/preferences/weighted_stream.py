@@ -14,6 +14,7 @@ import pyarrow as pa
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.preferences.pairs import NameColumn
 from nemotron_dpo.streams import StreamInfo, open_reader
+from nemotron_dpo.wording import counted
 
 KINDS = ("tokenized_pairs", "scored_pairs")
 
@@ -56,7 +57,7 @@ def look_through(path: str, weight: str, seed: int, seen: Counter[str]) -> Weigh
         raise UserError("has no pairs", source=path, remedy=f"see what {info.producer} dropped")
     num_drawn = int(rest * num_pairs + Fraction(1, 2))
     if not copies and not num_drawn:
-        raise UserError(f"weight {weight} leaves none of its {num_pairs} pairs", source=path, remedy="leave it out")
+        raise UserError(f"weight {weight} leaves none of its {counted(num_pairs, 'pair')}", source=path, remedy="leave it out")
     label = "\0".join(dict.fromkeys(name for column in names for name in column.counts()))
     drawn = _draw(num_pairs, num_drawn, f"{seed}\0{seen[label]}\0{label}") if num_drawn else None
     seen[label] += 1

@@ -10,8 +10,9 @@ from nemotron_dpo.report.document import Answer, Check
 from nemotron_dpo.report.evidence import checks, is_no_test
 from nemotron_dpo.report.run_folder import typed
 from nemotron_dpo.report.run_report import Run, what_pairs
-from nemotron_dpo.report.visible import counted, number, percent, visible
+from nemotron_dpo.report.visible import number, percent, visible
 from nemotron_dpo.steps.catalogue import manifest
+from nemotron_dpo.wording import counted
 
 _STEP = "rl/nemo_rl/dpo"
 # What is the matter -> what a strategy of the manifest must be about to speak of it.
@@ -37,10 +38,10 @@ def _learned(run: Run) -> Answer:
     first, last, question = made.ends.first, made.ends.last, "Did it learn?"
     if not made.num_steps:
         return Answer(question, "Not yet", "open", "No training step is on record.")
-    over = f" (means of the first and the last {counted(made.ends.window, 'step')})" if made.ends.window > 1 else ""
+    over = f" (means of the first and the last {counted(made.ends.window, 'step', ',')})" if made.ends.window > 1 else ""
     why = (
         f"The loss went from {number(first.get('loss'))} to {number(last.get('loss'))} over "
-        f"{counted(made.num_steps, 'step')}{over}."
+        f"{counted(made.num_steps, 'step', ',')}{over}."
     )
     if (gained := margin(last)) and (margin(first) is not None):
         why += f" The margin between chosen and rejected went from {number(margin(first), 3)} to {number(gained, 3)} nats."
@@ -154,7 +155,8 @@ def _higher_rate(run: Run) -> Advice | None:
     warmup_steps = run.given.setting("policy.scheduler.warmup_steps")
     warm_up = made.shorter_warm_up(warmup_steps) if isinstance(warmup_steps, int) else None
     if warm_up is not None:
-        why = f"All of {counted(made.num_steps, 'step')} were warm-up, of {warmup_steps}. More steps or epochs may do as well."
+        steps = counted(made.num_steps, "step", ",")
+        why = f"All of {steps} were warm-up, of {warmup_steps}. More steps or epochs may do as well."
         return Advice("A shorter warm-up", why, f"policy.scheduler.warmup_steps={warm_up}")
     if not isinstance(rate, int | float):
         return None

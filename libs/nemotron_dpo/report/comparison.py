@@ -14,7 +14,8 @@ from nemotron_dpo.report.ranking import Verdict, best
 from nemotron_dpo.report.run_report import Run, final_intervals, what_pairs
 from nemotron_dpo.report.settings_diff import differing
 from nemotron_dpo.report.single import status
-from nemotron_dpo.report.visible import counted, number, visible
+from nemotron_dpo.report.visible import number, visible
+from nemotron_dpo.wording import counted
 
 
 def page(runs: Sequence[Run]) -> Page:
@@ -63,7 +64,7 @@ def _answers(runs: Sequence[Run], names: Sequence[str], verdict: Verdict) -> tup
     )
     safe = Answer(
         "What speaks against them?",
-        "Nothing on record" if not against else counted(len(against), "objection"),
+        "Nothing on record" if not against else counted(len(against), "objection", ","),
         "bad" if against else "good",
         checks=against,
     )

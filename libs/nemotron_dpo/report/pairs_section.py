@@ -9,7 +9,8 @@ from nemotron_dpo.report.distributions import histograms, scatter, shares
 from nemotron_dpo.report.document import Figure, Section
 from nemotron_dpo.report.pair_log import PairChanges, Sightings, by_bins, correlation
 from nemotron_dpo.report.run_report import Run
-from nemotron_dpo.report.visible import counted, number, percent, shortened, visible
+from nemotron_dpo.report.visible import number, percent, shortened, visible
+from nemotron_dpo.wording import counted
 
 _DRAWN = 800  # points of the scatter
 _SOURCES = 10
@@ -35,7 +36,7 @@ def where(run: Run, split: str) -> str:
 
 
 def _lead(run: Run, change: PairChanges) -> str:
-    count = counted(len(change.last), "pair")
+    count = counted(len(change.last), "pair", ",")
     if not change.was_seen_twice:
         return f"{count} {where(run, change.split)}, each seen once, so there is a margin for each and no change."
     steps = f"{int(change.first.step.min())} and {int(change.last.step.max())}"

@@ -10,7 +10,8 @@ import numpy as np
 from nemotron_dpo.report.bootstrap import chance_of_worse
 from nemotron_dpo.report.run_report import Run, what_pairs
 from nemotron_dpo.report.settings_diff import keys_that_differ
-from nemotron_dpo.report.visible import counted, number, percent
+from nemotron_dpo.report.visible import number, percent
+from nemotron_dpo.wording import counted
 
 _SURE = 0.05
 # Settings that leave the loss of a pair what it is; others under dpo. may make it another loss.
@@ -43,7 +44,7 @@ def best(runs: Sequence[Run], names: Sequence[str]) -> Verdict:
     means = sign * values_RP.mean(axis=1)
     order = np.argsort(-means, kind="stable")
     shown = [percent(float(v)) if metric == "accuracy" else number(float(v)) for v in values_RP.mean(axis=1)]
-    count = counted(values_RP.shape[1], f"{what_pairs(*runs)} pair")
+    count = counted(values_RP.shape[1], f"{what_pairs(*runs)} pair", ",")
     first, second = int(order[0]), int(order[1])
     if means[first] == means[second]:
         equal = [name for name, mean in zip(names, means, strict=True) if mean == means[first]]

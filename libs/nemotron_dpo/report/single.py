@@ -16,7 +16,8 @@ from nemotron_dpo.report.origin_section import origin_section
 from nemotron_dpo.report.pairs_section import pairs_section
 from nemotron_dpo.report.run_report import Run, final_intervals, what_pairs
 from nemotron_dpo.report.training_section import training_section
-from nemotron_dpo.report.visible import counted, number, visible
+from nemotron_dpo.report.visible import number, visible
+from nemotron_dpo.wording import counted
 
 _ROWS = (
     ("loss", "loss"),
@@ -55,7 +56,7 @@ def status(run: Run) -> str:
     rate = given.setting("policy.optimizer.lr")
     facts += [f"learning rate {rate:g}"] if isinstance(rate, int | float) else []
     size = given.setting("policy.train_global_batch_size")
-    facts += [f"batches of {counted(int(size), 'pair')}"] if isinstance(size, int | float) else []
+    facts += [f"batches of {counted(int(size), 'pair', ',')}"] if isinstance(size, int | float) else []
     return "; ".join(facts)
 
 

@@ -43,8 +43,3 @@ def percent(share: float) -> str:
     if shown in ("100", "0") and share not in (0.0, 1.0):
         shown = f"{100 * share:.1f}" if f"{100 * share:.1f}" not in ("100.0", "0.0") else (">99.9" if share > 0.5 else "<0.1")
     return f"{shown} %"
-
-
-def counted(count: int, what: str) -> str:
-    """`1 pair`, `1,200 pairs`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from nemotron_dpo.scoring.scores import WindowScores
 from nemotron_dpo.scoring.shared import Shared
 from nemotron_dpo.scoring.store import Context, Store
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader
+from nemotron_dpo.wording import counted
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _read(
     batches, cut = reader.whole_batches()
     table = pa.Table.from_batches(batches, schema=reader.schema)
     if cut is not None:
-        say(f"warning: {cut}: its first {len(table)} pairs are whole and are taken")
+        say(f"warning: {cut}: its first {counted(len(table), 'pair')} can be taken, and no more")
     pairs = Pairs.of(table)
     check_ids(pairs, path)
     check_scores(pairs, path, "leave out this --reuse")

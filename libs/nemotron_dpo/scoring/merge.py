@@ -15,6 +15,7 @@ from nemotron_dpo.scoring.reused import EarlierScores
 from nemotron_dpo.scoring.scores import WindowScores, scored_batch
 from nemotron_dpo.scoring.shard import rows_of
 from nemotron_dpo.streams import Reader, StreamInfo, open_reader, open_writer
+from nemotron_dpo.wording import counted
 
 OWN = ("reference_policy", "reference_precision", "kernels")  # settings that scoring adds to those of its input
 _WINDOW_TOKENS = windows.window_tokens(4096, 1)
@@ -85,7 +86,9 @@ def _rows(reader: Reader, parts: Mapping[str, EarlierScores], say: Callable[[str
             yield scored_batch(window, scores)
     if num_missing:
         remedy = "score the shard that is missing, or score them with --reuse"
-        raise UserError(f"has {num_missing} pairs that no part has, the first {first}", source=reader.source, remedy=remedy)
+        raise UserError(
+            f"has {counted(num_missing, 'pair')} that no part has, the first {first}", source=reader.source, remedy=remedy
+        )
     _say_foreign(np.concatenate(wanted), reader.source, parts, say)
 
 
@@ -94,7 +97,7 @@ def _say_foreign(wanted: np.ndarray, source: str, parts: Mapping[str, EarlierSco
     order = np.argsort(wanted[:, 0], kind="stable")
     for path, part in parts.items():
         if num_foreign := int((rows_of(wanted, part.ids, order) < 0).sum()):
-            say(f"warning: {path}: has {num_foreign} pairs that {source} has not: they are left out")
+            say(f"warning: {path}: has {counted(num_foreign, 'pair')} that {source} has not: left out")
 
 
 def _info(reader: Reader, parts: Sequence[str], infos: Sequence[StreamInfo], say: Callable[[str], object]) -> StreamInfo:

@@ -17,6 +17,7 @@ from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.scoring.claims import FOLDER, Claims
 from nemotron_dpo.scoring.scores import WindowScores
 from nemotron_dpo.scoring.store import Store
+from nemotron_dpo.wording import counted
 
 _PUBLISH_SECONDS = 5.0  # while others may wait for it
 _LOOK_SECONDS = 0.2
@@ -60,7 +61,7 @@ class Shared:
         self._waits_since = self._waits_since or time.monotonic()
         if not self._said and time.monotonic() - self._waits_since > _SILENT_SECONDS:
             self._said = True
-            self.store.say(f"waiting for {len(rows)} pairs that another run is scoring")
+            self.store.say(f"waiting for {counted(len(rows), 'pair')} that another run is scoring")
         time.sleep(_LOOK_SECONDS)
         return found
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from nemotron_dpo.outcome import Outcome, Validation, is_noise, margin, sentence
-from nemotron_dpo.steps.text import counted, table
+from nemotron_dpo.steps.text import table
+from nemotron_dpo.wording import counted
 
 # Rows of the table beside the losses of an objective's terms.
 _LOSS, _ACCURACY = "loss", "accuracy"

@@ -21,11 +21,6 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def counted(number: int, unit: str) -> str:
-    """1 step, 2 steps."""
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
-
-
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """(dotted key, value as YAML spells it) for every leaf."""
     rows: list[tuple[str, str]] = []

@@ -25,6 +25,7 @@ from nemotron_dpo.streams.schema import (
     in_columns_of,
 )
 from nemotron_dpo.streams.writer import refuse_pipe_in_job
+from nemotron_dpo.wording import counted
 
 # what pyarrow raises over bytes that are not, or no longer, a valid stream
 _DAMAGE = (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError)
@@ -110,7 +111,7 @@ class Reader:
         if promised is None:
             raise self._incomplete(num_rows, "ends without its trailer")
         if promised != str(num_rows):
-            raise self._incomplete(num_rows, f"has {num_rows} rows where its trailer says {promised!a}")
+            raise self._incomplete(num_rows, f"has {counted(num_rows, 'row')} where its trailer says {promised!a}")
         if self._file.read(1):
             raise self._damaged("is followed by something else, as where two files were joined")
 
@@ -175,7 +176,9 @@ class Reader:
         return self._error(what, f"copy it again, or run {self.info.producer} again")
 
     def _incomplete(self, num_rows: int, what: str) -> UserError:
-        return self._error(f"{what} after {num_rows} rows", f"{self.info.producer} failed or was killed; run it again")
+        return self._error(
+            f"{what} after {counted(num_rows, 'row')}", f"{self.info.producer} failed or was killed; run it again"
+        )
 
     def _error(self, what: str, remedy: str) -> UserError:
         return UserError(f"the stream from {self.info.producer} {what}", source=self.source, remedy=remedy)

@@ -23,6 +23,7 @@ from nemotron_dpo.preferences.vocabulary import vocab_size, warn_of_foreign
 from nemotron_dpo.sources import ModelSource
 from nemotron_dpo.streams import StreamInfo, open_reader
 from nemotron_dpo.streams.held import HeldFile
+from nemotron_dpo.wording import counted
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _check_lengths(pairs: Pairs, path: Path, max_length: int) -> None:
     if len(too_long):
         first = too_long[0]
         raise UserError(
-            f"{len(too_long)} pairs exceed {max_length} tokens, the first ({pairs.place(int(first))}) "
+            f"has {counted(len(too_long), 'pair')} of more than {max_length} tokens, the first ({pairs.place(int(first))}) "
             f"with {pairs.sequence_lengths[first]}",
             source=path,
             remedy="tokenize with --max-length or raise policy.max_total_sequence_length",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from nemotron_dpo.outcome import TOKENS_PER_SECOND, Outcome, Validation, is_noise, margin, sentence
 from nemotron_dpo.training.record import Record
+from nemotron_dpo.wording import counted
 
 
 def step_facts(record: Record) -> str:
@@ -23,9 +24,8 @@ def validation_line(record: Record) -> str:
     values = _of(record)
     name = record.split.removeprefix("validation-")
     which = "" if name == "default" else f" {name}"
-    count = values.get("num_valid_samples", 0.0)
-    pairs = "1 pair" if count == 1 else f"{count:.0f} pairs"
-    return f"validation{which} after step {record.step}: {', '.join([*_quality(values), pairs])}"
+    count = round(values.get("num_valid_samples", 0.0))
+    return f"validation{which} after step {record.step}: {', '.join([*_quality(values), counted(count, 'pair')])}"
 
 
 def ending(made: Outcome) -> list[str]:
@@ -34,7 +34,7 @@ def ending(made: Outcome) -> list[str]:
     if not made.num_steps:
         return [sentence(made)]
     names = [name for name in ("loss", "accuracy") if name == "loss" or ends.last.get(name)]
-    facts = ["1 step" if made.num_steps == 1 else f"{made.num_steps} steps"]
+    facts = [counted(made.num_steps, "step")]
     facts += [f"{name} {ends.first[name]:.4f} -> {ends.last[name]:.4f}" for name in names]
     facts += [f"{speed:.2f} pairs/s"] if speed is not None else []
     means = f" (means of the first and the last {ends.window} steps)" if ends.window > 1 else ""

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from nemotron_dpo.training.settings import LoopSettings
+from nemotron_dpo.wording import counted
 
 
 def on_schedule(rates: Sequence[float], max_steps: int, warmup_steps: int, milestones: Sequence[int]) -> Iterator[str]:
     """Remarks on the learning rate of every step, in a run that was given at most `max_steps`."""
     steps = len(rates)
+    all_steps = counted(steps, "step")
     if steps <= warmup_steps < max_steps:
-        yield f"policy.scheduler.warmup_steps is {warmup_steps}, and the data give {steps} steps: all of it is warm-up"
+        yield f"policy.scheduler.warmup_steps is {warmup_steps}, and the data give {all_steps}: all of it is warm-up"
     idle = [step for step, rate in enumerate(rates, 1) if rate == 0]
     if idle:
-        yield f"policy.scheduler: {len(idle)} of {steps} steps have a learning rate of 0 and change nothing ({_listed(idle)})"
+        yield f"policy.scheduler: the rate is 0 in {len(idle)} of {all_steps}, where nothing changes ({_listed(idle)})"
     late = [] if not steps else [milestone for milestone in milestones if milestone >= steps]
     if late:
-        yield f"policy.scheduler: the run ends after {steps} steps, before milestone {_listed(late)}"
+        yield f"policy.scheduler: the run ends after {all_steps}, before milestone {_listed(late)}"
 
 
 def on_batches(settings: LoopSettings, num_pairs: int) -> Iterator[str]:
@@ -40,22 +42,22 @@ def on_validation(settings: LoopSettings, sets: Mapping[str, int], *, is_asked: 
         asked = validation.batches * validation.batch_size
         if (is_asked or name in settings.val_sets) and asked > num_pairs:
             product = f"dpo.val_batches x dpo.val_global_batch_size is {asked}"
-            yield f"validation set {name} has {num_pairs} pairs, and {product}: all of them are taken"
+            yield f"validation set {name} has {counted(num_pairs, 'pair')}, and {product}: all of them are taken"
         if not validation.at_end and validation.period > steps > 0:
             never[name] = validation.period
     if len(never) == len(sets) and len(set(never.values())) == 1:
-        yield f"dpo.val_period is {settings.validation.period}, and the run has {steps} steps: none of them is validated"
+        yield f"dpo.val_period is {settings.validation.period}, and the run has {counted(steps, 'step')}: none is validated"
     else:
         for name, period in never.items():
-            yield f"val_period of {name} is {period}, and the run has {steps} steps: none of them is validated by it"
+            yield f"val_period of {name} is {period}, and the run has {counted(steps, 'step')}: none is validated by it"
 
 
 def on_overlap(shared: Mapping[str, int], sets: Mapping[str, int]) -> Iterator[str]:
     """Remarks on validation sets, given by their numbers of pairs, of which `shared` are trained on as well."""
     for name, count in shared.items():
         if count:
-            pairs = "the 1 pair" if sets[name] == 1 else f"the {sets[name]} pairs"
-            yield f"{count} of {pairs} of validation set {name} are trained on as well: what it measures of them is no test"
+            some = f"{count} of the {counted(sets[name], 'pair')} of validation set {name}"
+            yield f"{some} are trained on as well: what it measures of them is no test"
 
 
 def on_retention(

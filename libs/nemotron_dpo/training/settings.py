@@ -11,6 +11,7 @@ from nemotron_dpo.objective.metric_names import TOKEN_VALUES
 from nemotron_dpo.preferences.packing import pack
 from nemotron_dpo.preferences.pairs import Pairs
 from nemotron_dpo.preferences.sampler import batches_per_epoch
+from nemotron_dpo.wording import counted
 
 if TYPE_CHECKING:
     from nemotron_dpo.objective.protocol import Objective
@@ -133,7 +134,8 @@ def num_steps(num_pairs: int, batch_size: int, max_steps: int, max_epochs: int, 
         )
     if num_pairs < batch_size:
         raise UserError(
-            f"policy.train_global_batch_size {batch_size} is more than the {num_pairs} pairs there are", remedy="lower it"
+            f"policy.train_global_batch_size {batch_size} is more than the {counted(num_pairs, 'pair')} given",
+            remedy="lower it",
         )
     return min(max_steps, max_epochs * batches_per_epoch(num_pairs, batch_size))
 
@@ -142,4 +144,4 @@ def check_validation(sets: Mapping[str, Pairs], data_parallel: int) -> None:
     """Raise UserError for a validation set that cannot give every data-parallel rank a pair."""
     for name, pairs in sets.items():
         if len(pairs) < data_parallel:
-            raise UserError(f"validation set {name} has {len(pairs)} pairs for {data_parallel} data-parallel ranks")
+            raise UserError(f"validation set {name} has {counted(len(pairs), 'pair')} for {data_parallel} data-parallel ranks")

@@ -85,11 +85,11 @@ WRONG: dict[str, tuple[dict, str]] = {
     ),
     "too few scores": (
         {"ref_chosen_logps": []},
-        f"has ref_chosen_logps of 0 log-probs for 1 tokens (line 30 of the input): {RESCORE}",
+        f"has ref_chosen_logps of 0 log-probs for 1 token (line 30 of the input): {RESCORE}",
     ),
     "too many scores": (
         {"ref_rejected_logps": [-1.0, -1.0]},
-        f"has ref_rejected_logps of 2 log-probs for 1 tokens (line 30 of the input): {RESCORE}",
+        f"has ref_rejected_logps of 2 log-probs for 1 token (line 30 of the input): {RESCORE}",
     ),
     **{
         f"a score of {value}": (

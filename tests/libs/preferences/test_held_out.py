@@ -60,7 +60,7 @@ def test_rows_that_are_added_move_few_prompts() -> None:
     ("prompts", "share", "words"),
     [
         ([1, 2, 3], "0.1", "0.1 of 3 pairs of 3 prompts is none of them"),
-        ([7] * 50, "0.5", "0.5 of 50 pairs of 1 prompts is none of them"),
+        ([7] * 50, "0.5", "0.5 of 50 pairs of 1 prompt is none of them"),
         ([1, 2], "0.9", "0.9 of 2 pairs of 2 prompts is all of them"),
     ],
 )

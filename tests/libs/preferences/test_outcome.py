@@ -140,7 +140,7 @@ def test_report(plain: Path) -> None:
     tally.add(tokenize(plain, *rows, max_length=7))
     report = tally.report({"input": "i"}, {})
     assert tally.closing_line() == (
-        "6 rows read, 4 pairs written (3 truncated), 1 dropped (1 equal responses), 1 errors (1 missing field), 35 tokens"
+        "6 rows read, 4 pairs written (3 truncated), 1 dropped (1 equal responses), 1 error (1 missing field), 35 tokens"
     )
     assert report["duplicates"] == {"prompts": 2, "pairs": 1, "both_ways": 1}
     assert report["truncated"] == {"chosen": 1, "rejected": 2, "prompt": 0}

@@ -112,6 +112,6 @@ def test_rewards_are_written_and_said(tokenizer: Path) -> None:
     ):
         result = tokenize(tokenizer, *rows, swap=swap)
         assert [(pair["chosen_reward"], pair["rejected_reward"]) for pair in pairs(result)] == expected
-        counted = f"rewards of 3 pairs ({columns}), of which {higher} have a higher one for the rejected response"
+        counted = f"rewards of 3 pairs ({columns}), {higher} of them higher for the rejected response"
         notes = reward_notes(result.facts, result.reward_columns)
-        assert spoken(notes) == f"; {counted}; no rewards of 1 pairs, as {columns} are no numbers there"
+        assert spoken(notes) == f"; {counted}; no rewards of 1 pair, as {columns} are no numbers there"

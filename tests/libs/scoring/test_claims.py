@@ -107,7 +107,7 @@ def test_what_is_begun_elsewhere_is_waited_for_and_what_hangs_is_not(tmp_path: P
     monkeypatch.setattr(shared, "_PATIENCE_SECONDS", -1.0)
     for _ in range(2):
         mine.wait(pairs, scores, [1])
-    assert said == ["waiting for 1 pairs that another run is scoring"]
+    assert said == ["waiting for 1 pair that another run is scoring"]
     assert mine.begin(pairs, scores, [1]) == [1]
     for one in (mine, theirs):
         one.close()

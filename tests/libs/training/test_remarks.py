@@ -15,18 +15,22 @@ def _settings(steps: int = 6, *, shuffle: Any = True, save_period: Any = 50, **v
 
 
 def test_schedules():
-    idle = "steps have a learning rate of 0 and change nothing"
+    idle = "where nothing changes"
     for rates, max_steps, warmup, milestones, expected in (
         ([1.0] * 20, 500, 19, (), []),
         ([1.0] * 20, 500, 20, (), ["policy.scheduler.warmup_steps is 20, and the data give 20 steps: all of it is warm-up"]),
         ([1.0] * 20, 20, 50, (), []),  # said before the data were read
-        ([1.0, 0.0, 1.0], 3, 0, (1,), [f"policy.scheduler: 1 of 3 {idle} (2)"]),
+        ([1.0, 0.0, 1.0], 3, 0, (1,), [f"policy.scheduler: the rate is 0 in 1 of 3 steps, {idle} (2)"]),
+        ([0.0] * 7, 7, 0, (), [f"policy.scheduler: the rate is 0 in 7 of 7 steps, {idle} (1, 2, 3, 4, 5, ...)"]),
         (
-            [0.0] * 7,
-            7,
-            0,
+            [0.0],
+            9,
+            1,
             (),
-            [f"policy.scheduler: 7 of 7 {idle} (1, 2, 3, 4, 5, ...)"],
+            [
+                "policy.scheduler.warmup_steps is 1, and the data give 1 step: all of it is warm-up",
+                f"policy.scheduler: the rate is 0 in 1 of 1 step, {idle} (1)",
+            ],
         ),
         ([1.0] * 3, 3, 0, (2, 3, 9), ["policy.scheduler: the run ends after 3 steps, before milestone 3, 9"]),
     ):
@@ -46,7 +50,7 @@ def test_pairs_that_fill_no_batch():
 
 def test_validation_sets():
     small = "validation set hard has 30 pairs, and dpo.val_batches x dpo.val_global_batch_size is 32: all of them are taken"
-    late = "dpo.val_period is 7, and the run has 6 steps: none of them is validated"
+    late = "dpo.val_period is 7, and the run has 6 steps: none is validated"
     for changes, is_asked, expected in (
         ({"batches": 4}, True, [small]),
         ({"batches": 4}, False, []),

@@ -9,6 +9,7 @@ import numpy as np
 from nemotron_dpo.preferences.audit.facts import SIDES, FactTable
 from nemotron_dpo.preferences.audit.figures import length_bias, truncation
 from nemotron_dpo.preferences.audit.findings import OddPairs
+from nemotron_dpo.wording import counted
 
 _FIRST = 4
 _SHOWN = (5, 50, 95, 100)
@@ -26,7 +27,7 @@ _LEAST_SUSPECT = 4  # pairs with rewards, before most of them say anything about
 def audit_lines(table: FactTable, found: dict[str, OddPairs], without: frozenset[str]) -> Iterator[str]:
     """The lines. `without` are the names of what is left out, by --drop."""
     facts = table.all()
-    yield f"audit of {len(facts)} pairs, in tokens before truncation:"
+    yield f"audit of {counted(len(facts), 'pair')}, in tokens before truncation:"
     yield from _lengths(facts)
     bias = length_bias(facts)
     yield (
@@ -37,7 +38,7 @@ def audit_lines(table: FactTable, found: dict[str, OddPairs], without: frozenset
     odd = [name for name in _WORDS if len(found[name].rows)]
     for name in odd:
         acts = "left out" if name in without else f"--drop {name}"
-        yield f"  {_WORDS[name]}: {_pairs(len(found[name].rows))}, {_places(table, found[name])} ({acts})"
+        yield f"  {_WORDS[name]}: {counted(len(found[name].rows), 'pair')}, {_places(table, found[name])} ({acts})"
     if not odd:
         yield "  no repeats, no contradictions, no empty responses"
 
@@ -64,10 +65,6 @@ def _places(table: FactTable, finding: OddPairs) -> str:
     rest = len(finding.rows) - len(first)
     lines = ("line " if len(finding.rows) == 1 else "lines ") if table.num_files == 1 else ""
     return f"{lines}{words}{f' and {rest} more' if rest else ''}"
-
-
-def _pairs(number: int) -> str:
-    return f"{number} pair{'s' * (number != 1)}"
 
 
 def doubt(stand: dict[str, int], columns: str, *, swapped: bool) -> str | None:

@@ -21,7 +21,8 @@ from nemotron_dpo.steps.estimate.quantities import rounded, scaled, spoken_secon
 from nemotron_dpo.steps.estimate.sizes import Lengths, Sizes, batch_tokens, kind_of_memory, sizes_of
 from nemotron_dpo.steps.estimate.speed import Speed, speed_of
 from nemotron_dpo.steps.profiles.profile import Profile
-from nemotron_dpo.steps.text import counted, table
+from nemotron_dpo.steps.text import table
+from nemotron_dpo.wording import counted
 
 _LEFT_FREE = 0.1  # of the memory, for what the estimate does not count
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")

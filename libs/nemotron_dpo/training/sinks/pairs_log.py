@@ -25,6 +25,7 @@ from nemotron_dpo.streams import PAIRS_LOG, VERSIONS, StreamInfo, Writer, open_r
 from nemotron_dpo.training.record import TRAIN, Record
 from nemotron_dpo.training.sinks import RecordedRun
 from nemotron_dpo.training.sinks.jsonl import listed
+from nemotron_dpo.wording import counted
 
 if TYPE_CHECKING:
     from nemotron_dpo.training.pair_values import PairValues
@@ -134,7 +135,7 @@ def _kept(path: Path, done: int, say: Callable[[str], object]) -> list[pa.Record
         if path.exists():
             say(f"warning: {error}: it is written anew")
     if damaged > 0:
-        say(f"warning: {path}: is damaged behind {table.num_rows} rows: the {damaged} others are left out")
+        say(f"warning: {path}: is damaged behind {counted(table.num_rows, 'row')}: what follows ({damaged}) is left out")
     kept = [batch.filter(pc.less_equal(batch.column("step"), done)) for batch in table.to_batches()]  # type: ignore[attr-defined] - pyarrow's stubs do not know the functions it generates
     trained = {
         batch.column("step")[0].as_py() for batch in kept if batch.num_rows and batch.column("split")[0].as_py() == TRAIN

@@ -161,7 +161,7 @@ def _flipped(content: bytes) -> bytes:
     [
         (lambda whole: whole[:10], [], ["{path}: is not an Arrow stream or is empty: did the stage before it fail?: it is written anew", "{path}: has no pairs of training step 1, 2"]),
         (lambda whole: None, [], ["{path}: has no pairs of training step 1, 2"]),
-        (_flipped, [0, 0, 1, 1], ["{path}: is damaged behind 4 rows: the 6 others are left out", "{path}: has no pairs of training step 2"]),
+        (_flipped, [0, 0, 1, 1], ["{path}: is damaged behind 4 rows: what follows (6) is left out", "{path}: has no pairs of training step 2"]),
     ],
 )  # fmt: skip
 def test_what_is_lost_is_said(content: Any, steps: list[int], said: list[str], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from nemotron_dpo.steps.executors.slurm.parts import AFTER, BEFORE, MAIN, JobPar
 from nemotron_dpo.steps.executors.slurm.prepared import PreparedSlurmJob
 from nemotron_dpo.steps.executors.slurm.script import variables
 from nemotron_dpo.steps.executors.slurm.tunnel import open_tunnel
+from nemotron_dpo.wording import counted
 
 _HERE = Path(__file__).parent
 _SCORES = "SCORES"
@@ -128,7 +129,7 @@ def submit(
         if not attached:
             print(f"{ids[-1]}\nfollow it: {follow}\ncancel it: {cancel}", flush=True)
             return 0
-        say(f"{len(array.jobs)} runs are submitted; cancel them: {cancel}")
+        say(f"{counted(len(array.jobs), 'run')} submitted; cancel: {cancel}")
         watched = SlurmJob(client, ids[-1], array.log, waiting=tuple(ids[:-1]))
         with unread_secrets_removed(client, [path for job in _all(array) for path in job.secrets]):
             return attend(Follower(watched, ids[-1], array.log, show, say), say)
