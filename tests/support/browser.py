@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -95,15 +96,18 @@ class Browser:
     def _send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
-        os.write(self._to, json.dumps(message).encode() + b"\0")
+        rest = memoryview(json.dumps(message).encode() + b"\0")
+        while rest:  # a signal cuts a long write short
+            rest = rest[os.write(self._to, rest) :]
         while True:
-            answer = self._next()
+            answer = self._next(method)
+            assert "error" not in answer, (method, answer["error"])
             if answer.get("id") == self._number:
-                assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self, asked: str) -> dict[str, Any]:
         while b"\0" not in self._read:
+            assert select.select([self._back], [], [], _SECONDS)[0], f"Chromium does not answer {asked}"
             more = os.read(self._back, 1 << 20)
             assert more, f"Chromium ended with {self._process.wait()}"
             self._read += more
