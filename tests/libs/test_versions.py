@@ -6,7 +6,7 @@ import ast
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,10 +123,10 @@ def test_a_name_that_is_gone_is_not_overwritten(megatron: None, monkeypatch: pyt
     assert not hasattr(random, "_get_cuda_rng_state")
 
 
-def _foreign(tree: ast.AST) -> set[str]:
+def _foreign(nodes: Iterable[ast.AST]) -> set[str]:
     """The names under which a module has what is torch's or megatron-core's."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 source = alias.name if isinstance(node, ast.Import) else node.module or ""
@@ -135,9 +135,9 @@ def _foreign(tree: ast.AST) -> set[str]:
     return names
 
 
-def _changed(tree: ast.AST) -> Iterator[tuple[int, ast.expr]]:
+def _changed(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, ast.expr]]:
     """(line, x) for every `x.name = ...` and `setattr(x, ...)`."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Assign):
             yield from ((node.lineno, target.value) for target in node.targets if isinstance(target, ast.Attribute))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
@@ -146,9 +146,9 @@ def _changed(tree: ast.AST) -> Iterator[tuple[int, ast.expr]]:
 
 def test_nothing_foreign_is_overwritten_unseen():
     for path in sorted(LIBS.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        foreign = _foreign(tree)
-        for line, owner in _changed(tree):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        foreign = _foreign(nodes)
+        for line, owner in _changed(nodes):
             while isinstance(owner, ast.Attribute):
                 owner = owner.value
             assert not (isinstance(owner, ast.Name) and owner.id in foreign), f"{path}:{line}: by patches.overwrite"

@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields, is_dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from nemotron_dpo.config.dpo import OwnObjective, is_built
 from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
@@ -17,7 +17,7 @@ from nemotron_dpo.config.idle import idle_settings
 from nemotron_dpo.config.key_names import foreign_prefix, known_keys, leaves, nearest
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig, PeftConfig, RunConfig
 from nemotron_dpo.config.tree import Tree
-from nemotron_dpo.config.values import WORDS, as_kind, spelled
+from nemotron_dpo.config.values import WORDS, as_kind, kinds_of, spelled
 from nemotron_dpo.errors import UserError
 
 _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -102,7 +102,7 @@ def _select(tree: Any, key: str) -> Any:
 
 def _build(cls: Any, tree: Tree, prefix: str) -> Any:
     """Build `cls` from the keys of `tree` that it knows, and delete them there. The caller checks the keys that remain."""
-    hints = get_type_hints(cls)
+    hints = kinds_of(cls)
     values: Tree = {}
     for item in fields(cls):
         key = f"{prefix}{item.name}"

@@ -11,12 +11,13 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS
 from nemotron_dpo.config.dpo import DpoConfig, is_key
 from nemotron_dpo.config.objective_table import settings_of_objectives
 from nemotron_dpo.config.schema import DataConfig, DatasetConfig
+from nemotron_dpo.config.values import kinds_of
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 # key, type, default, meaning
@@ -36,14 +37,14 @@ def key_help(cls: Any, pattern: str = "*") -> list[str]:
 
 def _sections(cls: Any, prefix: str) -> Iterator[tuple[str, str, list[Row]]]:
     """(section, its docstring on one line, its rows) of `cls` and of the sections in it."""
-    hints, settings = get_type_hints(cls), settings_of_objectives() if cls is DpoConfig else {}
+    hints, settings = kinds_of(cls), settings_of_objectives() if cls is DpoConfig else {}
     keys = [item for item in fields(cls) if is_key(item)]
     rows: list[Row] = []
     for item in (item for item in keys if not is_dataclass(hints[item.name])):
         default, about = settings.get(item.name, (_default(item), ""))
         rows.append((f"{prefix}{item.name}", _kind(hints[item.name]), default, about))
     if cls is DataConfig:
-        kinds = get_type_hints(DatasetConfig)
+        kinds = kinds_of(DatasetConfig)
         rows += [(f"{prefix}validation.{name}", _kind(kinds[name]), "null", "") for name in HELD_OUT_KEYS]
     yield prefix.rstrip("."), " ".join((inspect.getdoc(cls) or "").split()), rows
     for item in keys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 from nemotron_dpo.config.data_spellings import HELD_OUT_KEYS
 from nemotron_dpo.config.dpo import is_key
@@ -13,12 +13,13 @@ from nemotron_dpo.config.foreign_keys import NO_MEANING, REFUSED
 from nemotron_dpo.config.schema import DataConfig, RunConfig
 from nemotron_dpo.config.theirs.counterparts import counterpart
 from nemotron_dpo.config.tree import Tree
+from nemotron_dpo.config.values import kinds_of
 
 
 def known_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the dataclass `cls` and its sections, in the order of their fields."""
     keys: list[str] = []
-    hints = get_type_hints(cls)
+    hints = kinds_of(cls)
     for name, hint in ((item.name, hints[item.name]) for item in fields(cls) if is_key(item)):
         nested = is_dataclass(hint)
         keys += known_keys(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
@@ -49,7 +50,7 @@ def nearest(key: str) -> str:
         return f"did you mean {beside[close[0]]}?"
     elsewhere = [k for k in known_keys() if k.rpartition(".")[2] == leaf]
     near = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    return f"did you mean {near[0]}?" if near else f"the sections are {', '.join(get_type_hints(RunConfig))}"
+    return f"did you mean {near[0]}?" if near else f"the sections are {', '.join(kinds_of(RunConfig))}"
 
 
 def leaves(tree: Tree, prefix: str = "") -> list[str]:

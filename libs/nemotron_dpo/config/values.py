@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_type_hints
 
 from nemotron_dpo.errors import UserError
 
 _DUE = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 _MOST = 1 << 64  # beyond it nothing that is computed of a count fits
 WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+
+
+@functools.cache
+def kinds_of(cls: Any) -> Mapping[str, Any]:
+    """The kind of every field of the dataclass `cls`, by name, worked out once: Python compiles each annotation for it."""
+    return get_type_hints(cls)
 
 
 def as_kind(value: Any, kind: Any, key: str) -> Any:

@@ -29,8 +29,7 @@ def compile_template(source: str, name: str, special_tokens: dict[str, str], now
     import jinja2
 
     try:
-        with template_limits.watched("compiles"):
-            template = _environment(now).from_string(source)
+        template = _compiled(source, now)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template does not compile: {error.message}", source=name, line=error.lineno) from None
     except RowProblem as problem:
@@ -55,6 +54,12 @@ def compile_template(source: str, name: str, special_tokens: dict[str, str], now
             raise RowProblem("template error", "the chat template refuses the row: nested too deeply") from None
 
     return render
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str, now: datetime.datetime) -> Any:
+    with template_limits.watched("compiles"):
+        return _environment(now).from_string(source)
 
 
 def _environment(now: datetime.datetime) -> Any:

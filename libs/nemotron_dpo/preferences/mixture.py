@@ -78,12 +78,13 @@ def _drawn_rows(reader: Reader, drawn: np.ndarray) -> Iterator[pa.RecordBatch]:
 
 def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The rows of `batches` in batches of about _BATCH_BYTES: a hundredth of each batch would be batches of a few rows."""
-    waiting: list[pa.RecordBatch] = []
+    waiting, num_bytes = list[pa.RecordBatch](), 0
     for batch in batches:
         waiting.append(batch)
-        if sum(one.nbytes for one in waiting) >= _BATCH_BYTES:
+        num_bytes += batch.nbytes
+        if num_bytes >= _BATCH_BYTES:
             yield pa.concat_batches(waiting)
-            waiting = []
+            waiting, num_bytes = [], 0
     if waiting:
         yield pa.concat_batches(waiting)
 

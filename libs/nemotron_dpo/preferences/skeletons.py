@@ -8,6 +8,7 @@ does anything that is not on the list, is run for each row.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -52,6 +53,7 @@ def remember(render: Render, source: str) -> Render:
     return fill
 
 
+@functools.lru_cache(maxsize=8)
 def only_prints_contents(source: str) -> bool:
     """True where `source`, a valid template, provably reads only roles of messages and prints their contents unchanged."""
     import jinja2.ext
