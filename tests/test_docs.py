@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nemotron_dpo.streams import open_reader
 from support import forks
 from support.forking_python import forking_programs
+from support.programs import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("bin", "configs", "libs", "pipelines", "tests")
@@ -55,25 +60,49 @@ def _paste(block: str, folder: Path, programs: Path = Path(sys.executable).paren
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def _clone(folder: Path) -> Path:
     """A folder that looks like the root of a clone."""
     for name in (*FOLDERS, "pyproject.toml"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def _with_short_pairs(clone: Path) -> Path:
+    """It has pairs for three steps and for one, of four words a text: a dozen commands train, and what takes time is tokens."""
+    (clone / "configs").unlink()
+    shutil.copytree(ROOT / "configs", clone / "configs")
+    for name, count in (("train", 3 * 32), ("validation", 32)):
+        file = clone / f"configs/rl/nemo_rl/dpo/data/{name}.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:count]]
+        short = [{key: " ".join(text.split()[:4]) for key, text in row.items()} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
+    return clone
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    return _clone(tmp_path)
 
 
 @pytest.mark.slow
 def test_commands_work_in_order_as_they_are_written(clone: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The README's first block by the installed programs themselves, the others by their forks."""
-    said, shims = {}, tmp_path_factory.mktemp("programs")
-    with forking_programs(shims) if forks.can_fork(os.environ) else nullcontext():
+    """The README's first block by the installed programs themselves, and again by their forks, as are the others.
+
+    What the forks compute is what started programs do, to the last bit.
+    """
+    said, shims, can_fork = {}, tmp_path_factory.mktemp("programs"), forks.can_fork(os.environ)
+    _with_short_pairs(clone)
+    with forking_programs(shims) if can_fork else nullcontext():
         for page, blocks in PASTED.items():
             for block in blocks:
                 own = "meta-llama" in block  # a gated model and the reader's data: the plan is compiled, and not run
                 written = block.rstrip() + " --dry-run\n" if own else block
                 said[page, block] = _paste(written, clone, shims) if said else _paste(written, clone)
                 assert not own or "--policy meta-llama/Llama-3.2-1B-Instruct" in said[page, block]
+                if can_fork and len(said) == 1:
+                    other = _with_short_pairs(_clone(tmp_path_factory.mktemp("forked")))
+                    _paste(written, other, shims)
+                    assert _computed(other / "work") == _computed(clone / "work")
     for made in (
         "work/run/metrics.jsonl",
         "work/piped/metrics.jsonl",
@@ -92,6 +121,20 @@ def test_commands_work_in_order_as_they_are_written(clone: Path, tmp_path_factor
     ignored = subprocess.run(["git", "-C", ROOT, "check-ignore", ".nemotron/", "work/"], capture_output=True, text=True)
     assert ignored.stdout.split() == [".nemotron/", "work/"] or not (ROOT / ".git").exists()
     assert {path.name for path in clone.iterdir()} == {*FOLDERS, "pyproject.toml", ".nemotron", "work"}
+
+
+def _computed(work: Path) -> list[object]:
+    """Of the README's first block: the reference's scores, the metrics that are no times, and the weights."""
+    with open_reader(work / "scored.arrow", "scored_pairs") as reader:
+        scored = reader.read_all()
+    scores = [np.concatenate(scored[f"ref_{side}_logps"].to_pylist()).tobytes() for side in ("chosen", "rejected")]
+    steps = [{name: value for name, value in one.items() if not _is_time(name)} for one in metrics(work / "run")]
+    assert len(steps) == 3
+    return [scores, steps, (work / "trained-hf" / "model.safetensors").read_bytes()]
+
+
+def _is_time(name: str) -> bool:
+    return name.startswith(("timing/", "memory/", "timestamp")) or "per_sec" in name
 
 
 def test_every_page_has_what_is_tested_and_no_other_commands() -> None:

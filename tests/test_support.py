@@ -1,4 +1,7 @@
-"""What the tests themselves lean on: loops that name each case, and forked programs that are what started ones are."""
+"""What the tests themselves lean on: loops that name each case, and forked programs that are what started ones are.
+
+That they compute the same is looked at where the README's first block is run, in test_docs.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from nemotron_dpo.streams import open_reader
-from support import forks, order, small
+from support import forks, order
 from support.cases import each
 from support.forking_python import forks_first
-from support.programs import check, execute, metrics
+from support.programs import execute
 
 forking = pytest.mark.skipif(not forks.can_fork(os.environ), reason="programs start cold here")
 
@@ -119,43 +120,6 @@ def test_what_a_fork_cannot_honour_starts_cold(tmp_path: Path) -> None:
     ]
     for options, said in cases:
         assert execute(argv, **options).stdout == said
-
-
-def _chain(folder: Path, policy: Path, *, cold: bool) -> Path:
-    """Score, train and export into `folder`."""
-    folder.mkdir()
-    pairs = small.write_pairs(folder / "pairs.arrow", small.random_pairs(8, seed=3))
-    precise = ("policy.precision=float32", "policy.train_global_batch_size=8", "policy.scheduler.warmup_steps=0")
-    steps = ("dpo.max_num_steps=2", "policy.max_total_sequence_length=64", "policy.optimizer.lr=0.003", "dpo.max_num_epochs=2")
-    scores = ("-o", folder / "scored.arrow", "--policy", policy, "--precision", "float32")
-    check("ref-logprobs", pairs, *scores, cold=cold)
-    check("dpo-train", folder / "scored.arrow", "--policy", policy, "--run-dir", folder / "run", *precise, *steps, cold=cold)
-    check("ckpt-export", folder / "run", "-o", folder / "hf", "--to", "hf", "--precision", "float32", cold=cold)
-    return folder
-
-
-@forking
-@pytest.mark.slow
-def test_a_forked_program_computes_what_a_started_one_does(llama: Path, tmp_path: Path) -> None:
-    """To the last bit: scores, metrics that are no times, weights."""
-    cold, forked = (_chain(tmp_path / str(how), llama, cold=how) for how in (True, False))
-    for side in ("ref_chosen_logps", "ref_rejected_logps"):
-        values = []
-        for folder in (cold, forked):
-            with open_reader(folder / "scored.arrow", "scored_pairs") as reader:
-                values.append(np.concatenate(reader.read_all()[side].to_pylist()))
-        assert values[0].tobytes() == values[1].tobytes()
-    records = [[{k: v for k, v in one.items() if not _is_time(k)} for one in metrics(f / "run")] for f in (cold, forked)]
-    assert records[0] == records[1]
-    assert len(records[0]) >= 2
-    weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (cold, forked)]
-    assert weights[0] == weights[1]
-
-
-def _is_time(name: str) -> bool:
-    return any(
-        word in name for word in ("time", "timing", "second", "per_sec", "memory", "throughput", "timestamp", "tokens_per")
-    )
 
 
 def test_the_longest_files_are_first(request: pytest.FixtureRequest) -> None:

@@ -236,6 +236,7 @@ def test_tiny_learns(tmp_path: Path, cache: Path):
     assert held_out[-1]["validation-default/accuracy"] > 0.8
     assert (job / "checkpoint_megatron" / "latest_checkpointed_iteration.txt").is_file()
     table = done.stdout.decode()
+    assert re.search(r"^loss +0\.6931 +0\.4202$", table, re.M)  # as the README says
     assert f"checkpoint  {(job / 'checkpoint_megatron').relative_to(tmp_path)}" in table
     assert [path.name for path in (cache / "nemotron-dpo").glob("*.partial")] == []
     _nothing_is_done_twice(tmp_path, cache, table)

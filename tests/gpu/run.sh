@@ -136,7 +136,7 @@ recurrence() {
     local options=(--json "$folder/figures.json" --shapes nano3 --backends torch)
     mkdir "$folder"
     if [[ -n $cpu ]]; then
-        options+=(--rows hh --tokens 200 --rounds 1)
+        options+=(--shapes nano3-tp8 --precisions bfloat16 --rows hh --tokens 200 --rounds 1)
     else
         options+=(--tokens 16384 --rounds 5)
     fi

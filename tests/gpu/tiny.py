@@ -42,10 +42,11 @@ def main() -> None:
 
 
 def _short(folder: Path) -> list[str]:
-    """Two steps of the random policy: what fine-tuning is, the other tests see."""
+    """Two steps of the random policy on few pairs: what fine-tuning is, the other tests see."""
     argv = [sys.executable, "-m", "nemotron_dpo.steps.tiny_policy", str(DATA), "-o", str(folder / "policy")]
     subprocess.run(argv, check=True)
-    return [f"policy.model_name={folder / 'policy'}", "dpo.max_num_steps=2", "dpo.val_period=2"]
+    few = ["data.train.limit=32", "data.validation.limit=32"]
+    return [f"policy.model_name={folder / 'policy'}", "dpo.max_num_steps=2", "dpo.val_period=2", *few]
 
 
 def _own_cache(folder: Path) -> dict[str, str]:

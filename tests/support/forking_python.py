@@ -1,27 +1,22 @@
 """Programs for shell scripts that are forks too: executables that give their command to the tests' fork server.
 
-As a program, `python -IS forking_python.py SOCKET ARGV...` is what these executables run: it sends ARGV, its environment,
-folder, standard streams and namespaces (it may be on a test host) over SOCKET, hands on what signals it gets, and ends with
-the status that comes back.
+What they run is `forked_for_me.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import marshal
 import os
-import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-NAMESPACES = ("net", "uts", "mnt")
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-LARGEST = 1 << 20
-WORD = struct.Struct("q")
+from support import forked_for_me
+from support.forked_for_me import LARGEST, NAMESPACES, WORD
+
 ASK = """exec "{python}" -IS "{here}" "{socket}" "{program}" "$@\""""
 PYTHON = """case $1 in
 *{cold}) ;;
@@ -50,7 +45,7 @@ def forking_programs(folder: Path, cold: str = "/cold.py") -> Iterator[Path]:
     from support.fork_server import PROGRAMS
 
     place, python = folder / "forks.socket", sys.executable
-    known = {"python": python, "here": __file__, "socket": place}
+    known = {"python": python, "here": forked_for_me.__file__, "socket": place}
     scripts = {name: ASK.format(**known, program=Path(python).with_name(name)) for name in PROGRAMS}
     scripts["python"] = PYTHON.format(python=python, cold=cold, ask=ASK.format(**known, program=python))
     for name, script in scripts.items():
@@ -81,7 +76,7 @@ def _fork(connection: socket.socket) -> None:
 
     with connection:
         message, descriptors, _, _ = socket.recv_fds(connection, LARGEST, 3 + len(NAMESPACES))
-        asked, streams, namespaces = json.loads(message), descriptors[:3], descriptors[3:]
+        asked, streams, namespaces = marshal.loads(message), descriptors[:3], descriptors[3:]
         try:
             fork = forks.start(asked["argv"], *streams, cwd=asked["cwd"], env=asked["env"], namespaces=namespaces)
         finally:
@@ -89,24 +84,3 @@ def _fork(connection: socket.socket) -> None:
                 os.close(descriptor)
         connection.send(WORD.pack(fork.pid))
         connection.send(WORD.pack(fork.wait(300)))
-
-
-def main(place: str, *argv: str) -> int:
-    """Ask for `argv`; a status as a shell has it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # until it is known to whom they go
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
-        connection.connect(place)
-        asked = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd()}
-        namespaces = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in NAMESPACES]
-        socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2, *namespaces])
-        (program,) = WORD.unpack(connection.recv(WORD.size))
-        for number in HANDED_ON:
-            signal.signal(number, lambda number, _: os.kill(program, number))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
-        (status,) = WORD.unpack(connection.recv(WORD.size))
-    return status if status >= 0 else 128 - status
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
