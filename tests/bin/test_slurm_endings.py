@@ -35,7 +35,7 @@ SIGNALS = [(signal.SIGINT, 130, "slow"), (signal.SIGTERM, 143, "slow"), (signal.
 
 @pytest.mark.parametrize(("number", "status", "profile"), SIGNALS)
 def test_a_signal_cancels_the_job(
-    here: Path, cluster: Cluster, tokenize: list[str], number: int, status: int, profile: str
+    here: Path, cluster: Cluster, tokenize: list[str], number: signal.Signals, status: int, profile: str
 ) -> None:
     process, job_id, said = started(*tokenize, "-r", profile, until="steps: preference-tokenize")
     process.send_signal(number)

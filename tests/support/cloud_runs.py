@@ -40,7 +40,7 @@ class Runs:
         own = {"HF_TOKEN_PATH": "/nonexistent", "NEMORUN_HOME": str(self.folder / "nemo_run")}
         return {"cwd": self.folder, "env": {**inherited, **launch_environment(), **own, **self.env, **env}}
 
-    def run(self, *arguments: object, through: Path | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
+    def run(self, *arguments: object, through: Path | str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end; `through` is a Python file that runs the file it is given."""
         (interpreter, *rest), options, python = self.command(*arguments), self.options(**env), _python()
         argv = [interpreter, *([str(through)] if through else []), *rest]

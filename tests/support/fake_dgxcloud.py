@@ -27,7 +27,9 @@ def _vendors(name: str) -> Any:
     """A type of the vendor's, without the 1,300 modules that its packages import."""
     for package in ("runai", "runai.models"):
         if package not in sys.modules:
-            sys.modules[package] = importlib.util.module_from_spec(importlib.util.find_spec(package))
+            spec = importlib.util.find_spec(package)
+            assert spec
+            sys.modules[package] = importlib.util.module_from_spec(spec)
     module = importlib.import_module("runai.models." + "_".join(re.findall("[A-Z][a-z]+", name)).lower())
     return getattr(module, name)
 
