@@ -51,7 +51,12 @@ custom_spec = {{ unheardOf = 1 }}
 """
 KEY = "right-secret-of-the-test"
 REMEDY = "check client_id, and the secret in DGXCLOUD_CLIENT_SECRET"
-LOGS_AT_INFO = "import logging; logging.basicConfig(level=logging.INFO)\n"
+LOGS_AT_INFO = """
+import logging, runpy, sys
+logging.basicConfig(level=logging.INFO, force=True)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -88,10 +93,8 @@ def tokenize(policy: Path) -> list[str]:
 
 def test_attached_run_streams_and_succeeds(runs: Runs, tokenize: list[str]) -> None:
     """Nor do the variables appear where all of NeMo-Run's own log is shown: it logs the whole request."""
-    (runs.folder / "site").mkdir()
-    (runs.folder / "site" / "sitecustomize.py").write_text(LOGS_AT_INFO)
-    path = f"{runs.folder / 'site'}:{launch_environment()['PYTHONPATH']}"
-    done = runs.run(*tokenize, "-r", "one", PYTHONPATH=path)
+    (runs.folder / "logs_at_info.py").write_text(LOGS_AT_INFO)
+    done = runs.run(*tokenize, "-r", "one", through=runs.folder / "logs_at_info.py")
     said = done.stderr.decode()
     assert done.returncode == 0, said
     assert "\nnemotron-steps: preference-tokenize\n" in said

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from support.programs import check, error_line, losses, run
+from support.programs import BIN, ROOT, check, error_line, losses, run
 from support.slurm_cluster import Cluster
 from support.slurm_runs import PROGRAM, SECRET, error_lines, local_job, started, wait_until
 
 pytestmark = pytest.mark.slow
+
+PACED = ROOT / "tests" / "support" / "paced.py"
 
 
 def test_job_cancelled_by_others(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
@@ -32,9 +35,9 @@ SIGNALS = [(signal.SIGINT, 130, "slow"), (signal.SIGTERM, 143, "slow"), (signal.
 
 @pytest.mark.parametrize(("number", "status", "profile"), SIGNALS)
 def test_a_signal_cancels_the_job(
-    here: Path, cluster: Cluster, tokenize: list[str], number: int, status: int, profile: str
+    here: Path, cluster: Cluster, tokenize: list[str], number: signal.Signals, status: int, profile: str
 ) -> None:
-    process, job_id, said = started(*tokenize, "-r", profile, until="steps: preference-tokenize", stdin=subprocess.DEVNULL)
+    process, job_id, said = started(*tokenize, "-r", profile, until="steps: preference-tokenize")
     process.send_signal(number)
     assert process.wait(60) == status
     assert cluster.wait_for(job_id, "CANCELLED")
@@ -49,7 +52,7 @@ def test_ctrl_c_asks_once(here: Path, cluster: Cluster, tokenize: list[str]) -> 
     wait_until(lambda: f"Cancel job {job_id}? [Y/n] ".encode() in b"".join(said))
     os.write(terminal, b"n\n")
     time.sleep(1.5)
-    assert process.poll() is None
+    assert psutil.pid_exists(process.pid)
     assert cluster.state(job_id) == "RUNNING"
     process.send_signal(signal.SIGINT)
     wait_until(lambda: b"".join(said).count(b"Cancel job") == 2)
@@ -139,11 +142,14 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
     dpo = ["run", "dpo", "-c", "tiny", f"policy.model_name={policy}", "data.train.limit=48", "data.validation=null"]
     dpo += [
         "dpo.max_num_epochs=40",
-        "dpo.max_num_steps=60",
+        "dpo.max_num_steps=24",
         "policy.train_global_batch_size=8",
         "checkpointing.save_optimizer=true",
         "checkpointing.save_period=100",
     ]
+    with_time = shlex.join(["exec", "python", str(PACED), "0.4", str(BIN / "dpo_train.py")])
+    (here / "forks" / "dpo-train").write_text(f'#!/bin/sh\n{with_time} "$@"\n')
+    (here / "forks" / "dpo-train").chmod(0o755)
     process, job_id, said = started(*dpo, "-r", "forked", until="steps: dpo-train")
     _steps_more(3)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # what Slurm's clock sends in the test before
@@ -168,7 +174,7 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
     job = local_job(here)
     given = (job / "train.scored.arrow", "--policy", policy, "-c", job / "train.yaml", "--run-dir", here / "at-one-go")
     check("dpo-train", *given)
-    assert len(losses(job / "run")) == 60
+    assert len(losses(job / "run")) == 24
     assert losses(job / "run") == pytest.approx(losses(here / "at-one-go"), rel=1e-6)
 
 

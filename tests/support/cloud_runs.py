@@ -40,8 +40,10 @@ class Runs:
         own = {"HF_TOKEN_PATH": "/nonexistent", "NEMORUN_HOME": str(self.folder / "nemo_run")}
         return {"cwd": self.folder, "env": {**inherited, **launch_environment(), **own, **self.env, **env}}
 
-    def run(self, *arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
-        argv, options, python = self.command(*arguments), self.options(**env), _python()
+    def run(self, *arguments: object, through: Path | str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
+        """Run it to its end; `through` is a Python file that runs the file it is given."""
+        (interpreter, *rest), options, python = self.command(*arguments), self.options(**env), _python()
+        argv = [interpreter, *([str(through)] if through else []), *rest]
         if forks.can_fork(options["env"], python):
             return forks.run(argv, input=b"", timeout=200, python=python, **options)
         return subprocess.run(argv, capture_output=True, timeout=200, stdin=subprocess.DEVNULL, **options)
@@ -72,7 +74,9 @@ class Runs:
 
 def _python() -> forks.Python:
     """That of the environment. NeMo-Run and Lepton's client look at variables where they are imported, and log by loguru."""
-    return forks.Python(launch_python(), tuple(launch_environment().items()), ("nemo_run", "leptonai", "loguru"))
+    executors = tuple(f"nemotron_dpo.steps.executors.{name}.executor" for name in ("lepton", "dgxcloud"))
+    first = ("omegaconf._impl", "jinja2", "nemotron_dpo.steps.compile.planners", *executors)  # what submits computes nothing
+    return forks.Python(launch_python(), tuple(launch_environment().items()), ("nemo_run", "leptonai", "loguru"), first)
 
 
 class Started:

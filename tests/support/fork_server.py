@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import inspect
 import io
 import json
 import os
@@ -42,6 +43,8 @@ PROGRAMS = ("preference-tokenize", "ref-logprobs", "dpo-train", "dpo-torchrun", 
             "dpo-report", "dpo-runs", "dpo-sweep")  # fmt: skip
 # what a program imports where it first needs it
 LATER = (
+    "encodings.idna",
+    "jinja2",
     "omegaconf._impl",
     "megatron.core.dist_checkpointing.strategies.torch",
     "megatron.core.models.gpt.gpt_layer_specs",
@@ -50,6 +53,7 @@ LATER = (
     "numpy.fft",
     "numpy.ma",
     "pyarrow.compute",
+    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
     "torch.distributed.run",
     "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config",
@@ -80,6 +84,8 @@ def main(requests: socket.socket, first: str, *anew: str) -> None:
         _import_everything()
     _start_own_programs_by_fork()
     _import_for(anew)
+    # torchrun's agent looks at its stack again and again, and would look for these files among all modules each time
+    inspect.modulesbyfile.update({__file__: "", "<frozen runpy>": ""})  # type: ignore[attr-defined] - a cache of inspect's own
     FILTERS.extend(warnings.filters)
     gc.freeze()  # nothing of this is garbage: a collection in a fork need not look at it, nor copy its pages
     request = _next_in_child(requests)

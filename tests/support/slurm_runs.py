@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-from support.programs import command
+from support.programs import Begun, begin
 
 PROGRAM = "nemotron-steps"
 SECRET = "planted-by-the-test-0123456789"
@@ -80,20 +80,24 @@ def error_lines(stderr: bytes) -> list[str]:
     return [line.removeprefix(start) for line in stderr.decode().splitlines() if line.startswith(start)]
 
 
-def started(*arguments: str, until: str, **options: object) -> tuple[subprocess.Popen[bytes], str, list[bytes]]:
-    """An attached run that has said `until`: its process, the id of its job, and the lines it says."""
-    process = subprocess.Popen(command(PROGRAM, *arguments), stderr=subprocess.PIPE, **options)  # type: ignore[call-overload] - options are those of the call
+def started(*arguments: str, until: str, stdin: int | None = None) -> tuple[Begun, str, list[bytes]]:
+    """An attached run that has said `until`: its process, the id of its job, and what it says; it reads nothing but `stdin`."""
+    with open(os.devnull, "rb") as nothing:
+        process, stderr = begin(PROGRAM, *arguments, stdin=nothing.fileno() if stdin is None else stdin)
     said: list[bytes] = []
-    assert process.stderr
-    descriptor = process.stderr.fileno()
-    for line in process.stderr:
+    for line in stderr:
         said.append(line)
         if until in line.decode():
             break
     job_id = next(line.split()[2].decode() for line in said if b"is submitted" in line)
-    rest = iter(lambda: os.read(descriptor, 1 << 16), b"")  # by chunks: a question does not end its line
-    threading.Thread(target=lambda: said.extend(rest), daemon=True).start()
+    threading.Thread(target=_read_on, args=(stderr, said), daemon=True).start()
     return process, job_id, said
+
+
+def _read_on(stderr: BinaryIO, said: list[bytes]) -> None:
+    """By chunks: a question does not end its line."""
+    with stderr:
+        said.extend(iter(lambda: os.read(stderr.fileno(), 1 << 16), b""))
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
