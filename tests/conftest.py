@@ -67,7 +67,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look rarely for garbage, and not among what was imported and collected: it takes a tenth of a worker's time."""
+    """Look rarely for garbage, and not among what was imported and collected: it takes a tenth of a worker's time.
+
+    And compute in one thread. Several, of every worker, wait for one another more than they compute on tensors so small.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     gc.freeze()
     gc.enable()
     gc.set_threshold(10_000, 20, 20)

@@ -1,9 +1,9 @@
-"""One process of a job that trains a small policy for a few steps: `hybrid_job.py FOLDER JSON`.
+"""One process of a job that trains a small policy for a few steps: `hybrid_job.py FOLDER JSON...`.
 
 The folder is that of a Hugging Face model, or has the `weights.pt` of a hybrid of "pattern", a state dict of transformers. JSON
 says the rest: {"pattern", "layout": fields of Layout, "steps",
 "load": a folder to go on from or null, "save": a folder to leave weights and optimizer in or null, "recompute", "lora",
-"bias_rate", "out": the file that rank 0 writes}.
+"bias_rate", "out": the file that rank 0 writes}. Several such jobs are done in turn, each with a policy and groups of its own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ import torch
 PAIRS = 8
 
 
-def main(folder: Path, job: dict[str, Any]) -> None:
+def main(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    from megatron.core import parallel_state
+
     from nemotron_dpo.policy import parallel
     from nemotron_dpo.policy.layout import Layout
 
     torch.set_num_threads(1)
-    parallel.initialize(Layout(**job.get("layout", {})))
     try:
-        done = _train(folder, job)
-        if parallel.rank() == 0:
-            Path(job["out"]).write_text(json.dumps(done))
+        for number, job in enumerate(jobs):
+            if number:
+                parallel_state.destroy_model_parallel()
+            parallel.initialize(Layout(**job.get("layout", {})))
+            done = _train(folder, job)
+            if parallel.rank() == 0:
+                Path(job["out"]).write_text(json.dumps(done))
     finally:
         parallel.shut_down()
 
@@ -120,4 +125,4 @@ def _loss(batch: Any, logps_R: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), [json.loads(job) for job in sys.argv[2:]])

@@ -6,14 +6,13 @@ import ctypes
 import fcntl
 import functools
 import os
-import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from nemotron_dpo.kernels import chosen
+from nemotron_dpo.kernels import choice, chosen
 from nemotron_dpo.kernels.c import build
 from nemotron_dpo.kernels.c.table import table_of
 from nemotron_dpo.kernels.protocol import Kernels
@@ -26,12 +25,13 @@ CPUS = {"native": "", "x86-64-v4": "avx512vl", "x86-64-v3": "avx2", "x86-64": "s
 @pytest.fixture(params=CPUS)
 def c_library(request: pytest.FixtureRequest, everyones: Path) -> ctypes.CDLL:
     """The library as it is built for one kind of CPU."""
-    if shutil.which(_compiler()[0]) is None:
+    compiler = choice.compiler(os.environ)
+    if compiler is None:
         pytest.skip("no C compiler")
     needed = CPUS[request.param]
     if needed and needed not in Path("/proc/cpuinfo").read_text().split():
         pytest.skip(f"this CPU has no {needed}")
-    return _built(request.param, everyones)
+    return _built(request.param, tuple(compiler), everyones)
 
 
 @pytest.fixture
@@ -44,6 +44,15 @@ def c_kernels(c_library: ctypes.CDLL) -> Iterator[Kernels]:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Work is divided, however many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def torch_alone() -> Iterator[None]:
     """As on a machine without a compiler."""
     before = chosen.use(torch_kernels())
@@ -52,15 +61,13 @@ def torch_alone() -> Iterator[None]:
 
 
 @functools.cache
-def _built(cpu: str, folder: Path) -> ctypes.CDLL:
+def _built(cpu: str, compiler: tuple[str, ...], folder: Path) -> ctypes.CDLL:
+    if cpu == "native":
+        return build.library([*compiler], os.environ)[0]  # as programs have it, which may have built it
     place = folder / f"kernels-{cpu}"  # of its own: objects lie beside the library
     place.mkdir(exist_ok=True)
     with (place / "lock").open("w") as lock:  # one worker builds it, the others wait
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place / "kernels.so").exists():
-            build.build(place / "kernels.so", _compiler(), cpu)
+            build.build(place / "kernels.so", [*compiler], cpu)
     return build.load(place / "kernels.so")
-
-
-def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CC", "")) or ["cc"]

@@ -94,6 +94,7 @@ def test_a_context_parallel_rank_attends_for_its_own_tokens(c_kernels: Kernels) 
         assert torch.allclose(c_kernels.attend(q[mine], k, v, row, Scores(0.25)), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scores", [Scores(0.2), Scores(0.2, 50, 3.0)], ids=["plain", "window and cap"])
 def test_a_pair_does_not_depend_on_its_neighbours(c_kernels: Kernels, scores: Scores, dtype: torch.dtype) -> None:
@@ -123,6 +124,7 @@ def test_what_is_not_a_number_is_not_hidden(c_kernels: Kernels) -> None:
     assert bad.tolist() == [5 <= token < 7 for token in range(row.num_tokens)]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [*HEADS, WIDEST], ids=str)
 @pytest.mark.parametrize("lengths", [((1, 1, 1),), LONG], ids=["short", "long"])
@@ -152,6 +154,7 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool(off.float().mean() < 0.01 and torch.allclose(ours.float(), theirs.float(), rtol=2.0**-6, atol=1e-6))
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("size", [12, 64, 100])
 def test_layers_are_rounded_as_torch_rounds_them(c_kernels: Kernels, size: int) -> None:
     torch.manual_seed(size)
@@ -172,6 +175,7 @@ def test_swiglu_of_large_values(c_kernels: Kernels) -> None:
     assert torch.allclose(c_kernels.swiglu(x, None)[0, 0], F.silu(gate), equal_nan=True, atol=1e-30)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("size", [12, 64, 100])
 def test_rms_norm(c_kernels: Kernels, size: int) -> None:
     torch.manual_seed(size)
@@ -187,6 +191,7 @@ def test_rms_norm(c_kernels: Kernels, size: int) -> None:
     assert torch.allclose(dgain, wanted[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("size", "turned"), [(16, 16), (80, 64), (40, 40)])
 def test_rotary_positions(c_kernels: Kernels, size: int, turned: int) -> None:
     torch.manual_seed(size)

@@ -127,6 +127,7 @@ def test_what_is_asked_for_besides_changes_no_bit_of_the_rest(c_library: ctypes.
             assert torch.equal(kept[0], kept[1])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_token_does_not_depend_on_its_neighbours_nor_on_threads(c_library: ctypes.CDLL) -> None:
     """To the last bit: so policy and reference agree, however their rows are packed."""
     hidden, weight, places = draw(100, 1026, 130)
@@ -155,6 +156,7 @@ def test_what_is_not_finite_is_not_hidden_and_spreads_no_further() -> None:
         assert torch.equal(got[:50], fine[:50])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_scratch_memory_suffices_and_is_written_before_it_is_read(
     c_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,17 +34,22 @@ def test_two_processes_equal_one(family: str, tmp_path: Path) -> None:
     layers = 4 if family in ("gemma2", "gemma3_text", "olmo3") else 2
     changes = {"max_position_embeddings": 256, "num_hidden_layers": layers, **CHANGES.get(family, {})}
     folder = families.write_model(tmp_path / "hf", family, **changes)
-    begun = trained(1, folder, save=str(tmp_path / "one"))
-    on = trained(1, folder, load=str(tmp_path / "one"))
+    saved = str(tmp_path / "one")
+    begun, on = trained(1, folder, {"save": saved}, {"load": saved})
     assert on["losses"][1] < begun["losses"][0]
-    for layout in LAYOUTS[family]:
-        found = trained(2, folder, layout=layout, load=str(tmp_path / "one"))
+    divided = trained(2, folder, *({"layout": layout, "load": saved} for layout in LAYOUTS[family]))
+    for layout, found in zip(LAYOUTS[family], divided, strict=True):
         for numbers in ("losses", "norms"):
             assert found[numbers] == pytest.approx(on[numbers], rel=1e-5), (layout, numbers)
 
 
-def trained(processes: int, folder: Path, **settings: Any) -> dict[str, Any]:
-    out = folder.with_suffix(".json")
-    ended = execute_job(processes, [sys.executable, str(JOB), str(folder), json.dumps({"out": str(out), **settings})])
+def trained(processes: int, folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """What these jobs find, done in turn by the same processes."""
+    outs = [folder.with_name(f"{number}.json") for number in range(len(jobs))]
+    words = [json.dumps({"out": str(out), **job}) for out, job in zip(outs, jobs, strict=True)]
+    ended = execute_job(processes, [sys.executable, str(JOB), str(folder), *words])
     assert ended.returncode == 0, ended.stderr.decode()
-    return json.loads(out.read_text())
+    found = [json.loads(out.read_text()) for out in outs]
+    for out in outs:
+        out.unlink()
+    return found

@@ -24,11 +24,8 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "deepseek_v2": [{}],
     "glm4_moe_lite": [{}],
 }
-LAYOUTS: list[tuple[int, dict[str, Any]]] = [
-    (2, {"tensor": 2, "sequence": True}),
-    (2, {"context": 2}),
-    (4, {"tensor": 2, "sequence": True, "pipeline": 2, "expert": 2, "expert_tensor": 1}),
-]
+LAYOUTS: list[dict[str, Any]] = [{"tensor": 2, "sequence": True}, {"context": 2}]
+EVERY: dict[str, Any] = {"tensor": 2, "sequence": True, "pipeline": 2, "expert": 2, "expert_tensor": 1}
 
 
 @pytest.mark.usefixtures("megatron")
@@ -71,11 +68,16 @@ def test_yarn_reaches_channels_without_positions_through_the_scale_of_scores(tmp
 def test_several_processes_equal_one(model_type: str, tmp_path: Path) -> None:
     folder = families.write_model(tmp_path / "hf", model_type, max_position_embeddings=256)
 
-    def run(processes: int, layout: dict[str, Any], **words: Any) -> dict[str, Any]:
-        job = json.dumps({"layout": layout, "bias_rate": 1e-3, "out": str(tmp_path / "out.json"), **words})
-        ended = execute_job(processes, [sys.executable, str(JOB), str(folder), job])
+    def run(processes: int, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+        """What these jobs find, done in turn by the same processes."""
+        outs = [tmp_path / f"{processes} {number}.json" for number in range(len(jobs))]
+        words = [json.dumps({"bias_rate": 1e-3, "out": str(out), **job}) for out, job in zip(outs, jobs, strict=True)]
+        ended = execute_job(processes, [sys.executable, str(JOB), str(folder), *words])
         assert ended.returncode == 0, ended.stderr.decode()
-        return json.loads((tmp_path / "out.json").read_text())
+        found = [json.loads(out.read_text()) for out in outs]
+        for out in outs:
+            out.unlink()
+        return found
 
     def same(done: dict[str, Any], due: dict[str, Any]) -> None:
         assert done["losses"] == pytest.approx(due["losses"], rel=1e-5)
@@ -83,14 +85,15 @@ def test_several_processes_equal_one(model_type: str, tmp_path: Path) -> None:
         for name, biases in done["biases"].items():
             assert biases == pytest.approx(due["biases"][name], abs=1e-6)
 
-    one = run(1, {}, save=str(tmp_path / "one"))
+    saved, several = str(tmp_path / "one"), str(tmp_path / "several")
+    # adapters of latent attention, too
+    adapters: list[dict[str, Any]] = [{"lora": {"dim": 4, "alpha": 8}}] if model_type == "deepseek_v3" else []
+    one, on, *adapted = run(1, {"save": saved}, {"load": saved}, *adapters)
     assert one["losses"][1] < one["losses"][0]
-    for processes, layout in LAYOUTS[:-1]:
-        same(run(processes, layout), one)
-    same(run(*LAYOUTS[-1], save=str(tmp_path / "several")), one)
-    on = run(1, {}, load=str(tmp_path / "one"))
-    same(run(*LAYOUTS[-1], load=str(tmp_path / "one")), on)  # of whose stages one has no experts
-    same(run(1, {}, load=str(tmp_path / "several")), on)
-    if model_type == "deepseek_v3":  # adapters of latent attention, too
-        adapters = {"lora": {"dim": 4, "alpha": 8}}
-        same(run(*LAYOUTS[-1], **adapters), run(1, {}, **adapters))
+    for found in run(2, *({"layout": layout} for layout in LAYOUTS)):
+        same(found, one)
+    due = [one, on, *adapted]  # of the stages below one has no experts
+    divided = run(4, *({"layout": EVERY, **job} for job in ({"save": several}, {"load": saved}, *adapters)))
+    for found, wanted in zip(divided, due, strict=True):
+        same(found, wanted)
+    same(*run(1, {"load": several}), on)
