@@ -70,9 +70,10 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
             raise UserError(f"is a list of {kind}", source=layer.source, field=key, remedy=f"give {key} as a whole")
         OmegaConf.update(below, key, None)
     try:
-        return OmegaConf.merge(below, tree)
+        below.merge_with(tree)  # OmegaConf.merge, without its copy of all that is below
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"cannot be merged ({_reason(error)})", source=layer.source) from None
+    return below
 
 
 def _renamed(tree: Any, layer: ConfigLayer) -> Any:
