@@ -96,10 +96,12 @@ def test_a_scheduler_that_does_not_answer(here: Path, cluster: Cluster, tokenize
 
 
 def test_a_controller_that_restarts_is_borne(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
-    setup, go = here / "env.toml", here / "go"
-    waits = f"until test -e {go}; do sleep 0.1; done"  # srun itself gives up on a controller that does not answer
+    setup, there, go = here / "env.toml", here / "there", here / "go"
+    # srun itself gives up on a controller that does not answer: so the step is there first
+    waits = f"touch {there}; until test -e {go}; do sleep 0.1; done"
     setup.write_text(setup.read_text() + f'[brief]\nextends = "base"\nstartup_commands = ["{waits}"]\n')
     process, _, said = started(*tokenize, "-r", "brief", until="steps: preference-tokenize")
+    wait_until(there.exists, seconds=60)
     controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
     os.kill(controller, signal.SIGSTOP)
     wait_until(lambda: b"still trying" in b"".join(said), seconds=60)
