@@ -76,7 +76,7 @@ def check_scores(pairs: Pairs, source: object, remedy: str = "score it again wit
         assert scores is not None
         uneven = np.flatnonzero(ids.lengths != scores.lengths)
         if len(uneven):
-            counts = f"{scores.lengths[uneven[0]]} log-probs for {counted(ids.lengths[uneven[0]], 'token')}"
+            counts = f"{scores.lengths[uneven[0]]} log-probs for {counted(int(ids.lengths[uneven[0]]), 'token')}"
             raise UserError(f"has {of}{name}_logps of {counts} ({pairs.place(uneven[0])})", source=source, remedy=remedy)
         for first, values, (_, offsets) in zip(scores.firsts, scores.by_part(), scores.parts, strict=True):
             wrong = np.flatnonzero(~((values >= LEAST) & (values <= MOST)))

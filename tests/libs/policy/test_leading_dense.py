@@ -96,4 +96,5 @@ def test_several_processes_equal_one(model_type: str, tmp_path: Path) -> None:
     divided = run(4, *({"layout": EVERY, **job} for job in ({"save": several}, {"load": saved}, *adapters)))
     for found, wanted in zip(divided, due, strict=True):
         same(found, wanted)
-    same(*run(1, {"load": several}), on)
+    (again,) = run(1, {"load": several})
+    same(again, on)
