@@ -198,9 +198,8 @@ def _sections(cls: type[Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
 def _located(error: UserError, layers: Sequence[ConfigLayer], *, exact: bool = False) -> UserError:
     """`error` with its place; what settings come to together may rest on a default, which has none (`exact`)."""
     source, line = origin(error.field, layers, exact=exact) if error.field else (None, None)
-    return UserError(
-        hide_secrets(error.message, error.field or ""), source=source, line=line, field=error.field, remedy=error.remedy
-    )
+    message, remedy = hide_secrets(error.message, error.field or ""), error.remedy and hide_secrets(error.remedy, "")
+    return UserError(message, source=source, line=line, field=error.field, remedy=remedy)
 
 
 def _placed(remark: Remark, layers: Sequence[ConfigLayer]) -> str:

@@ -88,10 +88,10 @@ def redact_override(text: str) -> str:
 
 
 def hide_secrets(message: str, key: str) -> str:
-    """What is wrong with the value of `key`, which may quote it, without a secret."""
+    """What is wrong with the value of `key`, which may quote it, without a secret; with no key, what to do about it."""
     if _names_secret(key):
         return "has a value that cannot be used"
-    return re.sub(r"[^\s'\",]+", lambda word: redact(word[0]), redact(message))
+    return re.sub(r"[^\s'\",=]+", lambda word: redact(word[0]), redact(message))
 
 
 def redact_argv(words: Sequence[str]) -> list[str]:
