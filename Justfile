@@ -11,8 +11,9 @@ cache := cache_home / "nemotron-dpo"
 smollm2 := cache / "smollm2-135m-instruct"
 hybrid := cache / "tiny-hybrid"
 trl := cache / "trl-venv"
-# What the tests of a file share is made once, by the worker that has the file; tests/conftest.py says which files are first
-by_file := "--dist loadfile --no-loadscope-reorder"
+# What the tests of a file share is made once, by the worker that has the file; tests/conftest.py says which files are first.
+# A worker that dies is not replaced: its test would be given to the next, and to the next
+by_file := "--dist loadfile --no-loadscope-reorder --max-worker-restart 0"
 # What Python compiles of the tests and of ours it keeps, even where the environment forbids it, as containers do: every worker and
 # program would compile it anew
 compile_once := "PYTHONDONTWRITEBYTECODE="

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -144,6 +145,21 @@ def test_an_executable_that_forks_is_on_the_host_that_asks_and_hands_signals_on(
             assert waits.stdout.readline() == b"waits\n"
             waits.send_signal(signal.SIGUSR1)
             assert waits.wait(60) == 9
+
+
+@forking
+def test_a_fork_out_of_time_ends_with_what_it_started(tmp_path: Path) -> None:
+    """Else that would hold the pipes that are read to their end."""
+    (tmp_path / "starts.py").write_text("import subprocess; subprocess.run(['sh', '-c', 'echo begun; sleep 300'])\n")
+    out, stdout = os.pipe()
+    begun = forks.start([sys.executable, str(tmp_path / "starts.py")], 0, stdout, 2)
+    os.close(stdout)
+    with open(out, "rb") as said:
+        assert said.readline() == b"begun\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            begun.wait(0.01)
+        assert select.select([said], [], [], 60)[0]
+        assert said.read() == b""
 
 
 PARENT = """

@@ -11,10 +11,11 @@ import pytest
 
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from nemotron_dpo.steps.tiny_policy import write_policy
+from support.followed import SECRET
 from support.forking_python import forks_first
 from support.kept_kernels import with_kernels
 from support.slurm_cluster import Cluster, slurm_cluster
-from support.slurm_runs import PROFILES, SECRET
+from support.slurm_runs import PROFILES
 
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data" / "train.jsonl"
 

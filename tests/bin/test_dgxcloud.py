@@ -12,7 +12,8 @@ import pytest
 
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import fake_containers
-from support.cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
+from support.cloud_runs import DATA, Runs, prepare_folder, watched_command_lines
+from support.followed import SECRET, error_lines, wait_until
 from support.forking_python import forks_first
 from support.launch_venv import launch_environment, launch_python
 
@@ -146,7 +147,7 @@ def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str]) -> None:
     started = runs.start(*tokenize, "-r", "slow", until="steps: preference-tokenize\n")
     started.process.send_signal(signal.SIGTERM)
     assert started.wait() == 143
-    assert error_lines(started.said()) == ["terminated"]
+    assert started.said.error_lines() == ["terminated"]
     (folder,) = (runs.folder / "storage" / "nemo-run").iterdir()
     assert "ends with exit status 143" in (folder / "log-0.txt").read_text()
     assert "/api/v1/workloads/trainings/" in [r["path"] for r in runs.requests() if r["method"] == "DELETE"][-1]

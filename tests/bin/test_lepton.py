@@ -12,7 +12,8 @@ import pytest
 
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import fake_containers
-from support.cloud_runs import DATA, SECRET, Runs, error_lines, prepare_folder, wait_until, watched_command_lines
+from support.cloud_runs import DATA, Runs, prepare_folder, watched_command_lines
+from support.followed import SECRET, error_lines, wait_until
 from support.forking_python import forks_first
 from support.launch_venv import launch_environment, launch_python
 from support.programs import run
@@ -138,7 +139,7 @@ def test_a_signal_cancels_the_job(runs: Runs, tokenize: list[str], number: signa
     started = runs.start(*tokenize, "-r", "slow", until="steps: preference-tokenize\n")
     started.process.send_signal(number)
     assert started.wait() == status
-    assert error_lines(started.said()) == ["interrupted" if number == signal.SIGINT else "terminated"]
+    assert started.said.error_lines() == ["interrupted" if number == signal.SIGINT else "terminated"]
     (folder,) = (runs.folder / "storage" / "nemo-run").iterdir()
     assert "ends with exit status 143" in (folder / "log-0.txt").read_text()
     assert [request["body"] for request in runs.requests() if request["method"] == "PATCH"] == [{"spec": {"stopped": True}}]

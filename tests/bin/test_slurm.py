@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from support.followed import PROGRAM, SECRET, error_lines
 from support.programs import check, losses, run
 from support.slurm_cluster import Cluster
-from support.slurm_runs import PROGRAM, SECRET, error_lines, local_job
+from support.slurm_runs import local_job
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def test_failing_job_gives_its_status_and_no_secret_away(
     watcher.join()
     assert done.returncode == 1
     assert "broken.jsonl:1: " in done.stderr.decode()
-    (line,) = error_lines(done.stderr)
+    (line,) = error_lines(done.stderr.decode())
     assert line.startswith("job ")
     assert "failed (exit 1); it said why above; the log is " in line
     assert any("slurm_script" in line for line in lines)
@@ -150,7 +151,7 @@ def test_image_is_imported_once(here: Path, cluster: Cluster, tokenize: list[str
 def test_an_image_that_cannot_be_imported_ends_the_job(here: Path, tokenize: list[str]) -> None:
     done = run(PROGRAM, *tokenize, "-r", "image")  # there is no enroot
     assert done.returncode == 143
-    assert "was cancelled: what it depends on failed" in error_lines(done.stderr)[0]
+    assert "was cancelled: what it depends on failed" in error_lines(done.stderr.decode())[0]
     assert list((here / "remote").glob("*.sqsh*")) == [here / "remote" / "nvcr_io_nvidia_nemo_25_11.sqsh.log"]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import shlex
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from support.followed import PROGRAM, SECRET, Said, error_lines, wait_until
 from support.programs import BIN, ROOT, check, error_line, losses, run
 from support.slurm_cluster import Cluster
-from support.slurm_runs import PROGRAM, SECRET, error_lines, local_job, started, wait_until
+from support.slurm_runs import local_job, started
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +28,7 @@ def test_job_cancelled_by_others(here: Path, cluster: Cluster, tokenize: list[st
     process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize")
     cluster.slurm("scancel", job_id)
     assert process.wait(60) == 143
-    time.sleep(0.2)
-    (line,) = error_lines(b"".join(said))
+    (line,) = said.error_lines()
     assert line.startswith(f"job {job_id} was cancelled; the log is ")
 
 
@@ -41,21 +43,20 @@ def test_a_signal_cancels_the_job(
     process.send_signal(number)
     assert process.wait(60) == status
     assert cluster.wait_for(job_id, "CANCELLED")
-    time.sleep(0.2)
-    assert error_lines(b"".join(said)) == ["interrupted" if number == signal.SIGINT else "terminated"]
+    assert said.error_lines() == ["interrupted" if number == signal.SIGINT else "terminated"]
 
 
 def test_ctrl_c_asks_once(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
     terminal, inside = pty.openpty()
     process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize", stdin=inside)
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: f"Cancel job {job_id}? [Y/n] ".encode() in b"".join(said))
+    wait_until(lambda: f"Cancel job {job_id}? [Y/n] " in said.so_far())
     os.write(terminal, b"n\n")
     time.sleep(1.5)
     assert psutil.pid_exists(process.pid)
     assert cluster.state(job_id) == "RUNNING"
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: b"".join(said).count(b"Cancel job") == 2)
+    wait_until(lambda: said.so_far().count("Cancel job") == 2)
     os.write(terminal, b"y\n")
     assert process.wait(60) == 130
     assert cluster.wait_for(job_id, "CANCELLED")
@@ -84,14 +85,10 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(
 
 
 def test_a_scheduler_that_does_not_answer(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
-    controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
-    os.kill(controller, signal.SIGSTOP)
-    try:
+    with _stopped_controller(cluster):
         done = run(PROGRAM, *tokenize, "-b", "base")
-    finally:
-        os.kill(controller, signal.SIGCONT)
     assert done.returncode == 1
-    (line,) = error_lines(done.stderr)
+    (line,) = error_lines(done.stderr.decode())
     assert line.startswith(("profile base: sbatch refused the job: ", "sbatch: no answer within 30 s: it may be queued"))
 
 
@@ -102,15 +99,12 @@ def test_a_controller_that_restarts_is_borne(here: Path, cluster: Cluster, token
     setup.write_text(setup.read_text() + f'[brief]\nextends = "base"\nstartup_commands = ["{waits}"]\n')
     process, _, said = started(*tokenize, "-r", "brief", until="steps: preference-tokenize")
     wait_until(there.exists, seconds=60)
-    controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
-    os.kill(controller, signal.SIGSTOP)
-    wait_until(lambda: b"still trying" in b"".join(said), seconds=60)
-    os.kill(controller, signal.SIGCONT)
+    with _stopped_controller(cluster):
+        wait_until(lambda: "still trying" in said.so_far(), seconds=60)
     wait_until(lambda: cluster.slurm("sinfo", "--noheader") != "", seconds=60)
     go.touch()
-    assert process.wait(90) == 0, b"".join(said).decode()
-    time.sleep(0.2)
-    assert b"4 pairs written" in b"".join(said)
+    assert process.wait(90) == 0, said.so_far()
+    assert "4 pairs written" in said.whole()
 
 
 def test_a_requeued_job_has_its_environment_again(here: Path, cluster: Cluster, tokenize: list[str]) -> None:
@@ -121,8 +115,7 @@ def test_a_requeued_job_has_its_environment_again(here: Path, cluster: Cluster, 
     wait_until(lambda: (local_job(here) / "again").exists())
     cluster.slurm("scontrol", "requeue", job_id)
     assert process.wait(90) == 0
-    time.sleep(0.2)
-    assert f"MY_WORD has {len(SECRET)} letters" in b"".join(said).decode()
+    assert f"MY_WORD has {len(SECRET)} letters" in said.whole()
     assert not (local_job(here) / "env.sh").exists()
 
 
@@ -132,8 +125,7 @@ def test_out_of_time_with_nothing_saved_is_the_end(here: Path, cluster: Cluster,
     # Slurm looks at its clock every minute, and sends the signal that the script asked for two minutes before the end
     cluster.slurm("scontrol", "update", f"JobId={job_id}", "EndTime=now+115")
     assert process.wait(110) == 124
-    time.sleep(0.2)
-    text = b"".join(said).decode()
+    text = said.whole()
     assert "nemotron-steps: time is nearly up: preference-tokenize is told to save and end\n" in text
     assert "nothing was saved before time was up: raise time in the profile" in text
 
@@ -165,10 +157,9 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
     _goes_on(said, 2)
     for partition, key, value in (("batch", "GraceTime", "0"), ("interactive", "PriorityTier", "1")):
         cluster.slurm("scontrol", "update", f"PartitionName={partition}", f"{key}={value}")
-    assert process.wait(150) == 0, b"".join(said).decode()
+    assert process.wait(150) == 0, said.so_far()
     assert cluster.state(first) == "COMPLETED"
-    time.sleep(0.2)
-    text = b"".join(said).decode()
+    text = said.whole()
     assert text.count("nemotron-steps: time is nearly up: dpo-train is told to save and end\n") == 1
     assert text.count("nemotron-steps: requeued: it goes on from what was saved\n") == 2
     assert text.count("nemotron-steps: preference-tokenize train: done before\n") == 2
@@ -180,6 +171,16 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
     assert losses(job / "run") == pytest.approx(losses(here / "at-one-go"), rel=1e-6)
 
 
+@contextlib.contextmanager
+def _stopped_controller(cluster: Cluster) -> Iterator[None]:
+    controller = int((cluster.root / "slurm" / "run" / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(controller, signal.SIGCONT)
+
+
 def _steps_more(number: int) -> None:
     """Wait until so many more steps were trained."""
     metrics = local_job(Path()) / "run" / "metrics.jsonl"
@@ -187,6 +188,6 @@ def _steps_more(number: int) -> None:
     wait_until(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= before + number, seconds=60)
 
 
-def _goes_on(said: list[bytes], times: int) -> None:
+def _goes_on(said: Said, times: int) -> None:
     """Wait until the job was queued again and has begun to train for so many times."""
-    wait_until(lambda: b"".join(said).count(b"resuming after step") == times, seconds=120)
+    wait_until(lambda: said.so_far().count("resuming after step") == times, seconds=120)

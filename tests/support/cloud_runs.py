@@ -7,19 +7,17 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from support import forks
+from support.followed import Said, wait_until
 from support.launch_venv import launch_environment, launch_python
 from support.programs import BIN
 
-PROGRAM = "nemotron-steps"
-SECRET = "planted-by-the-test-0123456789"
 DATA = configs_root() / "rl" / "nemo_rl" / "dpo" / "data" / "train.jsonl"
 
 
@@ -58,7 +56,7 @@ class Runs:
                 started = Started(forks.start(argv, *descriptors, python=python, **options), out)
             else:
                 started = Started(subprocess.Popen[bytes](argv, stdin=nothing, stdout=nothing, stderr=stderr, **options), out)
-        wait_until(lambda: until in started.said())
+        wait_until(lambda: until in started.said.so_far())
         return started
 
     def requests(self) -> list[dict]:
@@ -83,35 +81,13 @@ class Started:
     """A run that goes on, and what it says."""
 
     def __init__(self, process: subprocess.Popen[bytes] | forks.Fork, stderr: int) -> None:
-        self.process = process
-        self._lines: list[bytes] = []
-        self._reader = threading.Thread(target=self._read, args=(stderr,), daemon=True)
-        self._reader.start()
-
-    def _read(self, stderr: int) -> None:
-        with open(stderr, "rb") as lines:
-            self._lines.extend(lines)
-
-    def said(self) -> str:
-        return b"".join(self._lines).decode()
+        self.process, self.said = process, Said(open(stderr, "rb"))  # noqa: SIM115 - which closes it
 
     def wait(self) -> int:
+        """Its status, once all is said."""
         status = self.process.wait(90)
-        self._reader.join(5)
+        self.said.whole()
         return status
-
-
-def error_lines(said: str) -> list[str]:
-    """What went wrong, without the program's name."""
-    start = f"{PROGRAM}: error: "
-    return [line.removeprefix(start) for line in said.splitlines() if line.startswith(start)]
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def prepare_folder(folder: Path, profiles: str) -> None:

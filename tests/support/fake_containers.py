@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import psutil
+from support import forks
 
 GRACE_SECONDS = 10
 _STARTED: list[Container] = []
@@ -56,10 +56,7 @@ class Container:
 
     def kill(self) -> None:
         """End all of it."""
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                process.kill()
-        self._process.kill()
+        forks.kill_tree(self._process.pid)
 
     def _kill_late(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):

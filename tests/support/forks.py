@@ -7,6 +7,7 @@ Where forking cannot be had (no Linux, or a GPU, whose driver does not survive i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from support import fork_server
 
@@ -47,19 +50,31 @@ class Fork:
     _reply: socket.socket
 
     def wait(self, timeout: float) -> int:
-        """Its status, negative where a signal ended it, as subprocess has it. Raises TimeoutExpired, and it is killed."""
+        """Its status, negative where a signal ended it, as subprocess has it. Raises TimeoutExpired, and it is killed.
+
+        What it has started is killed too: that may have the ends of pipes whose other ends wait for it.
+        """
         self._reply.settimeout(timeout)
         try:
             with self._reply:
                 (status,) = fork_server.WORD.unpack(self._reply.recv(fork_server.WORD.size))
         except TimeoutError:
-            self.send_signal(signal.SIGKILL)
+            kill_tree(self.pid)
             raise subprocess.TimeoutExpired(self.argv, timeout) from None
         return status
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal it; call before `wait` has returned."""
         os.kill(self.pid, number)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that come of it; those that are gone are no matter."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        for process in (*first.children(recursive=True), first):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Callable
+import re
 from pathlib import Path
-from typing import BinaryIO
 
+from support.followed import PROGRAM, Said, wait_until
 from support.programs import Begun, begin
 
-PROGRAM = "nemotron-steps"
-SECRET = "planted-by-the-test-0123456789"
 PROFILES = """
 [wandb]
 project = "aligned"
@@ -75,33 +71,12 @@ def local_job(folder: Path) -> Path:
     return job
 
 
-def error_lines(stderr: bytes) -> list[str]:
-    start = f"{PROGRAM}: error: "
-    return [line.removeprefix(start) for line in stderr.decode().splitlines() if line.startswith(start)]
-
-
-def started(*arguments: str, until: str, stdin: int | None = None) -> tuple[Begun, str, list[bytes]]:
+def started(*arguments: str, until: str, stdin: int | None = None) -> tuple[Begun, str, Said]:
     """An attached run that has said `until`: its process, the id of its job, and what it says; it reads nothing but `stdin`."""
     with open(os.devnull, "rb") as nothing:
         process, stderr = begin(PROGRAM, *arguments, stdin=nothing.fileno() if stdin is None else stdin)
-    said: list[bytes] = []
-    for line in stderr:
-        said.append(line)
-        if until in line.decode():
-            break
-    job_id = next(line.split()[2].decode() for line in said if b"is submitted" in line)
-    threading.Thread(target=_read_on, args=(stderr, said), daemon=True).start()
+    said = Said(stderr)
+    wait_until(lambda: until in said.so_far() or said.is_whole(), seconds=120)
+    assert until in said.so_far(), said.so_far()
+    (job_id,) = re.findall(r"job (\S+) is submitted", said.so_far())
     return process, job_id, said
-
-
-def _read_on(stderr: BinaryIO, said: list[bytes]) -> None:
-    """By chunks: a question does not end its line."""
-    with stderr:
-        said.extend(iter(lambda: os.read(stderr.fileno(), 1 << 16), b""))
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)

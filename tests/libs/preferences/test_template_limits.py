@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 
 import pytest
 
@@ -41,11 +40,10 @@ def _render(source: str, **values: object) -> str:
 
 def test_what_is_beyond_all_bounds_is_refused_at_once():
     for source in LARGE:
-        started = time.monotonic()
         with pytest.raises(RowProblem, match="the chat template") as refused:
             _render(source)
         assert refused.value.reason == "template error", source
-        assert time.monotonic() - started < 5, source
+        assert "computes for more than" not in str(refused.value), source
     with pytest.raises(RowProblem, match="undefined"):
         _render("{{ lipsum(10**9) }}")
 

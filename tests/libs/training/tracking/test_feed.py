@@ -1,4 +1,7 @@
-"""A tracker that fails, hangs, dies, talks or asks does so alone: the run goes on, and says it once."""
+"""A tracker that fails, hangs, dies, talks or asks does so alone: the run goes on, and says it once.
+
+One that hangs does so for longer than a test may take.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ def _run(folder: Path, *names: str, done: int = 0, say: list[str]) -> sinks.Reco
 
 
 def _heard(folder: Path, name: str, experiment: str = "exp_001") -> list[str]:
-    return (folder / "logs" / experiment / name / "heard.txt").read_text().splitlines()
+    heard = folder / "logs" / experiment / name / "heard.txt"
+    return heard.read_text().splitlines() if heard.exists() else []
 
 
 def test_it_is_started_fed_and_closed_and_a_resumed_run_goes_on_in_it(more: Path, tmp_path: Path) -> None:
@@ -94,16 +98,16 @@ def test_it_is_started_fed_and_closed_and_a_resumed_run_goes_on_in_it(more: Path
     assert heard == ["tracked by good"] * 3
 
 
-# name -> what the tracker does, what is said of it ({} is its log), seconds that the end may take
+# name -> what the tracker does, what is said of it ({} is its log)
 FAULTS = {
-    "raises": (WRITE.format("raise ValueError('no\\nroom')"), "warning: raises failed: no room: see {}; " + SEEN, 20),
-    "raises_at_start": (START.format("raise OSError(28, 'full')"), "warning: raises_at_start failed: [Errno 28] full: see {}; " + SEEN, 20),
-    "raises_at_close": (CLOSE.format("raise ValueError"), "warning: raises_at_close failed: ValueError: see {}; " + SEEN, 20),
-    "dies": (WRITE.format("os._exit(3)"), "warning: dies ended with status 3: see {}; " + SEEN, 20),
-    "hangs": (WRITE.format("time.sleep(600)"), "warning: hangs did not take everything in time and was stopped: see {}; " + SEEN, 4),
-    "hangs_at_start": (START.format("time.sleep(600)"), "warning: hangs_at_start did not take everything in time and was stopped: see {}; " + SEEN, 4),
-    "hangs_at_exit": (START.format("import atexit, threading; atexit.register(time.sleep, 600); threading.Thread(target=time.sleep, args=(600,)).start(); return Tracking(run)"), None, 20),
-    "talks_and_asks": (START.format("print('{\"failed\": 1}'); os.system('echo also so'); \n    try: input('your key? ')\n    except EOFError: return Tracking(run)"), None, 20),
+    "raises": (WRITE.format("raise ValueError('no\\nroom')"), "warning: raises failed: no room: see {}; " + SEEN),
+    "raises_at_start": (START.format("raise OSError(28, 'full')"), "warning: raises_at_start failed: [Errno 28] full: see {}; " + SEEN),
+    "raises_at_close": (CLOSE.format("raise ValueError"), "warning: raises_at_close failed: ValueError: see {}; " + SEEN),
+    "dies": (WRITE.format("os._exit(3)"), "warning: dies ended with status 3: see {}; " + SEEN),
+    "hangs": (WRITE.format("time.sleep(3600)"), "warning: hangs did not take everything in time and was stopped: see {}; " + SEEN),
+    "hangs_at_start": (START.format("time.sleep(3600)"), "warning: hangs_at_start did not take everything in time and was stopped: see {}; " + SEEN),
+    "hangs_at_exit": (START.format("import atexit, threading; atexit.register(time.sleep, 3600); threading.Thread(target=time.sleep, args=(3600,)).start(); return Tracking(run)"), None),
+    "talks_and_asks": (START.format("print('{\"failed\": 1}'); os.system('echo also so'); \n    try: input('your key? ')\n    except EOFError: return Tracking(run)"), None),
 }  # fmt: skip
 
 
@@ -112,19 +116,16 @@ FAULTS = {
 def test_a_fault_is_said_once_and_ends_nothing_else(
     name: str, more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fault, due, seconds = FAULTS[name]
+    fault, due = FAULTS[name]
     (more / f"{name}.py").write_text(HEAD + fault)
     (more / "good.py").write_text(HEAD)
     if "hangs" in name and due:
-        monkeypatch.setattr(trackers, "CLOSE_SECONDS", 2.0)
+        monkeypatch.setattr(trackers, "CLOSE_SECONDS", 4.0)
     said: list[str] = []
     with sinks.opened(_run(tmp_path / "run", "good", name, say=said)) as recording:
-        started = time.monotonic()
         for record in records(0, 500):
             recording.write(record)
-        assert time.monotonic() - started < 2  # of waiting for a tracker there is none
-        ended = time.monotonic()
-    assert time.monotonic() - ended < seconds
+        _wait(lambda: len(_heard(tmp_path / "run", "good")) == 503)  # so of the time to close it needs little
     log = tmp_path / "run" / "logs" / "exp_001" / f"{name}.log"
     assert [line for line in said if line.startswith("warning")] == ([due.format(log)] if due else [])
     assert len(_heard(tmp_path / "run", "good")) == 504  # open, two validations, 500 steps, close
