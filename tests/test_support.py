@@ -21,7 +21,7 @@ import pytest
 from support import forks, order
 from support.cases import each
 from support.forking_python import forks_first
-from support.programs import execute
+from support.programs import execute, run
 
 forking = pytest.mark.skipif(not forks.can_fork(os.environ), reason="programs start cold here")
 
@@ -145,6 +145,27 @@ def test_an_executable_that_forks_is_on_the_host_that_asks_and_hands_signals_on(
             assert waits.stdout.readline() == b"waits\n"
             waits.send_signal(signal.SIGUSR1)
             assert waits.wait(60) == 9
+
+
+RANK = """
+import os, sys
+again = os.environ["TORCHELASTIC_RESTART_COUNT"]
+leads = os.getsid(0) == os.getpid() != os.getppid()
+os.write(1, f"{os.environ['RANK']} {again} {leads} {'torch' in sys.modules}\\n".encode())
+sys.exit(again == "0")
+"""
+
+
+@forking
+def test_ranks_of_an_agent_are_forks_and_those_that_it_starts_again_start_cold(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    job = ("--standalone", "--nproc-per-node=2", "--max-restarts", 1, "--monitor-interval", 0.1, "--no-python")
+    done = run("dpo-torchrun", *job, sys.executable, tmp_path / "rank.py", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr.decode()
+    told = {number: {line for line in done.stdout.decode().splitlines() if line.split()[1] == number} for number in "01"}
+    assert told["1"] == {"0 1 True False", "1 1 True False"}
+    assert told["0"] <= {"0 0 True True", "1 0 True True"}  # where one has failed, the other may be ended before it says so
+    assert told["0"]
 
 
 @forking

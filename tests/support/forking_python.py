@@ -42,7 +42,7 @@ def forking_programs(folder: Path, cold: str = "/cold.py") -> Iterator[Path]:
 
     What is neither `python` starts as Python does, and so a file whose path ends in `cold`.
     """
-    from support.fork_server import PROGRAMS
+    from support.forkable import PROGRAMS
 
     place, python = folder / "forks.socket", sys.executable
     known = {"python": python, "here": forked_for_me.__file__, "socket": place}

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from support import fork_server
+from support.forkable import can_be_honoured
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class _Server:
 
 def can_fork(environment: Mapping[str, str], python: Python = OURS) -> bool:
     """Whether a fork can be what a program started with `environment` is."""
-    same = fork_server.can_be_honoured(environment, {**os.environ, **dict(python.variables)})
+    same = can_be_honoured(environment, {**os.environ, **dict(python.variables)})
     return same and hasattr(os, "pidfd_open") and not Path("/dev/nvidiactl").exists()
 
 
