@@ -79,6 +79,20 @@ def test_a_closed_terminal_and_ctrl_c_end_a_run_as_sigterm_does(
     assert done.stderr.decode().endswith(f"dpo-train: ended after step 1 of 6 by {name}: the same command resumes it\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "word"),
+    [("SIGHUP", 129, "the terminal hung up"), ("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")],
+)
+def test_where_a_run_ends_that_cannot_be_resumed_is_said(
+    base: tuple[object, ...], tmp_path: Path, name: str, status: int, word: str
+) -> None:
+    never = "checkpointing.save_optimizer=false"
+    done = struck(name, 2, "dpo-train", *base, "--run-dir", tmp_path / "run", *COMMON, never)
+    assert done.returncode == status, done.stderr.decode()
+    place = f"dpo-train: ended after step 2 of 6 by {name}: without checkpointing.save_optimizer it cannot be resumed\n"
+    assert done.stderr.decode().endswith(f"{place}dpo-train: error: {word}\n")
+
+
 def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, launched: bool = False) -> Done:
     """Run a program until `signal` strikes `rank` in `step`."""
     strike = map(str, (ROOT / "tests" / "support" / "struck.py", signal, step, rank))

@@ -21,6 +21,7 @@ from nemotron_dpo.training.samples import Samples
 from nemotron_dpo.training.saving import Checkpoints
 from nemotron_dpo.training.settings import LoopSettings
 from nemotron_dpo.training.sinks.jsonl import NAME as METRICS
+from nemotron_dpo.training.sinks.run_file import signal_of
 from nemotron_dpo.training.stopping import Stop
 
 
@@ -59,7 +60,12 @@ def train(
         records = loop.records(
             policy, data, validation, settings, save, stop=stop, enter=progress.phase, carried=carried, done=done
         )
-        _take(records, info, recording, guarded, functools.partial(_show, progress, samples, policy, say))
+        try:
+            _take(records, info, recording, guarded, functools.partial(_show, progress, samples, policy, say))
+        except BaseException as error:
+            if signal := signal_of(error):  # one that is not noted, as its step could not be resumed
+                say(_ending(info.totals.steps, settings.num_steps, signal, checkpoints))
+            raise
         progress.phase("")
     for line in _ending_lines(recorded, guarded, stop, info.totals.steps, settings.num_steps, checkpoints):
         say(line)

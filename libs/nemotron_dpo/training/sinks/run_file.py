@@ -63,7 +63,7 @@ class RunFile:
     def close(self, *, failed: bool = False) -> None:
         """Note how the run ended."""
         error = sys.exc_info()[1] if failed else None
-        stopped = self._run.stopped_by() if not failed else _signal(error) if error else None
+        stopped = self._run.stopped_by() if not failed else signal_of(error) if error else None
         self._facts["status"] = "stopped" if stopped else "failed" if failed else "done"
         self._facts["reason"] = stopped or ((str(error) or type(error).__name__) if error else None)
         self._write()
@@ -85,7 +85,7 @@ def settle(folder: Path) -> None:
         _publish(path, {**facts, "status": "done", "earlier": _earlier(path)})
 
 
-def _signal(error: BaseException) -> str | None:
+def signal_of(error: BaseException) -> str | None:
     """The signal that `error` was raised for, as `cli.raise_terminated` and Python do; None where it is a failure."""
     if isinstance(error, (Exception, SystemExit)):
         return None
