@@ -21,6 +21,7 @@ from support import ranks
 from support.forkable import module_of, script_of
 
 FILTERS: list[Any] = []  # of warnings, as libraries leave them that are imported
+LEFT_ALONE: list[Any] = []  # what to free would take time
 
 
 def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
@@ -49,7 +50,8 @@ def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
 
 def _forget_the_forker() -> None:
     """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
-    weakref.finalize._registry.clear()  # type: ignore[attr-defined] - its temporary folders
+    LEFT_ALONE.append(weakref.finalize._registry)  # type: ignore[attr-defined] - its temporary folders
+    weakref.finalize._registry = {}  # type: ignore[attr-defined]
     if pools := sys.modules.get("concurrent.futures.thread"):
         pools._threads_queues.clear()  # its pools, whose threads are not here
     warnings.resetwarnings()

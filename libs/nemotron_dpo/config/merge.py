@@ -60,11 +60,13 @@ def _merged(below: Any, layer: ConfigLayer) -> Any:
 
     tree = _renamed(_both_names(_hoisted(layer.tree)), layer)
     _make_room(below, tree, layer)
-    _name_single_sets(below, tree)
-    _forget_rows(below, tree)
+    if "data" in tree:
+        _name_single_sets(below, tree)
+        _forget_rows(below, tree)
     for key, (kind, names) in _LISTED.items():
-        old, new = _selected(below, key), _selected(tree, key)
-        if None in (old, new) or OmegaConf.is_list(old) == OmegaConf.is_list(new):
+        if (new := _selected(tree, key)) is None or (old := _selected(below, key)) is None:
+            continue
+        if OmegaConf.is_list(old) == OmegaConf.is_list(new):
             continue
         if OmegaConf.is_dict(new) and not any(name in new for name in names):
             raise UserError(f"is a list of {kind}", source=layer.source, field=key, remedy=f"give {key} as a whole")
@@ -162,6 +164,8 @@ def _hoisted(tree: Any) -> Any:
     """`tree` with `policy.optimizer.kwargs` also one level up, so that the later of the two spellings wins in the merge."""
     from omegaconf import OmegaConf
 
+    if OmegaConf.is_config(tree) and "policy" not in tree and "data" not in tree:
+        return tree  # nothing of it will be written anew
     tree = OmegaConf.create(tree)
     try:
         kwargs = OmegaConf.to_container(tree)["policy"]["optimizer"]["kwargs"]  # type: ignore[index,call-overload] - a mapping gives a dict
