@@ -71,6 +71,7 @@ def main(requests: socket.socket, first: str, *anew: str) -> None:
     if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
         wait_for_no_disk()
     ends: list[Callable[[], None]] = []
+    gc.disable()  # what is imported stays, and a quarter of the time would go into looking for what does not
     if first:
         for module in first.split(","):
             importlib.import_module(module)
@@ -80,6 +81,7 @@ def main(requests: socket.socket, first: str, *anew: str) -> None:
         _import_everything()
     _start_own_programs_by_fork()
     _import_for(anew)
+    gc.enable()
     # torchrun's agent looks at its stack again and again, and would look for these files among all modules each time
     inspect.modulesbyfile.update({__file__: "", becoming.__file__: "", "<frozen runpy>": ""})  # type: ignore[attr-defined] - a cache of inspect's own
     becoming.FILTERS.extend(warnings.filters)
@@ -106,7 +108,6 @@ def wait_for_no_disk() -> None:
 
 def _import_everything() -> None:
     """Import torch, megatron-core and all of ours, as a program does it; what this machine lacks is left to who wants it."""
-    gc.disable()  # what is imported stays, and a quarter of the time would go into looking for what does not
     from nemotron_dpo import policy
     from nemotron_dpo.policy.device import redirect
 
@@ -118,7 +119,6 @@ def _import_everything() -> None:
         for name in (*ours, *LATER):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    gc.enable()
 
 
 def _import_for(packages: Sequence[str]) -> None:
