@@ -182,13 +182,13 @@ def _start_own_programs_by_fork() -> None:
 
     And one that takes the place of a program, which is what that process then becomes.
     """
-    start = subprocess.Popen
 
-    def popen(args: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
-        environment = options.get("env") or dict(os.environ)
-        if is_ours(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
-            options["preexec_fn"] = lambda: become([str(word) for word in args], environment)
-        return start(args, *positional, **options)
+    class Popen(subprocess.Popen):
+        def __init__(self, args: Sequence[str], *positional: Any, **options: Any) -> None:
+            environment = options.get("env") or dict(os.environ)
+            if is_ours(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
+                options["preexec_fn"] = lambda: become([str(word) for word in args], environment)
+            super().__init__(args, *positional, **options)
 
     def execv(path: str, args: Sequence[str]) -> NoReturn:
         if is_ours(args) and threading.active_count() == 1 and can_be_honoured(os.environ):
@@ -197,7 +197,7 @@ def _start_own_programs_by_fork() -> None:
 
     replace = os.execv
     os.execv = execv  # type: ignore[assignment] - a stand-in of the same arguments
-    subprocess.Popen = popen  # type: ignore[misc, assignment] - and another
+    subprocess.Popen = Popen  # type: ignore[misc] - and another
 
 
 if __name__ == "__main__":
