@@ -94,6 +94,10 @@ def test_a_forked_program_finds_what_a_started_one_finds(tmp_path: Path) -> None
         drawn += [*numbers.split(), *others.split()]
         assert (forked.returncode, forked.stderr) == (started.returncode, started.stderr) == (7, b"said\n")
     assert len(set(drawn)) == 12  # nobody's random numbers are another's
+    safe = [sys.executable, "-P", str(script)]
+    found = json.loads(execute(safe, input=b"").stdout.splitlines()[0])
+    assert (found["original"], found["argv"]) == (safe, safe[2:])
+    assert str(script.parent) not in found["path"]
 
 
 @forking

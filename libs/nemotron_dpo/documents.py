@@ -21,6 +21,7 @@ _MOST_VALUES = 1_000_000  # aliases counted as often as they stand for something
 _INTERPOLATIONS = 10  # levels of ${...} in a value
 _LONG_KEY = re.compile(rf"(?<![\w.-])(?:[\w-]++\s*+\.\s*+){{{MOST_LEVELS},}}+[\w-]++\s*+[=\]]")  # TOML's parser is slow on it
 _SURROGATES = re.compile("[\ud800-\udfff]")  # no file can hold them
+_READ_ALIKE = re.compile(r"[^\t!|>?\ufeff]*")  # what PyYAML's parser in C reads of these, that in Python reads as well
 _OPENING = re.compile(r"\$\{|[{\[(]|[}\])]")
 
 
@@ -38,6 +39,9 @@ def parsed_yaml(text: str, source: object, loader: Any = None) -> Any:
 
     check_yaml(text, source)
     with fitting_tags():
+        if loader is None and _READ_ALIKE.fullmatch(text):
+            with contextlib.suppress(yaml.YAMLError):  # the one in Python says it in its words
+                return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return yaml.load(text, Loader=loader or yaml.SafeLoader)
 
 

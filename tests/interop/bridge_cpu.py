@@ -18,6 +18,7 @@ models ask for the extra states that its modules have.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -34,8 +35,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import bridge_fused
-import bridge_hybrid
+gc.disable()  # what is imported stays: a collection looks at all of it again, and again in each fork
+
+import bridge_fused  # noqa: E402 - imports torch
+import bridge_hybrid  # noqa: E402
 
 STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets", *bridge_hybrid.STAND_INS)
 
@@ -89,8 +92,10 @@ def import_bridge() -> Any:
     """AutoBridge, importable and runnable without CUDA."""
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
-    import megatron.core
     import torch
+
+    torch.compile = lambda model=None, **options: model or (lambda own: own)  # type: ignore[assignment] - imports a compiler that is not used
+    import megatron.core
 
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value] - a stand-in for a GPU's
     torch.cuda.synchronize = lambda *args, **kwargs: None
@@ -342,6 +347,8 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Bridge prints
     auto = import_bridge()
+    gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         print(in_a_fork(auto, json.loads(line)), file=replies, flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from nemotron_dpo.config.merge import resolve_layers
 from nemotron_dpo.config.read_layers import read_layers
-from nemotron_dpo.documents import MOST_LEVELS, check_override, check_yaml, is_too_deep, read_toml, yaml_mapping
+from nemotron_dpo.documents import MOST_LEVELS, check_override, check_yaml, is_too_deep, parsed_yaml, read_toml, yaml_mapping
 from nemotron_dpo.errors import UserError
 
 DEEP = f"is nested too deeply: {MOST_LEVELS} levels are the most"
@@ -142,3 +143,16 @@ def test_any_text_is_refused_by_a_line_or_parsed(text: str):
         yaml.safe_load(text)
     except (UserError, yaml.YAMLError, ValueError, TypeError):
         return
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: [x, 1e-05, 0o7, yes]\n", "a: !", "a: b\n\ufeff", "a: >#", "a:\tb", "{1?: 2}", "a: [", "a: 'b\x07'"]
+)
+def test_whichever_parser_reads_it_the_one_in_python_would_have_read_the_same(text: str):
+    def read(parse: Callable[[], object]) -> object:
+        try:
+            return parse()
+        except yaml.YAMLError as error:
+            return str(error)
+
+    assert read(lambda: parsed_yaml(text, "a.yaml")) == read(lambda: yaml.load(text, Loader=yaml.SafeLoader))

@@ -31,11 +31,13 @@ def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     _forget_the_forker()
     os.environ.clear()
     os.environ.update(environment)
-    script, module = script_of(argv) or "", module_of(argv)
     sys.orig_argv = [sys.executable, *argv[argv[0] == sys.executable :]]
+    is_safe = argv[1:2] == ["-P"]
+    argv = [*argv[:1], *argv[1 + is_safe :]]
+    script, module = script_of(argv) or "", module_of(argv)
     sys.argv = ["-m", *argv[3:]] if module else [script, *argv[1 + (argv[0] == sys.executable) :]]
     packages = [place for place in environment.get("PYTHONPATH", "").split(":") if place and place not in sys.path]
-    sys.path[:0] = [os.getcwd() if module else str(Path(script).parent), *packages]
+    sys.path[:0] = [*([] if is_safe else [os.getcwd() if module else str(Path(script).parent)]), *packages]
     _open_streams()
     gc.enable()
     if numpy := sys.modules.get("numpy"):

@@ -78,6 +78,7 @@ def main(requests: socket.socket, first: str, *anew: str) -> None:
     if "LD_PRELOAD" not in os.environ:  # what is preloaded may look at what is synced
         wait_for_no_disk()
     ends: list[Callable[[], None]] = []
+    gc.disable()  # what is imported stays, and a quarter of the time would go into looking for what does not
     if first:
         for module in first.split(","):
             importlib.import_module(module)
@@ -88,6 +89,7 @@ def main(requests: socket.socket, first: str, *anew: str) -> None:
         _compile_what_stays()
     _start_own_programs_by_fork()
     _import_for(anew)
+    gc.enable()
     # torchrun's agent looks at its stack again and again, and would look for these files among all modules each time
     inspect.modulesbyfile.update({__file__: "", becoming.__file__: "", "<frozen runpy>": ""})  # type: ignore[attr-defined] - a cache of inspect's own
     becoming.FILTERS.extend(warnings.filters)
@@ -115,7 +117,6 @@ def wait_for_no_disk() -> None:
 
 def _import_everything() -> None:
     """Import torch, megatron-core and all of ours, as a program does it; what this machine lacks is left to who wants it."""
-    gc.disable()  # what is imported stays, and a quarter of the time would go into looking for what does not
     from nemotron_dpo import policy
     from nemotron_dpo.policy.device import redirect
 
@@ -127,7 +128,6 @@ def _import_everything() -> None:
         for name in (*ours, *LATER):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    gc.enable()
 
 
 def _gather_in_large_pages() -> None:
@@ -222,13 +222,13 @@ def _start_own_programs_by_fork() -> None:
 
     And one that takes the place of a program, which is what that process then becomes.
     """
-    start = subprocess.Popen
 
-    def popen(args: Sequence[str], *positional: Any, **options: Any) -> subprocess.Popen:
-        environment = options.get("env") or dict(os.environ)
-        if is_ours(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
-            options["preexec_fn"] = lambda: become([str(word) for word in args], environment)
-        return start(args, *positional, **options)
+    class Popen(subprocess.Popen):
+        def __init__(self, args: Sequence[str], *positional: Any, **options: Any) -> None:
+            environment = options.get("env") or dict(os.environ)
+            if is_ours(args) and not positional and not options.get("preexec_fn") and can_be_honoured(environment):
+                options["preexec_fn"] = lambda: become([str(word) for word in args], environment)
+            super().__init__(args, *positional, **options)
 
     def execv(path: str, args: Sequence[str]) -> NoReturn:
         if is_ours(args) and threading.active_count() == 1 and can_be_honoured(os.environ):
@@ -237,7 +237,7 @@ def _start_own_programs_by_fork() -> None:
 
     replace = os.execv
     os.execv = execv  # type: ignore[assignment] - a stand-in of the same arguments
-    subprocess.Popen = popen  # type: ignore[misc, assignment] - and another
+    subprocess.Popen = Popen  # type: ignore[misc] - and another
 
 
 if __name__ == "__main__":

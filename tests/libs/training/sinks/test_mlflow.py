@@ -12,19 +12,27 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from nemotron_dpo.training import sinks
 from nemotron_dpo.training.record import Record
+from support import forks
+from support.forked_host import fork_hosts
 from support.programs import free_port
 from support.tracked import LINEAGE, NOT_MONITORED, log_folder, recorded, told, track
 from support.tracker_packages import tracker_environment
 
 ASKED = ["logger.mlflow_enabled=true", NOT_MONITORED, "logger.mlflow.run_name=r", "logger.mlflow.experiment_name=e"]
 LONG = "x" * 7000  # newer servers take 6000 characters of a param, older ones 500 or 250
+IMPORTED = (
+    "mlflow",
+    "mlflow.store.tracking.file_store",
+    "mlflow.store.tracking.rest_store",
+    "nemotron_dpo.training.tracking.host",
+)
 READ = """
 import json, os, sys
 os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
@@ -46,6 +54,22 @@ def _enter(monkeypatch: pytest.MonkeyPatch, home: Path) -> dict[str, str]:
     for name in ("PYTHONPATH", "HOME"):
         monkeypatch.setenv(name, environment[name])
     return environment
+
+
+def _python(environment: Mapping[str, str]) -> forks.Python:
+    """One that has imported MLflow, which most of the time of a tracker's process goes into."""
+    known = (("PYTHONPATH", environment["PYTHONPATH"]), ("MLFLOW_DISABLE_TELEMETRY", "true"))
+    return forks.Python(variables=known, first=IMPORTED)
+
+
+def _client(environment: Mapping[str, str], uri: str, script: Path) -> dict:
+    """What READ prints, whose place is `script`."""
+    if not forks.can_fork(environment, python := _python(environment)):
+        return told(READ, environment, uri)
+    script.write_text(READ)
+    done = forks.run([sys.executable, str(script), uri], env=environment, python=python)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextlib.contextmanager
@@ -113,16 +137,18 @@ def _check(read: dict) -> None:
 @pytest.mark.slow
 def test_files_have_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = _enter(monkeypatch, tmp_path)
+    fork_hosts(monkeypatch, _python(environment))
     run, asked = tmp_path / "run", [*ASKED, f"logger.wandb.notes={LONG}"]
     said = track(run, asked, 0, 5) + track(run, asked, 4, 7)
     assert said == [f"tracked by mlflow: {log_folder(run)}"] * 2
-    _check(told(READ, environment, (log_folder(run) / "mlflow").as_uri()))
+    _check(_client(environment, (log_folder(run) / "mlflow").as_uri(), tmp_path / "read.py"))
 
 
 @pytest.mark.slow
 def test_its_server_is_waited_for_and_has_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server starts after the run, whose first records wait for it. NaN, on which its pages fail, is left out."""
     environment, port, said = _enter(monkeypatch, tmp_path), free_port(), []
+    fork_hosts(monkeypatch, _python(environment))
     uri, run = f"http://127.0.0.1:{port}", tmp_path / "run"
     asked = [*ASKED, f"logger.wandb.notes={LONG}", f"logger.mlflow.tracking_uri={uri}"]
     with sinks.opened(recorded(run, asked, say=said.append)) as recording:
