@@ -24,7 +24,7 @@ COMMON = (
     "policy.scheduler.warmup_steps=0",
     "policy.optimizer.lr=0.003",
     "dpo.reference_policy_kl_penalty=0.3",
-    "dpo.max_num_steps=4",  # an epoch has three
+    "dpo.max_num_steps=3",  # an epoch has two
     "dpo.max_num_epochs=2",
     "dpo.val_at_start=false",
     "dpo.val_at_end=true",
@@ -38,7 +38,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "nine-heads": lambda folder: small.write_llama(folder, seed=3, **NINE),  # as SmolLM2 has, with 3 key/value heads
     "three-layers": lambda folder: small.write_llama(folder, seed=2, num_hidden_layers=3),
     "mixtral": lambda folder: families.write_model(folder, "mixtral"),
-    "smollm2": lambda folder: small.first_layers(real_assets.smollm2(), folder, 6),
+    "smollm2": lambda folder: small.first_layers(real_assets.smollm2(), folder, 2),
 }
 # a real model wants smaller steps than a random one, and takes longer over everything
 QUICKER = ("dpo.val_period=0", "dpo.val_at_end=false")
@@ -56,7 +56,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not folder.exists():
             folder.mkdir()
             MODELS[model](folder / "policy")
-            small.write_pairs(folder / "pairs.arrow", small.random_pairs(PAIRS.get(model, 24), seed=11))
+            small.write_pairs(folder / "pairs.arrow", small.random_pairs(PAIRS.get(model, 16), seed=11))
             policy = ("--policy", folder / "policy")
             check("ref-logprobs", folder / "pairs.arrow", "-o", folder / "scored.arrow", *policy, *SCORING)
             scored = folder / "scored.arrow"

@@ -8,6 +8,7 @@ says the rest: {"pattern", "layout": fields of Layout, "steps",
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def main(folder: Path, jobs: list[dict[str, Any]]) -> None:
     from nemotron_dpo.policy.layout import Layout
 
     torch.set_num_threads(1)
+    gc.set_threshold(10_000, 20, 20)  # as the tests have it: what these models leave is little
     try:
         for number, job in enumerate(jobs):
             if number:

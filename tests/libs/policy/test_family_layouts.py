@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support import families, hybrid_job
-from support.programs import execute_job
+from support import families
+from support.layout_jobs import assert_same, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
-JOB = Path(hybrid_job.__file__)
 TENSOR, SEQUENCE, PIPELINE, CONTEXT = {"tensor": 2}, {"tensor": 2, "sequence": True}, {"pipeline": 2}, {"context": 2}
 WHOLE_EXPERTS = {**SEQUENCE, "expert_tensor": 1}  # all on each rank, where other layers are divided
 LAYOUTS: dict[str, list[dict[str, Any]]] = {
@@ -39,17 +36,4 @@ def test_two_processes_equal_one(family: str, tmp_path: Path) -> None:
     assert on["losses"][1] < begun["losses"][0]
     divided = trained(2, folder, *({"layout": layout, "load": saved} for layout in LAYOUTS[family]))
     for layout, found in zip(LAYOUTS[family], divided, strict=True):
-        for numbers in ("losses", "norms"):
-            assert found[numbers] == pytest.approx(on[numbers], rel=1e-5), (layout, numbers)
-
-
-def trained(processes: int, folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-    """What these jobs find, done in turn by the same processes."""
-    outs = [folder.with_name(f"{number}.json") for number in range(len(jobs))]
-    words = [json.dumps({"out": str(out), **job}) for out, job in zip(outs, jobs, strict=True)]
-    ended = execute_job(processes, [sys.executable, str(JOB), str(folder), *words])
-    assert ended.returncode == 0, ended.stderr.decode()
-    found = [json.loads(out.read_text()) for out in outs]
-    for out in outs:
-        out.unlink()
-    return found
+        assert_same(found, on, layout)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,67 +9,53 @@ import pytest
 import torch
 
 from support import hybrids
-from support.programs import execute_job
+from support.layout_jobs import assert_same, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
-JOB = Path(hybrids.__file__).with_name("hybrid_job.py")
-DENSE, EXPERTS = "M-M*-M-", "MEM*EM-E"
+DENSE, EXPERTS = "M-*M-", "ME*-ME"
 TENSOR, SEQUENCE = {"tensor": 2}, {"tensor": 2, "sequence": True}
 PIPELINE, UNEVEN = {"pipeline": 2}, {"pipeline": 2, "first_stage_layers": 3}
 EXPERT, CONTEXT = {"expert": 2}, {"context": 2}
-LAYOUTS: list[tuple[str, int, dict[str, Any]]] = [
-    (DENSE, 2, {}),
-    (DENSE, 2, TENSOR),
-    (DENSE, 2, {**UNEVEN}),
-    (DENSE, 4, {**TENSOR, **CONTEXT}),
-    (EXPERTS, 2, SEQUENCE),
-    (EXPERTS, 2, CONTEXT),
-]  # divided experts, and every way at once, are where a run goes on, below
+EVERY: dict[str, Any] = {**SEQUENCE, **EXPERT, **PIPELINE, "expert_tensor": 1}
+LAYOUTS: dict[str, dict[int, list[dict[str, Any]]]] = {
+    DENSE: {2: [{}, TENSOR, {**UNEVEN}], 4: [{**TENSOR, **CONTEXT}]},
+    EXPERTS: {2: [SEQUENCE, CONTEXT]},
+}  # pattern -> processes -> layouts; divided experts, and every way at once, are where a run goes on, below
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """Runs a job; jobs of the same words are run once."""
-    root, done = tmp_path_factory.mktemp("jobs"), {}
-
-    def run(processes: int, pattern: str, **settings: Any) -> dict[str, Any]:
-        folder = root / pattern.replace("*", "a")
-        folder.mkdir(exist_ok=True)
-        if not (folder / "weights.pt").exists():
-            torch.save(hybrids.theirs(pattern).state_dict(), folder / "weights.pt")
-        job = json.dumps({"pattern": pattern, "out": str(folder / "out.json"), **settings})
-        if (processes, job) not in done:
-            ended = execute_job(processes, [sys.executable, str(JOB), str(folder), job])
-            assert ended.returncode == 0, ended.stderr.decode()
-            done[processes, job] = json.loads((folder / "out.json").read_text())
-        return done[processes, job]
-
-    return run
+def written(folder: Path, pattern: str) -> Path:
+    folder.mkdir()
+    torch.save(hybrids.theirs(pattern).state_dict(), folder / "weights.pt")
+    return folder
 
 
-def same(found: dict[str, Any], due: dict[str, Any], tolerance: float = 1e-5) -> None:
-    assert found["losses"] == pytest.approx(due["losses"], rel=tolerance)
-    assert found["norms"] == pytest.approx(due["norms"], rel=tolerance)
-    for name, biases in found["biases"].items():
-        assert biases == pytest.approx(due["biases"][name], abs=1e-6)
-
-
-@pytest.mark.parametrize(("pattern", "processes", "layout"), LAYOUTS, ids=[f"{row[0]} {row[2]}" for row in LAYOUTS])
-def test_several_processes_equal_one(pattern: str, processes: int, layout: dict[str, Any], work: Callable[..., Any]) -> None:
-    one = work(1, pattern, bias_rate=1e-3)
+@pytest.mark.parametrize("pattern", LAYOUTS)
+def test_several_processes_equal_one(pattern: str, tmp_path: Path) -> None:
+    folder, words = written(tmp_path / "model", pattern), {"pattern": pattern, "bias_rate": 1e-3}
+    (one,) = trained(1, folder, words)
     assert one["losses"][1] < one["losses"][0]
-    same(work(processes, pattern, bias_rate=1e-3, layout=layout), one)
+    for processes, layouts in LAYOUTS[pattern].items():
+        divided = trained(processes, folder, *({**words, "layout": layout} for layout in layouts))
+        for layout, found in zip(layouts, divided, strict=True):
+            assert_same(found, one, (processes, layout))
 
 
-@pytest.mark.parametrize("lora", [None, {"dim": 4, "alpha": 8}], ids=["whole", "adapters"])
-def test_a_run_goes_on_in_another_layout(lora: dict[str, Any] | None, work: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_layout(tmp_path: Path) -> None:
     """Weights or adapters, biases, moments and step counts, from one process to several and back."""
-    folders = [str(tmp_path / name) for name in ("one", "several")]
-    layout = {**SEQUENCE, **EXPERT, **PIPELINE, "expert_tensor": 1}
-    words = {"lora": lora, "bias_rate": 1e-3}
-    begun = work(1, EXPERTS, save=folders[0], **words)
-    same(work(4, EXPERTS, save=folders[1], layout=layout, **words), begun)
-    on = work(1, EXPERTS, load=folders[0], **words)
-    assert on["losses"][0] < begun["losses"][1]
-    same(work(2, EXPERTS, load=folders[0], layout=EXPERT, **words), on)
-    same(work(1, EXPERTS, load=folders[1], **words), on)
+    folder, kinds = written(tmp_path / "model", EXPERTS), ("whole", "adapters")
+    words = [{"pattern": EXPERTS, "bias_rate": 1e-3, "lora": lora} for lora in (None, {"dim": 4, "alpha": 8})]
+    one, several = ([str(tmp_path / f"{name} {kind}") for kind in kinds] for name in ("one", "several"))
+
+    def jobs(key: str, places: list[str], layout: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**word, key: place, "layout": layout} for word, place in zip(words, places, strict=True)]
+
+    alone = trained(1, folder, *jobs("save", one, {}), *jobs("load", one, {}))
+    begun, on = alone[:2], alone[2:]
+    divided = trained(4, folder, *jobs("save", several, EVERY))
+    elsewhere = trained(2, folder, *jobs("load", one, EXPERT))
+    back = trained(1, folder, *jobs("load", several, {}))
+    for number, kind in enumerate(kinds):
+        assert_same(divided[number], begun[number], kind)
+        assert on[number]["losses"][0] < begun[number]["losses"][1], kind
+        assert_same(elsewhere[number], on[number], kind)
+        assert_same(back[number], on[number], kind)

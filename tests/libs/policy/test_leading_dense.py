@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +12,11 @@ import torch
 
 from nemotron_dpo.policy.sublayers.latent_attention import LatentAttention
 from nemotron_dpo.policy.sublayers.rotary import Rotary, Yarn
-from support import families, hybrids
+from support import families
 from support.against_transformers import assert_same, assert_same_logps_and_gradients
-from support.programs import execute_job
+from support.layout_jobs import assert_same as assert_same_steps
+from support.layout_jobs import trained
 
-JOB = Path(hybrids.__file__).with_name("hybrid_job.py")
 CHANGES: dict[str, list[dict[str, Any]]] = {
     "glm4_moe": [{}, {"use_qk_norm": False, "attention_bias": False, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4}],
     "deepseek_v3": [{}, {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0}],
@@ -67,34 +66,17 @@ def test_yarn_reaches_channels_without_positions_through_the_scale_of_scores(tmp
 @pytest.mark.parametrize("model_type", ["glm4_moe", "deepseek_v3"])
 def test_several_processes_equal_one(model_type: str, tmp_path: Path) -> None:
     folder = families.write_model(tmp_path / "hf", model_type, max_position_embeddings=256)
-
-    def run(processes: int, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        """What these jobs find, done in turn by the same processes."""
-        outs = [tmp_path / f"{processes} {number}.json" for number in range(len(jobs))]
-        words = [json.dumps({"bias_rate": 1e-3, "out": str(out), **job}) for out, job in zip(outs, jobs, strict=True)]
-        ended = execute_job(processes, [sys.executable, str(JOB), str(folder), *words])
-        assert ended.returncode == 0, ended.stderr.decode()
-        found = [json.loads(out.read_text()) for out in outs]
-        for out in outs:
-            out.unlink()
-        return found
-
-    def same(done: dict[str, Any], due: dict[str, Any]) -> None:
-        assert done["losses"] == pytest.approx(due["losses"], rel=1e-5)
-        assert done["norms"] == pytest.approx(due["norms"], rel=1e-5)
-        for name, biases in done["biases"].items():
-            assert biases == pytest.approx(due["biases"][name], abs=1e-6)
-
     saved, several = str(tmp_path / "one"), str(tmp_path / "several")
     # adapters of latent attention, too
     adapters: list[dict[str, Any]] = [{"lora": {"dim": 4, "alpha": 8}}] if model_type == "deepseek_v3" else []
-    one, on, *adapted = run(1, {"save": saved}, {"load": saved}, *adapters)
+    biases = {"bias_rate": 1e-3}
+    due = trained(1, folder, *({**biases, **job} for job in ({"save": saved}, {"load": saved}, *adapters)))
+    one, on = due[:2]
     assert one["losses"][1] < one["losses"][0]
-    for found in run(2, *({"layout": layout} for layout in LAYOUTS)):
-        same(found, one)
-    due = [one, on, *adapted]  # of the stages below one has no experts
-    divided = run(4, *({"layout": EVERY, **job} for job in ({"save": several}, {"load": saved}, *adapters)))
-    for found, wanted in zip(divided, due, strict=True):
-        same(found, wanted)
-    (again,) = run(1, {"load": several})
-    same(again, on)
+    for layout, found in zip(LAYOUTS, trained(2, folder, *({**biases, "layout": layout} for layout in LAYOUTS)), strict=True):
+        assert_same_steps(found, one, layout)
+    jobs = ({**biases, "layout": EVERY, **job} for job in ({"save": several}, {"load": saved}, *adapters))
+    for found, wanted in zip(trained(4, folder, *jobs), due, strict=True):  # of the stages below one has no experts
+        assert_same_steps(found, wanted, EVERY)
+    (again,) = trained(1, folder, {**biases, "load": several})
+    assert_same_steps(again, on, "back")
