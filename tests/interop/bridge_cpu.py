@@ -38,7 +38,7 @@ from typing import Any
 gc.disable()  # what is imported stays: a collection looks at all of it again, and again in each fork
 
 import bridge_fused  # noqa: E402 - imports torch
-import bridge_hybrid  # noqa: E402
+import bridge_hybrid  # noqa: E402 - and this
 
 STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets", *bridge_hybrid.STAND_INS)
 

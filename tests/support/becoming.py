@@ -53,7 +53,7 @@ def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
 def _forget_the_forker() -> None:
     """Leave alone what the process that forked this one will clean up, and be a main thread, whichever forked it."""
     LEFT_ALONE.append(weakref.finalize._registry)  # type: ignore[attr-defined] - its temporary folders
-    weakref.finalize._registry = {}  # type: ignore[attr-defined]
+    weakref.finalize._registry = {}  # type: ignore[attr-defined] - the same
     if pools := sys.modules.get("concurrent.futures.thread"):
         pools._threads_queues.clear()  # its pools, whose threads are not here
     warnings.resetwarnings()
