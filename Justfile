@@ -51,7 +51,7 @@ dpo-smollm2 DATA: setup
     @RL_POLICY_MODEL={{ quote(smollm2) }} .venv/bin/nemotron-steps run rl/nemo_rl/dpo -c smollm2 \
         data.train.prompt_file="$(cd {{ quote(invocation_directory()) }} && realpath -- {{ quote(trim_start_match(DATA, "DATA=")) }})"
 
-# Run every test (17 minutes on two slow cores); one worker more than cores, as tests wait for Slurm's clock and for servers
+# Run every test (15 minutes on two slow cores); one worker more than cores, as tests wait for Slurm's clock and for servers
 test *ARGS: setup
     @{{ compile_once }} {{ python }} -m pytest -n 3 {{ by_file }} {{ ARGS }}
 
