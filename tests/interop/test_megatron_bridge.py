@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nemotron_dpo.policy.architecture import Layer
 from nemotron_dpo.policy.sublayers.attention import Attention
@@ -224,25 +222,13 @@ def test_other_mixtures_that_we_write_are_read_by_bridge(compared: dict[str, Pat
     bridge("compare", *(path for name, folder in compared.items() for path in (ours[name], folder)))
 
 
-def first_layers(model: Path, folder: Path, count: int) -> Path:
-    """The HF folder `model` with that many of its layers."""
-    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("model.safetensors"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
-    layer = re.compile(r"model\.layers\.(\d+)\.")
-    tensors = load_file(model / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if not (found := layer.match(name)) or int(found[1]) < count}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 @pytest.mark.real
 def test_smollm2_goes_to_us_is_aligned_and_goes_back(bridge: Callable, tmp_path: Path) -> None:
     """As many layers of it as take numbers of two digits."""
     from nemotron_dpo.checkpoint import probe
     from nemotron_dpo.checkpoint.policy import open_policy
 
-    source, theirs = first_layers(real_assets.smollm2(), tmp_path / "smollm2", 11), tmp_path / "theirs"
+    source, theirs = small.first_layers(real_assets.smollm2(), tmp_path / "smollm2", 11), tmp_path / "theirs"
     bridge("import", source, theirs)
     rows, scores = None, []
     for folder in (source, theirs):

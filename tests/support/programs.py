@@ -5,7 +5,9 @@ Most are forks of a process that has imported torch and megatron-core already; `
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -100,10 +102,12 @@ def execute_job(
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on, just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of the loopback interface that nobody listens on, just now, below those that the kernel hands out to others."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def records(run_dir: Path) -> list[dict]:

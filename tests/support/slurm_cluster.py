@@ -121,7 +121,7 @@ def _sshd(root: Path, port: int, conf: Path) -> Iterator[None]:
 def _free_ports() -> int:
     """The first of 20 ports that nobody listens on, below those that the kernel hands out."""
     while True:
-        first = random.SystemRandom().randrange(12000, 30000, 20)
+        first = random.SystemRandom().randrange(12000, 20000, 20)
         with contextlib.suppress(OSError), contextlib.ExitStack() as held:
             for port in range(first, first + 20):
                 held.enter_context(socket.socket()).bind(("0.0.0.0", port))
