@@ -93,6 +93,13 @@ def test_where_a_run_ends_that_cannot_be_resumed_is_said(
     assert done.stderr.decode().endswith(f"{place}dpo-train: error: {word}\n")
 
 
+def test_of_what_a_second_ctrl_c_takes_nothing_is_promised(base: tuple[object, ...], tmp_path: Path) -> None:
+    """The step that it strikes is not saved, whatever else can be resumed."""
+    done = struck("SIGINT+SIGINT", 2, "dpo-train", *base, "--run-dir", tmp_path / "run", *COMMON)
+    assert done.returncode == 130, done.stderr.decode()
+    assert done.stderr.decode().endswith("; Ctrl-C again ends at once\ndpo-train: error: interrupted\n")
+
+
 def struck(signal: str, step: int, *arguments: object, rank: int = 0, processes: int = 1, launched: bool = False) -> Done:
     """Run a program until `signal` strikes `rank` in `step`."""
     strike = map(str, (ROOT / "tests" / "support" / "struck.py", signal, step, rank))

@@ -1,6 +1,7 @@
-"""`python struck.py SIGNAL STEP RANK PROGRAM ARG...`: run PROGRAM's file, and let that signal strike that rank in that step.
+"""`python struck.py SIGNAL[+SIGNAL...] STEP RANK PROGRAM ARG...`: run PROGRAM's file, and let that strike that rank in STEP.
 
-It strikes when the record of the step has been written and before anything that follows, a checkpoint above all.
+Signals come more than a second apart, so that none is taken for the one before. They strike when the record of the step has
+been written and before anything that follows, a checkpoint above all.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import os
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 from nemotron_dpo.training.record import Record
 
 
 class Strike:
-    """A sink at whose record of one step the signal arrives; it stands behind all others."""
+    """A sink at whose record of one step the signals arrive; it stands behind all others."""
 
     def __init__(self, name: str, step: int) -> None:
-        self.signal, self.step = getattr(signal, name), step
+        self.signals, self.step = [getattr(signal, word) for word in name.split("+")], step
 
     def write(self, record: Record) -> None:
         if record.step == self.step and record.is_training:
-            os.kill(os.getpid(), self.signal)
+            for number, one in enumerate(self.signals):
+                time.sleep(1.1 * (number > 0))
+                os.kill(os.getpid(), one)
 
     def sync(self) -> None:
         """It keeps nothing."""

@@ -63,7 +63,7 @@ def train(
         try:
             _take(records, info, recording, guarded, functools.partial(_show, progress, samples, policy, say))
         except BaseException as error:
-            if signal := signal_of(error):  # one that is not noted, as its step could not be resumed
+            if (signal := signal_of(error)) and not _can_resume(checkpoints):  # else it is noted, and a second ends at once
                 say(_ending(info.totals.steps, settings.num_steps, signal, checkpoints))
             raise
         progress.phase("")
@@ -138,6 +138,11 @@ def _noise_floor(record: Record, policy: TrainablePolicy) -> str:
 
 
 def _ending(step: int, last: int, reason: str, checkpoints: Checkpoints | None) -> str:
-    can_resume = checkpoints is not None and checkpoints.can_resume
-    outlook = "the same command resumes it" if can_resume else "without checkpointing.save_optimizer it cannot be resumed"
+    outlook = "without checkpointing.save_optimizer it cannot be resumed"
+    if _can_resume(checkpoints):
+        outlook = "the same command resumes it"
     return f"ended after step {step} of {last} by {reason}: {outlook}"
+
+
+def _can_resume(checkpoints: Checkpoints | None) -> bool:
+    return checkpoints is not None and checkpoints.can_resume
