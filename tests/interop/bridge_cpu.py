@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import json
 import logging
@@ -30,7 +28,6 @@ import pkgutil
 import sys
 import tempfile
 import traceback
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,53 +36,9 @@ gc.disable()  # what is imported stays: a collection looks at all of it again, a
 
 import bridge_fused  # noqa: E402 - imports torch
 import bridge_hybrid  # noqa: E402 - and this
+from bridge_stand_ins import Finder, StandIn  # noqa: E402 - stands with them
 
 STAND_INS = ("transformer_engine", "modelopt", "triton", "datasets", *bridge_hybrid.STAND_INS)
-
-
-class _Meta(type):
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Meta(name, (_Any,), {})
-
-
-class _Any(metaclass=_Meta):
-    """A class that can be subclassed, called and used as a decorator."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else None
-
-
-class _Module(types.ModuleType):
-    __version__ = "9.9.9"
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        setattr(self, name, _Meta(name, (_Any,), {}))
-        return self.__dict__[name]
-
-
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def __init__(self, tops: set[str]) -> None:
-        self.tops = tops
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        named = fullname.split(".")[0] in self.tops
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if named else None
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        return _Module(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__path__ = []
 
 
 def import_bridge() -> Any:
@@ -109,7 +62,7 @@ def import_bridge() -> Any:
             continue  # optional parts of megatron-core
     sys.path[:] = path
     tops = {top for top in STAND_INS if importlib.util.find_spec(top) is None}
-    finder = _Finder(tops)
+    finder = Finder(tops)
     sys.meta_path.append(finder)
     if "modelopt" in tops:
         plugins = importlib.import_module("modelopt.torch.opt.plugins")
@@ -118,7 +71,7 @@ def import_bridge() -> Any:
         plugins.restore_sharded_modelopt_state = lambda *args, **kwargs: None  # type: ignore[attr-defined] - a module that is imported by name
     if importlib.util.find_spec("tensorboard") is None:
         for name in ("torch.utils.tensorboard", "torch.utils.tensorboard.writer"):
-            sys.modules[name] = _Module(name)
+            sys.modules[name] = StandIn(name)
     bridge_hybrid.prepare()
     training = ("checkpointing", "model_load_save", "post_training.checkpointing", "mlm_compat.arguments", "mlm_compat.model")
     for name in ("megatron.bridge", *(f"megatron.bridge.training.{part}" for part in training)):
