@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.followed import PROGRAM, SECRET, Said, error_lines, wait_until
+from support.followed import PROGRAM, SECRET, error_lines, wait_until
 from support.programs import BIN, ROOT, check, error_line, losses, run
 from support.slurm_cluster import Cluster
 from support.slurm_runs import local_job, started
@@ -50,13 +50,13 @@ def test_ctrl_c_asks_once(here: Path, cluster: Cluster, tokenize: list[str]) -> 
     terminal, inside = pty.openpty()
     process, job_id, said = started(*tokenize, "-r", "slow", until="steps: preference-tokenize", stdin=inside)
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: f"Cancel job {job_id}? [Y/n] " in said.so_far())
+    said.wait_for(f"Cancel job {job_id}? [Y/n] ")
     os.write(terminal, b"n\n")
     time.sleep(1.5)
     assert psutil.pid_exists(process.pid)
     assert cluster.state(job_id) == "RUNNING"
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: said.so_far().count("Cancel job") == 2)
+    said.wait_for("Cancel job", times=2)
     os.write(terminal, b"y\n")
     assert process.wait(60) == 130
     assert cluster.wait_for(job_id, "CANCELLED")
@@ -100,7 +100,7 @@ def test_a_controller_that_restarts_is_borne(here: Path, cluster: Cluster, token
     process, _, said = started(*tokenize, "-r", "brief", until="steps: preference-tokenize")
     wait_until(there.exists, seconds=60)
     with _stopped_controller(cluster):
-        wait_until(lambda: "still trying" in said.so_far(), seconds=60)
+        said.wait_for("still trying")
     wait_until(lambda: cluster.slurm("sinfo", "--noheader") != "", seconds=60)
     go.touch()
     assert process.wait(90) == 0, said.so_far()
@@ -147,14 +147,14 @@ def test_out_of_time_and_preemption_save_and_the_job_goes_on(here: Path, cluster
     process, job_id, said = started(*dpo, "-r", "forked", until="steps: dpo-train")
     _steps_more(3)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job_id)  # what Slurm's clock sends in the test before
-    _goes_on(said, 1)
+    said.wait_for("resuming after step")  # it was queued again, and has begun to train
     for partition, key, value in (("batch", "GraceTime", "60"), ("interactive", "PriorityTier", "10")):
         cluster.slurm("scontrol", "update", f"PartitionName={partition}", f"{key}={value}")
     _steps_more(3)
     first = cluster.slurm(
         "sbatch", "--parsable", "-p", "interactive", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true"
     )
-    _goes_on(said, 2)
+    said.wait_for("resuming after step", times=2)
     for partition, key, value in (("batch", "GraceTime", "0"), ("interactive", "PriorityTier", "1")):
         cluster.slurm("scontrol", "update", f"PartitionName={partition}", f"{key}={value}")
     assert process.wait(150) == 0, said.so_far()
@@ -186,8 +186,3 @@ def _steps_more(number: int) -> None:
     metrics = local_job(Path()) / "run" / "metrics.jsonl"
     before = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
     wait_until(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= before + number, seconds=60)
-
-
-def _goes_on(said: Said, times: int) -> None:
-    """Wait until the job was queued again and has begun to train for so many times."""
-    wait_until(lambda: said.so_far().count("resuming after step") == times, seconds=120)

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemotron_dpo.steps.catalogue.manifest import configs_root
 from support import forks
-from support.followed import Said, wait_until
+from support.followed import Said
 from support.launch_venv import launch_environment, launch_python
 from support.programs import BIN
 
@@ -56,7 +56,7 @@ class Runs:
                 started = Started(forks.start(argv, *descriptors, python=python, **options), out)
             else:
                 started = Started(subprocess.Popen[bytes](argv, stdin=nothing, stdout=nothing, stderr=stderr, **options), out)
-        wait_until(lambda: until in started.said.so_far())
+        started.said.wait_for(until)
         return started
 
     def requests(self) -> list[dict]:

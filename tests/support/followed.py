@@ -24,14 +24,15 @@ class Said:
         """What it has said."""
         return b"".join(self._chunks).decode(errors="replace")
 
-    def is_whole(self) -> bool:
-        """Whether it says no more."""
-        return not self._reader.is_alive()
+    def wait_for(self, text: str, times: int = 1, seconds: float = 120) -> None:
+        """Wait until it has said `text` so often."""
+        wait_until(lambda: self.so_far().count(text) >= times or not self._reader.is_alive(), seconds)
+        assert self.so_far().count(text) >= times, self.so_far()
 
     def whole(self) -> str:
         """What it said to its end, which is near."""
         self._reader.join(60)
-        assert self.is_whole(), f"something has its stderr still: {self.so_far()}"
+        assert not self._reader.is_alive(), f"something has its stderr still: {self.so_far()}"
         return self.so_far()
 
     def error_lines(self) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from support.followed import PROGRAM, Said, wait_until
+from support.followed import PROGRAM, Said
 from support.programs import Begun, begin
 
 PROFILES = """
@@ -76,7 +76,6 @@ def started(*arguments: str, until: str, stdin: int | None = None) -> tuple[Begu
     with open(os.devnull, "rb") as nothing:
         process, stderr = begin(PROGRAM, *arguments, stdin=nothing.fileno() if stdin is None else stdin)
     said = Said(stderr)
-    wait_until(lambda: until in said.so_far() or said.is_whole(), seconds=120)
-    assert until in said.so_far(), said.so_far()
+    said.wait_for(until)
     (job_id,) = re.findall(r"job (\S+) is submitted", said.so_far())
     return process, job_id, said
