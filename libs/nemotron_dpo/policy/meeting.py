@@ -22,6 +22,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy import gloo_devices
 from nemotron_dpo.policy.device import device
 
 _TIMEOUT = timedelta(minutes=30)
@@ -36,6 +37,7 @@ def join(say: Callable[[str], object]) -> None:
     `say` gets a line on what is waited for. Raises UserError where the processes cannot meet.
     """
     backend = "nccl" if device().type == "cuda" else "gloo"
+    gloo_devices.share()
     if launcher.job_size() == 1:
         _be_alone(backend)
     elif launcher.under_torchrun():

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from nemotron_dpo import launcher
 from nemotron_dpo.errors import UserError
+from nemotron_dpo.policy import gloo_devices
 from nemotron_dpo.policy.allocator import keep_freed_memory
 from nemotron_dpo.policy.device import device, redirect, without_cuda_random_state
 from nemotron_dpo.policy.job_kernels import warn_of_mixed
@@ -100,6 +101,7 @@ def shut_down() -> None:
     if "megatron.core.parallel_state" in sys.modules:  # importing it takes seconds, and where nobody did there are no groups
         sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
     dist.destroy_process_group()
+    gloo_devices.forget()
     _layout = ALONE
 
 

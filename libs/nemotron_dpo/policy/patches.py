@@ -53,6 +53,7 @@ PATCHES = {
     "torch:Tensor.cuda": Patch("they are moved there", _CUDA_ALONE),
     "torch:Tensor.to": Patch("the same", _CUDA_ALONE),
     "torch:Tensor.type": Patch("optimizers take torch.cuda.FloatTensor, by that name", _CUDA_ALONE),
+    "torch.distributed:ProcessGroupGloo.__init__": Patch("each group makes a device and its thread", "groups share them"),
     "torch.cuda:current_device": Patch("buffers and counts are made there", _CUDA_ALONE),
     "torch.cuda:current_stream": Patch("asked for by gradient buffers, from 0.19 on", _CUDA_ALONE),
     "torch.cuda:synchronize": Patch("called around checkpoints and gradient norms", _CUDA_ALONE),
