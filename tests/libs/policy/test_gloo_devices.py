@@ -21,7 +21,7 @@ said = []
 for _ in range(1 if int(tensor) > 1 else 2):
     parallel.initialize(parallel.Layout(tensor=int(tensor)))
     from megatron.core import parallel_state
-    groups = {dist.group.WORLD, parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()}
+    groups = [dist.group.WORLD, parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()]
     options = [group._get_backend(torch.device("cpu")).options for group in groups]
     sums = []
     for group in groups:
