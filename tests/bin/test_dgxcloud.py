@@ -13,9 +13,10 @@ import pytest
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import fake_containers
 from support.cloud_runs import DATA, Runs, prepare_folder, watched_command_lines
-from support.followed import SECRET, error_lines, wait_until
+from support.followed import SECRET, error_lines
 from support.forking_python import forks_first
 from support.launch_venv import launch_environment, launch_python
+from support.waiting import wait_until
 
 PROFILES = """
 [one]

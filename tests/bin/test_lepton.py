@@ -13,11 +13,12 @@ import pytest
 from nemotron_dpo.steps.tiny_policy import write_policy
 from support import fake_containers
 from support.cloud_runs import DATA, Runs, prepare_folder, watched_command_lines
-from support.followed import SECRET, error_lines, wait_until
+from support.followed import SECRET, error_lines
 from support.forking_python import forks_first
 from support.launch_venv import launch_environment, launch_python
 from support.programs import run
 from support.two_hosts import two_hosts
+from support.waiting import wait_until
 
 PROFILES = """
 [lepton_rl_nemo_rl_dpo]

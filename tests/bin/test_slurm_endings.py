@@ -14,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.followed import PROGRAM, SECRET, error_lines, wait_until
+from support.followed import PROGRAM, SECRET, error_lines
 from support.programs import BIN, ROOT, check, error_line, losses, run
 from support.slurm_cluster import Cluster
 from support.slurm_runs import local_job, started
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ import pytest
 from nemotron_dpo import torchrun
 from support import forks
 from support.programs import BIN, execute
+from support.waiting import wait_until
 
 LAUNCH = [str(BIN / "dpo_torchrun.py"), "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
 
@@ -28,14 +27,6 @@ def launched(said: Path, program: Path, *arguments: object) -> forks.Fork | subp
         if forks.can_fork(os.environ):
             return forks.start(argv, 0, file.fileno(), file.fileno(), leads=True)
         return subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True)
-
-
-def until(holds: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for it: no longer than half of what the programs sleep, unless they are to start."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +92,7 @@ def test_a_signal_goes_on_to_the_processes_which_end_as_they_like(tmp_path: Path
         "time.sleep(60)\n"
     )
     running = launched(tmp_path / "said", program, tmp_path)
-    until(lambda: all((tmp_path / rank).exists() for rank in "01"), seconds=120)
+    wait_until(lambda: all((tmp_path / rank).exists() for rank in "01"), seconds=120)
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 57
     assert (tmp_path / "said").read_bytes() == b""
@@ -124,7 +115,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path):
         "cli.run(command, 'work', joins_job=True)\n"
     )
     running = launched(tmp_path / "said", program, tmp_path)
-    until(lambda: len(list(tmp_path.glob("*.started"))) == 2, seconds=120)
+    wait_until(lambda: len(list(tmp_path.glob("*.started"))) == 2, seconds=120)
     running.send_signal(signal.SIGKILL)
     running.wait(60)
-    until(lambda: len(list(tmp_path.glob("*.ended"))) == 2)
+    wait_until(lambda: len(list(tmp_path.glob("*.ended"))) == 2, seconds=30)  # half of what they sleep

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable
 from typing import BinaryIO
+
+from support.waiting import wait_until
 
 PROGRAM = "nemotron-steps"
 SECRET = "planted-by-the-test-0123456789"
@@ -48,10 +48,3 @@ def error_lines(said: str) -> list[str]:
     """What went wrong, without the program's name."""
     start = f"{PROGRAM}: error: "
     return [line.removeprefix(start) for line in said.splitlines() if line.startswith(start)]
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)

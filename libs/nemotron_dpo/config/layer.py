@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_dpo.config.spellings import spellings
+from nemotron_dpo.documents import safe_loaders
 
 _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
@@ -106,7 +107,7 @@ def _composed(text: str) -> Any:
     """The nodes of `text`; None where only another parser reads it: that in C takes tabs that Python's refuses."""
     import yaml
 
-    for loader in (getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader):
+    for loader in safe_loaders():
         with contextlib.suppress(yaml.YAMLError):
             return yaml.compose(text, Loader=loader)
     return None

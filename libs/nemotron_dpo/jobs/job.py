@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemotron_dpo import documents
 from nemotron_dpo.errors import UserError
 from nemotron_dpo.jobs.leftovers import RECORD, is_leftover
@@ -156,7 +154,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
     return documents.yaml_mapping(path, _LOADER)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] - in C where PyYAML was built so
+class _Loader(documents.safe_loaders()[0]):
     """PyYAML takes 1e-05 for a string, which YAML 1.2 and our files take for a number."""
 
 

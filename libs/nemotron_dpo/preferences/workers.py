@@ -58,16 +58,18 @@ def ordered_map(make: Callable[[Any], Callable[[T], R]], argument: Any, num_work
 def _rare_collection() -> Iterator[None]:
     """Make the cyclic garbage collector run rarely, and skip the objects that exist by now.
 
-    Rows make many objects but no cycles, so frequent collections would cost time and free nothing.
+    Rows make many objects but no cycles, so frequent collections would cost time and free nothing. What somebody else has
+    frozen stays so.
     """
-    threshold = gc.get_threshold()
+    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.freeze()
     collector.collect_rarely()
     try:
         yield
     finally:
         gc.set_threshold(*threshold)
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

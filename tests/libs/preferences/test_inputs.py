@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import time
@@ -113,6 +114,20 @@ def test_results_come_in_order(num_workers: int) -> None:
         assert list(results(range(30))) == list(range(7, 37))
         with pytest.raises(ValueError, match="told"):
             list(results([1, 1000, 2]))
+
+
+def test_the_garbage_collector_is_left_as_it_was() -> None:
+    """A process that has more to do has objects frozen, or none."""
+    threshold = gc.get_threshold()
+    try:
+        for has_frozen in (True, False):
+            (gc.freeze if has_frozen else gc.unfreeze)()
+            with ordered_map(slow_when_even, 7, 1) as results:
+                assert list(results([1])) == [8]
+                assert gc.get_freeze_count() > 0
+            assert ((gc.get_freeze_count() > 0), gc.get_threshold()) == (has_frozen, threshold)
+    finally:
+        gc.freeze()  # as conftest.py has it
 
 
 @pytest.mark.multiprocess

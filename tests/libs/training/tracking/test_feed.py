@@ -18,6 +18,7 @@ from nemotron_dpo.training import sinks
 from nemotron_dpo.training.tracking import feed, trackers
 from nemotron_dpo.training.tracking.tracked import TrackedRun
 from support.tracked import records
+from support.waiting import wait_until
 
 HEAD = """
 import os, subprocess, sys, time
@@ -125,7 +126,7 @@ def test_a_fault_is_said_once_and_ends_nothing_else(
     with sinks.opened(_run(tmp_path / "run", "good", name, say=said)) as recording:
         for record in records(0, 500):
             recording.write(record)
-        _wait(lambda: len(_heard(tmp_path / "run", "good")) == 503)  # so of the time to close it needs little
+        wait_until(lambda: len(_heard(tmp_path / "run", "good")) == 503)  # so of the time to close it needs little
     log = tmp_path / "run" / "logs" / "exp_001" / f"{name}.log"
     assert [line for line in said if line.startswith("warning")] == ([due.format(log)] if due else [])
     assert len(_heard(tmp_path / "run", "good")) == 504  # open, two validations, 500 steps, close
@@ -167,7 +168,7 @@ def test_a_run_that_fails_or_is_killed_fails_its_trackers(more: Path, tmp_path: 
     )
     assert subprocess.run([sys.executable, "-c", program, str(killed)]).returncode == -signal.SIGKILL
     heard = killed / "logs" / "exp_001" / "good" / "heard.txt"
-    _wait(lambda: heard.is_file() and heard.read_text().endswith("close True\n"))
+    wait_until(lambda: heard.is_file() and heard.read_text().endswith("close True\n"))
 
 
 def test_nothing_that_a_tracker_started_outlives_it(more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +177,8 @@ def test_nothing_that_a_tracker_started_outlives_it(more: Path, tmp_path: Path, 
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 1.0)
     with sinks.opened(_run(tmp_path / "run", "hangs", say=[])):
         pid = tmp_path / "run" / "logs" / "exp_001" / "hangs" / "pid"
-        _wait(lambda: pid.is_file() and pid.read_text())
-    _wait(lambda: not _is_running(int(pid.read_text())))
+        wait_until(lambda: pid.is_file() and pid.read_text())
+    wait_until(lambda: not _is_running(int(pid.read_text())))
 
 
 def _is_running(pid: int) -> bool:
@@ -187,13 +188,6 @@ def _is_running(pid: int) -> bool:
         return False
     status = Path(f"/proc/{pid}/status")
     return not (status.is_file() and "State:\tZ" in status.read_text())
-
-
-def _wait(holds) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_what_is_not_set_is_not_given() -> None:
