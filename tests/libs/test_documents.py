@@ -82,6 +82,7 @@ def test_toml(tmp_path: Path):
         "a = " + "[" * N,
         "a = " + "{a = " * N,
         ".".join("a" * N) + " = 1",
+        ".".join(['"a.\\"b"', "'c'", "d "] * N) + "= 1",
         "[" + ".".join("a" * 60) + "]",
         "a = \xff",
         "a = 1e",
@@ -89,8 +90,9 @@ def test_toml(tmp_path: Path):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=rf"^{path}: is (nested too deeply|not TOML)"):
             read_toml(path)
-    path.write_text("[a.b]\nc = [[1]]\n")
-    assert read_toml(path) == {"a": {"b": {"c": [[1]]}}}
+    dots = ".".join("a" * 60)
+    path.write_text(f"[a.b]\nc = [[1]]\nd = '{dots} = 1'\n")
+    assert read_toml(path) == {"a": {"b": {"c": [[1]], "d": f"{dots} = 1"}}}
 
 
 def test_nobody_else_parses_the_texts_of_strangers():

