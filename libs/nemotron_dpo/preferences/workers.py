@@ -56,20 +56,18 @@ def ordered_map(make: Callable[[Any], Callable[[T], R]], argument: Any, num_work
 
 @contextlib.contextmanager
 def _rare_collection() -> Iterator[None]:
-    """Make the cyclic garbage collector run rarely, and skip the objects that exist by now.
+    """Make the cyclic garbage collector run rarely, and skip the objects that exist by now, for good.
 
-    Rows make many objects but no cycles, so frequent collections would cost time and free nothing. What somebody else has
-    frozen stays so.
+    Rows make many objects but no cycles, so frequent collections would cost time and free nothing. To unfreeze would be to
+    unfreeze what others have frozen, too: there is one such set, and to ask whether it is empty counts it.
     """
-    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
+    threshold = gc.get_threshold()
     gc.freeze()
     collector.collect_rarely()
     try:
         yield
     finally:
         gc.set_threshold(*threshold)
-        if not frozen:
-            gc.unfreeze()
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

@@ -116,18 +116,15 @@ def test_results_come_in_order(num_workers: int) -> None:
             list(results([1, 1000, 2]))
 
 
-def test_the_garbage_collector_is_left_as_it_was() -> None:
-    """A process that has more to do has objects frozen, or none."""
-    threshold = gc.get_threshold()
-    try:
-        for has_frozen in (True, False):
-            (gc.freeze if has_frozen else gc.unfreeze)()
-            with ordered_map(slow_when_even, 7, 1) as results:
-                assert list(results([1])) == [8]
-                assert gc.get_freeze_count() > 0
-            assert ((gc.get_freeze_count() > 0), gc.get_threshold()) == (has_frozen, threshold)
-    finally:
-        gc.freeze()  # as conftest.py has it
+def test_what_somebody_else_has_frozen_stays_so() -> None:
+    """A process that has more to do would look at all of it again."""
+    gc.freeze()
+    frozen, threshold = gc.get_freeze_count(), gc.get_threshold()
+    with ordered_map(slow_when_even, 7, 1) as results:
+        assert list(results([1])) == [8]
+        assert gc.get_threshold() > threshold
+    assert gc.get_freeze_count() > frozen // 2  # some are freed by and by
+    assert gc.get_threshold() == threshold
 
 
 @pytest.mark.multiprocess
