@@ -34,6 +34,6 @@ def _init(group: Any, store: Any, rank: int, size: int, *options: Any, **named: 
         _make(group, store, rank, size, **named)
         _shared.extend(group.options._devices)
     else:
-        alike = ProcessGroupGloo._Options()
+        alike = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue] - missing in torch's stub
         alike._devices, alike._threads, alike._timeout = list(_shared), 2 * len(_shared), named["timeout"]
         _make(group, store, rank, size, alike)
