@@ -37,7 +37,8 @@ def join(say: Callable[[str], object]) -> None:
     `say` gets a line on what is waited for. Raises UserError where the processes cannot meet.
     """
     backend = "nccl" if device().type == "cuda" else "gloo"
-    gloo_devices.share()
+    if backend == "gloo":
+        gloo_devices.share()
     if launcher.job_size() == 1:
         _be_alone(backend)
     elif launcher.under_torchrun():
